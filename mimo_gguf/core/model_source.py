@@ -1,0 +1,212 @@
+"""A ModelSource: metadata plus a lazy list of tensors, whatever it comes from.
+
+A checkpoint seen through a conversion recipe is one, an existing GGUF is another. What follows (planning, quantizing,
+writing) sees only this, so every path through the program is the same loop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from gguf import GGUFValueType
+from numpy.typing import NDArray
+
+from mimo_gguf.core.errors import MimoGgufError
+from mimo_gguf.core.ggml_types import GgmlType, row_bytes
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class MetaValue:
+    """One GGUF metadata value with its type as stored.
+
+    `value` is a bool, int, float or str; for an ARRAY a list of those (or a numpy array of numbers) of `item_type`.
+    """
+
+    value_type: GGUFValueType
+    value: Any
+    item_type: GGUFValueType | None = None
+
+
+Metadata = Mapping[str, MetaValue]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a tensor is, without its data.
+
+    `shape` is in row-major order (rows before columns, as numpy and torch print it); GGUF stores it reversed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    ggml_type: GgmlType
+
+    @property
+    def n_columns(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def n_rows(self) -> int:
+        return self.n_elements // self.shape[-1] if self.shape[-1] else 0
+
+    @property
+    def n_elements(self) -> int:
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
+
+    @property
+    def row_bytes(self) -> int:
+        return row_bytes(self.ggml_type, self.n_columns)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_rows * self.row_bytes
+
+
+class ReadRows(Protocol):
+    """Fills `out`, uint8 of shape (last - first, row_bytes), with rows [first, last) as stored in the source type.
+
+    Safe to call from several threads at once. Raises CheckpointError or GgufError where the data ends early.
+    """
+
+    def __call__(self, first: int, last: int, out: Bytes) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """One tensor of a source: what it is, where it comes from (for messages), and how its rows are read."""
+
+    info: TensorInfo
+    origin: str
+    read_rows: ReadRows
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """Size and modification time of an input file when it was opened, to notice a change while running."""
+
+    path: Path
+    size_bytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp:
+        status = path.stat()
+        return cls(path, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model: where it comes from, its metadata, and its tensors in the order an output lists them.
+
+    Attributes:
+        label: what the user called it (a path or a Hub id), for messages.
+        name: the model's own name, for output file names ("MiMo-7B-RL").
+        metadata: GGUF keys to values, complete but for general.file_type and quantization keys.
+        files: every input file with its stamp.
+        fingerprint: hex digest over everything that decides the output: recipe, headers, and the stamps of the files.
+    """
+
+    label: str
+    name: str
+    metadata: Metadata
+    tensors: tuple[SourceTensor, ...]
+    files: tuple[FileStamp, ...]
+    fingerprint: str
+    close: Callable[[], None] = field(default=lambda: None, repr=False)
+
+    def __enter__(self) -> ModelSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check_unchanged(self) -> None:
+        """Raises MimoGgufError naming the first input file that changed or vanished since it was opened."""
+        for stamp in self.files:
+            try:
+                now = FileStamp.of(stamp.path)
+            except OSError:
+                now = None
+            if now != stamp:
+                what = "vanished" if now is None else "changed"
+                raise MimoGgufError(f"{stamp.path}: the file {what} while it was being read", hint="run again")
+
+
+def string(value: str) -> MetaValue:
+    return MetaValue(GGUFValueType.STRING, value)
+
+
+def uint32(value: int) -> MetaValue:
+    return MetaValue(GGUFValueType.UINT32, value)
+
+
+def float32(value: float) -> MetaValue:
+    return MetaValue(GGUFValueType.FLOAT32, value)
+
+
+def boolean(value: bool) -> MetaValue:
+    return MetaValue(GGUFValueType.BOOL, value)
+
+
+def array(item_type: GGUFValueType, values: Iterable[Any]) -> MetaValue:
+    return MetaValue(GGUFValueType.ARRAY, list(values), item_type)
+
+
+class DataFile:
+    """An input file read at offsets from any thread.
+
+    Plain reads into the caller's buffer rather than a memory map: the kernel's page cache stays outside the process's
+    resident memory, and a file that shrinks while it is read raises an error instead of a bus fault.
+    """
+
+    def __init__(self, path: Path, error: type[MimoGgufError]) -> None:
+        self.path = path
+        self.stamp = FileStamp.of(path)
+        self._error = error
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+    def read_into(self, offset: int, out: Bytes) -> None:
+        """Fills `out` (contiguous uint8, any shape) from byte `offset`."""
+        view = out.data.cast("B")
+        done = 0
+        while done < len(view):
+            n = _read_at(self._fd, view[done:], offset + done)
+            if n == 0:
+                raise self._error(
+                    f"{self.path}: the file ends at byte {offset + done}, {len(view) - done} bytes too early",
+                    hint="the file is truncated; download it again",
+                )
+            done += n
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+if hasattr(os, "preadv"):
+
+    def _read_at(fd: int, view: memoryview, offset: int) -> int:
+        return os.preadv(fd, [view], offset)
+
+else:  # Windows (neither preadv nor pread), older macOS
+    import threading
+
+    _seek_lock = threading.Lock()
+
+    def _read_at(fd: int, view: memoryview, offset: int) -> int:
+        with _seek_lock:
+            os.lseek(fd, offset, os.SEEK_SET)
+            data = os.read(fd, len(view))
+        view[: len(data)] = data
+        return len(data)

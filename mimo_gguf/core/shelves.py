@@ -1,0 +1,44 @@
+"""The recipe shelves, `convert/` and `quant_profiles/`: data files found beside the code wherever it is installed."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+from mimo_gguf.core.errors import RecipeError
+
+CONVERT: Final = "convert"
+QUANT_PROFILES: Final = "quant_profiles"
+
+
+def shelf(name: str) -> Path:
+    """Folder of a shelf: the copy shipped in the wheel, else the checkout's (editable installs and raw checkouts).
+
+    Raises:
+        RecipeError: neither is there.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "_shipped" / name, package.parent / name):
+        if folder.is_dir() and any(folder.glob("*.toml")):
+            return folder
+    raise RecipeError(f"the folder {name}/ was not installed beside {package}", hint="install again: pip install .")
+
+
+def entries(name: str) -> tuple[Path, ...]:
+    """The TOML files on a shelf, sorted by name."""
+    return tuple(sorted(shelf(name).glob("*.toml")))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file's content.
+
+    Raises:
+        RecipeError: it cannot be read or is not TOML; the message has line and column.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror or error}", hint="check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}", hint="correct the file at that place") from None

@@ -1,0 +1,63 @@
+"""Sizes as people write and read them. Inside the package every size is an int of bytes (`_bytes`)."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from mimo_gguf.core.errors import UsageError
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+_FACTORS: Final[dict[str, int]] = {
+    "": 1, "b": 1,
+    "k": KIB, "kib": KIB, "kb": 1000,
+    "m": MIB, "mib": MIB, "mb": 1000**2,
+    "g": GIB, "gib": GIB, "gb": 1000**3,
+    "t": 1 << 40, "tib": 1 << 40, "tb": 1000**4,
+}  # fmt: skip
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+
+
+def parse_size(text: str) -> int:
+    """Bytes meant by `8GiB`, `8G`, `8000MB` or `1048576`.
+
+    `K`, `M`, `G`, `T` alone are binary (1024), as in llama.cpp and ls; `KB`, `MB`, `GB` are decimal.
+
+    Raises:
+        UsageError: the text is no size.
+    """
+    match = _SIZE.fullmatch(text)
+    factor = _FACTORS.get(match.group(2).lower()) if match else None
+    if match is None or factor is None:
+        raise UsageError(f"{text!r} is not a size", hint="write it like 8GiB, 512MiB or 8000MB")
+    return int(float(match.group(1)) * factor)
+
+
+def format_size(n_bytes: int) -> str:
+    """`4.47 GiB`, `333.0 MiB`, `12 B`: binary units, three significant places or so."""
+    for factor, unit, places in ((GIB, "GiB", 2), (MIB, "MiB", 1), (KIB, "KiB", 1)):
+        if abs(n_bytes) >= factor:
+            return f"{n_bytes / factor:.{places}f} {unit}"
+    return f"{n_bytes} B"
+
+
+def format_count(n: int) -> str:
+    """`7.83 B`, `210.8 M`, `3.3 K`: a number of parameters."""
+    for factor, unit, places in ((10**9, "B", 2), (10**6, "M", 1), (10**3, "K", 1)):
+        if n >= factor:
+            return f"{n / factor:.{places}f} {unit}"
+    return str(n)
+
+
+def format_duration(seconds: float) -> str:
+    """`8.4 s`, `2 min 05 s`, `1 h 03 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
