@@ -1,0 +1,257 @@
+"""A checkpoint seen through its recipe: the ModelSource a conversion writes.
+
+The source is lossless: matrices keep the checkpoint's float type, vectors (norm gains, biases) are widened to F32 as
+llama.cpp wants them. Which type each tensor gets in the output is the quantization's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mimo_gguf.conversion.checkpoint import Checkpoint, read_checkpoint, read_weights
+from mimo_gguf.conversion.model_card import read_general
+from mimo_gguf.conversion.recipe import (
+    Assignment,
+    Drop,
+    Recipe,
+    TensorMapping,
+    check_config,
+    load_recipe,
+    plan_mapping,
+    plan_metadata,
+    read_dims,
+)
+from mimo_gguf.conversion.safetensors_file import StoredWeights
+from mimo_gguf.conversion.tokenizer import read_tokenizer
+from mimo_gguf.conversion.transforms import TRANSFORMS
+from mimo_gguf.core.errors import CheckpointError, UsageError
+from mimo_gguf.core.geometry import QWEN2, STEP35
+from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.model_source import (
+    Bytes,
+    DataFile,
+    FileStamp,
+    Metadata,
+    ModelSource,
+    ReadRows,
+    SourceTensor,
+    TensorInfo,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionOptions:
+    """What the user may choose about a conversion.
+
+    Attributes:
+        layout: `step35` or `qwen2`; None takes step35 where there are MTP layers to keep.
+        mtp: False leaves the MTP layers out.
+        mtp_layers: folder of a MiMo-7B-MTPs checkpoint whose further heads are added.
+    """
+
+    layout: str | None = None
+    mtp: bool = True
+    mtp_layers: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionPlan:
+    """Everything about a conversion that headers decide: needs no weights, pure of effects."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    layout: str
+    n_mtp: int
+    mapping: TensorMapping
+    metadata: Metadata
+    weights: Mapping[str, StoredWeights]
+
+    @property
+    def dropped(self) -> tuple[Drop, ...]:
+        return self.mapping.dropped
+
+    @property
+    def float_type(self) -> GgmlType:
+        """The float type most of the weights have: an output of this type is lossless."""
+        counts: Counter[GgmlType] = Counter()
+        for assignment in self.mapping.assigned:
+            if len(assignment.shape) > 1:
+                counts[self.weights[assignment.hf].ggml_type] += 1
+        return counts.most_common(1)[0][0]
+
+
+def plan_conversion(checkpoint: Checkpoint, options: ConversionOptions = ConversionOptions()) -> ConversionPlan:
+    """What `checkpoint` becomes.
+
+    Raises:
+        CheckpointError: another model; tensors missing, unknown, of a wrong shape or dtype; no tokenizer.
+        UsageError: options that contradict each other or the checkpoint.
+    """
+    where = str(checkpoint.folder)
+    recipe = load_recipe(_architecture(checkpoint))
+    check_config(recipe, checkpoint.config, where)
+    weights = _all_weights(checkpoint, options.mtp_layers)
+    found = _count_mtp_layers(recipe, checkpoint, weights)
+    layout, n_mtp = choose_layout(options, found, where)
+    dims = read_dims(recipe, checkpoint.config, where, mtp_layers=n_mtp)
+    tied = bool(checkpoint.config.get("tie_word_embeddings", False))
+    mapping = plan_mapping(recipe, tuple(weights), dims, layout, tied=tied, where=where)
+    for assignment in mapping.assigned:
+        _check_tensor(weights[assignment.hf], assignment)
+    n_parameters = sum(_n_elements(assignment.shape) for assignment in mapping.assigned)
+    metadata = {
+        **read_general(checkpoint, n_parameters, layout),
+        **plan_metadata(recipe, layout, dims, where),
+        **read_tokenizer(checkpoint.folder, checkpoint.config, int(dims["vocab_size"]), recipe.pre_tokenizers),
+    }
+    return ConversionPlan(checkpoint, recipe, layout, n_mtp, mapping, metadata, weights)
+
+
+def choose_layout(options: ConversionOptions, n_found: int, where: str) -> tuple[str, int]:
+    """Layout and number of MTP layers to write, from what is asked and what the checkpoint has.
+
+    Raises:
+        UsageError: the options contradict each other or the checkpoint.
+    """
+    if options.layout not in (None, STEP35, QWEN2):
+        raise UsageError(f"no layout {options.layout!r}", hint=f"--layout {STEP35} or --layout {QWEN2}")
+    if options.mtp_layers is not None and (not options.mtp or options.layout == QWEN2):
+        raise UsageError(
+            "--mtp-layers adds MTP layers, which --no-mtp and --layout qwen2 leave out", hint="drop one of the two"
+        )
+    n_mtp = n_found if options.mtp and options.layout != QWEN2 else 0
+    if options.layout == STEP35 and n_mtp == 0:
+        why = "--no-mtp leaves none" if n_found else f"{where} has none"
+        raise UsageError(f"the step35 layout is for MTP layers, and {why}", hint="--layout qwen2")
+    return options.layout or (STEP35 if n_mtp else QWEN2), n_mtp
+
+
+def as_model_source(plan: ConversionPlan, label: str) -> ModelSource:
+    """The planned conversion as a lazy ModelSource; opens the shards, reads no weights."""
+    files: dict[Path, DataFile] = {}
+
+    def close() -> None:
+        for file in files.values():
+            file.close()
+
+    try:
+        for path in sorted({plan.weights[assignment.hf].path for assignment in plan.mapping.assigned}):
+            files[path] = DataFile(path, CheckpointError)
+    except OSError as error:
+        close()
+        raise CheckpointError(f"{error.filename}: {error.strerror}", hint="check the file's permissions") from None
+    stamps = tuple(file.stamp for file in files.values())
+    return ModelSource(
+        label=label,
+        name=plan.checkpoint.name,
+        metadata=plan.metadata,
+        tensors=tuple(
+            _source_tensor(assignment, plan.weights[assignment.hf], files) for assignment in plan.mapping.assigned
+        ),
+        files=stamps,
+        fingerprint=_fingerprint(plan, stamps),
+        close=close,
+    )
+
+
+def open_checkpoint(folder: str | Path, options: ConversionOptions = ConversionOptions()) -> ModelSource:
+    """The checkpoint in `folder` as a ModelSource.
+
+    Raises:
+        CheckpointError, UsageError: as `read_checkpoint` and `plan_conversion`.
+    """
+    return as_model_source(plan_conversion(read_checkpoint(Path(folder)), options), str(folder))
+
+
+# ---- planning
+
+
+def _architecture(checkpoint: Checkpoint) -> str:
+    architectures = checkpoint.config.get("architectures")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise CheckpointError(
+            f"{checkpoint.folder}: config.json names no architecture", hint="download config.json again"
+        )
+    return architectures[0]
+
+
+def _all_weights(checkpoint: Checkpoint, mtp_layers: Path | None) -> dict[str, StoredWeights]:
+    """The checkpoint's tensors and those of the further MTP layers; the checkpoint's own win."""
+    if mtp_layers is None:
+        return dict(checkpoint.weights)
+    if not mtp_layers.is_dir():
+        raise CheckpointError(f"{mtp_layers}: no such folder", hint="--mtp-layers takes a MiMo-7B-MTPs folder")
+    further = {name: weights for name, weights in read_weights(mtp_layers).items() if "mtp_layers." in name}
+    if not further.keys() - checkpoint.weights.keys():
+        raise CheckpointError(f"{mtp_layers}: no MTP layers that {checkpoint.folder} lacks", hint="drop --mtp-layers")
+    return {**further, **checkpoint.weights}
+
+
+def _count_mtp_layers(recipe: Recipe, checkpoint: Checkpoint, weights: Mapping[str, StoredWeights]) -> int:
+    """One more than the highest MTP layer number, or what config.json declares: a gap shows up as missing tensors."""
+    prefix, _, suffix = recipe.groups["mtp"].hf.partition("{n}")
+    numbers = {
+        name[len(prefix) :].split(suffix, 1)[0] for name in weights if name.startswith(prefix) and suffix in name
+    }
+    declared = checkpoint.config.get("num_nextn_predict_layers") or 0
+    return max([int(declared), *(int(number) + 1 for number in numbers if number.isdigit())])
+
+
+def _check_tensor(weights: StoredWeights, assignment: Assignment) -> None:
+    _ = weights.ggml_type  # raises where the dtype is none of ours
+    if weights.shape != assignment.shape:
+        raise CheckpointError(
+            f"{weights.path}: tensor {weights.name} has shape {list(weights.shape)}, config.json says "
+            f"{list(assignment.shape)}",
+            hint="config.json and weights are of two models",
+        )
+
+
+def _n_elements(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _fingerprint(plan: ConversionPlan, stamps: tuple[FileStamp, ...]) -> str:
+    digest = hashlib.sha256(plan.recipe.digest.encode())
+    digest.update(repr((plan.layout, plan.n_mtp, plan.mapping.assigned, sorted(plan.metadata.items()))).encode())
+    for stamp in stamps:
+        digest.update(f"{stamp.path.name} {stamp.size_bytes} {stamp.mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+# ---- reading
+
+
+def _source_tensor(assignment: Assignment, weights: StoredWeights, files: Mapping[Path, DataFile]) -> SourceTensor:
+    stored = TensorInfo(assignment.gguf, assignment.shape, weights.ggml_type)
+    read: ReadRows = partial(_read_rows, files[weights.path], weights.offset, stored.row_bytes, assignment.transform)
+    info = stored
+    if len(assignment.shape) == 1 and stored.ggml_type is not GgmlType.F32:
+        info = TensorInfo(assignment.gguf, assignment.shape, GgmlType.F32)
+        read = partial(_read_widened, read, stored)
+    return SourceTensor(info, f"{weights.name} in {weights.path.name}", read)
+
+
+def _read_rows(
+    file: DataFile, offset: int, row_bytes: int, transform: str | None, first: int, last: int, out: Bytes
+) -> None:
+    file.read_into(offset + first * row_bytes, out)
+    if transform is not None:
+        TRANSFORMS[transform](out)
+
+
+def _read_widened(read: ReadRows, stored: TensorInfo, first: int, last: int, out: Bytes) -> None:
+    raw = np.empty((last - first, stored.row_bytes), np.uint8)
+    read(first, last, raw)
+    wide = out.reshape(last - first, -1).view(np.float32)
+    if stored.ggml_type is GgmlType.F16:
+        wide[:] = raw.view(np.float16)
+    else:
+        wide.view(np.uint32)[:] = raw.view(np.uint16).astype(np.uint32) << 16

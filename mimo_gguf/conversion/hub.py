@@ -1,0 +1,145 @@
+"""Checkpoints on the Hugging Face Hub, through huggingface_hub: only the files a conversion needs, resumed where a
+download broke off, or only the headers (kilobytes) where sizes are all that is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mimo_gguf.conversion.checkpoint import INDEX_NAME, SINGLE_NAME, read_json
+from mimo_gguf.core.errors import HubError
+
+if TYPE_CHECKING:
+    from huggingface_hub.utils._safetensors import SafetensorsFileMetadata
+
+# All of a checkpoint but its weights.
+SMALL_FILES: Final = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "README.md",
+    INDEX_NAME,
+)
+_MODEL_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class HubId:
+    """`org/name[@revision]`."""
+
+    model_id: str
+    revision: str | None
+
+    def __str__(self) -> str:
+        return self.model_id + (f"@{self.revision}" if self.revision else "")
+
+
+def parse_hub_id(text: str) -> HubId | None:
+    """The Hub id in `text`, or None where it has not that form."""
+    match = _MODEL_ID.fullmatch(text)
+    return HubId(match["id"], match["revision"]) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """Where a checkpoint lies after fetching, and the commit it is of."""
+
+    folder: Path
+    commit: str
+
+
+def fetch(hub_id: HubId) -> Download:
+    """Downloads what a conversion needs into the Hub cache (or finds it there): small files first, then the shards the
+    index names. A download that broke off is resumed.
+
+    Raises:
+        HubError: no such repository or revision, gated, no connection, no space.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _translated(hub_id):
+        folder = Path(snapshot_download(hub_id.model_id, revision=hub_id.revision, allow_patterns=list(SMALL_FILES)))
+        # The commit just resolved, so that both steps are of one state of the repository.
+        snapshot_download(hub_id.model_id, revision=folder.name, allow_patterns=_shard_names(folder))
+    return Download(folder, folder.name)
+
+
+def fetch_headers(hub_id: HubId, folder: Path) -> Download:
+    """Puts the small files and *hollow* shards into `folder`: shards with their true header and size, and no data.
+
+    Enough to plan a conversion, its sizes and its memory before 15 GB are downloaded. Reads a few hundred kilobytes.
+
+    Raises:
+        HubError: as `fetch`.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    with _translated(hub_id):
+        cached = Path(snapshot_download(hub_id.model_id, revision=hub_id.revision, allow_patterns=list(SMALL_FILES)))
+        for name in SMALL_FILES:
+            if (cached / name).is_file():
+                (folder / name).write_bytes((cached / name).read_bytes())
+        for shard in _shard_names(folder):
+            header = HfApi().parse_safetensors_file_metadata(hub_id.model_id, shard, revision=cached.name)
+            _write_hollow(folder / shard, header)
+    return Download(folder, cached.name)
+
+
+def _shard_names(folder: Path) -> list[str]:
+    if not (folder / INDEX_NAME).is_file():
+        return [SINGLE_NAME]
+    return sorted(set(read_json(folder / INDEX_NAME, "no index").get("weight_map", {}).values()))
+
+
+def _write_hollow(path: Path, header: SafetensorsFileMetadata) -> None:
+    entries = {
+        name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": list(tensor.data_offsets)}
+        for name, tensor in header.tensors.items()
+    }
+    text = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(file.tell() + max(tensor.data_offsets[1] for tensor in header.tensors.values()))
+
+
+@contextlib.contextmanager
+def _translated(hub_id: HubId) -> Iterator[None]:
+    """Turns huggingface_hub's errors into one line and a way on."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise HubError(f"{hub_id}: access must be granted first", hint="hf auth login, then accept its terms") from None
+    except errors.RepositoryNotFoundError:
+        raise HubError(
+            f"{hub_id}: no such folder here, and no such model on the Hub",
+            hint="check the name; hf auth login if private",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise HubError(f"{hub_id}: no such revision", hint="leave @revision away for the newest") from None
+    except (errors.HfHubHTTPError, errors.SafetensorsParsingError, errors.HFValidationError) as error:
+        raise HubError(f"{hub_id}: {_first_line(error)}", hint="run it again, it resumes") from None
+    except (errors.LocalEntryNotFoundError, errors.HTTPError) as error:
+        raise HubError(
+            f"{hub_id}: the Hub could not be reached: {_first_line(error)}",
+            hint="check the connection; run it again, it resumes",
+        ) from None
+    except OSError as error:
+        raise HubError(f"{hub_id}: {_first_line(error)}", hint="free some space or set HF_HOME; it resumes") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

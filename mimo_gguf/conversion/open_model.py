@@ -1,0 +1,60 @@
+"""One door for everything a command takes as SRC: a GGUF file, a checkpoint folder, or a Hub id."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from mimo_gguf.conversion.checkpoint import Checkpoint, read_checkpoint
+from mimo_gguf.conversion.checkpoint_source import (
+    ConversionOptions,
+    as_model_source,
+    plan_conversion,
+)
+from mimo_gguf.conversion.hub import Download, HubId, fetch, fetch_headers, parse_hub_id
+from mimo_gguf.core.gguf_file import open_gguf
+from mimo_gguf.core.model_source import ModelSource
+
+
+def open_model(src: str, options: ConversionOptions | None = None, *, headers_only: bool = False) -> ModelSource:
+    """The model `src` names, as a ModelSource; close it after use.
+
+    Args:
+        src: a .gguf file, a checkpoint folder, or `org/name[@revision]` on the Hub.
+        options: how a checkpoint is converted; a GGUF is taken as it is.
+        headers_only: for a Hub id fetch headers, not weights: good for planning, not for reading rows.
+
+    Raises:
+        GgufError, CheckpointError, HubError, UsageError: as the source demands.
+    """
+    if is_gguf(src):
+        return open_gguf(src)
+    with ExitStack() as stack:
+        plan = plan_conversion(find_checkpoint(src, stack, headers_only=headers_only), options or ConversionOptions())
+        source = stack.enter_context(as_model_source(plan, src))
+        return replace(source, close=stack.pop_all().close)
+
+
+def is_gguf(src: str) -> bool:
+    """Whether `src` names a GGUF file rather than a checkpoint."""
+    return Path(src).suffix.lower() == ".gguf" or Path(src).is_file()
+
+
+def find_checkpoint(src: str, stack: ExitStack, *, headers_only: bool = False) -> Checkpoint:
+    """The checkpoint `src` names: a folder, or downloaded from the Hub (with `headers_only` into a folder of hollow
+    shards that `stack` removes).
+
+    Raises:
+        CheckpointError, HubError.
+    """
+    hub_id = None if Path(src).exists() else parse_hub_id(src)
+    if hub_id is None:
+        return read_checkpoint(Path(src))
+    download = _fetch_headers(hub_id, stack) if headers_only else fetch(hub_id)
+    return read_checkpoint(download.folder, model_id=hub_id.model_id, revision=download.commit)
+
+
+def _fetch_headers(hub_id: HubId, stack: ExitStack) -> Download:
+    return fetch_headers(hub_id, Path(stack.enter_context(tempfile.TemporaryDirectory())))

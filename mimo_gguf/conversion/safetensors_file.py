@@ -1,0 +1,75 @@
+"""Tensor tables of safetensors files: the safetensors library judges the header, we keep the byte offsets.
+
+Format: https://github.com/huggingface/safetensors#format.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mimo_gguf.core.errors import CheckpointError
+from mimo_gguf.core.ggml_types import GgmlType
+
+_DTYPES: Final = {"BF16": GgmlType.BF16, "F16": GgmlType.F16, "F32": GgmlType.F32}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """One tensor in a safetensors file: `shape` row-major, `offset` from the start of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    path: Path
+    offset: int
+
+    @property
+    def ggml_type(self) -> GgmlType:
+        """The ggml type with the same bytes.
+
+        Raises:
+            CheckpointError: the dtype is no float of 16 or 32 bits.
+        """
+        try:
+            return _DTYPES[self.dtype]
+        except KeyError:
+            raise CheckpointError(
+                f"{self.path}: tensor {self.name} is {self.dtype}, not one of {', '.join(_DTYPES)}",
+                hint="convert from the original checkpoint, not from a quantized one",
+            ) from None
+
+
+def read_header(path: Path) -> dict[str, StoredWeights]:
+    """The tensors of the file at `path`, by name.
+
+    Raises:
+        CheckpointError: no such file, truncated, or a header that the safetensors library refuses (bad JSON,
+            hostile sizes, overlapping or missing ranges).
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file", hint="download the checkpoint again, all of it") from None
+    except (OSError, SafetensorError, ValueError, struct.error) as error:
+        raise CheckpointError(
+            f"{path}: not a complete safetensors file: {_first_line(error)}", hint="download this file again"
+        ) from None
+    return {
+        name: StoredWeights(name, tuple(entry["shape"]), entry["dtype"], path, 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

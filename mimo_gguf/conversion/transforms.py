@@ -1,0 +1,29 @@
+"""The named, invertible changes a recipe may make to a tensor, applied in place to rows as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A transform takes rows as raw bytes, uint8 [rows, row_bytes], and changes them in place.
+Transform = Callable[[NDArray[np.uint8]], None]
+
+
+def swap_halves(rows: NDArray[np.uint8]) -> None:
+    """Exchanges the left and right half of every row. Its own inverse.
+
+    MiMo's MTP projection multiplies [hidden, embedding], llama.cpp's NextN graph [embedding, hidden].
+    """
+    middle = rows.shape[-1] // 2
+    left = rows[..., :middle].copy()
+    rows[..., :middle] = rows[..., middle:]
+    rows[..., middle:] = left
+
+
+TRANSFORMS: Final[Mapping[str, Transform]] = {"swap_halves": swap_halves}
+
+# The transform that undoes each of them.
+INVERSES: Final[Mapping[str, Transform]] = {"swap_halves": swap_halves}
