@@ -1,0 +1,152 @@
+"""Choosing the next token: llama.cpp's sampler chain, built from plain options."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import secrets
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.runtime.llama_api import LlamaContext, LlamaModel, api
+
+_MAX_SEED: Final = 0xFFFFFFFE  # 0xFFFFFFFF means "random" to llama.cpp
+DRY_BREAKERS: Final = ("\n", ":", '"', "*")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """What llama.cpp's samplers are told. The defaults are what Xiaomi recommends for MiMo-7B-RL.
+
+    Attributes:
+        temperature: 0 or less is greedy: always the most likely token (after bias, penalties and grammar).
+        top_k, top_p, min_p, typical_p: 0, 1, 0 and 1 switch them off.
+        repeat_penalty, presence_penalty, frequency_penalty: 1, 0 and 0 switch them off; over `penalty_last_n` tokens,
+            prompt included.
+        dry_multiplier: 0 switches DRY off.
+        seed: the same seed, prompt and options give the same answer; None draws one.
+        grammar: GBNF that the answer must follow.
+        logit_bias: token id -> what is added to its logit.
+    """
+
+    temperature: float = 0.6
+    top_k: int = 0
+    top_p: float = 0.95
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_last_n: int = 64
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_last_n: int = 4096
+    seed: int | None = None
+    grammar: str | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value no sampler understands."""
+        for name, low, high in (
+            ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0), ("typical_p", 0.0, 1.0), ("top_k", 0, math.inf),
+            ("presence_penalty", -2.0, 2.0), ("frequency_penalty", -2.0, 2.0), ("repeat_penalty", 0.01, 10.0),
+            ("temperature", -math.inf, 100.0), ("penalty_last_n", 0, 1 << 20), ("dry_multiplier", 0.0, 100.0),
+            ("seed", 0, _MAX_SEED),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"{name} is {value}, not between {low} and {high}", hint="see: mimo-gguf chat --help")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature <= 0
+
+    def seeded(self) -> SamplingOptions:
+        """The same options with a seed drawn where there was none, so that an answer can be repeated."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbelow(_MAX_SEED))
+
+
+class Sampler:
+    """llama.cpp's sampler chain for one answer. Every token it gives counts, once, in penalties, DRY and grammar.
+
+    Order as in llama.cpp: bias, grammar, penalties, DRY, top-k, typical, top-p, min-p, temperature, draw.
+    """
+
+    def __init__(self, model: LlamaModel, options: SamplingOptions, history: Sequence[int] = ()) -> None:
+        """`history` is the prompt, which penalties and DRY look back on.
+
+        Raises:
+            UsageError: the grammar is not GBNF.
+        """
+        module = api()
+        self.options = options.seeded()
+        self._chain = module.llama_sampler_chain_init(module.llama_sampler_chain_default_params())
+        self._finalizer = weakref.finalize(self, module.llama_sampler_free, self._chain)
+        try:
+            self._build(module, model, history)
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, module: Any, model: LlamaModel, history: Sequence[int]) -> None:
+        options = self.options
+        if options.logit_bias:
+            pairs = (module.llama_logit_bias * len(options.logit_bias))(*options.logit_bias.items())
+            self._add(module.llama_sampler_init_logit_bias(model.n_vocab, len(pairs), pairs))
+        if options.grammar is not None:
+            grammar = module.llama_sampler_init_grammar(model.vocab, options.grammar.encode(), b"root")
+            if not grammar:
+                raise UsageError("the grammar is not valid GBNF", hint="a grammar starts with: root ::= ...")
+            self._add(grammar)
+        penalties = module.llama_sampler_init_penalties(
+            model.n_vocab, options.penalty_last_n, options.repeat_penalty,
+            options.frequency_penalty, options.presence_penalty,
+        )  # fmt: skip
+        self._add_with_history(penalties, history[-options.penalty_last_n :] if options.penalty_last_n else ())
+        if options.dry_multiplier:
+            breakers = (ctypes.c_char_p * len(DRY_BREAKERS))(*(text.encode() for text in DRY_BREAKERS))
+            dry = module.llama_sampler_init_dry(
+                model.vocab, options.dry_multiplier, options.dry_base, options.dry_allowed_length,
+                options.dry_last_n, breakers, len(breakers),
+            )  # fmt: skip
+            self._add_with_history(dry, history[-options.dry_last_n :])
+        if options.greedy:
+            self._add(module.llama_sampler_init_greedy())
+            return
+        if options.top_k > 0:
+            self._add(module.llama_sampler_init_top_k(options.top_k))
+        if options.typical_p < 1:
+            self._add(module.llama_sampler_init_typical(options.typical_p, 1))
+        if options.top_p < 1:
+            self._add(module.llama_sampler_init_top_p(options.top_p, 1))
+        if options.min_p > 0:
+            self._add(module.llama_sampler_init_min_p(options.min_p, 1))
+        self._add(module.llama_sampler_init_temp(options.temperature))
+        self._add(module.llama_sampler_init_dist(options.seed))
+
+    def _add(self, sampler: Any) -> None:
+        if not sampler:
+            raise BackendError("llama.cpp could not make a sampler", hint="run with --verbose for its log")
+        api().llama_sampler_chain_add(self._chain, sampler)
+
+    def _add_with_history(self, sampler: Any, history: Sequence[int]) -> None:
+        self._add(sampler)
+        for token in history:
+            api().llama_sampler_accept(sampler, token)
+
+    def sample(self, context: LlamaContext, row: int) -> int:
+        """The next token from row `row` of the last decode's logits. Advances the random stream by one draw."""
+        return int(api().llama_sampler_sample(self._chain, context.pointer, row))
+
+    def close(self) -> None:
+        self._finalizer()
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

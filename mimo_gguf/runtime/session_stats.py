@@ -1,0 +1,99 @@
+"""What a session counts while it works: tokens, times, and how many drafts were right at which place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+LOW_ACCEPTANCE: Final = 0.30
+ENOUGH_DRAFTS: Final = 40  # before the share of accepted drafts is worth a warning
+
+
+@dataclass(slots=True)
+class SessionStats:
+    """Counts since the session began, or, as a difference of two, of one answer. Times in seconds.
+
+    `n_drafted[i]` counts drafts proposed at place i after the token (0 the first), `n_accepted[i]` those drawn.
+    """
+
+    n_draft: int = 1
+    n_prompt: int = 0
+    n_reused: int = 0
+    prompt_s: float = 0.0
+    n_generated: int = 0
+    generation_s: float = 0.0
+    n_passes: int = 0
+    n_near_ties: int = 0
+    n_drafted: list[int] = field(default_factory=list)
+    n_accepted: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.n_drafted = self.n_drafted or [0] * self.n_draft
+        self.n_accepted = self.n_accepted or [0] * self.n_draft
+
+    def add_prompt(self, n_evaluated: int, n_reused: int, seconds: float) -> None:
+        self.n_prompt += n_evaluated
+        self.n_reused += n_reused
+        self.prompt_s += seconds
+
+    def add_token(self, seconds: float) -> None:
+        """Takes one token and the time it took to come by."""
+        self.n_generated += 1
+        self.generation_s += seconds
+
+    def add_pass(self, n_drafted: int, n_accepted: int, *, whole: bool) -> None:
+        """Takes one pass of the target. Drafts are drawn from the first on, so two numbers say which were right.
+
+        `whole` is false when generation stopped before the draft after the accepted ones was put to the test.
+        """
+        self.n_passes += 1
+        for place in range(n_drafted):
+            self.n_drafted[place] += place < n_accepted or (whole and place == n_accepted)
+            self.n_accepted[place] += place < n_accepted
+
+    def copy(self) -> SessionStats:
+        return self.since(SessionStats(self.n_draft))
+
+    def since(self, earlier: SessionStats) -> SessionStats:
+        """What was added after `earlier` was copied."""
+        return SessionStats(
+            self.n_draft,
+            self.n_prompt - earlier.n_prompt,
+            self.n_reused - earlier.n_reused,
+            self.prompt_s - earlier.prompt_s,
+            self.n_generated - earlier.n_generated,
+            self.generation_s - earlier.generation_s,
+            self.n_passes - earlier.n_passes,
+            self.n_near_ties - earlier.n_near_ties,
+            [a - b for a, b in zip(self.n_drafted, earlier.n_drafted, strict=True)],
+            [a - b for a, b in zip(self.n_accepted, earlier.n_accepted, strict=True)],
+        )
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of drafts at the first place that were drawn; None when nothing was drafted."""
+        return self.n_accepted[0] / self.n_drafted[0] if self.n_drafted[0] else None
+
+    @property
+    def acceptance_by_place(self) -> list[float | None]:
+        """The same for each place, given that the places before it were right."""
+        return [a / d if d else None for a, d in zip(self.n_accepted, self.n_drafted, strict=True)]
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return self.n_generated / self.generation_s if self.generation_s > 0 else None
+
+    @property
+    def prompt_tokens_per_s(self) -> float | None:
+        return self.n_prompt / self.prompt_s if self.prompt_s > 0 and self.n_prompt else None
+
+    @property
+    def warning(self) -> str | None:
+        """One line when the drafts are so often wrong that something is amiss."""
+        acceptance = self.acceptance
+        if acceptance is None or acceptance >= LOW_ACCEPTANCE or self.n_drafted[0] < ENOUGH_DRAFTS:
+            return None
+        return (
+            f"only {acceptance:.0%} of the drafted tokens were right: an MTP layer of another model, one quantized too "
+            "far, or text it was not made for; --no-mtp saves its memory"
+        )

@@ -1,0 +1,51 @@
+"""From token bytes to text as it may be shown: whole characters only, and nothing of a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+
+class TextStream:
+    """Turns pieces of UTF-8 into text, holding back what may yet turn out to be the start of a stop string.
+
+    What was handed out is never taken back. `stopped` becomes true when a stop string is complete; text from it on is
+    dropped, wherever token boundaries lie.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self._stop = tuple(text for text in stop if text)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self.stopped = False
+
+    def push(self, piece: bytes) -> str:
+        """The text that may be shown now that `piece` has come."""
+        return self._release(self._decoder.decode(piece))
+
+    def finish(self) -> str:
+        """The rest, when no more will come. Half a character becomes U+FFFD."""
+        text = self._release(self._decoder.decode(b"", final=True))
+        rest, self._held = self._held, ""
+        return text if self.stopped else text + rest
+
+    def _release(self, text: str) -> str:
+        if self.stopped:
+            return ""
+        held = self._held + text
+        found = min((at for at in (held.find(stop) for stop in self._stop) if at >= 0), default=-1)
+        if found >= 0:
+            self.stopped, self._held = True, ""
+            return held[:found]
+        keep = held_back(held, self._stop)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+
+def held_back(text: str, markers: Sequence[str]) -> int:
+    """Length of the longest end of `text` that is the beginning, not the whole, of one of `markers`."""
+    longest = min(len(text), max((len(marker) - 1 for marker in markers), default=0))
+    for n in range(longest, 0, -1):
+        if any(n < len(marker) and text.endswith(marker[:n]) for marker in markers):
+            return n
+    return 0
