@@ -84,6 +84,7 @@ class Sampler:
         """
         module = api()
         self.options = options.seeded()
+        self._looking_back: list[Any] = []  # the parts of the chain that count tokens the chain did not draw
         self._chain = module.llama_sampler_chain_init(module.llama_sampler_chain_default_params())
         self._finalizer = weakref.finalize(self, module.llama_sampler_free, self._chain)
         try:
@@ -135,7 +136,13 @@ class Sampler:
 
     def _add_with_history(self, sampler: Any, history: Sequence[int]) -> None:
         self._add(sampler)
+        self._looking_back.append(sampler)
         for token in history:
+            api().llama_sampler_accept(sampler, token)
+
+    def note(self, token: int) -> None:
+        """Takes a token that was put into the answer without being drawn, for penalties and DRY to count."""
+        for sampler in self._looking_back:
             api().llama_sampler_accept(sampler, token)
 
     def sample(self, context: LlamaContext, row: int) -> int:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -258,6 +257,22 @@ class Session:
         self.stats.add_token(seconds)
         return token
 
+    def insert(self, tokens: Sequence[int], sampler: Sampler) -> None:
+        """Goes on as if `tokens` had been drawn: the token drawn last is evaluated, then these.
+
+        Raises:
+            WindowFull: they do not fit.
+        """
+        drawn = [] if self._pending is None else [self._pending]
+        self._finish_cycle()
+        self._drop_drafts()
+        self._pending = None
+        if len(self.tokens) + len(drawn) + len(tokens) >= self.n_ctx:
+            raise WindowFull
+        self._prefill([*drawn, *tokens], last=True)
+        for token in tokens:
+            sampler.note(token)
+
     def _evaluate(self, token: int) -> None:
         """One pass of the target over `token` and what the MTP block proposes after it."""
         room = self.n_ctx - len(self.tokens)
@@ -331,6 +346,3 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
         if x != y:
             return i
     return min(len(a), len(b))
-
-
-FinishReason = Literal["stop", "stop_string", "length", "context", "cancelled"]

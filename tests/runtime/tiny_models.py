@@ -27,7 +27,9 @@ def random_state(config: Mapping[str, Any], *, n_mtp: int = 1, seed: int = 0) ->
             values = rng.uniform(0.4, 1.6, shape)
         elif name.endswith(".bias"):
             values *= 0.5
-        elif "embed_tokens" not in name:
+        elif "embed_tokens" in name:
+            values *= 0.05  # small, so that the epsilon of the norms can be told
+        else:
             values *= (3.0 if name == "lm_head.weight" else 1.0) / np.sqrt(shape[-1])
         state[name] = values.astype(np.float32)
     return state

@@ -1,0 +1,325 @@
+"""The Python API: load a GGUF, chat with it, complete text.
+
+from mimo_gguf import Model
+
+with Model.load("MiMo-7B-RL-Q4_K_M.gguf") as model:
+    for piece in model.chat([{"role": "user", "content": "Why is the sky blue?"}], stream=True):
+        print(piece.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, overload
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.gguf_file import GgufFile, read_gguf
+from mimo_gguf.runtime.chat_template import ChatTemplate, Message, with_system
+from mimo_gguf.runtime.llama_api import LlamaModel, ModelOptions, load_model
+from mimo_gguf.runtime.reasoning import THINK_CLOSE, Kind, Piece, ReasoningSplitter
+from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
+from mimo_gguf.runtime.session import Cancelled, Session, SessionOptions, WindowFull
+from mimo_gguf.runtime.session_stats import SessionStats
+from mimo_gguf.runtime.text_stream import TextStream
+from mimo_gguf.runtime.vocabulary import Vocabulary
+
+FinishReason = Literal["stop", "stop_string", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said.
+
+    Attributes:
+        text: the answer, without reasoning.
+        reasoning: what stood inside `<think>...</think>`.
+        tokens: ids as generated, the end token included.
+        finish_reason: "stop" (the model ended), "stop_string", "length" (max_tokens), "context" (the window is full),
+            or "cancelled".
+        n_prompt: tokens of the prompt; stats.n_reused of them needed no evaluation.
+        seed: give it again to get the same answer again; None when greedy.
+        stats: counts and times of this answer alone.
+    """
+
+    text: str
+    reasoning: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    n_prompt: int
+    seed: int | None
+    stats: SessionStats
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """What ends an answer, and how long it may think.
+
+    Attributes:
+        max_tokens: None lets it go on until the model ends it or the window is full.
+        stop: texts that end the answer; they are not part of it.
+        think_budget: reasoning tokens after which the block is closed and the answer asked for; None: no limit.
+        split_reasoning: read a leading `<think>` block as reasoning.
+    """
+
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    think_budget: int | None = None
+    split_reasoning: bool = True
+
+
+class AnswerStream(Iterator[Piece]):
+    """An answer while it is generated: iterate over its pieces, or `read` it to the end.
+
+    Leaving it early (`close`, a `with` block, `Model.cancel` from elsewhere) keeps what was said in `answer`.
+    """
+
+    def __init__(
+        self, session: Session, vocabulary: Vocabulary, prompt: Sequence[int], sampling: SamplingOptions,
+        options: AnswerOptions,
+    ) -> None:  # fmt: skip
+        self._session = session
+        self._vocabulary = vocabulary
+        self._prompt = list(prompt)
+        self._options = options
+        self._sampling = sampling.seeded()
+        self._before = session.stats.copy()
+        self._tokens: list[int] = []
+        self._texts: dict[Kind, list[str]] = {kind: [] for kind in Kind}
+        self._reason: FinishReason = "cancelled"
+        self._pieces = self._generate()
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the answer here. Harmless when it has ended."""
+        self._pieces.close()
+
+    def read(self) -> Answer:
+        """Generates to the end."""
+        for _ in self:
+            pass
+        return self.answer
+
+    @property
+    def answer(self) -> Answer:
+        """What has come so far; complete once the iteration has ended."""
+        return Answer(
+            text="".join(self._texts[Kind.ANSWER]),
+            reasoning="".join(self._texts[Kind.REASONING]),
+            tokens=tuple(self._tokens),
+            finish_reason=self._reason,
+            n_prompt=len(self._prompt),
+            seed=None if self._sampling.greedy else self._sampling.seed,
+            stats=self._session.stats.since(self._before),
+        )
+
+    def _generate(self) -> Generator[Piece, None, None]:
+        splitter = ReasoningSplitter() if self._options.split_reasoning else None
+        stream = TextStream(self._options.stop)
+        with Sampler(self._session.model, self._sampling, self._prompt) as sampler:
+            try:
+                self._session.feed(self._prompt)
+                for text in self._texts_of(sampler, stream, splitter):
+                    yield from self._keep(splitter.push(text) if splitter else [Piece(Kind.ANSWER, text)])
+            except WindowFull:
+                self._reason = "context"
+            except Cancelled:
+                self._reason = "cancelled"
+            finally:
+                self._session.settle()
+            rest = stream.finish()
+            yield from self._keep(splitter.push(rest) + splitter.finish() if splitter else [Piece(Kind.ANSWER, rest)])
+
+    def _texts_of(self, sampler: Sampler, stream: TextStream, splitter: ReasoningSplitter | None) -> Iterator[str]:
+        options, end_tokens = self._options, self._vocabulary.end_tokens
+        budget = options.think_budget
+        while options.max_tokens is None or len(self._tokens) < options.max_tokens:
+            token = self._session.next_token(sampler)
+            self._tokens.append(token)
+            if token in end_tokens:
+                self._reason = "stop"
+                return
+            yield stream.push(self._vocabulary.piece(token))
+            if stream.stopped:
+                self._reason = "stop_string"
+                return
+            if budget is not None and splitter is not None and splitter.thinking and len(self._tokens) >= budget:
+                closing = self._vocabulary.tokenize(f"\n{THINK_CLOSE}\n\n")
+                self._session.insert(closing, sampler)
+                self._tokens += closing
+                yield stream.push(f"\n{THINK_CLOSE}\n\n".encode())
+                budget = None
+        self._reason = "length"
+
+    def _keep(self, pieces: Sequence[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            if piece.text:
+                self._texts[piece.kind].append(piece.text)
+                yield piece
+
+
+class Model:
+    """A loaded model with one conversation's cache: turns that share a beginning evaluate only what is new."""
+
+    def __init__(self, file: GgufFile, native: LlamaModel, session: Session) -> None:
+        """Use `Model.load`."""
+        self.file = file
+        self.native = native
+        self.session = session
+        self.vocabulary = Vocabulary(native)
+        self.template = ChatTemplate.of_file(file)
+        self._running: AnswerStream | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        n_ctx: int = 4096,
+        mtp: bool = True,
+        n_gpu_layers: int = -1,
+        n_threads: int = 0,
+        session: SessionOptions | None = None,
+        model: ModelOptions | None = None,
+    ) -> Model:
+        """Loads a GGUF. MTP drafting is on when the file has an MTP layer, unless `mtp` is False.
+
+        Args:
+            n_ctx: context window in tokens; 0 takes what the model was trained with.
+            n_gpu_layers: blocks on the GPU; -1 all.
+            session, model: everything else there is to choose; they take precedence over the arguments before.
+
+        Raises:
+            GgufError: the file is broken.
+            BackendError: llama.cpp cannot load it or make its contexts.
+        """
+        file = read_gguf(path)
+        options = session or SessionOptions(n_ctx=n_ctx, mtp=mtp, n_threads=n_threads)
+        native = load_model(file.path, model or ModelOptions(n_gpu_layers=n_gpu_layers, load_mtp=options.mtp))
+        try:
+            return cls(file, native, Session(native, options))
+        except BaseException:
+            native.close()
+            raise
+
+    def close(self) -> None:
+        """Frees contexts and weights."""
+        self._stop_running()
+        self.session.close()
+        self.native.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def has_mtp(self) -> bool:
+        """Whether tokens are being drafted with an MTP layer."""
+        return self.session.drafter is not None
+
+    def cancel(self) -> None:
+        """Stops the answer being generated; from any thread or a signal handler."""
+        self.session.cancel()
+
+    def prompt_tokens(self, messages: Sequence[Message], *, system: str | None = "", **variables: Any) -> list[int]:
+        """The prompt that `chat` would evaluate for `messages`."""
+        return self.vocabulary.tokenize(self.template.render(with_system(messages, system), **variables))
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], *, stream: Literal[True], system: str | None = ...,
+        sampling: SamplingOptions | None = ..., options: AnswerOptions | None = ..., **overrides: Any,
+    ) -> AnswerStream: ...  # fmt: skip
+    @overload
+    def chat(
+        self, messages: Sequence[Message], *, stream: Literal[False] = ..., system: str | None = ...,
+        sampling: SamplingOptions | None = ..., options: AnswerOptions | None = ..., **overrides: Any,
+    ) -> Answer: ...  # fmt: skip
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: bool = False,
+        system: str | None = "",
+        sampling: SamplingOptions | None = None,
+        options: AnswerOptions | None = None,
+        **overrides: Any,
+    ) -> Answer | AnswerStream:
+        """Answers a conversation: a list of {"role": ..., "content": ...}.
+
+        Args:
+            stream: give an AnswerStream to iterate over instead of the whole Answer.
+            system: system message where `messages` has none; "" says an empty one, None leaves it to the template.
+            overrides: any field of SamplingOptions or AnswerOptions by name: temperature=0, max_tokens=100.
+
+        Raises:
+            UsageError: an unknown option, a value out of range, a conversation the template does not take.
+        """
+        return self._answer(self.prompt_tokens(messages, system=system), stream, sampling, options, overrides)
+
+    @overload
+    def complete(
+        self, prompt: str, *, stream: Literal[True], sampling: SamplingOptions | None = ...,
+        options: AnswerOptions | None = ..., **overrides: Any,
+    ) -> AnswerStream: ...  # fmt: skip
+    @overload
+    def complete(
+        self, prompt: str, *, stream: Literal[False] = ..., sampling: SamplingOptions | None = ...,
+        options: AnswerOptions | None = ..., **overrides: Any,
+    ) -> Answer: ...  # fmt: skip
+    def complete(
+        self,
+        prompt: str,
+        *,
+        stream: bool = False,
+        sampling: SamplingOptions | None = None,
+        options: AnswerOptions | None = None,
+        **overrides: Any,
+    ) -> Answer | AnswerStream:
+        """Continues `prompt` as it stands: no template, no splitting of reasoning. Otherwise as `chat`."""
+        options = options or AnswerOptions(split_reasoning=False)
+        return self._answer(self.vocabulary.tokenize(prompt), stream, sampling, options, overrides)
+
+    def _answer(
+        self, prompt: Sequence[int], stream: bool, sampling: SamplingOptions | None, options: AnswerOptions | None,
+        overrides: dict[str, Any],
+    ) -> Answer | AnswerStream:  # fmt: skip
+        self._stop_running()
+        sampling, options = _overridden(sampling or SamplingOptions(), options or AnswerOptions(), overrides)
+        answers = AnswerStream(self.session, self.vocabulary, prompt, sampling, options)
+        self._running = answers
+        return answers if stream else answers.read()
+
+    def _stop_running(self) -> None:
+        """One cache serves one answer at a time: an unfinished one ends where it is."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+
+def _overridden(
+    sampling: SamplingOptions, options: AnswerOptions, overrides: dict[str, Any]
+) -> tuple[SamplingOptions, AnswerOptions]:
+    of_sampling = {k: v for k, v in overrides.items() if k in SamplingOptions.__dataclass_fields__}
+    of_answer = {k: v for k, v in overrides.items() if k in AnswerOptions.__dataclass_fields__}
+    if unknown := overrides.keys() - of_sampling.keys() - of_answer.keys():
+        known = ", ".join([*SamplingOptions.__dataclass_fields__, *AnswerOptions.__dataclass_fields__])
+        raise UsageError(f"no option {', '.join(sorted(unknown))}", hint=f"one of: {known}")
+    if "stop" in of_answer:
+        stop = of_answer["stop"]
+        of_answer["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    return replace(sampling, **of_sampling), replace(options, **of_answer)
