@@ -132,7 +132,7 @@ def _translated(hub_id: HubId) -> Iterator[None]:
         raise HubError(f"{hub_id}: no such revision", hint="leave @revision away for the newest") from None
     except (errors.HfHubHTTPError, errors.SafetensorsParsingError, errors.HFValidationError) as error:
         raise HubError(f"{hub_id}: {_first_line(error)}", hint="run it again, it resumes") from None
-    except (errors.LocalEntryNotFoundError, errors.HTTPError) as error:
+    except (errors.LocalEntryNotFoundError, errors.HTTPError) as error:  # type: ignore[attr-defined]
         raise HubError(
             f"{hub_id}: the Hub could not be reached: {_first_line(error)}",
             hint="check the connection; run it again, it resumes",

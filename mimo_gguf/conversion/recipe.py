@@ -326,17 +326,23 @@ def _assign(
 def _check_complete(present: set[str], assigned: Sequence[Assignment], dropped: Sequence[Drop], where: str) -> None:
     used = {assignment.hf for assignment in assigned}
     missing = sorted(used - present)
-    if missing:
-        raise CheckpointError(
-            f"{where}: {len(missing)} tensors are missing: {', '.join(missing)}",
-            hint="download the checkpoint again, all of it",
-        )
     unknown = sorted(present - used - {drop.hf for drop in dropped})
+    wrong = []
+    if missing:
+        wrong.append(f"{_n_tensors(missing)} missing: {', '.join(missing)}")
     if unknown:
+        wrong.append(f"the recipe has no place for {_n_tensors(unknown)}: {', '.join(unknown)}")
+    if wrong:
         raise CheckpointError(
-            f"{where}: the recipe has no place for {len(unknown)} tensors: {', '.join(unknown)}",
-            hint="add a row for each to a recipe in convert/, as a tensor or as dropped with a reason",
+            f"{where}: {'; '.join(wrong)}",
+            hint="add a row to a recipe in convert/ for each, mapped or dropped with a reason"
+            if unknown
+            else "download the checkpoint again, all of it",
         )
+
+
+def _n_tensors(names: Sequence[str]) -> str:
+    return f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
 
 
 # ---- metadata

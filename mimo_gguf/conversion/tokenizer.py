@@ -22,6 +22,12 @@ from mimo_gguf.core.model_source import Metadata, array, boolean, string, uint32
 # Added tokens of this look are control tokens in llama.cpp even where the checkpoint does not call them special.
 _LOOKS_SPECIAL: Final = re.compile(r"<\|.*\|>|<｜.*｜>", re.DOTALL)
 
+_ID_KEYS: Final = {
+    "bos": "tokenizer.ggml.bos_token_id",
+    "eos": "tokenizer.ggml.eos_token_id",
+    "pad": "tokenizer.ggml.padding_token_id",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
@@ -62,7 +68,7 @@ def read_tokenizer(
     }
     generation_config = _optional_json(folder / "generation_config.json")
     ids = _special_ids(vocabulary, tokenizer_config, config, generation_config, vocab_size)
-    metadata.update((f"tokenizer.ggml.{kind}_token_id", uint32(token_id)) for kind, token_id in ids.items())
+    metadata.update((_ID_KEYS[kind], uint32(token_id)) for kind, token_id in ids.items())
     for kind in ("bos", "eos"):
         if isinstance(add := tokenizer_config.get(f"add_{kind}_token"), bool):
             metadata[f"tokenizer.ggml.add_{kind}_token"] = boolean(add)
@@ -177,7 +183,7 @@ def _special_ids(
     """bos, eos and pad ids: what the tokenizer says comes first, then config.json, then generation_config.json."""
     by_content = dict(vocabulary.ids) | {token.content: token.token_id for token in vocabulary.added}
     ids: dict[str, int] = {}
-    for kind in ("bos", "eos", "pad"):
+    for kind in _ID_KEYS:
         stated = tokenizer_config.get(f"{kind}_token")
         content = stated.get("content") if isinstance(stated, dict) else stated
         candidates = [by_content.get(content) if isinstance(content, str) else None]

@@ -1,0 +1,223 @@
+"""Every way a checkpoint can be wrong is one clear error that names what and where, and says what to do."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mimo_gguf.conversion.checkpoint_source import ConversionOptions
+from mimo_gguf.conversion.open_model import open_model
+from mimo_gguf.core.errors import CheckpointError, MimoGgufError, UsageError
+from tests.checkpoints import CONFIG, tensor_shapes, write_checkpoint
+
+SHARD_1, SHARD_2 = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def edit_config(**changes: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text()) | changes
+        config = {key: value for key, value in config.items() if value is not None}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+def edit_index(change: Callable[[dict[str, str]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / "model.safetensors.index.json"
+        index = json.loads(path.read_text())
+        change(index["weight_map"])
+        path.write_text(json.dumps(index))
+
+    return edit
+
+
+def edit_header(change: Callable[[dict[str, dict[str, object]]], object]) -> Callable[[Path], None]:
+    """Rewrites the JSON header of the first shard, data untouched."""
+
+    def edit(folder: Path) -> None:
+        path = folder / SHARD_1
+        raw = path.read_bytes()
+        (length,) = struct.unpack("<Q", raw[:8])
+        header = json.loads(raw[8 : 8 + length])
+        change(header)
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+
+    return edit
+
+
+def cut(name: str, n_bytes: int) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        raw = (folder / name).read_bytes()
+        (folder / name).write_bytes(raw[:-n_bytes] if n_bytes > 0 else raw + b"\0" * -n_bytes)
+
+    return edit
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return edit
+
+
+def rename_tensor(old: str, new: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        for path in folder.glob("*.safetensors"):
+            raw = path.read_bytes()
+            (length,) = struct.unpack("<Q", raw[:8])
+            text = raw[8 : 8 + length].replace(f'"{old}"'.encode(), f'"{new}"'.encode())
+            path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+        edit_index(lambda weight_map: weight_map.update({new: weight_map.pop(old)}))(folder)
+
+    return edit
+
+
+BAD: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no config": (remove("config.json"), "no config.json"),
+    "config is no JSON": (write("config.json", b"{"), "config.json: not valid JSON"),
+    "config is a list": (write("config.json", b"[]"), "a JSON list, not an object"),
+    "config is binary": (write("config.json", b"\xff\xfe\x00"), "not valid JSON"),
+    "another architecture": (edit_config(architectures=["LlamaForCausalLM"]), "'LlamaForCausalLM'"),
+    "no architecture": (edit_config(architectures=None), "names no architecture"),
+    "gelu": (edit_config(hidden_act="gelu"), "hidden_act = 'gelu'"),
+    "sliding window": (edit_config(use_sliding_window=True), "use_sliding_window = True"),
+    "rope scaling": (edit_config(rope_scaling={"type": "yarn", "factor": 4.0}), "rope_scaling"),
+    "no hidden_size": (edit_config(hidden_size=None), "hidden_size is missing"),
+    "negative heads": (edit_config(num_attention_heads=-4), "num_attention_heads is -4"),
+    "absurd vocabulary": (edit_config(vocab_size=10**15), "vocab_size is 1000000000000000"),
+    "width of another model": (edit_config(intermediate_size=128), "has shape [96, 64], config.json says [128, 64]"),
+    "more layers than there are": (edit_config(num_hidden_layers=3), "12 tensors missing: model.layers.2."),
+    "fewer layers than there are": (edit_config(num_hidden_layers=1), "the recipe has no place for 12 tensors"),
+    "MTP declared, not there": (edit_config(num_nextn_predict_layers=2), "16 tensors missing: model.mtp_layers.1."),
+    "shard missing": (remove(SHARD_2), f"{SHARD_2} missing"),
+    "shard truncated": (cut(SHARD_2, 10), f"{SHARD_2}: not a complete safetensors file"),
+    "shard truncated in its header": (
+        write(SHARD_2, b"\x00\x10\x00\x00\x00\x00\x00\x00{"),
+        "not a complete safetensors",
+    ),
+    "shard empty": (write(SHARD_2, b""), "not a complete safetensors file"),
+    "shard with bytes appended": (cut(SHARD_2, -10), "not a complete safetensors file"),
+    "header is no JSON": (
+        write(SHARD_1, struct.pack("<Q", 4) + b"{{{{" + bytes(64)),
+        "not a complete safetensors file",
+    ),
+    "header of absurd size": (write(SHARD_1, struct.pack("<Q", 1 << 60) + b"{}"), "not a complete safetensors file"),
+    "header with absurd offsets": (
+        edit_header(lambda header: header["lm_head.weight"].update(data_offsets=[0, 1 << 50])),
+        "not a complete safetensors file",
+    ),
+    "header with an absurd shape": (
+        edit_header(lambda header: header["lm_head.weight"].update(shape=[1 << 40, 1 << 40])),
+        "not a complete safetensors file",
+    ),
+    "unknown dtype": (
+        edit_header(lambda header: header["lm_head.weight"].update(dtype="F7")),
+        "not a complete safetensors file",
+    ),
+    "shard the index does not name": (
+        write("model-00003-of-00003.safetensors", b"x"),
+        "not in model.safetensors.index",
+    ),
+    "index is no JSON": (write("model.safetensors.index.json", b"nope"), "not valid JSON"),
+    "index without a map": (write("model.safetensors.index.json", b"{}"), "no weight_map"),
+    "index leads out of the folder": (
+        edit_index(lambda weight_map: weight_map.update({"lm_head.weight": "../../etc/x.safetensors"})),
+        "no file name",
+    ),
+    "index names a tensor the shard lacks": (
+        edit_index(lambda weight_map: weight_map.update({"model.extra": SHARD_1})),
+        "lacks model.extra",
+    ),
+    "shard holds what the index does not name": (
+        edit_index(lambda weight_map: weight_map.pop("model.norm.weight")),
+        "holds, against the index, model.norm.weight",
+    ),
+    "several shards, no index": (remove("model.safetensors.index.json"), "2 .safetensors files but no"),
+    "no weights at all": (remove("model.safetensors.index.json", SHARD_1, SHARD_2), "no .safetensors files"),
+    "unknown tensor": (
+        rename_tensor("model.norm.weight", "model.strange"),
+        "1 tensor missing: model.norm.weight; the recipe has no place for 1 tensor: model.strange",
+    ),
+    "no tokenizer": (remove("tokenizer.json"), "no tokenizer"),
+    "tokenizer is no BPE": (write("tokenizer.json", b'{"model": {"type": "Unigram", "vocab": []}}'), "not a BPE"),
+    "tokenizer splits another way": (
+        lambda folder: (
+            (folder / "tokenizer.json").write_text(
+                (folder / "tokenizer.json").read_text().replace("p{N}|", "p{N}{1,3}|", 1)
+            )
+            and None
+        ),
+        "splits text by",
+    ),
+    "tokens outside the embedding": (
+        lambda folder: (
+            (folder / "tokenizer.json").write_text(
+                (folder / "tokenizer.json").read_text().replace('"id": 261', '"id": 99999')
+            )
+            and None
+        ),
+        "has id 99999, outside the 272 rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_checkpoint(tmp_path: Path, case: str) -> None:
+    folder = tmp_path / "model"
+    write_checkpoint(folder)
+    open_model(str(folder)).close()  # it was good before
+    spoil, expected = BAD[case]
+    spoil(folder)
+    with pytest.raises(MimoGgufError) as caught:
+        open_model(str(folder))
+    assert expected in caught.value.message
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+    assert str(tmp_path) in caught.value.message or "config.json" in caught.value.message
+
+
+def test_not_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        open_model(str(tmp_path / "nothing"))
+
+
+def test_wrong_dtype_is_named(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, dtypes={"model.layers.1.mlp.up_proj.weight": "I8"})
+    with pytest.raises(CheckpointError, match=r"tensor model\.layers\.1\.mlp\.up_proj\.weight is I8"):
+        open_model(str(tmp_path))
+
+
+def test_all_unknown_tensors_are_listed(tmp_path: Path) -> None:
+    shapes = tensor_shapes(CONFIG) | {"model.odd.a": (4,), "visual.b": (2, 2)}
+    write_checkpoint(tmp_path, shapes=shapes)
+    with pytest.raises(CheckpointError, match=r"no place for 2 tensors: model\.odd\.a, visual\.b"):
+        open_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (ConversionOptions(layout="llama"), "no layout 'llama'"),
+        (ConversionOptions(layout="step35", mtp=False), "--no-mtp leaves none"),
+        (ConversionOptions(mtp=False, mtp_layers=Path("x")), "--mtp-layers adds MTP layers"),
+        (ConversionOptions(layout="qwen2", mtp_layers=Path("x")), "--mtp-layers adds MTP layers"),
+    ],
+)
+def test_contradicting_options(tmp_path: Path, options: ConversionOptions, expected: str) -> None:
+    write_checkpoint(tmp_path)
+    write_checkpoint(tmp_path / "x", shapes={"model.mtp_layers.1.input_proj.weight": (64, 128)}, n_shards=1)
+    if options.mtp_layers is not None:
+        options = ConversionOptions(options.layout, options.mtp, tmp_path / "x")
+    with pytest.raises(UsageError, match=expected):
+        open_model(str(tmp_path), options)

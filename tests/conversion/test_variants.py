@@ -1,0 +1,182 @@
+"""The published variants and what fine-tunes do to them, each from its own configuration files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mimo_gguf.conversion.checkpoint import read_checkpoint
+from mimo_gguf.conversion.checkpoint_source import ConversionOptions, ConversionPlan, plan_conversion
+from mimo_gguf.conversion.open_model import open_model
+from mimo_gguf.core.errors import CheckpointError
+from mimo_gguf.core.ggml_types import GgmlType
+from tests.checkpoints import CONFIG, mtp_shapes, tensor_shapes, write_checkpoint
+
+CARD = """---
+license: mit
+base_model:
+- XiaomiMiMo/MiMo-7B-Base
+language:
+- en
+- zh
+library_name: transformers
+---
+# A model
+"""
+
+
+def planned(folder: Path, model_id: str | None = None, options: ConversionOptions | None = None) -> ConversionPlan:
+    checkpoint = read_checkpoint(folder, model_id=model_id, revision="f" * 40 if model_id else None)
+    return plan_conversion(checkpoint, options or ConversionOptions())
+
+
+def values(plan: ConversionPlan) -> dict[str, Any]:
+    return {key: entry.value for key, entry in plan.metadata.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "n_ctx"),
+    [
+        ("MiMo-7B-Base", {"bos_token_id": None, "eos_token_id": None}, 128),
+        ("MiMo-7B-SFT", {}, 128),
+        ("MiMo-7B-RL-Zero", {}, 128),
+        ("MiMo-7B-RL", {}, 128),
+        ("MiMo-7B-RL-0530", {"max_position_embeddings": 256, "max_window_layers": 1}, 256),
+    ],
+)
+def test_published_variants(tmp_path: Path, name: str, changes: dict[str, Any], n_ctx: int) -> None:
+    config = {key: value for key, value in (CONFIG | changes).items() if value is not None}
+    write_checkpoint(tmp_path / name, config=config)
+    plan = planned(tmp_path / name, f"XiaomiMiMo/{name}")
+    metadata = values(plan)
+    assert plan.layout == metadata["general.architecture"] == "step35"
+    assert plan.checkpoint.name == name
+    assert metadata["general.name"] == name.replace("-", " ")
+    assert metadata["general.organization"] == "XiaomiMiMo"
+    assert metadata["general.source.url"] == f"https://huggingface.co/XiaomiMiMo/{name}/tree/{'f' * 40}"
+    assert metadata["step35.context_length"] == n_ctx
+    assert metadata["step35.attention.sliding_window_pattern"] == [False, False, True]
+    assert metadata["tokenizer.ggml.eos_token_id"] == 258
+
+
+def test_model_card(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "MiMo-7B-RL")
+    (tmp_path / "MiMo-7B-RL" / "README.md").write_text(CARD)
+    metadata = values(planned(tmp_path / "MiMo-7B-RL"))
+    assert metadata["general.license"] == "mit"
+    assert metadata["general.base_model.0.name"] == "MiMo 7B Base"
+    assert metadata["general.base_model.0.repo_url"] == "https://huggingface.co/XiaomiMiMo/MiMo-7B-Base"
+    assert metadata["general.languages"] == ["en", "zh"]
+
+
+def test_broken_model_card_costs_only_its_metadata(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "README.md").write_text("---\nlicense: [unclosed\n---\n")
+    assert "general.license" not in values(planned(tmp_path))
+
+
+def test_fine_tune_with_a_name_of_its_own(tmp_path: Path) -> None:
+    """`_name_or_path` names the base model in a fine-tune; the folder's name is the model's."""
+    write_checkpoint(tmp_path / "My-Tune-v2", config=CONFIG | {"_name_or_path": "XiaomiMiMo/MiMo-7B-SFT"})
+    metadata = values(planned(tmp_path / "My-Tune-v2"))
+    assert metadata["general.name"] == "My Tune v2"
+    assert "SFT" not in str(metadata["general.name"])
+
+
+@pytest.mark.parametrize("layout", ["step35", "qwen2"])
+@pytest.mark.parametrize("lm_head", [True, False])
+def test_tied_embeddings(tmp_path: Path, layout: str, lm_head: bool) -> None:
+    config = CONFIG | {"tie_word_embeddings": True}
+    data = write_checkpoint(tmp_path, config=config, shapes=tensor_shapes(config, lm_head=lm_head))
+    with open_model(str(tmp_path), ConversionOptions(layout=layout)) as source:
+        tensors = {tensor.info.name: tensor for tensor in source.tensors}
+        if layout == "qwen2":  # llama.cpp reuses the embedding
+            assert "output.weight" not in tensors
+            return
+        output = tensors["output.weight"]
+        rows = np.empty((output.info.n_rows, output.info.row_bytes), np.uint8)
+        output.read_rows(0, output.info.n_rows, rows)
+        assert rows.tobytes() == data["model.embed_tokens.weight"]
+
+
+def test_missing_lm_head_is_tied(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, shapes=tensor_shapes(CONFIG, lm_head=False))
+    assigned = {assignment.gguf: assignment.hf for assignment in planned(tmp_path).mapping.assigned}
+    assert assigned["output.weight"] == "model.embed_tokens.weight"
+
+
+def test_single_file(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, n_shards=1)
+    assert len(planned(tmp_path).mapping.assigned) == len(tensor_shapes(CONFIG))
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_default_type_is_lossless(tmp_path: Path, dtype: str) -> None:
+    write_checkpoint(tmp_path, dtype=dtype)
+    assert planned(tmp_path).float_type is GgmlType[dtype]
+
+
+def test_without_mtp_the_layout_is_qwen2(tmp_path: Path) -> None:
+    config = {key: value for key, value in CONFIG.items() if key != "num_nextn_predict_layers"}
+    write_checkpoint(tmp_path, config=config, shapes=tensor_shapes(config, 0))
+    plan = planned(tmp_path)
+    assert (plan.layout, plan.n_mtp) == ("qwen2", 0)
+    assert values(plan)["qwen2.block_count"] == 2
+    assert "qwen2.nextn_predict_layers" not in plan.metadata
+
+
+def test_no_mtp(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    plan = planned(tmp_path, options=ConversionOptions(mtp=False))
+    assert (plan.layout, plan.n_mtp) == ("qwen2", 0)
+    assert len(plan.dropped) == len(mtp_shapes(0, CONFIG))
+
+
+def test_further_mtp_layers(tmp_path: Path) -> None:
+    """MiMo-7B-MTPs holds layers 1 and 2, for a checkpoint that has layer 0."""
+    write_checkpoint(tmp_path / "model")
+    write_checkpoint(tmp_path / "MTPs", shapes=mtp_shapes(1, CONFIG) | mtp_shapes(2, CONFIG), tokenizer=False, seed=5)
+    plan = planned(tmp_path / "model", options=ConversionOptions(mtp_layers=tmp_path / "MTPs"))
+    metadata = values(plan)
+    assert plan.n_mtp == metadata["step35.nextn_predict_layers"] == 3
+    assert metadata["step35.block_count"] == 5
+    assert metadata["step35.attention.sliding_window_pattern"] == [False, False, True, True, True]
+    assigned = {assignment.gguf: assignment.hf for assignment in plan.mapping.assigned}
+    assert assigned["blk.4.nextn.eh_proj.weight"] == "model.mtp_layers.2.input_proj.weight"
+    assert plan.weights["model.mtp_layers.2.input_proj.weight"].path.parent == tmp_path / "MTPs"
+
+
+def test_further_mtp_layers_with_a_gap(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model")
+    write_checkpoint(tmp_path / "MTPs", shapes=mtp_shapes(2, CONFIG), tokenizer=False)
+    with pytest.raises(CheckpointError, match=r"16 tensors missing: model\.mtp_layers\.1\."):
+        planned(tmp_path / "model", options=ConversionOptions(mtp_layers=tmp_path / "MTPs"))
+
+
+def test_head_dim_defaults_to_the_quotient(tmp_path: Path) -> None:
+    config = {key: value for key, value in CONFIG.items() if key != "head_dim"}
+    write_checkpoint(tmp_path, config=config, shapes=tensor_shapes(CONFIG))
+    assert values(planned(tmp_path))["step35.attention.key_length"] == 16
+
+
+def test_rope_frequencies_are_dropped_with_a_reason(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    write_checkpoint(tmp_path, shapes=tensor_shapes(CONFIG) | {name: (8,)})
+    (drop,) = planned(tmp_path).dropped
+    assert drop.hf == name
+    assert "rope_theta" in drop.reason
+
+
+def test_published_config_has_only_known_arithmetic() -> None:
+    from tests.checkpoints import PUBLISHED
+
+    if not PUBLISHED.is_dir():
+        pytest.skip("no published config")
+    from mimo_gguf.conversion.recipe import check_config, load_recipe
+
+    config = json.loads((PUBLISHED / "config.json").read_text())
+    check_config(load_recipe("MiMoForCausalLM"), config, "here")

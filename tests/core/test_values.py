@@ -1,0 +1,110 @@
+"""Units, type names, geometry, shelves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gguf import GGML_QUANT_SIZES
+
+from mimo_gguf.core import shelves
+from mimo_gguf.core.errors import GgufError, OutputError, RecipeError, UsageError
+from mimo_gguf.core.geometry import block_number, read_geometry, tensor_group
+from mimo_gguf.core.ggml_types import GgmlType, canonical_name, ftype_name, parse_ggml_type, row_bytes
+from mimo_gguf.core.model_source import string, uint32
+from mimo_gguf.core.output_file import atomic_output, check_free_space, check_output
+from mimo_gguf.core.units import format_count, format_duration, format_size, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [("8GiB", 8 << 30), ("8g", 8 << 30), ("8000 MB", 8_000_000_000), ("1.5GiB", 3 << 29), ("512", 512), ("4k", 4096)],
+)
+def test_parse_size(text: str, n_bytes: int) -> None:
+    assert parse_size(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "eight", "8 XB", "-1G", "1e9"])
+def test_parse_size_refuses(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_size(text)
+
+
+def test_formats() -> None:
+    assert format_size(4_797_235_200) == "4.47 GiB"
+    assert format_size(12) == "12 B"
+    assert format_count(7_833_409_536) == "7.83 B"
+    assert format_duration(125) == "2 min 05 s"
+    assert format_duration(3780) == "1 h 03 min"
+
+
+@pytest.mark.parametrize("ggml_type", list(GGML_QUANT_SIZES))
+def test_row_bytes(ggml_type: GgmlType) -> None:
+    n_weights, n_bytes = GGML_QUANT_SIZES[ggml_type]
+    assert row_bytes(ggml_type, 3 * n_weights) == 3 * n_bytes
+    if n_weights > 1:
+        with pytest.raises(ValueError, match="no whole number"):
+            row_bytes(ggml_type, n_weights + 1)
+
+
+def test_type_names() -> None:
+    assert parse_ggml_type("fp16") is GgmlType.F16
+    assert parse_ggml_type("q4_k") is GgmlType.Q4_K
+    assert canonical_name("q4-k-m") == "Q4_K_M"
+    assert ftype_name(15) == "Q4_K_M"
+    assert ftype_name(0) == "F32"
+    with pytest.raises(UsageError, match="no tensor type 'Q9'"):
+        parse_ggml_type("Q9")
+
+
+def test_names_taken_apart() -> None:
+    assert block_number("blk.36.nextn.eh_proj.weight") == 36
+    assert block_number("output.weight") is None
+    assert [tensor_group(name, 36) for name in ("token_embd.weight", "blk.35.attn_q.bias", "blk.36.ffn_up.weight")] == [
+        "embedding",
+        "trunk",
+        "mtp",
+    ]
+    assert tensor_group("output_norm.weight", 36) == "output"
+
+
+def test_geometry_needs_its_keys() -> None:
+    with pytest.raises(GgufError, match="architecture 'llama'"):
+        read_geometry({"general.architecture": string("llama")}, (), where="x")
+    metadata = {"general.architecture": string("qwen2"), "qwen2.attention.head_count": uint32(4)}
+    with pytest.raises(GgufError, match=r"qwen2\.embedding_length is missing"):
+        read_geometry(metadata, (), where="x")
+
+
+def test_shelves_are_found_and_broken_toml_is_located(tmp_path: Path) -> None:
+    assert "mimo.toml" in {path.name for path in shelves.entries(shelves.CONVERT)}
+    (tmp_path / "bad.toml").write_text("a = [1,\nb = 2")
+    with pytest.raises(RecipeError, match="line 2"):
+        shelves.read_toml(tmp_path / "bad.toml")
+
+
+def test_output_checks(tmp_path: Path) -> None:
+    existing = tmp_path / "a.gguf"
+    existing.write_bytes(b"old")
+    with pytest.raises(OutputError, match="exists already"):
+        check_output(existing, force=False)
+    check_output(existing, force=True)
+    with pytest.raises(OutputError, match="is a folder"):
+        check_output(tmp_path, force=True)
+    with pytest.raises(OutputError, match="no such folder"):
+        check_output(tmp_path / "no" / "b.gguf", force=False)
+    with pytest.raises(OutputError, match="needed"):
+        check_free_space(tmp_path, 1 << 60)
+
+
+def test_atomic_output_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_output(path) as file:
+        file.write(b"half")
+        _ = 1 / 0
+    assert path.read_bytes() == b"old"
+    with atomic_output(path) as file:
+        file.write(b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+    assert path.read_bytes() == b"new"
