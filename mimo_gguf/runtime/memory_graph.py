@@ -1,0 +1,353 @@
+"""The worst-case compute graphs that llama.cpp reserves memory for, as lists of tensors with sizes and no data.
+
+llama.cpp sizes its compute buffers by building the graph of one full ubatch against a full cache and replaying its
+allocator on it (`sched_reserve`). This module builds the same graphs for the two layouts of this project and for the
+MTP context; `memory_allocator` replays the allocator. Only what decides memory is kept: sizes, sources, views, which
+tensors are graph inputs and outputs, where weights and caches live.
+
+Followed line by line, at commit 0c1e57098:
+https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/models/step35.cpp (trunk and MTP graphs),
+https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/models/qwen2.cpp,
+https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-graph.cpp (build_attn, build_attn_mha, build_ffn),
+https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-kv-cache.cpp (cpy_k, cpy_v, build_input_k_rot),
+https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml.c (ggml_visit_parents_graph: the order of nodes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from mimo_gguf.core.geometry import STEP35, Geometry
+
+Shape = tuple[int, ...]
+F32: Final = 4  # bytes
+I32: Final = 4
+I64: Final = 8
+
+
+class Op(IntEnum):
+    """The operations these graphs use. VIEW stands for view, reshape, permute and transpose alike."""
+
+    NONE = 0
+    VIEW = 1
+    GET_ROWS = 2
+    SET_ROWS = 3
+    MUL_MAT = 4
+    ADD = 5
+    MUL = 6
+    RMS_NORM = 7
+    ROPE = 8
+    SOFT_MAX = 9
+    FLASH_ATTN = 10
+    GLU = 11
+    CONT = 12
+    CONCAT = 13
+
+
+INPLACE: Final = frozenset({Op.ADD, Op.MUL, Op.RMS_NORM, Op.ROPE, Op.SOFT_MAX})
+
+
+class Tensor:
+    """One tensor of a graph.
+
+    Attributes:
+        shape: ne[0], ne[1], ...: ggml's order, innermost first.
+        view_of: the tensor whose memory this one shows, always a root (views of views point to the same root).
+        home: index of the device that holds it already (a weight or a cache), or None.
+        is_weight: it lies in a weight buffer, which attracts the operations that use it.
+        n_rows: what a backend's offload rule takes as batch size.
+    """
+
+    __slots__ = (
+        "home", "is_input", "is_output", "is_weight", "n_bytes", "n_rows", "op", "shape", "sources",
+        "view_of",
+    )  # fmt: skip
+
+    def __init__(
+        self, op: Op, shape: Shape, n_bytes: int, sources: list[Tensor], view_of: Tensor | None = None
+    ) -> None:
+        self.op = op
+        self.shape = shape
+        self.n_bytes = n_bytes
+        self.sources = sources
+        self.view_of = view_of
+        self.home: int | None = None
+        self.is_input = False
+        self.is_output = False
+        self.is_weight = False
+        self.n_rows = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSettings:
+    """What shapes a context's worst-case graph.
+
+    Attributes:
+        n_tokens: min(n_ctx, n_ubatch).
+        n_outputs: min(n_tokens, n_outputs_max).
+        n_kv: cells of the cache.
+        k_is_quantized, v_is_quantized: llama.cpp then rotates K and V through Hadamard matrices.
+        layer_home: device index of each block's weights and cache; MTP blocks at the end.
+        output_home: device index of the output layer.
+        host: device index of the CPU.
+        is_fully_offloaded: no layer is left on the host.
+    """
+
+    n_tokens: int
+    n_outputs: int
+    n_kv: int
+    k_is_quantized: bool
+    v_is_quantized: bool
+    flash_attn: bool
+    layer_home: Sequence[int]
+    output_home: int
+    host: int
+    is_fully_offloaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Nodes in execution order, and leafs in the order they were first met."""
+
+    nodes: list[Tensor]
+    leafs: list[Tensor]
+
+
+WeightBytes = Callable[[str], int]
+
+
+class GraphBuilder:
+    """Builds one graph; the method names are those of llama.cpp's `llm_graph_context` and ggml."""
+
+    def __init__(self, geometry: Geometry, settings: GraphSettings, weight_bytes: WeightBytes) -> None:
+        self.geometry = geometry
+        self.settings = settings
+        self.weight_bytes = weight_bytes
+        self.graph = Graph([], [])
+        self._seen: set[Tensor] = set()
+
+    # --- ggml
+
+    def new(self, op: Op, shape: Shape, *sources: Tensor, element_bytes: int = F32) -> Tensor:
+        n_bytes = element_bytes
+        for extent in shape:
+            n_bytes *= extent
+        tensor = Tensor(op, shape, n_bytes, list(sources))
+        tensor.n_rows = shape[1] if len(shape) > 1 else 1
+        return tensor
+
+    def view(self, tensor: Tensor, shape: Shape) -> Tensor:
+        root = tensor.view_of or tensor
+        return Tensor(Op.VIEW, shape, tensor.n_bytes, [tensor], root)
+
+    def input(self, shape: Shape, element_bytes: int) -> Tensor:
+        tensor = self.new(Op.NONE, shape, element_bytes=element_bytes)
+        tensor.is_input = True
+        return tensor
+
+    def weight(self, name: str, home: int) -> Tensor:
+        tensor = Tensor(Op.NONE, (), self.weight_bytes(name), [])
+        tensor.home = home
+        tensor.is_weight = True
+        return tensor
+
+    def expand(self, tensor: Tensor) -> None:
+        """ggml_build_forward_expand: depth first, sources in order."""
+        if tensor in self._seen:
+            return
+        self._seen.add(tensor)
+        for source in tensor.sources:
+            self.expand(source)
+        (self.graph.leafs if tensor.op is Op.NONE else self.graph.nodes).append(tensor)
+
+    def mul_mat(self, weight: Tensor, x: Tensor, n_rows: int) -> Tensor:
+        return self.new(Op.MUL_MAT, (n_rows, *x.shape[1:]), weight, x)
+
+    # --- llm_graph_context
+
+    def norm(self, x: Tensor, name: str, home: int) -> Tensor:
+        return self.new(Op.MUL, x.shape, self.new(Op.RMS_NORM, x.shape, x), self.weight(name, home))
+
+    def linear(self, x: Tensor, name: str, n_rows: int, home: int, *, bias: bool = False) -> Tensor:
+        y = self.mul_mat(self.weight(f"{name}.weight", home), x, n_rows)
+        return self.new(Op.ADD, y.shape, y, self.weight(f"{name}.bias", home)) if bias else y
+
+    def hadamard(self, x: Tensor, rotation: Tensor) -> Tensor:
+        n = rotation.shape[0]
+        count = x.n_bytes // F32
+        rotated = self.mul_mat(rotation, self.view(x, (n, count // n)), n)
+        return self.view(rotated, x.shape)
+
+    def attention_inputs(self) -> AttentionInputs:
+        """build_attn_inp_kv: indices, mask, rotations."""
+        s, g = self.settings, self.geometry
+        v_rows = s.n_tokens * (1 if s.flash_attn else g.head_count_kv * g.value_length)
+        k_turn = 64
+        while g.key_length % (2 * k_turn) == 0:
+            k_turn *= 2
+        return AttentionInputs(
+            k_idxs=self.input((s.n_tokens,), I64),
+            v_idxs=self.input((v_rows,), I64),
+            mask=self.input((s.n_kv, s.n_tokens), 2 if s.flash_attn else F32),
+            k_rotation=self.input((k_turn, k_turn), F32) if s.k_is_quantized and g.key_length % 64 == 0 else None,
+            v_rotation=self.input((64, 64), F32) if s.v_is_quantized and g.value_length % 64 == 0 else None,
+        )
+
+    def attention(self, x: Tensor, positions: Tensor, inputs: AttentionInputs, block: int, *, k_first: bool) -> Tensor:
+        """From the normed state to the heads' output of shape (head_count * value_length, n_tokens)."""
+        s, g = self.settings, self.geometry
+        home = s.layer_home[block]
+        name = f"blk.{block}.attn_"
+        heads = {"q": g.head_count, "k": g.head_count_kv, "v": g.head_count_kv}
+        widths = {"q": g.key_length, "k": g.key_length, "v": g.value_length}
+        qkv: dict[str, Tensor] = {}
+        for part in "qkv":
+            flat = self.linear(x, name + part, heads[part] * widths[part], home, bias=True)
+            qkv[part] = self.view(flat, (widths[part], heads[part], s.n_tokens))
+        for part in "qk":
+            qkv[part] = self.new(Op.ROPE, qkv[part].shape, qkv[part], positions)
+        for part, rotation in (("q", inputs.k_rotation), ("k", inputs.k_rotation), ("v", inputs.v_rotation)):
+            if rotation is not None:
+                qkv[part] = self.hadamard(qkv[part], rotation)
+        for part in "qkv" if k_first else "qvk":
+            self.expand(qkv[part])
+        k_cache, v_cache = self.cache(home), self.cache(home)
+        for part, cache, indices in (("k", k_cache, inputs.k_idxs), ("v", v_cache, inputs.v_idxs)):
+            row = self.view(qkv[part], (heads[part] * widths[part], s.n_tokens))
+            if part == "v" and not s.flash_attn:
+                row = self.view(row, (1, g.head_count_kv * g.value_length * s.n_tokens))
+            self.expand(self.store(cache, row, indices))
+        attended = self.heads(qkv["q"], k_cache, v_cache, inputs.mask)
+        self.expand(attended)
+        return self.hadamard(attended, inputs.v_rotation) if inputs.v_rotation is not None else attended
+
+    def cache(self, home: int) -> Tensor:
+        tensor = Tensor(Op.NONE, (), 0, [])
+        tensor.home = home
+        return tensor
+
+    def store(self, cache: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+        """cpy_k, cpy_v: a view of the cache that is written when it is computed."""
+        return Tensor(Op.SET_ROWS, (), 0, [rows, indices, cache], cache)
+
+    def heads(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, mask: Tensor) -> Tensor:
+        """build_attn_mha."""
+        s, g = self.settings, self.geometry
+        q = self.view(self.view(q, q.shape), (g.key_length, s.n_tokens, g.head_count))
+        k = self.view(self.view(k_cache, ()), ())
+        v = self.view(self.view(v_cache, ()), ())
+        width = g.value_length * g.head_count
+        if s.flash_attn:
+            out = self.new(Op.FLASH_ATTN, (g.value_length, g.head_count, s.n_tokens), q, k, v, mask)
+            return self.view(out, (width, s.n_tokens))
+        kq = self.new(Op.MUL_MAT, (s.n_kv, s.n_tokens, g.head_count), k, q)
+        kq = self.new(Op.SOFT_MAX, kq.shape, kq, mask)
+        kqv = self.new(Op.MUL_MAT, (g.value_length, s.n_tokens, g.head_count), v, kq)
+        merged = self.view(kqv, (g.value_length, g.head_count, s.n_tokens))
+        return self.new(Op.CONT, (width, s.n_tokens), merged)
+
+    def feed_forward(self, x: Tensor, block: int) -> Tensor:
+        """build_ffn with SiLU and a parallel gate."""
+        home = self.settings.layer_home[block]
+        width = self.geometry.feed_forward_length
+        up = self.linear(x, f"blk.{block}.ffn_up", width, home)
+        gate = self.linear(x, f"blk.{block}.ffn_gate", width, home)
+        act = self.new(Op.GLU, gate.shape, gate, up)
+        return self.linear(act, f"blk.{block}.ffn_down", self.geometry.embedding_length, home)
+
+    def block(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        inputs: AttentionInputs,
+        block: int,
+        *,
+        k_first: bool,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """One decoder block; `keep` (row ids) drops the rows nobody asked for after attention, as qwen2's last does."""
+        home = self.settings.layer_home[block]
+        normed = self.norm(x, f"blk.{block}.attn_norm.weight", home)
+        attended = self.attention(normed, positions, inputs, block, k_first=k_first)
+        y = self.linear(attended, f"blk.{block}.attn_output", self.geometry.embedding_length, home)
+        if keep is not None:
+            y, x = self.rows(y, keep), self.rows(x, keep)
+        middle = self.new(Op.ADD, y.shape, y, x)
+        normed = self.norm(middle, f"blk.{block}.ffn_norm.weight", home)
+        return self.new(Op.ADD, middle.shape, self.feed_forward(normed, block), middle)
+
+    def rows(self, x: Tensor, ids: Tensor) -> Tensor:
+        tensor = self.new(Op.GET_ROWS, (self.geometry.embedding_length, ids.shape[0]), x, ids)
+        tensor.n_rows = 0  # never offloaded by batch size
+        return tensor
+
+    def logits(self, x: Tensor, norm_name: str, norm_home: int) -> Tensor:
+        """Final norm and lm_head; both results are graph outputs in the trunk."""
+        s, g = self.settings, self.geometry
+        normed = self.norm(x, norm_name, norm_home)
+        return self.linear(normed, "output", g.vocab_size, s.output_home)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInputs:
+    """Graph inputs that the attention of every block shares."""
+
+    k_idxs: Tensor
+    v_idxs: Tensor
+    mask: Tensor
+    k_rotation: Tensor | None
+    v_rotation: Tensor | None
+
+
+def trunk_graph(geometry: Geometry, settings: GraphSettings, weight_bytes: WeightBytes) -> Graph:
+    """The graph of the target context."""
+    b = GraphBuilder(geometry, settings, weight_bytes)
+    is_step35 = geometry.architecture == STEP35
+    tokens = b.input((settings.n_tokens,), I32)
+    embeddings = b.input((geometry.embedding_length, settings.n_tokens), F32)
+    x = b.rows(b.weight("token_embd.weight", settings.host), tokens)
+    b.expand(x)
+    b.expand(embeddings)  # always allocated, whichever of the two a batch carries
+    positions = b.input((settings.n_tokens,), I32)
+    inputs = b.attention_inputs()
+    out_ids = b.input((settings.n_outputs,), I32)
+    for block in range(geometry.n_trunk):
+        is_last = block == geometry.n_trunk - 1
+        keep = out_ids if is_last and not is_step35 else None
+        x = b.block(x, positions, inputs, block, k_first=is_step35, keep=keep)
+    if is_step35:
+        x.is_output = True  # h_nextn, the state that the MTP context reads
+        x = b.rows(x, out_ids)
+    logits = b.logits(x, "output_norm.weight", settings.output_home)
+    logits.sources[1].is_output = True  # result_norm
+    logits.is_output = True
+    b.expand(logits)
+    return b.graph
+
+
+def mtp_graph(geometry: Geometry, settings: GraphSettings, weight_bytes: WeightBytes) -> Graph:
+    """The graph of the MTP context (first MTP block)."""
+    b = GraphBuilder(geometry, settings, weight_bytes)
+    block = geometry.n_trunk
+    home = settings.layer_home[block]
+    name = f"blk.{block}."
+    width = geometry.embedding_length
+    tokens = b.input((settings.n_tokens,), I32)
+    hidden = b.input((width, settings.n_tokens), F32)
+    embedded = b.rows(b.weight("token_embd.weight", settings.host), tokens)
+    positions = b.input((settings.n_tokens,), I32)
+    inputs = b.attention_inputs()
+    h = b.norm(hidden, name + "nextn.hnorm.weight", home)
+    e = b.norm(embedded, name + "nextn.enorm.weight", home)
+    both = b.new(Op.CONCAT, (2 * width, settings.n_tokens), e, h)
+    x = b.linear(both, name + "nextn.eh_proj", width, home)
+    x = b.block(x, positions, inputs, block, k_first=True)
+    x = b.rows(x, b.input((settings.n_outputs,), I32))
+    x.is_output = True
+    logits = b.logits(x, name + "nextn.shared_head_norm.weight", home)
+    logits.is_output = True
+    b.expand(logits)
+    return b.graph
