@@ -30,25 +30,35 @@ def first_nonfinite(src: NDArray[Any], source_type: GgmlType) -> tuple[int, int]
     Args:
         src: C-contiguous rows x cols in the storage of `source_type` (F32, F16, or BF16 as uint16), or its bytes.
     """
-    return _first_reaching(src, source_type, _INFINITY[source_type])
+    return _first_reaching(src, source_type, _INFINITY)
 
 
 def first_f16_overflow(src: NDArray[Any], source_type: GgmlType) -> tuple[int, int] | None:
     """Row and column of the first weight that becomes infinite in F16 (or is no finite number), or None."""
-    return _first_reaching(src, source_type, _ABOVE_F16[source_type])
+    return _first_reaching(src, source_type, _ABOVE_F16)
 
 
-def _first_reaching(src: NDArray[Any], source_type: GgmlType, limit: int) -> tuple[int, int] | None:
+def _first_reaching(src: NDArray[Any], source_type: GgmlType, limits: dict[GgmlType, int]) -> tuple[int, int] | None:
     bits = src.view(_BITS[source_type])
-    n_columns = bits.shape[1]
-    at = _scan_numpy(bits.reshape(-1), limit)
-    return None if at < 0 else divmod(at, n_columns)
+    flat = bits.reshape(-1)
+    at = _scan(flat, limits[source_type], _skip(flat, source_type, limits[GgmlType.F32]))
+    return None if at is None else divmod(at, bits.shape[1])
 
 
-def _scan_numpy(bits: NDArray[Any], limit: int) -> int:
+def _skip(bits: NDArray[Any], source_type: GgmlType, f32_limit: int) -> int:
+    """How many weights from the start are surely below the limit; 0 without numba."""
+    try:
+        from mimo_gguf.quantization.kernels.numba_kernels import NUMBA_STORAGE
+        from mimo_gguf.quantization.kernels.scan import first_suspect_strip
+    except ImportError:
+        return 0
+    return int(first_suspect_strip(bits.view(NUMBA_STORAGE[source_type]), f32_limit))
+
+
+def _scan(bits: NDArray[Any], limit: int, start: int) -> int | None:
     magnitude = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
-    for start in range(0, bits.size, _STRIP):
-        reaching = (bits[start : start + _STRIP] & magnitude) >= limit
+    for first in range(start, bits.size, _STRIP):
+        reaching = (bits[first : first + _STRIP] & magnitude) >= limit
         if reaching.any():
-            return start + int(reaching.argmax())
-    return -1
+            return first + int(reaching.argmax())
+    return None

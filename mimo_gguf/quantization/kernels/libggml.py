@@ -27,12 +27,15 @@ from mimo_gguf.core.ggml_types import GgmlType
 
 # What ggml_quantize_chunk can write; for any other type it aborts the process.
 QUANTIZABLE_TYPES: Final = frozenset(
-    GgmlType[name]
-    for name in (
-        "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K TQ1_0 TQ2_0 MXFP4 NVFP4 Q1_0 "
-        "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS"
-    ).split()
-)
+    {
+        GgmlType.F32, GgmlType.F16, GgmlType.BF16,
+        GgmlType.Q4_0, GgmlType.Q4_1, GgmlType.Q5_0, GgmlType.Q5_1, GgmlType.Q8_0,
+        GgmlType.Q2_K, GgmlType.Q3_K, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K,
+        GgmlType.IQ1_S, GgmlType.IQ1_M, GgmlType.IQ2_XXS, GgmlType.IQ2_XS, GgmlType.IQ2_S,
+        GgmlType.IQ3_XXS, GgmlType.IQ3_S, GgmlType.IQ4_NL, GgmlType.IQ4_XS,
+        GgmlType.TQ1_0, GgmlType.TQ2_0, GgmlType.MXFP4, GgmlType.NVFP4, GgmlType.Q1_0,
+    }
+)  # fmt: skip
 
 # Weights widened to f32 at a time: 1 MiB of scratch per thread stays in the second-level cache.
 _STRIP_WEIGHTS: Final = 1 << 18
@@ -49,16 +52,11 @@ class LibGgml:
     version: str
     _quantize_chunk: Any
     _requires_imatrix: Any
-    _quantize_init: Any
     _widen: dict[GgmlType, Any]
 
     def requires_importance(self, ggml_type: GgmlType) -> bool:
         """Whether this type cannot be written without an importance matrix (libggml would abort)."""
         return bool(self._requires_imatrix(int(ggml_type)))
-
-    def prepare(self, ggml_type: GgmlType) -> None:
-        """Builds the look-up tables some types need (seconds for the IQ types; once per process, thread safe)."""
-        self._quantize_init(int(ggml_type))
 
     def quantize(
         self,
@@ -68,7 +66,10 @@ class LibGgml:
         out: NDArray[np.uint8],
         importance: NDArray[np.float32] | None,
     ) -> None:
-        """Quantises rows x cols of `src` into `out`, widening 16-bit sources strip by strip into thread scratch."""
+        """Quantises rows x cols of `src` into `out`, widening 16-bit sources strip by strip into thread scratch.
+
+        The first call for an IQ type builds libggml's look-up tables (seconds, under libggml's own lock).
+        """
         n_rows, n_columns = src.shape
         weights = None if importance is None else ctypes.c_void_p(importance.ctypes.data)
         strip_rows = max(1, _STRIP_WEIGHTS // max(1, n_columns))
@@ -128,7 +129,6 @@ def _bind(library: ctypes.CDLL, path: Path) -> LibGgml:
             "ggml_quantize_chunk", ctypes.c_size_t, enum, pointer, pointer, int64, int64, int64, pointer
         ),
         _requires_imatrix=function("ggml_quantize_requires_imatrix", ctypes.c_bool, enum),
-        _quantize_init=function("ggml_quantize_init", None, enum),
         _widen={
             GgmlType.F16: function("ggml_fp16_to_fp32_row", None, pointer, pointer, int64),
             GgmlType.BF16: function("ggml_bf16_to_fp32_row", None, pointer, pointer, int64),

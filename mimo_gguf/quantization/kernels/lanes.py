@@ -1,0 +1,361 @@
+"""Sixteen weights at a time, each in a lane of its own: the vectors our kernels are written in.
+
+The idea. ggml quantises a block of 16 or 32 weights with a search whose sums run over the block in order; rounding
+depends on that order, so a block cannot be split over a vector and stay byte-identical. But blocks do not depend on
+each other. So each lane of a vector takes one whole block, and sixteen blocks go through the search side by side,
+every lane doing exactly the additions libggml does, in its order.
+
+What that needs, and where it is:
+- *The tile is transposed first* (`transpose`): in memory a block's weights are neighbours; here vector i holds weight
+  i of all sixteen blocks. Widening from bf16 or f16 happens in the same pass, so no f32 copy of the rows is made.
+- *Plain IEEE operations*: no fast-math and no fused multiply-add, in neither libggml-base (x86 builds) nor here.
+  A build that contracts (ARM compilers do by default) rounds differently; the registry notices and does without us.
+- *Branches become `select`*: a lane keeps its old value where its condition fails. A comparison with NaN is false, as
+  in C.
+- *Rounding as ggml rounds* (`nearest`): adding 1.5 * 2**23 leaves the integer, rounded half to even, in the low bits
+  of the float. ggml masks those bits, so values out of range wrap around; so do ours.
+- *f16 by integer arithmetic* (`half_bits`, `half_value`): round half to even, overflow to infinity, subnormals.
+
+Explicit vectors rather than scalar loops for LLVM to vectorise: one such loop was silently miscompiled.
+A vector of 16 is two AVX registers, one AVX-512 register or four NEON registers; LLVM splits it as the machine needs.
+
+numba's cache does not notice changed globals or callees; jit.py keeps one cache for each version of this folder.
+"""
+
+# numba gives its functions no types
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, disable-error-code=misc
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, Final
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+
+LANES: Final = 16
+
+_I1, _I8, _I16, _I32, _F32 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
+
+
+class Lanes(types.Type):
+    """The numba type of a vector; these exist only inside kernels, never as Python values."""
+
+    def __init__(self, name: str, element: ir.Type) -> None:
+        super().__init__(name=name)
+        self.vector = ir.VectorType(element, LANES)
+
+
+F32Lanes: Final = Lanes("f32x16", _F32)
+I32Lanes: Final = Lanes("i32x16", _I32)
+MaskLanes: Final = Lanes("maskx16", _I1)
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: Lanes) -> None:
+        super().__init__(manager, fe_type, fe_type.vector)
+
+
+# --- operators: a + b, a < b, ~a on vectors of one type -------------------------------------------------------------
+
+Emit = Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]
+
+
+def _define(function: Any, operand: Lanes, result: Lanes, emit: Emit) -> None:
+    def typer(context: Any) -> Any:
+        return lambda a, b: result if a is operand and b is operand else None
+
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return emit(builder, args[0], args[1])
+
+    type_callable(function)(typer)
+    lower_builtin(function, operand, operand)(lower)
+
+
+def _compare(sign: str, *, floats: bool) -> Emit:
+    if floats:
+        return lambda builder, a, b: builder.fcmp_ordered(sign, a, b)
+    return lambda builder, a, b: builder.icmp_signed(sign, a, b)
+
+
+for _function, _method in {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul"}.items():
+    _define(_function, F32Lanes, F32Lanes, getattr(ir.IRBuilder, _method))
+_define(operator.truediv, F32Lanes, F32Lanes, ir.IRBuilder.fdiv)
+for _function, _method in {
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.and_: "and_",
+    operator.or_: "or_",
+    operator.lshift: "shl",
+    operator.rshift: "lshr",
+}.items():
+    _define(_function, I32Lanes, I32Lanes, getattr(ir.IRBuilder, _method))
+_define(operator.and_, MaskLanes, MaskLanes, ir.IRBuilder.and_)
+for _function, _sign in {operator.lt: "<", operator.gt: ">", operator.eq: "=="}.items():
+    _define(_function, F32Lanes, MaskLanes, _compare(_sign, floats=True))
+    _define(_function, I32Lanes, MaskLanes, _compare(_sign, floats=False))
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def _pointer(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, at: ir.Value) -> ir.Value:
+    """Byte pointer to element `at` of a one-dimensional array."""
+    data = context.make_array(array_type)(context, builder, array).data
+    base = builder.bitcast(data, ir.PointerType(_I8))
+    width = ir.Constant(at.type, array_type.dtype.bitwidth // 8)
+    return builder.gep(base, [builder.mul(at, width)])
+
+
+def _load(builder: ir.IRBuilder, pointer: ir.Value, element: ir.Type) -> ir.Value:
+    vector = ir.VectorType(element, LANES)
+    return builder.load(builder.bitcast(pointer, ir.PointerType(vector)), align=1)
+
+
+def _store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
+    builder.store(value, builder.bitcast(pointer, ir.PointerType(value.type)), align=1)
+
+
+@intrinsic
+def load(typing_context: Any, array: Any, at: Any) -> Any:
+    """Sixteen neighbours of a float32 or int32 array, from element `at`."""
+    lanes = {types.float32: F32Lanes, types.int32: I32Lanes}[array.dtype]
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+        return _load(builder, pointer, lanes.vector.element)
+
+    return lanes(array, types.intp), codegen
+
+
+@intrinsic
+def store(typing_context: Any, array: Any, at: Any, value: Any) -> Any:
+    """Writes sixteen neighbours; into a uint8 or uint16 array the low bits of each lane."""
+    narrow = {types.uint8: _I8, types.uint16: _I16}.get(array.dtype)
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+        _store(builder, builder.trunc(args[2], ir.VectorType(narrow, LANES)) if narrow else args[2], pointer)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
+
+
+@intrinsic
+def load_weights(typing_context: Any, array: Any, at: Any) -> Any:
+    """Sixteen neighbouring weights as f32; uint16 arrays hold bf16, int16 arrays f16."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+        return _load_widened(builder, pointer, signature.args[0].dtype)
+
+    return F32Lanes(array, types.intp), codegen
+
+
+def _load_widened(builder: ir.IRBuilder, pointer: ir.Value, dtype: Any) -> ir.Value:
+    if dtype in (types.float32, types.int32):
+        return _load(builder, pointer, _F32 if dtype is types.float32 else _I32)
+    bits = builder.zext(_load(builder, pointer, _I16), I32Lanes.vector)
+    if dtype is types.uint16:
+        return builder.bitcast(builder.shl(bits, _constant(I32Lanes, 16)), F32Lanes.vector)
+    return _emit_half_value(builder, bits)
+
+
+@intrinsic
+def transpose(
+    typing_context: Any, src: Any, first: Any, second: Any, stride: Any, dst: Any, dst_at: Any, dst_stride: Any
+) -> Any:
+    """Writes the 16 x 16 transpose of `src` to `dst`, widening to f32 where `src` is narrower.
+
+    Rows 0-7 of the source start at element `first`, rows 8-15 at `second`, each row `stride` after the one before;
+    row i of the result starts at `dst_at + i * dst_stride`.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        array, first, second, stride, out, out_at, out_stride = args
+        rows = []
+        for row in range(LANES):
+            start, step = (first, row) if row < 8 else (second, row - 8)
+            at = builder.add(start, builder.mul(stride, ir.Constant(stride.type, step)))
+            pointer = _pointer(context, builder, signature.args[0], array, at)
+            rows.append(_load_widened(builder, pointer, signature.args[0].dtype))
+        for row, vector in enumerate(_transposed(builder, rows)):
+            at = builder.add(out_at, builder.mul(out_stride, ir.Constant(out_stride.type, row)))
+            _store(builder, vector, _pointer(context, builder, signature.args[4], out, at))
+        return context.get_dummy_value()
+
+    intp = types.intp
+    return types.void(src, intp, intp, intp, dst, intp, intp), codegen
+
+
+def _transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
+    """Swaps ever smaller off-diagonal squares: 8 x 8, 4 x 4, 2 x 2, 1 x 1."""
+    for span in (8, 4, 2, 1):
+        low = [lane if not lane & span else LANES + lane - span for lane in range(LANES)]
+        high = [lane + span if not lane & span else LANES + lane for lane in range(LANES)]
+        for row in range(LANES):
+            if not row & span:
+                a, b = rows[row], rows[row + span]
+                rows[row] = builder.shuffle_vector(a, b, _indices(low))
+                rows[row + span] = builder.shuffle_vector(a, b, _indices(high))
+    return rows
+
+
+def _indices(lanes: list[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(_I32, LANES), lanes)
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+def _constant(lanes: Lanes, value: float) -> ir.Constant:
+    return ir.Constant(lanes.vector, [value] * LANES)
+
+
+@intrinsic
+def splat(typing_context: Any, value: Any) -> Any:
+    """The same number in every lane: f32 lanes from a float (rounded to f32), i32 lanes from an integer."""
+    lanes = F32Lanes if isinstance(value, types.Float) else I32Lanes
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        narrow = types.float32 if lanes is F32Lanes else types.int32
+        scalar = context.cast(builder, args[0], signature.args[0], narrow)
+        one = builder.insert_element(ir.Constant(lanes.vector, ir.Undefined), scalar, ir.Constant(_I32, 0))
+        return builder.shuffle_vector(one, one, _indices([0] * LANES))
+
+    return lanes(value), codegen
+
+
+@intrinsic
+def select(typing_context: Any, mask: Any, yes: Any, no: Any) -> Any:
+    """`yes` in the lanes where the mask holds, `no` elsewhere."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.select(*args)
+
+    return yes(mask, yes, no), codegen
+
+
+@intrinsic
+def any_lane(typing_context: Any, mask: Any) -> Any:
+    """Whether the mask holds in any lane."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        bits = builder.bitcast(args[0], _I16)
+        return builder.icmp_unsigned("!=", bits, ir.Constant(_I16, 0))
+
+    return types.boolean(mask), codegen
+
+
+@intrinsic
+def largest_lane(typing_context: Any, value: Any) -> Any:
+    """The largest of the sixteen (none of them NaN), as a scalar."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        vector = args[0]
+        for span in (8, 4, 2, 1):
+            other = builder.shuffle_vector(vector, vector, _indices([lane ^ span for lane in range(LANES)]))
+            vector = builder.select(builder.fcmp_ordered(">", vector, other), vector, other)
+        return builder.extract_element(vector, ir.Constant(_I32, 0))
+
+    return types.float32(F32Lanes), codegen
+
+
+def _unary(name: str) -> Any:
+    @intrinsic
+    def function(typing_context: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            vector = F32Lanes.vector
+            declared = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(vector, [vector]), f"llvm.{name}.v16f32"
+            )
+            return builder.call(declared, [args[0]])
+
+        return F32Lanes(value), codegen
+
+    return function
+
+
+absolute = _unary("fabs")
+square_root = _unary("sqrt")
+
+
+def _conversion(method: str, source: Lanes, target: Lanes) -> Any:
+    emit = getattr(ir.IRBuilder, method)
+
+    @intrinsic
+    def function(typing_context: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            return emit(builder, args[0], target.vector)
+
+        return target(source), codegen
+
+    return function
+
+
+to_bits = _conversion("bitcast", F32Lanes, I32Lanes)
+from_bits = _conversion("bitcast", I32Lanes, F32Lanes)
+to_float = _conversion("sitofp", I32Lanes, F32Lanes)
+truncated = _conversion("fptosi", F32Lanes, I32Lanes)  # every lane must fit an int32
+
+
+def _emit_half_value(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    """f32 from the 16 bits of an f16: shift into place, then multiply by 2**112 to correct the exponent's bias."""
+    magnitude = builder.shl(builder.and_(bits, _constant(I32Lanes, 0x7FFF)), _constant(I32Lanes, 13))
+    scale = ir.Constant(F32Lanes.vector, [float(2.0**112)] * LANES)
+    scaled = builder.bitcast(builder.fmul(builder.bitcast(magnitude, F32Lanes.vector), scale), I32Lanes.vector)
+    special = builder.icmp_signed(">=", magnitude, _constant(I32Lanes, 0x7C00 << 13))
+    infinite = builder.or_(magnitude, _constant(I32Lanes, 0x7F800000))
+    sign = builder.shl(builder.and_(bits, _constant(I32Lanes, 0x8000)), _constant(I32Lanes, 16))
+    return builder.bitcast(builder.or_(sign, builder.select(special, infinite, scaled)), F32Lanes.vector)
+
+
+@intrinsic
+def half_value(typing_context: Any, bits: Any) -> Any:
+    """f32 value of an f16 given by its bits."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _emit_half_value(builder, args[0])
+
+    return F32Lanes(I32Lanes), codegen
+
+
+@njit
+def half_bits(value):
+    """Bits of the nearest f16, half to even; NaN becomes 0x7E00 with its sign, as in GGML_FP32_TO_FP16."""
+    bits = to_bits(value)
+    sign = (bits >> splat(16)) & splat(0x8000)
+    magnitude = bits & splat(0x7FFFFFFF)
+    odd = (magnitude >> splat(13)) & splat(1)
+    normal = ((magnitude - splat(112 << 23)) + (splat(0xFFF) + odd)) >> splat(13)
+    # adding 0.5 makes the float unit round at the last bit of a subnormal f16 (2**-24)
+    tiny = to_bits(from_bits(magnitude) + splat(0.5)) - splat(0x3F000000)
+    finite = select(magnitude < splat(113 << 23), tiny, normal)
+    half = select(magnitude > splat(0x477FEFFF), splat(0x7C00), finite)
+    half = select(magnitude > splat(0x7F800000), splat(0x7E00), half)
+    return sign | half
+
+
+@njit
+def nearest(value, low, high):
+    """ggml's nearest_int, clamped to [low, high]: half to even, wrapping where |value| > 4194303."""
+    wrapped = (to_bits(value + splat(12582912.0)) & splat(0x7FFFFF)) - splat(0x400000)
+    raised = select(wrapped > low, wrapped, low)
+    return select(raised < high, raised, high)
+
+
+@njit
+def nearest_in_range(value, low, high):
+    """The same as f32, in two operations less, where |value| < 4194303 or `value` is NaN and `low` is 0.
+
+    All bounds are f32; adding and taking away 1.5 * 2**23 rounds, and order survives the addition.
+    """
+    shift = splat(12582912.0)
+    shifted = value + shift
+    low, high = low + shift, high + shift
+    raised = select(shifted > low, shifted, low)
+    return select(raised < high, raised, high) - shift

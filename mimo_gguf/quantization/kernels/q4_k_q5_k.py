@@ -1,0 +1,233 @@
+"""Q4_K and Q5_K: weight = scale * level - offset, fitted per 32 weights; scales and offsets in 6 bits per 256.
+
+A tile is two super-blocks of 256 weights: sixteen sub-blocks of 32, one to a lane. Steps for each tile:
+fit (scale, offset) by weighted least squares over a table of trial scales; round the sixteen scales and offsets to
+6 bits of the super-block's largest; take the levels again from the rounded values; pack.
+
+Follows make_qkx2_quants, quantize_row_q4_K_ref and quantize_row_q5_K_ref (the path without an importance matrix) in
+https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-quants.c
+"""
+
+# numba gives its functions no types
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, disable-error-code=misc
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from mimo_gguf.quantization.kernels.jit import kernel
+from mimo_gguf.quantization.kernels.lanes import (
+    absolute,
+    any_lane,
+    half_bits,
+    half_value,
+    load,
+    nearest,
+    select,
+    splat,
+    square_root,
+    store,
+    to_float,
+    transpose,
+)
+
+
+def _trial_numerators(n_levels: int, first: float, n_steps: int) -> NDArray[np.float32]:
+    """Trial k scales the range to first + 0.1 * k + n_levels, in f32 and in this order."""
+    steps = np.float32(0.1) * np.arange(n_steps + 1, dtype=np.float32)
+    return (np.float32(first) + steps) + np.float32(n_levels)
+
+
+Q4_K_TRIALS: Final = _trial_numerators(15, -1.0, 20)
+Q5_K_TRIALS: Final = _trial_numerators(31, -0.5, 15)
+
+
+@njit
+def _fit(x, weight, level, fitted, trials, n_levels):
+    """Fits scale and offset of each lane's 32 weights.
+
+    `x`, `weight`, `level`: float32[32 * 16] tiles (the last two are scratch). `fitted`: float32[4 * 16], receives
+    scale, offset, and the inverse scale and minimum that gave the winning levels.
+    """
+    zero, top = splat(0), splat(n_levels)
+    sum_x2 = splat(0.0)
+    for i in range(0, x.size, 16):
+        value = load(x, i)
+        sum_x2 = sum_x2 + value * value
+    average = square_root(sum_x2 / splat(32.0))
+
+    value = load(x, 0)
+    low = high = value
+    sum_w = average + absolute(value)
+    sum_x = sum_w * value
+    store(weight, 0, sum_w)
+    for i in range(16, x.size, 16):
+        value = load(x, i)
+        low = select(value < low, value, low)
+        high = select(value > high, value, high)
+        w = average + absolute(value)
+        store(weight, i, w)
+        sum_w = sum_w + w
+        sum_x = sum_x + w * value
+    low = select(low > splat(0.0), splat(0.0), low)
+    flat = high == low
+
+    inverse = to_float(top) / (high - low)
+    scale = splat(1.0) / inverse
+    best_error = splat(0.0)
+    for i in range(0, x.size, 16):
+        value = load(x, i)
+        difference = scale * to_float(nearest(inverse * (value - low), zero, top)) + low - value
+        best_error = best_error + load(weight, i) * (difference * difference)
+
+    best_inverse, best_low = inverse, low
+    for trial in range(trials.size):
+        inverse = splat(trials[trial]) / (high - low)  # low moves whenever a trial wins
+        sum_l = splat(0.0)
+        sum_l2 = splat(0.0)
+        sum_xl = splat(0.0)
+        for i in range(0, x.size, 16):
+            store(level, i, to_float(nearest(inverse * (load(x, i) - low), zero, top)))
+        for i in range(0, x.size, 16):
+            value = load(x, i)
+            step = load(level, i)
+            weighted = load(weight, i) * step
+            sum_l = sum_l + weighted
+            sum_l2 = sum_l2 + weighted * step
+            sum_xl = sum_xl + weighted * value
+        determinant = sum_w * sum_l2 - sum_l * sum_l
+        trial_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
+        trial_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
+        above = trial_low > splat(0.0)
+        trial_low = select(above, splat(0.0), trial_low)
+        trial_scale = select(above, sum_xl / sum_l2, trial_scale)
+        error = splat(0.0)
+        for i in range(0, x.size, 16):
+            difference = trial_scale * load(level, i) + trial_low - load(x, i)
+            error = error + load(weight, i) * (difference * difference)
+        better = (determinant > splat(0.0)) & (error < best_error)
+        best_error = select(better, error, best_error)
+        best_inverse = select(better, inverse, best_inverse)
+        best_low = select(better, low, best_low)
+        scale = select(better, trial_scale, scale)
+        low = select(better, trial_low, low)
+
+    store(fitted, 0, select(flat, splat(0.0), scale))
+    store(fitted, 16, splat(-0.0) - low)
+    # a flat lane's levels are all 0, whatever its weights: NaN rounds to 0
+    store(fitted, 32, select(flat, splat(np.nan), best_inverse))
+    store(fitted, 48, best_low)
+
+
+@njit
+def _round_scales(fitted, largest, codes, halves, rounded):
+    """Rounds the lanes' scales and offsets to 6 bits of their super-block's largest.
+
+    `codes`: int32[2 * 16] receives the 6-bit values, `halves`: int32[2 * 16] the f16 bits of the unit of the lane's
+    super-block, `rounded`: float32[2 * 16] their products; scales first, offsets second. `largest` is scratch.
+    """
+    for kind in range(0, 32, 16):
+        for first in range(0, 16, 8):
+            top = np.float32(0.0)
+            for lane in range(first, first + 8):
+                if fitted[kind + lane] > top:
+                    top = fitted[kind + lane]
+            for lane in range(first, first + 8):
+                largest[lane] = top
+        most = load(largest, 0)
+        inverse = select(most > splat(0.0), splat(63.0) / most, splat(0.0))
+        # ggml stores nearest_int in a byte before it takes the minimum with 63
+        code = nearest(inverse * load(fitted, kind), splat(-0x400000), splat(0x3FFFFF)) & splat(0xFF)
+        code = select(code < splat(63), code, splat(63))
+        half = half_bits(most / splat(63.0))
+        store(codes, kind, code)
+        store(halves, kind, half)
+        store(rounded, kind, half_value(half) * to_float(code))
+
+
+@njit
+def _take_levels(x, fitted, rounded, level, n_levels):
+    """Writes the final levels, int32[32 * 16]; a lane whose rounded scale is 0 keeps those of the search."""
+    zero, top = splat(0), splat(n_levels)
+    scale, offset = load(rounded, 0), load(rounded, 16)
+    empty = scale == splat(0.0)
+    for i in range(0, x.size, 16):
+        store(level, i, nearest((load(x, i) + offset) / scale, zero, top))
+    if any_lane(empty):
+        inverse, low = load(fitted, 32), load(fitted, 48)
+        for i in range(0, x.size, 16):
+            searched = nearest(inverse * (load(x, i) - low), zero, top)
+            store(level, i, select(empty, searched, load(level, i)))
+
+
+@njit
+def _pack_scales(codes, halves, lane, out, at):
+    """d, dmin and the twelve bytes of 6-bit scales and offsets of the super-block whose first lane is `lane`."""
+    for kind in range(2):
+        half = halves[16 * kind + lane]
+        out[at + 2 * kind] = half & 0xFF
+        out[at + 2 * kind + 1] = half >> 8
+    for j in range(4):
+        scale, scale4 = codes[lane + j], codes[lane + j + 4]
+        offset, offset4 = codes[16 + lane + j], codes[16 + lane + j + 4]
+        out[at + 4 + j] = scale | (scale4 >> 4) << 6
+        out[at + 8 + j] = offset | (offset4 >> 4) << 6
+        out[at + 12 + j] = (scale4 & 15) | (offset4 & 15) << 4
+
+
+@njit
+def _pack_low_bits(rows, lane, out, at):
+    """Low four bits of eight sub-blocks: 32 bytes for each pair of neighbours."""
+    for pair in range(4):
+        for half in range(0, 32, 16):
+            even = load(rows, (lane + 2 * pair) * 32 + half) & splat(15)
+            odd = load(rows, (lane + 2 * pair + 1) * 32 + half) & splat(15)
+            store(out, at + 32 * pair + half, even | (odd << splat(4)))
+
+
+@njit
+def _pack_high_bits(rows, lane, out, at):
+    """The fifth bits of eight sub-blocks: bit j of byte i is sub-block j's weight i."""
+    for half in range(0, 32, 16):
+        byte = splat(0)
+        for j in range(8):
+            byte = byte | ((load(rows, (lane + j) * 32 + half) >> splat(4)) << splat(j))
+        store(out, at + half, byte)
+
+
+@kernel
+def quantize_q4_k_or_q5_k(src, out, trials, n_levels):
+    """Quantises the flat `src` (whole super-blocks) into the flat uint8 `out`; 15 levels are Q4_K, 31 Q5_K."""
+    x = np.empty(512, np.float32)
+    weight = np.empty(512, np.float32)
+    trial_level = np.empty(512, np.float32)
+    level = np.empty(512, np.int32)
+    rows = np.empty(512, np.int32)
+    fitted = np.empty(64, np.float32)
+    largest = np.empty(16, np.float32)
+    codes = np.empty(32, np.int32)
+    halves = np.empty(32, np.int32)
+    rounded = np.empty(32, np.float32)
+    block_bytes = 144 if n_levels == 15 else 176
+    n_blocks = src.size // 256
+    for first in range(0, n_blocks, 2):
+        second = min(first + 1, n_blocks - 1)  # an odd last block fills both halves of its tile
+        for column in range(0, 32, 16):
+            transpose(src, first * 256 + column, second * 256 + column, 32, x, column * 16, 16)
+        _fit(x, weight, trial_level, fitted, trials, n_levels)
+        _round_scales(fitted, largest, codes, halves, rounded)
+        _take_levels(x, fitted, rounded, level, n_levels)
+        for column in range(0, 32, 16):
+            transpose(level, column * 16, column * 16 + 128, 16, rows, column, 32)
+        for block in range(first, second + 1):
+            lane, at = 8 * (block - first), block * block_bytes
+            _pack_scales(codes, halves, lane, out, at)
+            if n_levels == 15:
+                _pack_low_bits(rows, lane, out, at + 16)
+            else:
+                _pack_high_bits(rows, lane, out, at + 16)
+                _pack_low_bits(rows, lane, out, at + 48)
