@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Final, Literal, overload
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.gguf_file import GgufFile, read_gguf
@@ -21,11 +21,12 @@ from mimo_gguf.runtime.chat_template import ChatTemplate, Message, with_system
 from mimo_gguf.runtime.llama_api import LlamaModel, ModelOptions, load_model
 from mimo_gguf.runtime.reasoning import THINK_CLOSE, Kind, Piece, ReasoningSplitter
 from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
-from mimo_gguf.runtime.session import Cancelled, Session, SessionOptions, WindowFull
+from mimo_gguf.runtime.session import Cancelled, Progress, Session, SessionOptions, WindowFull
 from mimo_gguf.runtime.session_stats import SessionStats
 from mimo_gguf.runtime.text_stream import TextStream
 from mimo_gguf.runtime.vocabulary import Vocabulary
 
+DEFAULT_WINDOW: Final = 8192
 FinishReason = Literal["stop", "stop_string", "length", "context", "cancelled"]
 
 
@@ -78,12 +79,13 @@ class AnswerStream(Iterator[Piece]):
 
     def __init__(
         self, session: Session, vocabulary: Vocabulary, prompt: Sequence[int], sampling: SamplingOptions,
-        options: AnswerOptions,
+        options: AnswerOptions, progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self._session = session
         self._vocabulary = vocabulary
         self._prompt = list(prompt)
         self._options = options
+        self._progress = progress
         self._sampling = sampling.seeded()
         self._before = session.stats.copy()
         self._tokens: list[int] = []
@@ -128,7 +130,7 @@ class AnswerStream(Iterator[Piece]):
         stream = TextStream(self._options.stop)
         with Sampler(self._session.model, self._sampling, self._prompt) as sampler:
             try:
-                self._session.feed(self._prompt)
+                self._session.feed(self._prompt, self._progress)
                 for text in self._texts_of(sampler, stream, splitter):
                     yield from self._keep(splitter.push(text) if splitter else [Piece(Kind.ANSWER, text)])
             except WindowFull:
@@ -185,7 +187,7 @@ class Model:
         cls,
         path: str | Path,
         *,
-        n_ctx: int = 4096,
+        n_ctx: int | None = None,
         mtp: bool = True,
         n_gpu_layers: int = -1,
         n_threads: int = 0,
@@ -195,7 +197,7 @@ class Model:
         """Loads a GGUF. MTP drafting is on when the file has an MTP layer, unless `mtp` is False.
 
         Args:
-            n_ctx: context window in tokens; 0 takes what the model was trained with.
+            n_ctx: context window in tokens; 0 takes what the model was trained with, None at most 8192 of that.
             n_gpu_layers: blocks on the GPU; -1 all.
             session, model: everything else there is to choose; they take precedence over the arguments before.
 
@@ -204,7 +206,8 @@ class Model:
             BackendError: llama.cpp cannot load it or make its contexts.
         """
         file = read_gguf(path)
-        options = session or SessionOptions(n_ctx=n_ctx, mtp=mtp, n_threads=n_threads)
+        window = default_window(file) if n_ctx is None else n_ctx
+        options = session or SessionOptions(n_ctx=window, mtp=mtp, n_threads=n_threads)
         native = load_model(file.path, model or ModelOptions(n_gpu_layers=n_gpu_layers, load_mtp=options.mtp))
         try:
             return cls(file, native, Session(native, options))
@@ -242,12 +245,14 @@ class Model:
     @overload
     def chat(
         self, messages: Sequence[Message], *, stream: Literal[True], system: str | None = ...,
-        sampling: SamplingOptions | None = ..., options: AnswerOptions | None = ..., **overrides: Any,
+        sampling: SamplingOptions | None = ..., options: AnswerOptions | None = ..., progress: Progress | None = ...,
+        **overrides: Any,
     ) -> AnswerStream: ...  # fmt: skip
     @overload
     def chat(
         self, messages: Sequence[Message], *, stream: Literal[False] = ..., system: str | None = ...,
-        sampling: SamplingOptions | None = ..., options: AnswerOptions | None = ..., **overrides: Any,
+        sampling: SamplingOptions | None = ..., options: AnswerOptions | None = ..., progress: Progress | None = ...,
+        **overrides: Any,
     ) -> Answer: ...  # fmt: skip
     def chat(
         self,
@@ -257,6 +262,7 @@ class Model:
         system: str | None = "",
         sampling: SamplingOptions | None = None,
         options: AnswerOptions | None = None,
+        progress: Progress | None = None,
         **overrides: Any,
     ) -> Answer | AnswerStream:
         """Answers a conversation: a list of {"role": ..., "content": ...}.
@@ -264,22 +270,26 @@ class Model:
         Args:
             stream: give an AnswerStream to iterate over instead of the whole Answer.
             system: system message where `messages` has none; "" says an empty one, None leaves it to the template.
+            progress: called with (tokens evaluated, tokens to evaluate) while the prompt is read.
             overrides: any field of SamplingOptions or AnswerOptions by name: temperature=0, max_tokens=100.
 
         Raises:
             UsageError: an unknown option, a value out of range, a conversation the template does not take.
         """
-        return self._answer(self.prompt_tokens(messages, system=system), stream, sampling, options, overrides)
+        prompt = self.prompt_tokens(messages, system=system)
+        return self._answer(prompt, stream, sampling, options, progress, overrides)
 
     @overload
     def complete(
         self, prompt: str, *, stream: Literal[True], sampling: SamplingOptions | None = ...,
-        options: AnswerOptions | None = ..., **overrides: Any,
+        options: AnswerOptions | None = ..., progress: Progress | None = ...,
+        **overrides: Any,
     ) -> AnswerStream: ...  # fmt: skip
     @overload
     def complete(
         self, prompt: str, *, stream: Literal[False] = ..., sampling: SamplingOptions | None = ...,
-        options: AnswerOptions | None = ..., **overrides: Any,
+        options: AnswerOptions | None = ..., progress: Progress | None = ...,
+        **overrides: Any,
     ) -> Answer: ...  # fmt: skip
     def complete(
         self,
@@ -288,19 +298,20 @@ class Model:
         stream: bool = False,
         sampling: SamplingOptions | None = None,
         options: AnswerOptions | None = None,
+        progress: Progress | None = None,
         **overrides: Any,
     ) -> Answer | AnswerStream:
         """Continues `prompt` as it stands: no template, no splitting of reasoning. Otherwise as `chat`."""
         options = options or AnswerOptions(split_reasoning=False)
-        return self._answer(self.vocabulary.tokenize(prompt), stream, sampling, options, overrides)
+        return self._answer(self.vocabulary.tokenize(prompt), stream, sampling, options, progress, overrides)
 
     def _answer(
         self, prompt: Sequence[int], stream: bool, sampling: SamplingOptions | None, options: AnswerOptions | None,
-        overrides: dict[str, Any],
+        progress: Progress | None, overrides: dict[str, Any],
     ) -> Answer | AnswerStream:  # fmt: skip
         self._stop_running()
         sampling, options = _overridden(sampling or SamplingOptions(), options or AnswerOptions(), overrides)
-        answers = AnswerStream(self.session, self.vocabulary, prompt, sampling, options)
+        answers = AnswerStream(self.session, self.vocabulary, prompt, sampling, options, progress)
         self._running = answers
         return answers if stream else answers.read()
 
@@ -309,6 +320,12 @@ class Model:
         if self._running is not None:
             self._running.close()
             self._running = None
+
+
+def default_window(file: GgufFile) -> int:
+    """The context window where none is asked for: what the model was trained with, at most 8192 tokens."""
+    trained = file.value(f"{file.architecture}.context_length", DEFAULT_WINDOW)
+    return min(DEFAULT_WINDOW, int(trained))
 
 
 def _overridden(

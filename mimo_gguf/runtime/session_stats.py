@@ -94,6 +94,6 @@ class SessionStats:
         if acceptance is None or acceptance >= LOW_ACCEPTANCE or self.n_drafted[0] < ENOUGH_DRAFTS:
             return None
         return (
-            f"only {acceptance:.0%} of the drafted tokens were right: an MTP layer of another model, one quantized too "
-            "far, or text it was not made for; --no-mtp saves its memory"
+            "fewer than 30% of the drafted tokens are right: an MTP layer of another model, one quantized too far, or "
+            "text it was not made for; --no-mtp saves its memory"
         )

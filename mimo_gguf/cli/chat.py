@@ -1,0 +1,200 @@
+"""`mimo-gguf chat`: talk to a model in the terminal, or ask it one thing."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mimo_gguf.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from mimo_gguf.cli.chat_screen import Screen
+    from mimo_gguf.runtime.conversation import Conversation
+    from mimo_gguf.runtime.model import Answer, AnswerOptions, Model
+    from mimo_gguf.runtime.sampling import SamplingOptions
+    from mimo_gguf.runtime.session import SessionOptions
+
+
+def command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF made by convert or quantize.")],
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Ask this, print the answer, and stop.")
+    ] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option("-f", "--file", metavar="FILE", help="Add a file's text to the prompt; - is stdin.")
+    ] = None,
+    system: Annotated[str, typer.Option(metavar="TEXT", help="System message; empty, as Xiaomi recommends.")] = "",
+    ctx: Annotated[
+        int | None, typer.Option(metavar="N", help="Context window in tokens, 0 the model's own [default: up to 8192].")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer, reasoning included.")] = None,
+    think_budget: Annotated[
+        int | None, typer.Option(metavar="N", help="Reasoning tokens after which the answer is asked for.")
+    ] = None,
+    no_think_display: Annotated[bool, typer.Option("--no-think-display", help="Do not show the reasoning.")] = False,
+    temp: Annotated[float, typer.Option(metavar="T", help="Temperature; 0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option(metavar="P")] = 0.95,
+    top_k: Annotated[int, typer.Option(metavar="K", help="0 is off.")] = 0,
+    min_p: Annotated[float, typer.Option(metavar="P", help="0 is off.")] = 0.0,
+    repeat_penalty: Annotated[float, typer.Option(metavar="X", help="1 is off.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The same seed gives the same answer.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End the answer here; may be repeated.")
+    ] = None,
+    grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="GBNF grammar the answer must follow.")] = None,
+    no_mtp: Annotated[bool, typer.Option("--no-mtp", help="Do not load or use the MTP layer.")] = False,
+    draft: Annotated[int, typer.Option(metavar="N", help="Tokens drafted at a time.")] = 1,
+    draft_p_min: Annotated[float, typer.Option(metavar="P", help="Draft only tokens at least this likely.")] = 0.0,
+    hidden: Annotated[str, typer.Option(metavar="pre|post", help="Trunk state the MTP layer is fed.")] = "pre",
+    threads: Annotated[int, typer.Option(metavar="N", help="CPU threads [default: the physical cores].")] = 0,
+    n_gpu_layers: Annotated[
+        int | None, typer.Option("--n-gpu-layers", "-ngl", metavar="N", help="Blocks on the GPU [default: what fits].")
+    ] = None,
+    kv_type: Annotated[str, typer.Option(metavar="TYPE", help="KV cache: f16, q8_0 or q4_0.")] = "f16",
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of text.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's log on stderr.")] = False,
+    log_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Write llama.cpp's log here.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Start even when it does not seem to fit.")] = False,
+) -> None:
+    """Chat with a model: MTP drafting, reasoning and answer apart, tok/s and acceptance at the end.
+
+    Without -p, -f or a pipe it is a conversation; /help lists its commands.
+    """
+    from mimo_gguf.runtime.llama_api import use_log
+    from mimo_gguf.runtime.model import AnswerOptions
+    from mimo_gguf.runtime.sampling import SamplingOptions
+    from mimo_gguf.runtime.session import SessionOptions
+
+    if hidden not in ("pre", "post"):
+        raise UsageError(f"no hidden state {hidden!r}", hint="--hidden pre or --hidden post")
+    sampling = SamplingOptions(
+        temperature=temp, top_p=top_p, top_k=top_k, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed,
+        grammar=_read_text(grammar) if grammar else None,
+    )  # fmt: skip
+    answers = AnswerOptions(max_tokens=max_tokens, stop=tuple(stop or ()), think_budget=think_budget)
+    question = _question(prompt, prompt_file)
+    with contextlib.ExitStack() as stack:
+        if log_file is not None:
+            use_log(copy_to=stack.enter_context(_open_log(log_file)))
+        elif verbose:
+            use_log(copy_to=sys.stderr)
+        stack.callback(use_log, copy_to=None)
+        options = SessionOptions(
+            n_ctx=_window(file, ctx), kv_type=kv_type, n_threads=threads, mtp=not no_mtp, n_draft=draft,
+            p_min=draft_p_min, hidden="post" if hidden == "post" else "pre",
+        )  # fmt: skip
+        model = stack.enter_context(_load(file, options, n_gpu_layers, force))
+        if question is None:
+            from mimo_gguf.cli.chat_loop import ChatLoop
+
+            ChatLoop(model, system, sampling, answers, show_reasoning=not no_think_display).run()
+            return
+        answer = ask(model, system, question, sampling, answers, _screen(as_json, not no_think_display))
+    if answer.finish_reason == "cancelled":
+        raise typer.Exit(130)
+
+
+def _question(prompt: str | None, prompt_file: str | None) -> str | None:
+    """What to ask once: -p, then the file, or a pipe; None for a conversation."""
+    parts = [] if prompt is None else [prompt]
+    if prompt_file is not None:
+        parts.append(sys.stdin.read() if prompt_file == "-" else _read_text(Path(prompt_file)))
+    if parts:
+        return "\n\n".join(parts)
+    if not sys.stdin.isatty():
+        piped = sys.stdin.read()
+        if not piped.strip():
+            raise UsageError("nothing to answer: stdin is no terminal and is empty", hint='give a prompt: -p "..."')
+        return piped
+    if not sys.stdout.isatty():
+        raise UsageError("a conversation needs a terminal", hint='give a prompt: -p "..."')
+    return None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", hint="check the path") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text", hint="give a text file") from None
+
+
+def _open_log(path: Path) -> Any:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", hint="choose another --log-file") from None
+
+
+def _window(file: Path, ctx: int | None) -> int:
+    from mimo_gguf.core.gguf_file import read_gguf
+    from mimo_gguf.runtime.model import default_window
+
+    return default_window(read_gguf(file)) if ctx is None else ctx
+
+
+def _load(file: Path, options: SessionOptions, n_gpu_layers: int | None, force: bool) -> Model:
+    """The model, after asking whether it fits.
+
+    Raises:
+        DoesNotFit: it needs more memory than is free, and `force` was not given.
+    """
+    from mimo_gguf.runtime.llama_api import ModelOptions
+    from mimo_gguf.runtime.model import Model
+
+    layers = -1 if n_gpu_layers is None else n_gpu_layers
+    return Model.load(file, session=options, model=ModelOptions(n_gpu_layers=layers, load_mtp=options.mtp))
+
+
+def _screen(as_json: bool, show_reasoning: bool) -> Screen:
+    from mimo_gguf.cli.chat_screen import JsonScreen, PipeScreen, TerminalScreen
+
+    if as_json:
+        return JsonScreen()
+    return TerminalScreen(show_reasoning=show_reasoning) if sys.stdout.isatty() else PipeScreen()
+
+
+def ask(
+    model: Model,
+    system: str,
+    question: str,
+    sampling: SamplingOptions,
+    options: AnswerOptions,
+    screen: Screen,
+    conversation: Conversation | None = None,
+) -> Answer:
+    """Asks and shows the answer as it comes. Ctrl-C ends the answer, a second one the program."""
+    from mimo_gguf.runtime.conversation import Conversation
+
+    messages = (conversation or Conversation(system)).messages(question)
+    with (
+        interruptible(model),
+        model.chat(messages, stream=True, sampling=sampling, options=options, progress=screen.progress) as stream,
+    ):
+        for piece in stream:
+            screen.show(piece)
+    screen.end(stream.answer, model)
+    return stream.answer
+
+
+@contextlib.contextmanager
+def interruptible(model: Model) -> Iterator[None]:
+    """While this lasts the first Ctrl-C stops the answer at a safe point; the second interrupts as usual."""
+    previous = signal.getsignal(signal.SIGINT)
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, previous)
+        model.cancel()
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

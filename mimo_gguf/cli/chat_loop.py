@@ -1,0 +1,310 @@
+"""The conversation in the terminal: line editing, and the commands that begin with a slash."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import typer
+
+from mimo_gguf.cli import ui
+from mimo_gguf.cli.chat import ask
+from mimo_gguf.cli.chat_screen import TerminalScreen
+from mimo_gguf.core.errors import MimoGgufError, UsageError
+from mimo_gguf.core.output_file import atomic_output
+from mimo_gguf.runtime.chat_template import Message
+from mimo_gguf.runtime.conversation import FULL, Conversation
+from mimo_gguf.runtime.model import AnswerOptions, Model
+from mimo_gguf.runtime.sampling import SamplingOptions
+
+_ANSWER_ROOM: Final = 0.25  # share of the window kept free for an answer when old turns have to go
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCommand:
+    """A slash command: what it takes, what it does, and the ChatLoop method that does it."""
+
+    arguments: str
+    help: str
+    run: Callable[[ChatLoop, str], None]
+
+
+class ChatLoop:
+    """Reads lines until Ctrl-D or /quit, and answers them."""
+
+    def __init__(
+        self, model: Model, system: str, sampling: SamplingOptions, options: AnswerOptions, *, show_reasoning: bool
+    ) -> None:
+        self.model = model
+        self.sampling = sampling
+        self.options = options
+        self.conversation = Conversation(system)
+        self.screen = TerminalScreen(show_reasoning=show_reasoning)
+        self._draft_line = ""  # what the next line begins with (/edit)
+        self._running = True
+
+    def run(self) -> None:
+        """The loop. Errors of one line are shown and the next line is read."""
+        session = _line_editor()
+        self._greet()
+        while self._running:
+            start, self._draft_line = self._draft_line, ""
+            try:
+                line = session.prompt("> ", default=start).strip()
+            except KeyboardInterrupt:
+                ui.print_note("Ctrl-D leaves")
+                continue
+            except EOFError:
+                return
+            try:
+                self.take(line)
+            except MimoGgufError as error:
+                ui.print_error(error)
+
+    def _greet(self) -> None:
+        mtp = "MTP drafting on" if self.model.has_mtp else "no MTP"
+        ui.print_note(f"{self.model.file.path.name} · {mtp} · context {self.model.session.n_ctx} · /help for commands")
+
+    def take(self, line: str) -> None:
+        """One line: a command or a question."""
+        if not line.startswith("/"):
+            if line:
+                self.answer(line)
+            return
+        name, _, argument = line[1:].partition(" ")
+        matches = [known for known in COMMANDS if known == name] or [k for k in COMMANDS if name and k.startswith(name)]
+        if len(matches) != 1:
+            raise UsageError(f"no command /{name}", hint="/help lists them; a line with // in front is no command")
+        COMMANDS[matches[0]].run(self, argument.strip())
+
+    def answer(self, question: str, *, sampling: SamplingOptions | None = None) -> None:
+        """Answers a question and keeps both."""
+        question = question.removeprefix("/") if question.startswith("//") else question
+        self._make_room(question)
+        sampling = sampling or self.sampling
+        answer = ask(self.model, "", question, sampling, self.options, self.screen, conversation=self.conversation)
+        if answer.tokens:
+            self.conversation.add(question, answer)
+        self._tell_when_full(answer.n_prompt + len(answer.tokens))
+
+    def _make_room(self, question: str) -> None:
+        window = self.model.session.n_ctx
+        kept = self.conversation.keep_reasoning
+        n = self.conversation.make_room(question, self._count, int(window * (1 - _ANSWER_ROOM)))
+        if kept and not self.conversation.keep_reasoning:
+            ui.print_note("the window is full: earlier reasoning is left out from now on")
+        if n:
+            ui.print_note(f"the window is full: the {n} oldest turn{'s are' if n > 1 else ' is'} left out from now on")
+
+    def _tell_when_full(self, used: int) -> None:
+        window = self.model.session.n_ctx
+        if used > FULL * window:
+            first = "earlier reasoning" if self.conversation.keep_reasoning else "the oldest turns"
+            ui.print_note(f"{used} of {window} tokens used: {first} will be left out next")
+
+    def _count(self, messages: list[Message]) -> int:
+        return len(self.model.prompt_tokens(messages))
+
+    # ---- commands; each takes the text after its name
+
+    def help(self, _: str) -> None:
+        ui.print_table(
+            ("command", "what it does"), [(f"/{n} {c.arguments}".strip(), c.help) for n, c in COMMANDS.items()]
+        )
+        ui.print_note(
+            "Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves; a leading // is a plain slash"
+        )
+
+    def set_system(self, text: str) -> None:
+        self.conversation.system = text
+        ui.print_note("system message set; it counts for the whole conversation" if text else "system message empty")
+
+    def regenerate(self, _: str) -> None:
+        turn = self._last_turn()
+        self.conversation.undo()
+        self.answer(turn, sampling=replace(self.sampling, seed=None))
+
+    def edit(self, _: str) -> None:
+        self._draft_line = self._last_turn()
+        self.conversation.undo()
+
+    def undo(self, _: str) -> None:
+        question = self._last_turn()
+        self.conversation.undo()
+        ui.print_note(f"taken back: {question.splitlines()[0][:60]}")
+
+    def _last_turn(self) -> str:
+        if not self.conversation.turns:
+            raise UsageError("nothing has been said yet", hint="ask something first")
+        return self.conversation.turns[-1].question
+
+    def clear(self, _: str) -> None:
+        self.conversation.clear()
+        ui.print_note("a new conversation")
+
+    def save(self, name: str) -> None:
+        path = _path(name, ".json", "/save talk.json")
+        self.conversation.save(path)
+        ui.print_note(f"saved to {path}")
+
+    def load(self, name: str) -> None:
+        self.conversation = Conversation.load(_path(name, ".json", "/load talk.json"))
+        ui.print_note(f"{len(self.conversation.turns)} turns loaded")
+
+    def export(self, name: str) -> None:
+        path = _path(name, ".md", "/export talk.md")
+        with atomic_output(path) as file:
+            file.write(self.conversation.as_markdown().encode())
+        ui.print_note(f"written to {path}")
+
+    def think(self, word: str) -> None:
+        """`on`, `off`, `keep`, `drop`, a number of tokens, or nothing: the last reasoning."""
+        if word in ("on", "off"):
+            self.screen.show_reasoning = word == "on"
+        elif word in ("keep", "drop"):
+            self.conversation.keep_reasoning = word == "keep"
+        elif word == "unlimited" or word.isdigit():
+            self.options = replace(self.options, think_budget=int(word) if word.isdigit() else None)
+        elif not word and self.conversation.turns:
+            ui.print_note(self.conversation.turns[-1].reasoning or "no reasoning in the last answer")
+            return
+        else:
+            raise UsageError(f"/think {word}?", hint="/think on, off, keep, drop, 500 (a budget), unlimited")
+        ui.print_note(f"reasoning: {word}")
+
+    def stats(self, _: str) -> None:
+        stats, verdict = self.model.session.stats, self.model.session.control.verdict
+        rows = [
+            ("prompt", f"{stats.n_prompt} tokens read, {stats.n_reused} reused", _rate(stats.prompt_tokens_per_s)),
+            ("answers", f"{stats.n_generated} tokens in {stats.n_passes} passes", _rate(stats.tokens_per_s)),
+        ]
+        for place, share in enumerate(stats.acceptance_by_place):
+            if share is not None:
+                rows.append(
+                    (f"draft {place + 1}", f"{stats.n_accepted[place]} of {stats.n_drafted[place]}", f"{share:.0%}")
+                )
+        if self.model.has_mtp:
+            rows += [
+                ("plain", "measured", _rate(verdict.plain_tokens_per_s)),
+                ("drafted", "measured, in use" if verdict.drafting else "measured, switched off: slower",
+                 _rate(verdict.drafted_tokens_per_s)),
+            ]  # fmt: skip
+        ui.print_table(("", "", ""), rows)
+
+    def tokens(self, text: str) -> None:
+        if text:
+            ids = self.model.vocabulary.tokenize(text)
+            ui.out.print(" ".join(f"{i}:{self.model.vocabulary.name(i)!r}" for i in ids), markup=False)
+            return
+        n = self._count(self.conversation.messages())
+        ui.print_note(f"{n} tokens of {self.model.session.n_ctx}, {len(self.conversation.turns)} turns")
+
+    def set_option(self, text: str) -> None:
+        for assignment in shlex.split(text):
+            name, _, value = assignment.partition("=")
+            self.sampling, self.options = changed_option(self.sampling, self.options, name, value)
+        shown = {name: getattr(self.sampling, field) for name, field in _SETTINGS.items() if field in _SAMPLING_FIELDS}
+        ui.print_note("  ".join(f"{k}={v}" for k, v in shown.items()) + f"  max_tokens={self.options.max_tokens}")
+
+    def mtp(self, word: str) -> None:
+        session = self.model.session
+        if not self.model.has_mtp:
+            raise UsageError("there is no MTP layer loaded", hint="use a file with one, without --no-mtp")
+        if word in ("on", "off"):
+            session.drafting_allowed = word == "on"
+        elif word:
+            raise UsageError(f"/mtp {word}?", hint="/mtp on or /mtp off")
+        ui.print_note(f"MTP drafting is {'on' if session.drafting_allowed else 'off'}")
+
+    def quit(self, _: str) -> None:
+        self._running = False
+
+
+COMMANDS: Final[dict[str, ChatCommand]] = {
+    "help": ChatCommand("", "this list", ChatLoop.help),
+    "system": ChatCommand("TEXT", "set the system message (nothing: empty)", ChatLoop.set_system),
+    "regen": ChatCommand("", "answer the last question again, differently", ChatLoop.regenerate),
+    "edit": ChatCommand("", "change the last question and ask again", ChatLoop.edit),
+    "undo": ChatCommand("", "take the last question and answer back", ChatLoop.undo),
+    "clear": ChatCommand("", "begin a new conversation", ChatLoop.clear),
+    "save": ChatCommand("FILE", "save the conversation", ChatLoop.save),
+    "load": ChatCommand("FILE", "go on with a saved one", ChatLoop.load),
+    "export": ChatCommand("FILE", "write it as Markdown", ChatLoop.export),
+    "think": ChatCommand("on|off|keep|drop|N", "reasoning: show, hide, keep in context, budget", ChatLoop.think),
+    "stats": ChatCommand("", "speeds, drafts, acceptance", ChatLoop.stats),
+    "tokens": ChatCommand("[TEXT]", "tokens used, or those of a text", ChatLoop.tokens),
+    "set": ChatCommand("NAME=VALUE", "temp, top_p, top_k, min_p, seed, max_tokens, ...", ChatLoop.set_option),
+    "mtp": ChatCommand("on|off", "MTP drafting", ChatLoop.mtp),
+    "quit": ChatCommand("", "leave (or Ctrl-D)", ChatLoop.quit),
+}
+
+_SAMPLING_FIELDS: Final = frozenset(SamplingOptions.__dataclass_fields__)
+_SETTINGS: Final[dict[str, str]] = {
+    "temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "typical_p": "typical_p",
+    "repeat_penalty": "repeat_penalty", "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty", "dry": "dry_multiplier", "seed": "seed",
+    "max_tokens": "max_tokens", "think_budget": "think_budget",
+}  # fmt: skip
+_WHOLE_NUMBERS: Final = frozenset({"top_k", "seed", "max_tokens", "think_budget"})
+
+
+def changed_option(
+    sampling: SamplingOptions, options: AnswerOptions, name: str, value: str
+) -> tuple[SamplingOptions, AnswerOptions]:
+    """Both with one setting changed; `none` takes a seed or a limit away.
+
+    Raises:
+        UsageError: no such setting, or a value it cannot have.
+    """
+    field = _SETTINGS.get(name, name)
+    if field not in _SETTINGS.values():
+        raise UsageError(f"no setting {name!r}", hint=f"one of: {', '.join(_SETTINGS)}")
+    number: Any = None
+    if value != "none" or field not in _WHOLE_NUMBERS - {"top_k"}:
+        try:
+            number = int(value) if field in _WHOLE_NUMBERS else float(value)
+        except ValueError:
+            raise UsageError(f"{name}={value} is no number", hint=f"/set {name}=1") from None
+    if field in _SAMPLING_FIELDS:
+        return replace(sampling, **{field: number}), options
+    return sampling, replace(options, **{field: number})
+
+
+def _path(name: str, suffix: str, example: str) -> Path:
+    if not name:
+        raise UsageError("a file name is missing", hint=example)
+    path = Path(name).expanduser()
+    return path if path.suffix else path.with_suffix(suffix)
+
+
+def _rate(tokens_per_s: float | None) -> str:
+    return "-" if tokens_per_s is None else f"{tokens_per_s:.1f} tok/s"
+
+
+def _line_editor() -> Any:
+    """prompt_toolkit with history across runs, completion of commands, pasted lines kept together."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    history: History = InMemoryHistory()
+    try:
+        folder = Path(typer.get_app_dir("mimo-gguf"))
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "chat_history"
+        path.touch(mode=0o600)
+        history = FileHistory(str(path))
+    except OSError:
+        pass  # no home to write to: this run's history only
+    words = WordCompleter([f"/{name}" for name in COMMANDS], sentence=True)
+    return PromptSession(history=history, completer=words, key_bindings=keys, complete_while_typing=False)
