@@ -1,0 +1,1 @@
+"""A tiny trained MiMo (`mimo-tiny/`) and the scripts that make it."""
