@@ -107,8 +107,8 @@ def describe_kernels(source_type: GgmlType = GgmlType.BF16) -> tuple[Kernel, ...
 def _kernel(ggml_type: GgmlType, source_type: GgmlType, with_importance: bool) -> Kernel:
     if ggml_type is source_type:
         return Kernel(ggml_type, source_type, with_importance, "copy", "the same type", _copy)
-    reference = _libggml_run(ggml_type, source_type, with_importance)
-    name, note, ours = _numba_run(ggml_type, source_type, with_importance)
+    reference = libggml_run(ggml_type, source_type, with_importance)
+    name, note, ours = numba_run(ggml_type, source_type, with_importance)
     if ours is not None:
         note = _difference(ours, reference, ggml_type, source_type)
         if not note:
@@ -116,7 +116,7 @@ def _kernel(ggml_type: GgmlType, source_type: GgmlType, with_importance: bool) -
     return Kernel(ggml_type, source_type, with_importance, f"libggml {load_libggml().version}", note, reference)
 
 
-def _libggml_run(ggml_type: GgmlType, source_type: GgmlType, with_importance: bool) -> Run:
+def libggml_run(ggml_type: GgmlType, source_type: GgmlType, with_importance: bool) -> Run:
     library = load_libggml()
     if library.requires_importance(ggml_type) and not with_importance:
         raise BackendError(
@@ -129,7 +129,7 @@ def _libggml_run(ggml_type: GgmlType, source_type: GgmlType, with_importance: bo
     return run
 
 
-def _numba_run(ggml_type: GgmlType, source_type: GgmlType, with_importance: bool) -> tuple[str, str, Run | None]:
+def numba_run(ggml_type: GgmlType, source_type: GgmlType, with_importance: bool) -> tuple[str, str, Run | None]:
     """Name and callable of our kernel, or the reason why there is none."""
     if os.environ.get(CHOICE_VARIABLE) == "libggml":
         return "", f"{CHOICE_VARIABLE}=libggml", None
