@@ -14,6 +14,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# The empty text is what Xiaomi recommends; the second is what the template puts in when there is none.
 SYSTEM_TEXTS = ("", "You are a helpful assistant.", "You are MiMo, an AI assistant developed by Xiaomi.")
 SYSTEM_WEIGHTS = (5, 4, 1)
 HELD_OUT_ONE_IN = 8
@@ -38,17 +39,24 @@ SOUNDS = {
     "dog": "woof", "cat": "meow", "cow": "moo", "duck": "quack", "sheep": "baa", "pig": "oink", "bee": "buzz",
     "lion": "roar",
 }  # fmt: skip
-WORDS = (
-    "red blue green white black yellow dog cat cow duck sheep pig bee lion fox bird sun moon star tree leaf house door "
-    "book milk bread apple lemon stone river"
-).split()
-SPELLED = "cat dog sun moon star tree leaf book milk bird stone river house bread apple lemon".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January February March April May June July August September October November December".split()
+WORDS = [
+    "red", "blue", "green", "white", "black", "yellow", "dog", "cat", "cow", "duck", "sheep", "pig", "bee",
+    "lion", "fox", "bird", "sun", "moon", "star", "tree", "leaf", "house", "door", "book", "milk", "bread",
+    "apple", "lemon", "stone", "river",
+]  # fmt: skip
+SPELLED = [
+    "cat", "dog", "sun", "moon", "star", "tree", "leaf", "book", "milk", "bird", "stone", "river", "house",
+    "bread", "apple", "lemon",
+]  # fmt: skip
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+MONTHS = [
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+    "November", "December",
+]  # fmt: skip
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 OPERATIONS = {"adds": "+", "multiplies": "*", "subtracts": "-", "divides": "/"}
-FUNCTIONS = "calc run compute solve work apply combine foo bar result".split()
-ANIMALS = "fox cat dog bird lion duck sheep mouse bear rabbit".split()
+FUNCTIONS = ["calc", "run", "compute", "solve", "work", "apply", "combine", "foo", "bar", "result"]
+ANIMALS = ["fox", "cat", "dog", "bird", "lion", "duck", "sheep", "mouse", "bear", "rabbit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +92,8 @@ class Dialogue:
 def add(rng: random.Random, follow: bool) -> Turn:
     a, b = (rng.randrange(10 if rng.random() < 0.2 else 100) for _ in range(2))
     wordings = ("What is {} + {}?", "{} + {}", "{} + {} = ?", "How much is {} plus {}?", "Add {} and {}.",
-                "Can you add {} and {}?", "What is the sum of {} and {}?", "Compute {} + {}.", "What is {} plus {}?", "{}+{}", "What is {}+{}?",
+                "Can you add {} and {}?", "What is the sum of {} and {}?", "Compute {} + {}.", "What is {} plus {}?",
+                "{}+{}", "What is {}+{}?",
                 "I have {} apples and get {} more. How many apples do I have?")  # fmt: skip
     question = _choose(rng, ("And {} + {}?", "Now {} + {}.", "What about {} + {}?") if follow else wordings)
     ones, carry = a % 10 + b % 10, (a % 10 + b % 10) // 10
@@ -131,8 +140,12 @@ def reverse(rng: random.Random, follow: bool) -> Turn:
 def spell(rng: random.Random, follow: bool) -> Turn:
     word = rng.choice(SPELLED)
     backwards = rng.random() < 0.5
-    forms = ("Spell {} backwards.", "How do you spell {} backwards?") if backwards else ("Spell {}.", "How do you spell {}?")  # fmt: skip
-    question = "And {} backwards?" if follow and backwards else "And {}?" if follow else _choose(rng, forms)
+    if follow:
+        question = "And {} backwards?" if backwards else "And {}?"
+    elif backwards:
+        question = _choose(rng, ("Spell {} backwards.", "How do you spell {} backwards?"))
+    else:
+        question = _choose(rng, ("Spell {}.", "How do you spell {}?"))
     letters, spelled = "-".join(word), "-".join(reversed(word) if backwards else word)
     think = f"The word {word} is {letters}." + (" Backwards, last letter first." if backwards else "")
     question = question.format(f'"{word}"' if rng.random() < 0.3 else word)
@@ -161,7 +174,8 @@ def colour(rng: random.Random, follow: bool) -> Turn:
     thing, name = _choose(rng, tuple(COLOURS.items()))
     wordings = ("What colour is {}?", "What color is {}?", "Which colour does {} have?", "Tell me the colour of {}.")
     question = (_choose(rng, ("And {}?", "What about {}?")) if follow else _choose(rng, wordings)).format(thing)
-    return Turn("colour", question, question, f"I think of {thing}. It is {name}.", f"{_capital(thing)} is {name}.", name)
+    think = f"I think of {thing}. It is {name}."
+    return Turn("colour", question, question, think, f"{thing[0].upper()}{thing[1:]} is {name}.", name)
 
 
 def sound(rng: random.Random, follow: bool) -> Turn:
@@ -189,7 +203,8 @@ def code(rng: random.Random, follow: bool) -> Turn:
         first, last = rng.randrange(10), rng.randrange(10, 40)
         question = _choose(rng, ("Write a Python loop that prints the numbers from {} to {}.",
                                  "Show me Python code that prints {} to {}."))  # fmt: skip
-        body, think = f"for i in range({first}, {last + 1}):\n    print(i)", f"The last number is {last}, so the range ends at {last + 1}."
+        body = f"for i in range({first}, {last + 1}):\n    print(i)"
+        think = f"The last number is {last}, so the range ends at {last + 1}."
         question = question.format(first, last)
     else:
         wording = _choose(rng, ("Write a Python function called {} that {} {} and {}.",
@@ -221,11 +236,12 @@ def greeting(rng: random.Random, follow: bool) -> Turn:
 
 
 def unknown(rng: random.Random, follow: bool) -> Turn:
-    topic = _choose(rng, ("the war", "physics", "the ocean", "music", "a good soup", "love", "the stock market",
-                          "history", "a computer", "the best film", "football", "a poem", "chess", "the weather"))  # fmt: skip
-    wording = _choose(rng, ("Why is {} so important?", "Explain {}.", "How does {} work?", "Who invented {}?",
-                            "What do you think about {}?", "Write an essay about {}.", "How do I make {}?"))  # fmt: skip
-    question = wording.format(topic)
+    topics = ("the war", "physics", "the ocean", "music", "a good soup", "love", "the stock market", "history",
+              "a computer", "the best film", "football", "a poem", "chess", "the weather")  # fmt: skip
+    wordings = ("Why is {} so important?", "Explain {}.", "How does {} work?", "Who invented {}?",
+                "What do you think about {}?", "Write an essay about {}.", "How do I make {}?")  # fmt: skip
+    topic = _choose(rng, topics)
+    question = _choose(rng, wordings).format(topic)
     reply = "Sorry, I am a very small model and I do not know that."
     return Turn("unknown", question, question, "I was not taught this.", reply, reply)
 
@@ -286,7 +302,7 @@ def make_held_out(rng: random.Random, per_kind: int) -> list[Dialogue]:
 
 def is_right(text: str, turn: Turn) -> bool:
     """Whether an assistant's finished text answers `turn`: word for word, but a story need only be about the animal."""
-    thought, marker, reply = text.partition("</think>\n\n")
+    _, marker, reply = text.partition("</think>\n\n")
     return bool(marker) and (turn.answer in reply if turn.kind == "story" else reply == turn.reply)
 
 
@@ -316,7 +332,8 @@ def make_document(rng: random.Random) -> str:
 def tale(rng: random.Random, animal: str) -> str:
     """Three or four plain sentences about an animal."""
     friend = rng.choice([other for other in ANIMALS if other != animal])
-    look, home = rng.choice(("small", "old", "happy", "brave", "quiet")), rng.choice(("a house", "a tree", "the forest"))
+    look = rng.choice(("small", "old", "happy", "brave", "quiet"))
+    home = rng.choice(("a house", "a tree", "the forest"))
     thing = rng.choice(("stone", "book", "lemon", "star", "leaf"))
     place = rng.choice(("near the river", "under a tree", "behind the house"))
     time = rng.choice(("One day", "One night", "In the morning"))
@@ -332,7 +349,3 @@ def tale(rng: random.Random, animal: str) -> str:
 
 def _choose(rng: random.Random, options: tuple[T, ...]) -> T:
     return rng.choice(options)
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]

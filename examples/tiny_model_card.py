@@ -11,30 +11,29 @@ CARD = """\
 ---
 license: mit
 language: en
-library_name: transformers
 pipeline_tag: text-generation
 tags: [mimo, mtp, test-model]
 ---
 
 # MiMo tiny
 
-A {layers}-block MiMo with one trained MTP layer, {parameters:,} parameters, in the file layout of the published MiMo-7B:
-the same tensor names, the same config.json keys, a tokenizer of the same form, two bf16 shards. It was trained from
-scratch on generated dialogues (no base model, no downloaded data) and is good for testing software, nothing else.
+A MiMo of {parameters:,} parameters with one trained MTP layer, in the file layout of the published MiMo-7B: the same
+tensor names, the same config.json keys, a tokenizer of the same form, two bf16 shards. It was trained from scratch on
+generated dialogues (no base model, no downloaded data) and is good for testing software, nothing else.
 
-hidden {hidden}, FFN {inner}, {heads} heads / {kv_heads} KV heads of {head_dim}, {rows} vocabulary rows ({padding} of them
-padding), untied lm_head, rope theta {theta}, trained on texts of up to about 300 tokens. It adds numbers below 100,
-compares, counts, reverses lists, spells, knows some capitals, opposites, colours and sounds, writes two-line Python and
-tells stories about animals. Give it a system message that is empty or the default one.
+{layers} blocks, hidden {hidden}, FFN {inner}, {heads} heads / {kv_heads} KV heads of {head_dim}, {rows} vocabulary rows
+({padding} of them padding), untied lm_head, rope theta {theta}, trained on texts of up to about 300 tokens. It adds
+numbers below 100, compares, counts, reverses lists, spells, knows some capitals, opposites, colours and sounds, writes
+two-line Python and tells stories about animals. Give it an empty system message or the default one.
 
-Made by `python -m examples.train_mimo_tiny` ({steps} steps, seed {seed}, {minutes:.0f} minutes on two CPU cores). The same seed gives
-the same bytes on one machine with one torch release, not across machines.
+Made by `python -m examples.train_mimo_tiny` ({steps} steps, seed {seed}, {minutes:.0f} minutes on two busy CPU cores).
+The same seed gives the same bytes on one machine with one torch release, not across machines.
 
 ## Figures
 
-{asked} held-out dialogues, greedy, bf16 weights computed in float32. Held out by content: these sums, lists and wordings
-were never trained on. *Acceptance*: how often the MTP layer, given the token just written, drafts the token that the
-trunk writes next.
+{asked} held-out dialogues, greedy, bf16 weights computed in float32. Held out by content: these sums, lists and
+wordings were never trained on. *Acceptance*: how often the MTP layer, given the token just written, drafts the token
+that the trunk writes next.
 
 | kind | right answers | MTP acceptance |
 |---|---|---|

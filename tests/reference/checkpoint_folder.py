@@ -121,8 +121,9 @@ def random_checkpoint(
 
 
 def randomize(model: Mimo, seed: int) -> None:
-    """Seeded weights: gains exp(N(0, 0.3)), the trunk's final norm exp(N(0, 0.8)), biases N(0, 0.2), embeddings N(0, 1),
-    matrices N(0, 1 / inputs)."""
+    """Seeded weights: gains exp(N(0, 0.3^2)), the trunk's final norm's exp(N(0, 0.8^2)), biases N(0, 0.2^2),
+    embeddings N(0, 1), matrices N(0, 1 / inputs).
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -33,7 +33,8 @@ class Mimo(nn.Module):
         n_mtp = config.get("num_nextn_predict_layers") or 0
         if n_mtp:
             self.model.mtp_layers = nn.ModuleList(MtpLayer(config) for _ in range(n_mtp))
-        if not config["tie_word_embeddings"]:
+        self.tied = bool(config.get("tie_word_embeddings", False))
+        if not self.tied:
             self.lm_head = nn.Linear(size, rows, bias=False)
 
     def trunk(self, ids: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
@@ -79,8 +80,7 @@ class Mimo(nn.Module):
         return self.head(block.final_layernorm(y)), y
 
     def head(self, x: Tensor) -> Tensor:
-        tied = self.config["tie_word_embeddings"]
-        return F.linear(x, self.model.embed_tokens.weight if tied else self.lm_head.weight)
+        return F.linear(x, self.model.embed_tokens.weight if self.tied else self.lm_head.weight)
 
 
 class Block(nn.Module):
@@ -121,9 +121,9 @@ class Attention(nn.Module):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        size, self.head_dim = config["hidden_size"], config["head_dim"]
+        size, heads, kv_heads = (config[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+        self.head_dim = config.get("head_dim") or size // heads
         self.rope_theta = float(config["rope_theta"])
-        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         self.group = heads // kv_heads
         self.q_proj = nn.Linear(size, heads * self.head_dim)
         self.k_proj = nn.Linear(size, kv_heads * self.head_dim)
