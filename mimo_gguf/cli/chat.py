@@ -50,11 +50,24 @@ def command(
     grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="GBNF grammar the answer must follow.")] = None,
     no_mtp: Annotated[bool, typer.Option("--no-mtp", help="Do not load or use the MTP layer.")] = False,
     draft: Annotated[int, typer.Option(metavar="N", help="Tokens drafted at a time.")] = 1,
+    always_draft: Annotated[
+        bool, typer.Option("--always-draft", help="Draft even where that is slower than not drafting.")
+    ] = False,
     draft_p_min: Annotated[float, typer.Option(metavar="P", help="Draft only tokens at least this likely.")] = 0.0,
     hidden: Annotated[str, typer.Option(metavar="pre|post", help="Trunk state the MTP layer is fed.")] = "pre",
     threads: Annotated[int, typer.Option(metavar="N", help="CPU threads [default: the physical cores].")] = 0,
-    n_gpu_layers: Annotated[
-        int | None, typer.Option("--n-gpu-layers", "-ngl", metavar="N", help="Blocks on the GPU [default: what fits].")
+    gpu_layers: Annotated[
+        int | None,
+        typer.Option(
+            "--gpu-layers",
+            "--n-gpu-layers",
+            "-ngl",
+            metavar="N",
+            help="Layers on the GPU, -1 all [default: what fits].",
+        ),
+    ] = None,
+    rpc: Annotated[
+        list[str] | None, typer.Option(metavar="HOST:PORT", help="Also use this worker; may be repeated.")
     ] = None,
     kv_type: Annotated[str, typer.Option(metavar="TYPE", help="KV cache: f16, q8_0 or q4_0.")] = "f16",
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of text.")] = False,
@@ -87,9 +100,9 @@ def command(
         stack.callback(use_log, copy_to=None)
         options = SessionOptions(
             n_ctx=_window(file, ctx), kv_type=kv_type, n_threads=threads, mtp=not no_mtp, n_draft=draft,
-            p_min=draft_p_min, hidden="post" if hidden == "post" else "pre",
+            p_min=draft_p_min, adaptive=not always_draft, hidden="post" if hidden == "post" else "pre",
         )  # fmt: skip
-        model = stack.enter_context(_load(file, options, n_gpu_layers, force))
+        model = stack.enter_context(_load(file, options, gpu_layers, rpc or [], force))
         if question is None:
             from mimo_gguf.cli.chat_loop import ChatLoop
 
@@ -140,17 +153,31 @@ def _window(file: Path, ctx: int | None) -> int:
     return default_window(read_gguf(file)) if ctx is None else ctx
 
 
-def _load(file: Path, options: SessionOptions, n_gpu_layers: int | None, force: bool) -> Model:
-    """The model, after asking whether it fits.
+def _load(file: Path, options: SessionOptions, gpu_layers: int | None, rpc: list[str], force: bool) -> Model:
+    """The model where the plan puts it.
 
     Raises:
         DoesNotFit: it needs more memory than is free, and `force` was not given.
     """
+    from mimo_gguf.runtime.devices import add_workers
+    from mimo_gguf.runtime.fit import plan_fit
     from mimo_gguf.runtime.llama_api import ModelOptions
     from mimo_gguf.runtime.model import Model
 
-    layers = -1 if n_gpu_layers is None else n_gpu_layers
-    return Model.load(file, session=options, model=ModelOptions(n_gpu_layers=layers, load_mtp=options.mtp))
+    if rpc:
+        add_workers(rpc)
+    context = options.for_context()
+    plan = plan_fit(
+        file, n_ctx=context.n_ctx, type_k=options.kv_type, type_v=options.kv_type, n_ubatch=context.n_ubatch,
+        mtp=options.mtp, n_gpu_layers=gpu_layers, n_outputs_max=context.n_outputs_max,
+    )  # fmt: skip
+    if not force:
+        plan.require()
+    devices = tuple(fit.device.pointer for fit in plan.devices[:-1])
+    layers = plan.settings.n_gpu_layers
+    return Model.load(
+        file, session=options, model=ModelOptions(n_gpu_layers=layers, devices=devices, load_mtp=options.mtp)
+    )
 
 
 def _screen(as_json: bool, show_reasoning: bool) -> Screen:

@@ -1,0 +1,86 @@
+"""The machine's memory as ggml, psutil and the control groups tell it."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.runtime import devices
+from mimo_gguf.runtime.devices import add_workers, host_device, list_devices, other_uses
+from tests.runtime.workers import running_worker
+
+
+def test_the_list_ends_with_the_host() -> None:
+    *gpus, host = list_devices()
+    assert not host.is_gpu and host.total_bytes > 0
+    assert 0 < host.free_bytes <= host.total_bytes <= psutil.virtual_memory().total
+    assert all(gpu.is_gpu and gpu.pointer for gpu in gpus)
+
+
+def test_without_llama_cpp_the_host_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> list[devices.Device]:
+        raise BackendError("llama-cpp-python cannot be loaded")
+
+    monkeypatch.setattr(devices, "ggml_devices", missing)
+    assert [device.name for device in list_devices()] == ["CPU"]
+
+
+def test_a_worker_is_a_device_with_memory_of_its_own() -> None:
+    with running_worker() as endpoint:
+        (worker,) = add_workers([endpoint])
+        assert worker.backend == "RPC" and worker.is_gpu and worker.description == endpoint
+        assert worker.total_bytes > 0 and worker.traits.alignment == 32 and worker.shares_host_memory
+        assert add_workers([endpoint]) == (worker,) or add_workers([endpoint])[0].pointer == worker.pointer
+
+
+@pytest.mark.parametrize("endpoint", ["", "here", "host:", ":1", "host:99999", "host:port"])
+def test_an_endpoint_is_host_and_port(endpoint: str) -> None:
+    with pytest.raises(UsageError):
+        add_workers([endpoint])
+
+
+def test_nobody_at_the_endpoint() -> None:
+    with pytest.raises(BackendError) as caught:
+        add_workers(["127.0.0.1:1"])
+    assert "mimo-gguf worker" in str(caught.value.hint)
+
+
+def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(devices, "_container_limits", lambda: [(1 << 30, 200 << 20)])
+    host = host_device()
+    assert host.total_bytes == 1 << 30
+    assert host.free_bytes == (1 << 30) - (200 << 20)
+
+
+def test_other_programs_on_a_card_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NVMLError(Exception):
+        pass
+
+    own = psutil.Process()
+    process = types.SimpleNamespace(pid=own.pid, usedGpuMemory=5 << 20)
+    fake = types.SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetPciInfo=lambda handle: types.SimpleNamespace(busId=b"0000:01:00.0"),
+        nvmlDeviceGetComputeRunningProcesses=lambda handle: [process],
+        nvmlDeviceGetGraphicsRunningProcesses=lambda handle: [],
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    (use,) = other_uses()
+    assert (use.pci_id, use.pid, use.program, use.n_bytes) == ("0000:01:00.0", own.pid, own.name(), 5 << 20)
+
+    def no_driver() -> None:
+        raise NVMLError
+
+    fake.nvmlInit = no_driver
+    assert other_uses() == ()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert other_uses() == ()

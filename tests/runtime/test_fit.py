@@ -1,0 +1,149 @@
+"""Plans: what fits and what does not, at every boundary, and that every way out is one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mimo_gguf.core.errors import DoesNotFit, GgufError, UsageError
+from mimo_gguf.core.geometry import QWEN2, STEP35
+from mimo_gguf.core.units import GIB, MIB
+from mimo_gguf.runtime.devices import CPU, GPU, IGPU, Device, imagined_gpu
+from mimo_gguf.runtime.fit import FitPlan, largest_context, plan_fit, plan_model
+from mimo_gguf.runtime.memory_allocator import DeviceTraits
+from mimo_gguf.runtime.memory_model import RunSettings
+from tests.runtime import full_size
+
+
+def host(free: int = 64 * GIB) -> Device:
+    return Device("CPU", "host memory", CPU, "CPU", free, 64 * GIB)
+
+
+def gpu(free: int, name: str = "GPU") -> Device:
+    return Device(name, "a card", GPU, "CUDA", free, free, DeviceTraits(128, 32, True))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return full_size.write_header_only(tmp_path_factory.mktemp("fit") / "MiMo-7B-Q4_K_M.gguf", STEP35, "Q4_K_M")
+
+
+def test_one_byte_less_does_not_fit(file: Path) -> None:
+    """The boundary is exact for every device of the plan."""
+    roomy = plan_fit(file, n_ctx=8192, n_gpu_layers=20, devices=(gpu(48 * GIB), host()))
+    assert roomy.fits
+    needs = roomy.needed_bytes
+    exact = plan_fit(file, n_ctx=8192, n_gpu_layers=20, devices=(gpu(needs["GPU"]), host(needs["CPU"])))
+    assert exact.fits
+    for short in ((gpu(needs["GPU"] - 1), host(needs["CPU"])), (gpu(needs["GPU"]), host(needs["CPU"] - 1))):
+        plan = plan_fit(file, n_ctx=8192, n_gpu_layers=20, devices=short)
+        assert not plan.fits
+        with pytest.raises(DoesNotFit) as caught:
+            plan.require()
+        assert caught.value.exit_code == 3
+        assert "GiB" in caught.value.message and caught.value.hint
+
+
+def test_the_largest_context_is_the_largest(file: Path) -> None:
+    for free in (5 * GIB, 6 * GIB, 8 * GIB):
+        plan = plan_fit(file, n_ctx=65536, n_gpu_layers=-1, devices=(gpu(free), host()))
+        n_ctx = largest_context(plan, 65536)
+        assert plan_fit(file, n_ctx=n_ctx, n_gpu_layers=-1, devices=(gpu(free), host())).fits
+        assert not plan_fit(file, n_ctx=n_ctx + 1, n_gpu_layers=-1, devices=(gpu(free), host())).fits
+
+
+def test_as_many_layers_as_fit_go_to_the_gpu(file: Path) -> None:
+    counts = []
+    for free in (1 * GIB, 3 * GIB, 5 * GIB, 6 * GIB, 9 * GIB):
+        plan = plan_fit(file, n_ctx=8192, devices=(gpu(free), host()))
+        assert plan.fits
+        counts.append(plan.settings.n_gpu_layers)
+        more = plan_fit(file, n_ctx=8192, n_gpu_layers=counts[-1] + 1, devices=(gpu(free), host()))
+        assert counts[-1] == 38 or not more.fits
+    assert counts == sorted(counts) and counts[-1] == 38 and counts[1] > counts[0]
+
+
+@pytest.mark.parametrize("layout", [STEP35, QWEN2])
+@pytest.mark.parametrize("gib", [4.5, 5, 5.6, 7])
+def test_every_way_out_fits(layout: str, gib: float) -> None:
+    sizes = full_size.sizes(layout, "Q6_K")
+    devices = (gpu(int(gib * GIB)), host())
+    plan = plan_model(sizes, RunSettings(n_ctx=32768), devices, -1)
+    assert not plan.fits
+    assert len(plan.ways_out) >= 2
+    for way in plan.ways_out:
+        assert way.needed_bytes <= devices[0].free_bytes
+        if way.options and "file" not in way.text:
+            assert plan_model(sizes, way.settings, devices, way.settings.n_gpu_layers).fits, way.text
+
+
+def test_ways_out_on_a_machine_without_a_gpu(file: Path) -> None:
+    plan = plan_fit(file, n_ctx=32768, devices=(host(7 * GIB),))
+    assert not plan.fits
+    assert {"--ctx", "--kv-type"} <= {option for way in plan.ways_out for option in way.options}
+
+
+def test_a_smaller_file_is_a_way_out_when_nothing_else_is() -> None:
+    plan = plan_model(full_size.sizes(STEP35, "F16"), RunSettings(n_ctx=2048), (gpu(6 * GIB), host(4 * GIB)), -1)
+    assert [way.text for way in plan.ways_out] == ["the file as Q4_K_M"]
+
+
+def test_nothing_helps_and_it_says_so() -> None:
+    plan = plan_model(full_size.sizes(STEP35, "F16"), RunSettings(n_ctx=2048), (host(1 * GIB),))
+    assert plan.ways_out == ()
+    with pytest.raises(DoesNotFit, match="needs") as caught:
+        plan.require()
+    assert "nothing" in str(caught.value.hint)
+
+
+def test_memory_of_an_integrated_gpu_is_counted_against_the_host_too(file: Path) -> None:
+    integrated = Device("iGPU", "", IGPU, "Vulkan", 16 * GIB, 16 * GIB)
+    plan = plan_fit(file, n_ctx=8192, n_gpu_layers=-1, devices=(integrated, host(6 * GIB)))
+    assert plan.needed_bytes["CPU"] > plan.needed_bytes["iGPU"]
+    assert not plan.fits
+
+
+def test_mtp_is_planned_only_where_the_file_has_it() -> None:
+    plans: dict[str, FitPlan] = {
+        layout: plan_model(full_size.sizes(layout, "Q8_0"), RunSettings(n_ctx=2048), (host(),))
+        for layout in (STEP35, QWEN2)
+    }
+    assert plans[STEP35].runs_mtp and not plans[QWEN2].runs_mtp
+    assert "not in this file" in plans[QWEN2].summary()[0]
+    assert plans[QWEN2].devices[0].tree.find("MTP") == 0
+
+
+def test_the_json_is_the_tree(file: Path) -> None:
+    plan = plan_fit(file, n_ctx=0, devices=(gpu(2 * GIB), host()), n_gpu_layers=-1)
+    document = json.loads(json.dumps(plan.as_json()))
+    assert document["settings"]["n_ctx"] == 32768
+    assert document["fits"] is False and document["ways_out"]
+    for device in document["devices"]:
+        assert device["needed_bytes"] == sum(part["bytes"] for part in device["tree"]["parts"])
+
+
+def test_bad_requests(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no tensor type"):
+        plan_fit(file, n_ctx=2048, type_k="q8", devices=(host(),))
+    with pytest.raises(UsageError, match="KV cache"):
+        plan_fit(file, n_ctx=2048, type_k="q6_k", devices=(host(),))
+    with pytest.raises(UsageError, match="flash attention"):
+        plan_fit(file, n_ctx=2048, type_v="q8_0", flash_attn=False, devices=(host(),))
+    with pytest.raises(UsageError, match="end with the host"):
+        plan_fit(file, n_ctx=2048, devices=(gpu(GIB),))
+    with pytest.raises(UsageError, match="graphics card"):
+        imagined_gpu(3)
+    (tmp_path / "no.gguf").write_bytes(b"no")
+    with pytest.raises(GgufError):
+        plan_fit(tmp_path / "no.gguf", n_ctx=2048, devices=(host(),))
+
+
+def test_an_imagined_card_keeps_the_drivers_part() -> None:
+    card = imagined_gpu(8 * GIB)
+    assert card.total_bytes == 8 * GIB
+    assert 7 * GIB < card.free_bytes < 8 * GIB - 256 * MIB
+    assert not card.pointer
+    assert replace(card, kind=CPU).is_gpu is False
