@@ -1,0 +1,148 @@
+"""How long runs look: bars on a terminal, a plain line every few seconds in a log, nothing when asked for quiet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+from mimo_gguf.cli import ui
+from mimo_gguf.core.progress import Job, Progress, Silence
+from mimo_gguf.core.units import format_duration, format_size
+
+_LINE_EVERY_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How far one job is: its speed counts only what this run did, not what an earlier one had left."""
+
+    job: Job
+    done: int
+    bytes_per_s: float
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.done / max(1, self.job.n_bytes)
+
+    def describe(self) -> str:
+        """`1.92 GiB of 4.47 GiB  612 MB/s  5.1 s left`."""
+        text = f"{format_size(self.done)} of {format_size(self.job.n_bytes)}"
+        if self.bytes_per_s > 0 and self.done < self.job.n_bytes:
+            left = format_duration((self.job.n_bytes - self.done) / self.bytes_per_s)
+            text += f"  {self.bytes_per_s / 1e6:.0f} MB/s  {left} left"
+        return text
+
+
+@dataclass(slots=True)
+class Meter:
+    """Turns counts into paces."""
+
+    clock: Callable[[], float] = time.monotonic
+    jobs: Sequence[Job] = ()
+    started: float = 0.0
+    paces: tuple[Pace, ...] = ()
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        self.jobs, self.started = jobs, self.clock()
+        self.paces = tuple(Pace(job, 0, 0.0) for job in jobs)
+
+    def update(self, done: Sequence[int], resumed: Sequence[int]) -> None:
+        elapsed = max(self.clock() - self.started, 1e-3)
+        self.paces = tuple(
+            Pace(job, there, (there - earlier) / elapsed)
+            for job, there, earlier in zip(self.jobs, done, resumed, strict=True)
+        )
+
+    @property
+    def total(self) -> Pace:
+        """All jobs as one."""
+        job = Job("all files", sum(job.n_bytes for job in self.jobs))
+        return Pace(job, sum(pace.done for pace in self.paces), sum(pace.bytes_per_s for pace in self.paces))
+
+
+@dataclass(slots=True)
+class Lines:
+    """A plain line every few seconds, for logs."""
+
+    meter: Meter = field(default_factory=Meter)
+    write: Callable[[str], None] = ui.print_note
+    _last: float = 0.0
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        self.meter.start(jobs)
+        self._last = self.meter.started
+
+    def update(self, done: Sequence[int], resumed: Sequence[int]) -> None:
+        self.meter.update(done, resumed)
+        now = self.meter.clock()
+        if now - self._last < _LINE_EVERY_S:
+            return
+        self._last = now
+        total = self.meter.total
+        each = ", ".join(f"{pace.job.name} {pace.percent:.0f} %" for pace in self.meter.paces)
+        self.write(f"{total.percent:3.0f} %  {total.describe()}  ({each})")
+
+    def note(self, text: str) -> None:
+        self.write(text)
+
+    def finish(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Bars:
+    """A bar per file, on a terminal."""
+
+    meter: Meter = field(default_factory=Meter)
+    _rich: RichProgress | None = None
+    _tasks: list[TaskID] = field(default_factory=list)
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        self.meter.start(jobs)
+        self._rich = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("{task.fields[pace]}", style="note"),
+            console=ui.err,
+            transient=True,
+            refresh_per_second=8,
+        )
+        self._tasks = [self._rich.add_task(job.name, total=job.n_bytes, pace="") for job in jobs]
+        self._rich.start()
+
+    def update(self, done: Sequence[int], resumed: Sequence[int]) -> None:
+        self.meter.update(done, resumed)
+        if self._rich is not None:
+            for task, pace in zip(self._tasks, self.meter.paces, strict=True):
+                self._rich.update(task, completed=pace.done, pace=pace.describe())
+
+    def note(self, text: str) -> None:
+        ui.err.print(Text(text, style="note"))
+
+    def finish(self) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+            self._rich = None
+
+
+@contextmanager
+def open_progress(*, quiet: bool = False) -> Iterator[Progress]:
+    """The progress display that suits where stderr goes; after Ctrl-C it says how far the run came."""
+    if quiet:
+        yield Silence()
+        return
+    display: Bars | Lines = Bars() if ui.err.is_terminal else Lines()
+    try:
+        yield display
+    except KeyboardInterrupt:
+        display.finish()
+        if display.meter.jobs:
+            ui.print_note(f"stopped at {display.meter.total.percent:.0f} %; the same command goes on from here")
+        raise

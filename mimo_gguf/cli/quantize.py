@@ -1,0 +1,173 @@
+"""`mimo-gguf quantize`: one read of a model becomes files of any types."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mimo_gguf.cli import ui
+from mimo_gguf.core.errors import OutputError, UsageError
+from mimo_gguf.core.ggml_types import parse_ggml_type
+from mimo_gguf.core.units import format_duration, format_size, parse_size
+
+if TYPE_CHECKING:
+    from mimo_gguf.core.ggml_types import GgmlType
+    from mimo_gguf.core.model_source import ModelSource
+    from mimo_gguf.quantization.plan import OutputPlan, OutputRequest, QuantizePlan
+    from mimo_gguf.quantization.profiles import MtpRule, Profile
+    from mimo_gguf.quantization.type_choice import TypeOptions
+
+
+def command(
+    src: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="A GGUF file, a checkpoint folder, or a Hub id (org/name, org/name@revision)."
+        ),
+    ],
+    ftype: Annotated[
+        list[str] | None,
+        typer.Option("--type", "-t", metavar="TYPE", help="File type, like Q4_K_M; repeat it for several in one read."),
+    ] = None,
+    profile: Annotated[
+        list[Path] | None, typer.Option("--profile", metavar="FILE", help="A profile of your own (TOML); repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="OUT", help="Output file, or folder (default: beside a GGUF, else here)."),
+    ] = None,
+    mtp: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Type of the MTP block: same (as the file), Q8_0, Q6_K ...")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option("--tensor-type", metavar="PATTERN=TYPE", help="Type of tensors whose name matches; repeatable."),
+    ] = None,
+    output_type: Annotated[
+        str | None, typer.Option("--output-type", metavar="TYPE", help="Type of the output matrix.")
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, typer.Option("--token-embedding-type", metavar="TYPE", help="Type of the token embedding.")
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Importance matrix made by llama-imatrix (either format).")
+    ] = None,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Quantize a file again that is quantized already.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Worker threads (default: one per core).")] = None,
+    split_max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest file, like 2GB; more becomes llama.cpp split files.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written; read headers only.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Quantize a model: any number of file types in one read, byte for byte what llama.cpp makes.
+
+    Resumable: after a crash or Ctrl-C run the same command again.
+    """
+    from mimo_gguf.cli.progress import open_progress
+    from mimo_gguf.conversion.open_model import open_model
+    from mimo_gguf.quantization.engine import run_quantization
+    from mimo_gguf.quantization.importance import read_importance
+    from mimo_gguf.quantization.plan import QuantizeOptions, plan_quantization
+    from mimo_gguf.quantization.profiles import load_profile
+
+    profiles = [load_profile(name) for name in [*(ftype or []), *map(str, profile or [])]]
+    options = QuantizeOptions(
+        types=_type_options(mtp, tensor_type or [], output_type, token_embedding_type),
+        importance=read_importance(imatrix) if imatrix else None,
+        n_threads=threads,
+        split_max_bytes=parse_size(split_max_size) if split_max_size else None,
+        force=force,
+        allow_requantize=allow_requantize,
+    )
+    with open_model(src, headers_only=dry_run) as source:
+        requests = output_requests(source, profiles, out, src, create=not dry_run)
+        plan = plan_quantization(source, requests, options)
+        if dry_run:
+            ui.print_json(plan.as_json()) if as_json else _print_plan(plan)
+            return
+        with open_progress(quiet=quiet or as_json) as progress:
+            for note in (note for output in plan.outputs for note in output.notes):
+                progress.note(note)
+            report = run_quantization(plan, progress)
+    ui.print_json(report.as_json()) if as_json else ui.print_report(report)
+
+
+def output_requests(
+    source: ModelSource, profiles: list[Profile], out: Path | None, src: str, *, create: bool
+) -> list[OutputRequest]:
+    """Where each profile's file goes: `out` as a file (one profile only) or a folder, made where it is missing.
+
+    Raises:
+        UsageError: several profiles and one file name, or a split name.
+        OutputError: the folder cannot be made.
+    """
+    from mimo_gguf.quantization.plan import OutputRequest
+
+    if out is not None and out.suffix.lower() == ".gguf" and not out.is_dir():
+        if len(profiles) > 1:
+            raise UsageError(f"{out}: one file name for {len(profiles)} outputs", hint="give a folder with -o")
+        return [OutputRequest(chosen, out) for chosen in profiles]
+    folder = out or (Path(src).parent if Path(src).is_file() else Path())
+    if create:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: {error.strerror or error}", hint="choose another folder with -o") from None
+    return [OutputRequest(chosen, folder / f"{source.name}-{chosen.name}.gguf") for chosen in profiles]
+
+
+def _type_options(
+    mtp: str | None, tensor_types: list[str], output_type: str | None, token_embedding_type: str | None
+) -> TypeOptions:
+    from mimo_gguf.quantization.type_choice import TypeOptions, parse_tensor_type
+
+    def optional(name: str | None) -> GgmlType | None:
+        return parse_ggml_type(name) if name else None
+
+    return TypeOptions(
+        mtp=_mtp_rule(mtp) if mtp else None,
+        tensor_types=tuple(parse_tensor_type(text) for text in tensor_types),
+        output_type=optional(output_type),
+        token_embedding_type=optional(token_embedding_type),
+    )
+
+
+def _mtp_rule(text: str) -> MtpRule:
+    from mimo_gguf.quantization.profiles import SAME, MtpRule
+
+    return MtpRule(None) if text.lower() == SAME else MtpRule(parse_ggml_type(text))
+
+
+def _print_plan(plan: QuantizePlan) -> None:
+    from mimo_gguf.quantization.estimate import estimate_seconds
+
+    read_bytes = sum(tensor.info.n_bytes for tensor in plan.source.tensors)
+    ui.print_field("source", f"{plan.source.label}, {len(plan.source.tensors)} tensors, {format_size(read_bytes)}")
+    ui.print_table(
+        ("output", "size", "bits per weight", "types"),
+        [(str(path), size, bits, types) for output in plan.outputs for path, size, bits, types in _plan_rows(output)],
+    )
+    total = sum(output.n_bytes for output in plan.outputs)
+    ui.print_field("to write", f"{format_size(total)} ({total} bytes)")
+    ui.print_field(
+        "arithmetic", f"about {format_duration(estimate_seconds(plan))} on this machine; the disk is not counted"
+    )
+    for note in (note for output in plan.outputs for note in output.notes):
+        ui.print_note(note)
+
+
+def _plan_rows(output: OutputPlan) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for part in output.parts:
+        counts = Counter(tensor.info.ggml_type.name for tensor in output.tensors[part.first : part.last])
+        types = ", ".join(f"{name} x{count}" for name, count in counts.most_common())
+        rows.append((str(part.path), format_size(part.layout.n_bytes), f"{output.bits_per_weight:.2f}", types))
+    return rows

@@ -1,0 +1,108 @@
+"""The checksums of a file, kept in a small JSON file beside it: `<file>.sums.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mimo_gguf.core.errors import GgufError
+from mimo_gguf.core.gguf_header import GgufLayout
+from mimo_gguf.quantization.chunks import digest_of
+
+_FORMAT: Final = "mimo-gguf checksums 1"
+_ALGORITHM: Final = "xxh3-128 over the xxh3-128 digests of each chunk_bytes"
+_HINT: Final = "remove it and verify again: what can be checked without it is"
+
+
+def checksum_path(path: Path) -> Path:
+    """Where the checksums of the file at `path` are."""
+    return path.with_name(f"{path.name}.sums.json")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSum:
+    """Checksum of one tensor's bytes: the digest of the digests of its chunks of `chunk_bytes`."""
+
+    name: str
+    offset: int
+    n_bytes: int
+    chunk_bytes: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Checksums:
+    """Checksums of one file: of its header and of each tensor; all other bytes are zeros."""
+
+    file: str
+    n_bytes: int
+    header_bytes: int
+    header_digest: bytes
+    tensors: tuple[TensorSum, ...]
+
+    @classmethod
+    def of(cls, file: str, layout: GgufLayout, tensors: Sequence[TensorSum]) -> Checksums:
+        return cls(file, layout.n_bytes, len(layout.header), digest_of(layout.header), tuple(tensors))
+
+    def as_bytes(self) -> bytes:
+        """The JSON document, one tensor per line."""
+        head = {
+            "format": _FORMAT,
+            "algorithm": _ALGORITHM,
+            "file": self.file,
+            "n_bytes": self.n_bytes,
+            "header": {"n_bytes": self.header_bytes, "digest": self.header_digest.hex()},
+            "digest": digest_of(self._canonical()).hex(),
+        }
+        lines = ",\n".join("    " + json.dumps(_tensor_json(tensor)) for tensor in self.tensors)
+        return (json.dumps(head, indent=2)[:-2] + f',\n  "tensors": [\n{lines}\n  ]\n}}\n').encode()
+
+    def _canonical(self) -> bytes:
+        lines = [f"{self.file} {self.n_bytes} {self.header_bytes} {self.header_digest.hex()}"]
+        lines += [json.dumps(_tensor_json(tensor)) for tensor in self.tensors]
+        return "\n".join(lines).encode()
+
+
+def _tensor_json(tensor: TensorSum) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "offset": tensor.offset,
+        "n_bytes": tensor.n_bytes,
+        "chunk_bytes": tensor.chunk_bytes,
+        "digest": tensor.digest.hex(),
+    }
+
+
+def read_checksums(path: Path) -> Checksums:
+    """The checksums stored in the file at `path`.
+
+    Raises:
+        GgufError: it cannot be read, is of another form, or was itself changed.
+    """
+    try:
+        table = json.loads(path.read_bytes())
+        header = table["header"]
+        tensors = tuple(
+            TensorSum(
+                str(t["name"]), int(t["offset"]), int(t["n_bytes"]), int(t["chunk_bytes"]), bytes.fromhex(t["digest"])
+            )
+            for t in table["tensors"]
+        )
+        sums = Checksums(
+            str(table["file"]),
+            int(table["n_bytes"]),
+            int(header["n_bytes"]),
+            bytes.fromhex(header["digest"]),
+            tensors,
+        )
+        stored = (table["format"], table["digest"])
+    except OSError as error:
+        raise GgufError(f"{path}: {error.strerror or error}", hint=_HINT) from None
+    except (ValueError, KeyError, TypeError):
+        raise GgufError(f"{path}: not a file of checksums", hint=_HINT) from None
+    if stored != (_FORMAT, digest_of(sums._canonical()).hex()):
+        raise GgufError(f"{path}: the checksums themselves were changed", hint=_HINT)
+    return sums

@@ -1,0 +1,177 @@
+"""The journal of an unfinished output: which chunks are done, with their digests. Also the lock on the output.
+
+One hidden file beside the partial output. It starts with a fingerprint of everything that decides the output's bytes;
+then comes one small record per finished chunk, appended after the chunk's bytes were written. A record is believed only
+after the bytes it speaks of were read back and have the digest it gives, so nothing needs to be synced while the run
+goes on: whatever a crash or a power cut leaves behind, resuming from it is right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import xxhash
+
+from mimo_gguf.core.errors import OutputError
+from mimo_gguf.quantization.chunks import DIGEST_BYTES
+
+_MAGIC: Final = b"mimo-gguf journal 1\n"
+_CHECK_BYTES: Final = 8
+_RECORD_BYTES: Final = 4 + 2 * DIGEST_BYTES + _CHECK_BYTES
+_SEALED: Final = 0xFFFFFFFF  # in place of a chunk number: all bytes, the header included, are written and synced
+
+
+@dataclass(slots=True)
+class Journal:
+    """An open, locked journal.
+
+    Attributes:
+        done: chunk number to (digest of the source's bytes, digest of the output's bytes).
+        sealed: whether the output was complete and only had to be renamed.
+    """
+
+    path: Path
+    done: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+    sealed: bool = False
+    _fd: int = -1
+
+    def append(self, chunk: int, source: bytes, output: bytes) -> None:
+        """Records a finished chunk. Safe from several threads: one write of one record."""
+        self.done[chunk] = (source, output)
+        os.write(self._fd, _record(chunk, source, output))
+
+    def seal(self) -> None:
+        """Records that everything is written and synced."""
+        os.write(self._fd, _record(_SEALED, bytes(DIGEST_BYTES), bytes(DIGEST_BYTES)))
+        self.sealed = True
+
+    def start_afresh(self, fingerprint: str) -> None:
+        """Forgets everything and starts over for the output with this fingerprint."""
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        os.write(self._fd, _head(fingerprint))
+        self.done.clear()
+        self.sealed = False
+
+    def discard(self) -> None:
+        """Removes the journal: the output is finished."""
+        if self._fd < 0:
+            return
+        try:
+            self.path.unlink(missing_ok=True)
+            self.close()
+        except PermissionError:  # Windows keeps open files
+            self.close()
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Releases the lock and leaves the journal for the next run."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def open_journal(path: Path, fingerprint: str, *, what: Path) -> Journal:
+    """Opens and locks the journal at `path`, reading what an earlier run with the same fingerprint left.
+
+    Raises:
+        OutputError: another run holds the lock (`what` names its output), or the file cannot be opened.
+    """
+    try:
+        fd = _open_locked(path)
+    except BlockingIOError:
+        raise OutputError(
+            f"{what}: another run is writing it", hint="wait for it to end, or choose another name with -o"
+        ) from None
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror or error}", hint="choose another place with -o") from None
+    journal = Journal(path, _fd=fd)
+    data = _read_all(fd)
+    if data.startswith(_head(fingerprint)):
+        _read_records(journal, data, len(_head(fingerprint)))
+    else:
+        journal.start_afresh(fingerprint)
+    return journal
+
+
+def _head(fingerprint: str) -> bytes:
+    return _MAGIC + fingerprint.encode() + b"\n"
+
+
+def _record(chunk: int, source: bytes, output: bytes) -> bytes:
+    body = chunk.to_bytes(4, "little") + source + output
+    return body + xxhash.xxh3_64_digest(body)
+
+
+def _read_records(journal: Journal, data: bytes, first: int) -> None:
+    """Takes over the records up to the first torn one, and cuts that off."""
+    end = first
+    for at in range(first, len(data) - _RECORD_BYTES + 1, _RECORD_BYTES):
+        body, check = data[at : at + _RECORD_BYTES - _CHECK_BYTES], data[at + _RECORD_BYTES - _CHECK_BYTES :][:8]
+        if xxhash.xxh3_64_digest(body) != check:
+            break
+        end = at + _RECORD_BYTES
+        chunk = int.from_bytes(body[:4], "little")
+        if chunk == _SEALED:
+            journal.sealed = True
+        else:
+            journal.done[chunk] = (body[4 : 4 + DIGEST_BYTES], body[4 + DIGEST_BYTES :])
+    os.ftruncate(journal._fd, end)
+    os.lseek(journal._fd, end, os.SEEK_SET)
+
+
+def _read_all(fd: int) -> bytes:
+    os.lseek(fd, 0, os.SEEK_SET)
+    parts = []
+    while part := os.read(fd, 1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+# ---- locking: the operating system's, so that a killed run leaves no lock behind
+
+
+def _open_locked(path: Path) -> int:
+    """Opens `path` and locks it; raises BlockingIOError where another process holds it."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+        try:
+            _lock(fd)
+            if _is_still(path, fd):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # the run that held it has just finished and removed it
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+if sys.platform == "win32":  # pragma: no cover
+    import msvcrt
+
+    _LOCK_BYTE: Final = 1 << 40  # far behind the records, which stay readable
+
+    def _lock(fd: int) -> None:
+        os.lseek(fd, _LOCK_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(*error.args) from None
+
+else:
+    import fcntl
+
+    def _lock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,221 @@
+"""One output while it is made: its parts, its journal, and the steps by which it appears, complete, at the end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mimo_gguf import __version__
+from mimo_gguf.core.errors import OutputError
+from mimo_gguf.core.gguf_header import GgufLayout, lay_out
+from mimo_gguf.core.model_source import Bytes, Metadata, ModelSource, string
+from mimo_gguf.core.output_file import atomic_output, check_output, sync_folder
+from mimo_gguf.quantization.checksums import Checksums, TensorSum, checksum_path
+from mimo_gguf.quantization.chunks import CHUNK_WEIGHTS, Chunk, chunk_rows, digest_of, digest_of_digests
+from mimo_gguf.quantization.journal import Journal, open_journal
+from mimo_gguf.quantization.partial_file import PartialFile, partial_path, write_error
+from mimo_gguf.quantization.plan import SOURCE_DIGEST, TENSORS_DIGEST, OutputPlan, PartPlan
+
+
+@dataclass(slots=True)
+class OutputWriter:
+    """Writes the chunks of one output. `put`, `holds` and `skip` may be called from any thread.
+
+    Attributes:
+        places: for every tensor the part it lies in and the byte where its data starts there.
+    """
+
+    plan: OutputPlan
+    journal: Journal
+    files: tuple[PartialFile, ...]
+    places: tuple[tuple[int, int], ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether an earlier run wrote everything and only the renaming is left."""
+        return self.journal.sealed
+
+    def chunk_bytes(self, chunk: Chunk) -> int:
+        return (chunk.last - chunk.first) * self.plan.tensors[chunk.tensor].info.row_bytes
+
+    def is_recorded(self, number: int) -> bool:
+        return number in self.journal.done
+
+    def holds(self, number: int, chunk: Chunk, scratch: Bytes) -> bool:
+        """Whether this chunk was written by an earlier run and is intact; reads it into `scratch` to see."""
+        record = self.journal.done.get(number)
+        if record is None:
+            return False
+        file, offset = self._place(chunk)
+        return file.read_at(offset, scratch) and digest_of(scratch) == record[1]
+
+    def put(self, number: int, chunk: Chunk, data: Bytes, source_digest: bytes) -> None:
+        """Writes a chunk and then records it.
+
+        Raises:
+            OutputError: the disk is full or failing.
+        """
+        file, offset = self._place(chunk)
+        file.write_at(offset, data)
+        try:
+            self.journal.append(number, source_digest, digest_of(data))
+        except OSError as error:
+            raise write_error(self.plan.path, error) from None
+
+    def _place(self, chunk: Chunk) -> tuple[PartialFile, int]:
+        part, start = self.places[chunk.tensor]
+        return self.files[part], start + chunk.first * self.plan.tensors[chunk.tensor].info.row_bytes
+
+    def seal(self, chunks: Sequence[Chunk]) -> None:
+        """Writes the headers, now that all digests are known, and makes everything durable.
+
+        Raises:
+            OutputError: the disk is full or failing.
+        """
+        for file, (_, layout) in zip(self.files, self._final_layouts(chunks), strict=True):
+            file.write_at(0, layout.header)
+            file.sync()
+        self.journal.seal()
+
+    def publish(self, chunks: Sequence[Chunk]) -> None:
+        """Gives the parts their names, each with its checksums beside it. Can be repeated after a crash."""
+        self.close_files()
+        sums = self._tensor_sums(chunks)
+        for part, layout in self._final_layouts(chunks):
+            checksums = Checksums.of(part.path.name, layout, sums[part.first : part.last])
+            with atomic_output(checksum_path(part.path)) as file:
+                file.write(checksums.as_bytes())
+            if partial_path(part.path).exists():
+                try:
+                    partial_path(part.path).replace(part.path)
+                except OSError as error:
+                    raise write_error(part.path, error) from None
+            sync_folder(part.path.parent)
+
+    def close_files(self) -> None:
+        for file in self.files:
+            file.close()
+
+    def close(self) -> None:
+        self.close_files()
+        self.journal.close()
+
+    def _final_layouts(self, chunks: Sequence[Chunk]) -> list[tuple[PartPlan, GgufLayout]]:
+        digests = {
+            SOURCE_DIGEST: self.source_digest(chunks),
+            TENSORS_DIGEST: digest_of_digests(s.digest for s in self._tensor_sums(chunks)).hex(),
+        }
+        layouts = []
+        for part in self.plan.parts:
+            filled: Metadata = {
+                key: string(digests[key]) if key in digests else value for key, value in part.metadata.items()
+            }
+            infos = [tensor.info for tensor in self.plan.tensors[part.first : part.last]]
+            layout = lay_out(filled, infos)
+            if layout.offsets != part.layout.offsets:
+                raise AssertionError("filling in the digests moved the tensors")
+            layouts.append((part, layout))
+        return layouts
+
+    def source_digest(self, chunks: Sequence[Chunk]) -> str:
+        """What the source is: names, shapes, types and contents of its tensors, whatever files they came from."""
+        digests = _by_tensor(chunks, [self.journal.done[number][0] for number in range(len(chunks))])
+        lines = (
+            f"{tensor.source.info.name} {tensor.source.info.shape} {tensor.source.info.ggml_type.name} "
+            f"{digest_of_digests(digests.get(number, [])).hex()}\n"
+            for number, tensor in enumerate(self.plan.tensors)
+        )
+        return digest_of("".join(lines).encode()).hex()
+
+    def _tensor_sums(self, chunks: Sequence[Chunk]) -> list[TensorSum]:
+        digests = _by_tensor(chunks, [self.journal.done[number][1] for number in range(len(chunks))])
+        return [
+            TensorSum(
+                name=tensor.info.name,
+                offset=self.places[number][1],
+                n_bytes=tensor.info.n_bytes,
+                chunk_bytes=chunk_rows(tensor.info) * tensor.info.row_bytes,
+                digest=digest_of_digests(digests.get(number, [])),
+            )
+            for number, tensor in enumerate(self.plan.tensors)
+        ]
+
+
+def _by_tensor(chunks: Sequence[Chunk], digests: Sequence[bytes]) -> dict[int, list[bytes]]:
+    grouped: dict[int, list[bytes]] = {}
+    for chunk, digest in zip(chunks, digests, strict=True):
+        grouped.setdefault(chunk.tensor, []).append(digest)
+    return grouped
+
+
+def open_output(plan: OutputPlan, fingerprint: str, *, force: bool) -> OutputWriter:
+    """Opens an output for writing, taking up what an interrupted run with the same fingerprint left.
+
+    Raises:
+        OutputError: the output exists (without `force`), another run is writing it, or the place cannot be written.
+    """
+    journal_path = plan.path.with_name(f".{plan.path.name}.journal")
+    for part in plan.parts:
+        check_output(part.path, force=force or journal_path.exists())
+    journal = open_journal(journal_path, fingerprint, what=plan.path)
+    try:
+        if not _can_resume(plan, journal):
+            journal.start_afresh(fingerprint)
+        if not journal.sealed:
+            try:
+                for part in plan.parts:
+                    check_output(part.path, force=force)
+            except OutputError:
+                journal.discard()
+                raise
+        files = () if journal.sealed else _open_parts(plan.parts)
+    except BaseException:
+        journal.close()
+        raise
+    places = tuple((number, offset) for number, part in enumerate(plan.parts) for offset in part.layout.offsets)
+    return OutputWriter(plan, journal, files, places)
+
+
+def _can_resume(plan: OutputPlan, journal: Journal) -> bool:
+    """Whether the files the journal speaks of are there: every partial; once sealed, a partial or the final file."""
+    for part in plan.parts:
+        paths = (partial_path(part.path), part.path) if journal.sealed else (partial_path(part.path),)
+        if not any(path.is_file() and path.stat().st_size == part.layout.n_bytes for path in paths):
+            return False
+    return True
+
+
+def _open_parts(parts: Sequence[PartPlan]) -> tuple[PartialFile, ...]:
+    files: list[PartialFile] = []
+    try:
+        for part in parts:
+            files.append(PartialFile.open(part.path, part.layout.n_bytes))
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+    return tuple(files)
+
+
+def output_fingerprint(plan: OutputPlan, source: ModelSource, kernels: Sequence[str]) -> str:
+    """Hex digest over everything that decides an output's bytes: a resumed run must have the same."""
+    digest = hashlib.sha256(f"{__version__} {source.fingerprint} {CHUNK_WEIGHTS} {plan.profile.digest}\n".encode())
+    digest.update(" ".join(kernels).encode())
+    for part in plan.parts:
+        digest.update(f"{part.path.name} {part.layout.n_bytes}\n".encode())
+        digest.update(part.layout.header)
+    for tensor in plan.tensors:
+        if tensor.importance is not None:
+            digest.update(np.ascontiguousarray(tensor.importance).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def missing_bytes(writer: OutputWriter, chunks: Sequence[Chunk]) -> int:
+    """Disk space this output still needs."""
+    if writer.finished:
+        return 0
+    there = sum(writer.chunk_bytes(chunks[number]) for number in writer.journal.done if number < len(chunks))
+    return writer.plan.n_bytes - there

@@ -1,0 +1,116 @@
+"""A file of known size that is written at fixed offsets from many threads, under a hidden name until it is complete."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from mimo_gguf.core.errors import OutputError
+from mimo_gguf.core.model_source import Bytes
+
+
+def partial_path(path: Path) -> Path:
+    """Where `path` is built."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def write_error(path: Path, error: OSError) -> OutputError:
+    """The one clear line for an operating system's refusal to write."""
+    if error.errno == errno.ENOSPC or error.errno == getattr(errno, "EDQUOT", -1):
+        return OutputError(
+            f"{path}: the disk is full", hint="free some space and run the same command again: it goes on from here"
+        )
+    return OutputError(f"{path}: {error.strerror or error}", hint="check the disk, or choose another place with -o")
+
+
+@dataclass(slots=True)
+class PartialFile:
+    """An open partial file; every method may be called from any thread."""
+
+    path: Path
+    n_bytes: int
+    _fd: int
+
+    @classmethod
+    def open(cls, path: Path, n_bytes: int) -> PartialFile:
+        """Opens or creates the partial of `path` at its final size (a hole, filled as chunks arrive).
+
+        Raises:
+            OutputError: it cannot be created.
+        """
+        try:
+            fd = os.open(partial_path(path), os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+            os.ftruncate(fd, n_bytes)
+        except OSError as error:
+            raise write_error(path, error) from None
+        return cls(path, n_bytes, fd)
+
+    def write_at(self, offset: int, data: Bytes | bytes) -> None:
+        """Writes all of `data`, contiguous, from byte `offset`.
+
+        Raises:
+            OutputError: the disk is full or failing.
+        """
+        view = memoryview(data if isinstance(data, bytes) else data.data).cast("B")
+        try:
+            while view:
+                n = _pwrite(self._fd, view, offset)
+                view, offset = view[n:], offset + n
+        except OSError as error:
+            raise write_error(self.path, error) from None
+
+    def read_at(self, offset: int, out: Bytes) -> bool:
+        """Fills `out` from byte `offset`; False where that is impossible."""
+        view = out.data.cast("B")
+        try:
+            while view:
+                n = _pread(self._fd, view, offset)
+                if n == 0:
+                    return False
+                view, offset = view[n:], offset + n
+        except OSError:
+            return False
+        return True
+
+    def sync(self) -> None:
+        """Makes everything written so far durable.
+
+        Raises:
+            OutputError: the disk is full or failing.
+        """
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise write_error(self.path, error) from None
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+if hasattr(os, "pwrite") and hasattr(os, "preadv"):
+
+    def _pwrite(fd: int, view: memoryview, offset: int) -> int:
+        return os.pwrite(fd, view, offset)
+
+    def _pread(fd: int, view: memoryview, offset: int) -> int:
+        return os.preadv(fd, [view], offset)
+
+else:  # pragma: no cover  (Windows has neither)
+    _seek_lock = threading.Lock()
+
+    def _pwrite(fd: int, view: memoryview, offset: int) -> int:
+        with _seek_lock:
+            os.lseek(fd, offset, os.SEEK_SET)
+            return os.write(fd, view)
+
+    def _pread(fd: int, view: memoryview, offset: int) -> int:
+        with _seek_lock:
+            os.lseek(fd, offset, os.SEEK_SET)
+            data = os.read(fd, len(view))
+        view[: len(data)] = data
+        return len(data)

@@ -1,0 +1,258 @@
+"""Quantization profiles: which ggml type each tensor of a file gets, and why. One TOML file per file type.
+
+A profile is an ordered list of rules (globs on GGUF tensor names, a condition on the layer, a ggml type, the reason);
+the first rule that applies decides, `default` where none does. An explicit rule says what happens to the MTP blocks.
+The shipped profiles are llama.cpp's own mixes
+(https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-quant.cpp, llama_tensor_get_type_impl).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+from gguf import LlamaFileType
+
+from mimo_gguf.core.errors import RecipeError, UsageError
+from mimo_gguf.core.ggml_types import GgmlType, canonical_name, ftype_name, parse_ggml_type
+from mimo_gguf.core.shelves import QUANT_PROFILES, entries, read_toml
+
+SAME: Final = "same"  # the MTP block is typed as any other block of the file
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a rule's condition may ask about a tensor: its block `i` of `n`, the model, and the run.
+
+    Attributes:
+        i: number of the block; -1 outside the blocks.
+        n: blocks in the file, MTP blocks included.
+        n_gqa: query heads per KV head.
+        with_imatrix: an importance matrix is given (for any tensor).
+        whole_blocks: the tensor's columns are a whole number of the default type's blocks.
+    """
+
+    i: int
+    n: int
+    n_gqa: int
+    with_imatrix: bool
+    whole_blocks: bool
+
+
+def use_more_bits(layer: Layer) -> bool:
+    i, n = layer.i, layer.n
+    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
+
+
+def middle_layers(layer: Layer) -> bool:
+    return layer.n // 8 <= layer.i < 7 * layer.n // 8
+
+
+# name in a profile -> (test, meaning for people)
+CONDITIONS: Final[Mapping[str, tuple[Callable[[Layer], bool], str]]] = {
+    "use_more_bits": (use_more_bits, "the first and last eighth of the blocks, and every third between"),
+    "middle_layers": (middle_layers, "the blocks between the first and the last eighth"),
+    "first_eighth": (lambda layer: layer.i < layer.n // 8, "the first eighth of the blocks"),
+    "first_sixteenth": (lambda layer: layer.i < layer.n // 16, "the first sixteenth of the blocks"),
+    "first_two": (lambda layer: layer.i < 2, "the first two blocks"),
+    "first_four": (lambda layer: layer.i < 4, "the first four blocks"),
+    "gqa_4": (lambda layer: layer.n_gqa >= 4, "models with four or more query heads per KV head"),
+    "with_imatrix": (lambda layer: layer.with_imatrix, "runs with an importance matrix"),
+    "without_imatrix": (lambda layer: not layer.with_imatrix, "runs without an importance matrix"),
+    "ragged_columns": (lambda layer: not layer.whole_blocks, "rows that are no whole number of the default's blocks"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of a profile: tensors that match a glob, where every condition holds, get this type."""
+
+    tensors: tuple[str, ...]
+    when: tuple[str, ...]
+    ggml_type: GgmlType
+    why: str
+
+    def applies(self, tensor_name: str, layer: Layer) -> bool:
+        return any(fnmatchcase(tensor_name, glob) for glob in self.tensors) and all(
+            CONDITIONS[name][0](layer) for name in self.when
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MtpRule:
+    """What the MTP blocks get.
+
+    Attributes:
+        ggml_type: a type for all their matrices; None where they follow the file's rules.
+        without_imatrix: the type for matrices that would need an importance matrix which has no entry for them
+            (llama.cpp's imatrix tool does not run the MTP blocks).
+    """
+
+    ggml_type: GgmlType | None
+    without_imatrix: GgmlType = GgmlType.Q4_K
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A file type as data.
+
+    Attributes:
+        name: "Q4_K_M"; the file name of the profile without .toml.
+        file_type: value of general.file_type.
+        needs_imatrix: types that this profile must not use without an importance matrix, besides those that never can.
+        digest: hex digest of the file, so that a changed profile is noticed.
+    """
+
+    name: str
+    path: Path
+    file_type: LlamaFileType
+    summary: str
+    aliases: tuple[str, ...]
+    default: GgmlType
+    rules: tuple[Rule, ...]
+    mtp: MtpRule
+    needs_imatrix: frozenset[GgmlType]
+    digest: str
+
+
+def list_profiles() -> tuple[Profile, ...]:
+    """Every shipped profile, by name.
+
+    Raises:
+        RecipeError: a profile with a mistake in it.
+    """
+    return tuple(read_profile(path) for path in entries(QUANT_PROFILES))
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """The profile of a file type, in any case and with its usual other names (`fp16`, `q4_k`), or a user's TOML file.
+
+    Raises:
+        UsageError: no such profile.
+        RecipeError: the profile has a mistake in it.
+    """
+    text = str(name_or_path)
+    if text.lower().endswith(".toml"):
+        return read_profile(Path(text))
+    wanted = canonical_name(text)
+    profiles = list_profiles()
+    for profile in profiles:
+        if wanted == profile.name.upper() or wanted in profile.aliases:
+            return profile
+    known = ", ".join(profile.name for profile in profiles)
+    raise UsageError(f"no file type or profile {text!r}", hint=f"one of: {known}; or a file ending in .toml")
+
+
+# ---- reading
+
+
+def read_profile(path: Path) -> Profile:
+    """The profile in a TOML file.
+
+    Raises:
+        RecipeError: it cannot be read, or says something that no profile can; the message has file, rule and key.
+    """
+    where = str(path)
+    table = read_toml(path)
+    _check_keys(
+        table,
+        where,
+        required={"file_type", "default", "summary"},
+        optional={"aliases", "rules", "mtp", "needs_imatrix"},
+    )
+    rules = table.get("rules", [])
+    if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+        raise RecipeError(f"{where}: rules must be tables", hint="write each rule under its own [[rules]] line")
+    return Profile(
+        name=path.stem,
+        path=path,
+        file_type=_file_type(table["file_type"], where),
+        summary=_text(table, "summary", where),
+        aliases=tuple(canonical_name(alias) for alias in _texts(table, "aliases", where)),
+        default=_ggml_type(table["default"], f"{where}: default"),
+        rules=tuple(_read_rule(rule, f"{where}: rule {number}") for number, rule in enumerate(rules, 1)),
+        mtp=_read_mtp(table.get("mtp", {}), f"{where}: [mtp]"),
+        needs_imatrix=frozenset(
+            _ggml_type(name, f"{where}: needs_imatrix") for name in _texts(table, "needs_imatrix", where)
+        ),
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+
+
+def _read_rule(table: dict[str, Any], where: str) -> Rule:
+    _check_keys(table, where, required={"tensors", "type", "why"}, optional={"when"})
+    globs = _texts(table, "tensors", where)
+    if not globs:
+        raise RecipeError(f"{where}: tensors names none", hint='write tensors = "*.ffn_down.weight"')
+    when = _texts(table, "when", where)
+    for name in when:
+        if name not in CONDITIONS:
+            raise RecipeError(
+                f"{where}: when: no condition {name!r}", hint=f"one of: {', '.join(CONDITIONS)} (all must hold)"
+            )
+    return Rule(globs, when, _ggml_type(table["type"], f"{where}: type"), _text(table, "why", where))
+
+
+def _read_mtp(table: Any, where: str) -> MtpRule:
+    if not isinstance(table, dict):
+        raise RecipeError(f"{where} must be a table", hint='write [mtp] and below it type = "same"')
+    _check_keys(table, where, required=set(), optional={"type", "without_imatrix"})
+    wanted = table.get("type", SAME)
+    return MtpRule(
+        None if wanted == SAME else _ggml_type(wanted, f"{where}: type"),
+        _ggml_type(table.get("without_imatrix", "Q4_K"), f"{where}: without_imatrix"),
+    )
+
+
+def _check_keys(table: Mapping[str, Any], where: str, *, required: set[str], optional: set[str]) -> None:
+    allowed = ", ".join(sorted(required | optional))
+    for key in table:
+        if key not in required | optional:
+            raise RecipeError(f"{where}: unknown key {key!r}", hint=f"allowed: {allowed}")
+    for key in sorted(required):
+        if key not in table:
+            raise RecipeError(f"{where}: key {key!r} is missing", hint=f"required: {', '.join(sorted(required))}")
+
+
+def _text(table: Mapping[str, Any], key: str, where: str) -> str:
+    value = table[key]
+    if not isinstance(value, str) or not value.strip():
+        raise RecipeError(f"{where}: {key} is {value!r}, not a text", hint=f'write {key} = "..."')
+    return value
+
+
+def _texts(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """One text or a list of texts."""
+    value = table.get(key, [])
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
+        raise RecipeError(f"{where}: {key} is {value!r}, not a text or a list of texts", hint=f'write {key} = "..."')
+    return tuple(values)
+
+
+def _ggml_type(value: Any, where: str) -> GgmlType:
+    from mimo_gguf.quantization.kernels.libggml import QUANTIZABLE_TYPES
+
+    known = ", ".join(sorted(t.name for t in QUANTIZABLE_TYPES))
+    if not isinstance(value, str):
+        raise RecipeError(f"{where} is {value!r}, not a ggml type", hint=f"one of: {known}")
+    try:
+        ggml_type = parse_ggml_type(value)
+    except UsageError:
+        ggml_type = None
+    if ggml_type not in QUANTIZABLE_TYPES:
+        raise RecipeError(f"{where}: {value!r} is no type that a tensor can be written in", hint=f"one of: {known}")
+    return ggml_type
+
+
+def _file_type(value: Any, where: str) -> LlamaFileType:
+    names = {ftype_name(member): member for member in LlamaFileType if member.name != "GUESSED"}
+    wanted = canonical_name(value) if isinstance(value, str) else ""
+    if wanted not in names:
+        known = ", ".join(names)
+        raise RecipeError(f"{where}: file_type is {value!r}, not one of llama.cpp's", hint=f"one of: {known}")
+    return names[wanted]

@@ -1,0 +1,86 @@
+"""What a run did: files, sizes, time, throughput, and which kernel wrote which type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """One output: its files, size, and how much of it an earlier run had left."""
+
+    profile: str
+    paths: tuple[Path, ...]
+    n_bytes: int
+    bits_per_weight: float
+    resumed_bytes: int
+    n_copied: int
+    n_tensors: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeReport:
+    """A finished run.
+
+    Attributes:
+        read_bytes, written_bytes: of tensor data, in this run.
+        kernels: type name to what wrote it, for people.
+        source_digest: identity of the weights that were read.
+    """
+
+    source: str
+    source_digest: str
+    outputs: tuple[FileReport, ...]
+    seconds: float
+    n_threads: int
+    read_bytes: int
+    written_bytes: int
+    kernels: dict[str, str]
+
+    @property
+    def read_gb_s(self) -> float:
+        return self.read_bytes / 1e9 / max(self.seconds, 1e-9)
+
+    @property
+    def written_gb_s(self) -> float:
+        return self.written_bytes / 1e9 / max(self.seconds, 1e-9)
+
+    def exactness(self) -> list[str]:
+        """Lines on what is identical to what."""
+        copied, tensors = sum(o.n_copied for o in self.outputs), sum(o.n_tensors for o in self.outputs)
+        lines = [f"{copied} of {tensors} tensors are the source's, bit for bit"]
+        by_kernel: dict[str, list[str]] = {}
+        for type_name, kernel in self.kernels.items():
+            by_kernel.setdefault(kernel, []).append(type_name)
+        lines += [f"{', '.join(names)}: libggml's bytes ({kernel})" for kernel, names in by_kernel.items()]
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as a JSON document."""
+        return {
+            "source": self.source,
+            "source_digest": self.source_digest,
+            "outputs": [
+                {
+                    "profile": output.profile,
+                    "paths": [str(path) for path in output.paths],
+                    "n_bytes": output.n_bytes,
+                    "bits_per_weight": round(output.bits_per_weight, 4),
+                    "resumed_bytes": output.resumed_bytes,
+                    "n_tensors": output.n_tensors,
+                    "n_copied": output.n_copied,
+                    "notes": list(output.notes),
+                }
+                for output in self.outputs
+            ],
+            "seconds": round(self.seconds, 3),
+            "n_threads": self.n_threads,
+            "read_bytes": self.read_bytes,
+            "written_bytes": self.written_bytes,
+            "read_gb_s": round(self.read_gb_s, 3),
+            "written_gb_s": round(self.written_gb_s, 3),
+            "kernels": self.kernels,
+        }

@@ -1,0 +1,218 @@
+"""From a profile and a model's geometry to one ggml type per tensor, with the reason for each.
+
+The order of decisions, first hit wins: never quantized; an explicit option for embedding or output matrix;
+--tensor-type; the MTP rule; the profile's rules; its default. A type that the shape or the missing importance matrix
+forbids is then replaced by a stated fallback.
+Source: https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-quant.cpp
+(tensor_allows_quantization, llama_tensor_get_type, tensor_type_fallback, tensor_requires_imatrix).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.geometry import Geometry, block_number
+from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType, block_size, parse_ggml_type
+from mimo_gguf.core.model_source import TensorInfo
+from mimo_gguf.quantization.profiles import Layer, MtpRule, Profile
+
+EMBEDDING: Final = "token_embd.weight"
+OUTPUT: Final = "output.weight"
+
+# Where rows are no whole number of blocks: a type with blocks of 32 and about the same bits; F16 where even that fails.
+_RAGGED_FALLBACK: Final[Mapping[GgmlType, GgmlType]] = {
+    **dict.fromkeys(
+        (
+            GgmlType.IQ1_S, GgmlType.IQ1_M, GgmlType.IQ2_XXS, GgmlType.IQ2_XS, GgmlType.IQ2_S, GgmlType.IQ3_XXS,
+            GgmlType.IQ3_S, GgmlType.IQ4_XS,
+        ),
+        GgmlType.IQ4_NL,
+    ),
+    GgmlType.Q2_K: GgmlType.Q4_0,
+    GgmlType.Q3_K: GgmlType.Q4_0,
+    GgmlType.TQ1_0: GgmlType.Q4_0,
+    GgmlType.TQ2_0: GgmlType.Q4_0,
+    GgmlType.Q4_K: GgmlType.Q5_0,
+    GgmlType.Q5_K: GgmlType.Q5_1,
+    GgmlType.Q6_K: GgmlType.Q8_0,
+}  # fmt: skip
+
+# Types whose weights come out as garbage without importance weights, and those that libggml cannot write at all then.
+_USELESS_ALONE: Final = frozenset(
+    {GgmlType.IQ3_XXS, GgmlType.IQ2_XXS, GgmlType.IQ2_XS, GgmlType.IQ2_S, GgmlType.IQ1_M, GgmlType.IQ1_S}
+)
+_IMPOSSIBLE_ALONE: Final = frozenset({GgmlType.IQ2_XXS, GgmlType.IQ2_XS, GgmlType.IQ1_S})
+
+
+@dataclass(frozen=True, slots=True)
+class TypeOptions:
+    """What the user may say about types, beside the profile.
+
+    Attributes:
+        mtp: rule for the MTP blocks in place of the profile's.
+        tensor_types: (regular expression searched in the tensor's name, type); the first that matches decides. Unlike
+            llama-quantize's, an override changes only the tensors it names: the layer rules of the others still count
+            blocks, not the tensors that are left.
+    """
+
+    mtp: MtpRule | None = None
+    tensor_types: tuple[tuple[re.Pattern[str], GgmlType], ...] = ()
+    output_type: GgmlType | None = None
+    token_embedding_type: GgmlType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TypeChoice:
+    """The type one tensor gets.
+
+    Attributes:
+        why: the reason, in words.
+        fallback_from: the type that was wanted, where shape or a missing importance entry forbade it.
+        lacks_importance: an importance matrix would have been needed and has no entry for this tensor.
+    """
+
+    info: TensorInfo
+    why: str
+    fallback_from: GgmlType | None = None
+    lacks_importance: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """Whether an importance matrix is given, and for which tensors."""
+
+    given: bool = False
+    names: Collection[str] = field(default=frozenset())
+
+
+def choose_types(
+    profile: Profile,
+    geometry: Geometry,
+    tensors: Sequence[TensorInfo],
+    options: TypeOptions = TypeOptions(),
+    importance: Importance = Importance(),
+) -> tuple[TypeChoice, ...]:
+    """The type of every tensor, in the order given."""
+    tied = all(info.name != OUTPUT for info in tensors)
+    return tuple(_choose(profile, geometry, info, options, importance, tied) for info in tensors)
+
+
+def parse_tensor_type(text: str) -> tuple[re.Pattern[str], GgmlType]:
+    """`ffn_down=Q6_K` -> (pattern, type): the pattern is a regular expression searched in tensor names.
+
+    Raises:
+        UsageError: no such form, not a regular expression, or no such type.
+    """
+    pattern, equals, name = text.rpartition("=")
+    if not equals or not pattern:
+        raise UsageError(f"--tensor-type {text!r} is not PATTERN=TYPE", hint="for example --tensor-type ffn_down=Q6_K")
+    try:
+        return re.compile(pattern), parse_ggml_type(name)
+    except re.error as error:
+        raise UsageError(
+            f"--tensor-type {text!r}: {pattern!r} is not a regular expression: {error}",
+            hint=r"for example --tensor-type 'blk\.[0-3]\.ffn_down=Q6_K'",
+        ) from None
+
+
+def kept_reason(info: TensorInfo) -> str | None:
+    """Why a tensor keeps its type in every file, or None where it may be quantized."""
+    if not info.name.endswith("weight"):
+        return "a bias: small, and added as it is"
+    if info.name.endswith("_norm.weight"):
+        return "a norm's gain: small, and multiplies everything"
+    if all(extent == 1 for extent in info.shape[:-1]):
+        return "a vector: small, and multiplies everything"
+    return None
+
+
+def _choose(
+    profile: Profile,
+    geometry: Geometry,
+    info: TensorInfo,
+    options: TypeOptions,
+    importance: Importance,
+    tied: bool,
+) -> TypeChoice:
+    if (reason := kept_reason(info)) is not None:
+        return TypeChoice(info, reason)
+    ggml_type, why = _wanted_type(profile, geometry, info, options, importance, tied)
+    wanted = ggml_type
+    if info.n_columns % block_size(ggml_type):
+        ggml_type = _fit_columns(ggml_type, info.n_columns)
+        why = f"rows of {info.n_columns} weights are no whole number of {wanted.name} blocks"
+    lacks = needs_importance(profile, info.name, ggml_type) and info.name not in importance.names
+    if lacks and _is_mtp(info, geometry):
+        fallback = (options.mtp or profile.mtp).without_imatrix
+        why = f"{ggml_type.name} needs importance weights, and there are none for this tensor"
+        ggml_type, lacks = _fit_columns(fallback, info.n_columns), False
+    chosen = TensorInfo(info.name, info.shape, ggml_type)
+    return TypeChoice(chosen, why, wanted if ggml_type is not wanted else None, lacks)
+
+
+def _wanted_type(
+    profile: Profile,
+    geometry: Geometry,
+    info: TensorInfo,
+    options: TypeOptions,
+    importance: Importance,
+    tied: bool,
+) -> tuple[GgmlType, str]:
+    if info.name == EMBEDDING and options.token_embedding_type is not None:
+        return options.token_embedding_type, "--token-embedding-type"
+    # A tied embedding is the output matrix too, and is typed as one.
+    name = OUTPUT if tied and info.name == EMBEDDING else info.name
+    if name == OUTPUT and options.output_type is not None:
+        return options.output_type, "--output-type"
+    for pattern, ggml_type in options.tensor_types:
+        if pattern.search(info.name):
+            return ggml_type, f"--tensor-type {pattern.pattern}"
+    mtp = options.mtp or profile.mtp
+    if mtp.ggml_type is not None and _is_mtp(info, geometry):
+        return mtp.ggml_type, "--mtp" if options.mtp else "the profile's rule for the MTP block"
+    return _by_rules(profile, geometry, info, name, importance)
+
+
+def _by_rules(
+    profile: Profile, geometry: Geometry, info: TensorInfo, name: str, importance: Importance
+) -> tuple[GgmlType, str]:
+    block = block_number(name)
+    layer = Layer(
+        i=-1 if block is None else block,
+        n=geometry.block_count,
+        n_gqa=geometry.n_gqa,
+        with_imatrix=importance.given,
+        whole_blocks=info.n_columns % block_size(profile.default) == 0,
+    )
+    for rule in profile.rules:
+        if rule.applies(name, layer):
+            return rule.ggml_type, rule.why
+    return profile.default, "the type of this file"
+
+
+def _fit_columns(ggml_type: GgmlType, n_columns: int) -> GgmlType:
+    for candidate in (ggml_type, _RAGGED_FALLBACK.get(ggml_type, ggml_type)):
+        if n_columns % block_size(candidate) == 0:
+            return candidate
+    return GgmlType.F16
+
+
+def needs_importance(profile: Profile, tensor_name: str, ggml_type: GgmlType) -> bool:
+    """Whether a tensor of this type must not be written without an importance entry."""
+    if tensor_name in (EMBEDDING, OUTPUT):
+        return ggml_type in _IMPOSSIBLE_ALONE
+    return ggml_type in _USELESS_ALONE or ggml_type in profile.needs_imatrix
+
+
+def _is_mtp(info: TensorInfo, geometry: Geometry) -> bool:
+    block = block_number(info.name)
+    return block is not None and block >= geometry.n_trunk
+
+
+def is_quantized(ggml_type: GgmlType) -> bool:
+    """Whether a type stores blocks rather than plain floats."""
+    return ggml_type not in FLOAT_TYPES
