@@ -69,19 +69,44 @@ def list_devices() -> tuple[Device, ...]:
     llama.cpp leaves integrated GPUs out as soon as there is a dedicated one; so does this list.
     """
     try:
-        found = [device for device in _ggml_devices() if device.is_gpu]
+        found = [device for device in ggml_devices() if device.is_gpu]
     except BackendError:
         found = []
     dedicated = [device for device in found if device.kind == GPU]
     return (*(dedicated or found[:1]), host_device())
 
 
-def _ggml_devices() -> list[Device]:
+def ggml_devices() -> list[Device]:
+    """Everything ggml can compute on with memory of its own, the CPU included.
+
+    Raises:
+        BackendError: llama.cpp cannot be loaded.
+    """
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     count = ggml_function("ggml_backend_dev_count", size)()
     get = ggml_function("ggml_backend_dev_get", pointer, size)
-    devices = [_read_device(get(index)) for index in range(count)]
+    devices = [_read_device(device) for device in map(get, range(count)) if _answers(device)]
     return [device for device in devices if device is not None]
+
+
+def _backend_name(device: int) -> str:
+    """CUDA, Vulkan, CPU, RPC, ..."""
+    registry = ggml_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)(device)
+    name: bytes = ggml_function("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)(registry)
+    return name.decode()
+
+
+def _answers(device: int) -> bool:
+    """False for a worker that went away: llama.cpp ends the process when it asks one of those anything."""
+    if _backend_name(device) != "RPC":
+        return True
+    endpoint: bytes = ggml_function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)(device)
+    host, _, port = endpoint.decode().rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class _Capabilities(ctypes.Structure):
@@ -110,20 +135,18 @@ def _read_device(pointer: int) -> Device | None:
     kind = _KINDS.get(properties.type)
     if kind is None:
         return None
-    registry = ggml_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)(pointer)
-    backend = ggml_function("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)(registry).decode()
     buffer_type = ggml_function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)(pointer)
     alignment = ggml_function("ggml_backend_buft_get_alignment", ctypes.c_size_t, ctypes.c_void_p)(buffer_type)
     capabilities = properties.capabilities
-    family = backend.split("[")[0]  # a worker registers as RPC[host:port]
+    backend = _backend_name(pointer)
     return Device(
         name=properties.name.decode(),
         description=(properties.description or b"").decode(errors="replace"),
         kind=kind,
-        backend=family,
+        backend=backend,
         free_bytes=properties.memory_free,
         total_bytes=properties.memory_total,
-        traits=DeviceTraits(alignment, _OFFLOAD_MIN_BATCH.get(family), capabilities.async_ and capabilities.events),
+        traits=DeviceTraits(alignment, _OFFLOAD_MIN_BATCH.get(backend), capabilities.async_ and capabilities.events),
         pointer=pointer,
         pci_id=(properties.device_id or b"").decode(errors="replace"),
     )
@@ -179,7 +202,7 @@ def add_workers(endpoints: Sequence[str]) -> tuple[Device, ...]:
         UsageError: an endpoint is not HOST:PORT.
         BackendError: nobody answers there, or this build of llama.cpp has no RPC.
     """
-    known = {device.pointer for device in _ggml_devices()}
+    known = {device.pointer for device in ggml_devices()}
     add = ggml_function("ggml_backend_rpc_add_server", ctypes.c_void_p, ctypes.c_char_p)
     register = ggml_function("ggml_backend_register", None, ctypes.c_void_p)
     for endpoint in dict.fromkeys(endpoints):
@@ -191,7 +214,7 @@ def add_workers(endpoints: Sequence[str]) -> tuple[Device, ...]:
             register(registry)
             _registered.add(registry)
     wanted = set(endpoints)
-    devices = [device for device in _ggml_devices() if device.backend == "RPC"]
+    devices = [device for device in ggml_devices() if device.backend == "RPC"]
     return tuple(d for d in devices if d.pointer not in known or d.description in wanted)
 
 

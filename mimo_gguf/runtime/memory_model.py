@@ -276,8 +276,9 @@ def _kv_bytes(model: ModelSizes, settings: RunSettings, homes: Sequence[int], in
 def _compute(
     model: ModelSizes, settings: RunSettings, homes: Sequence[int], places: Sequence[Placement], *, is_mtp: bool
 ) -> list[int]:
-    n_ubatch = settings.mtp_n_ubatch if is_mtp else min(settings.n_ubatch, settings.n_batch)
-    n_outputs_max = settings.mtp_n_outputs_max if is_mtp else (settings.n_outputs_max or settings.n_batch)
+    n_batch = min(settings.n_batch, settings.n_ctx)  # llama.cpp compares before it rounds n_ctx up
+    n_ubatch = settings.mtp_n_ubatch if is_mtp else min(settings.n_ubatch, n_batch)
+    n_outputs_max = settings.mtp_n_outputs_max if is_mtp else (settings.n_outputs_max or n_batch)
     n_tokens = padded(min(settings.n_cells, n_ubatch), settings.n_seq_max)
     graph_settings = GraphSettings(
         n_tokens=n_tokens,
@@ -332,9 +333,10 @@ def _replay(
 def _output_rows(model: ModelSizes, settings: RunSettings, contexts: Sequence[str]) -> Iterable[Part]:
     """Copies of a batch's results in host memory. They grow to what a batch asks for; the largest is counted."""
     g = model.geometry
-    rows = {"target": settings.n_outputs_max or settings.n_batch, "MTP": settings.mtp_n_outputs_max}
+    n_batch = min(settings.n_batch, settings.n_ctx)
+    rows = {"target": settings.n_outputs_max or n_batch, "MTP": settings.mtp_n_outputs_max}
     for name in contexts:
         floats = max(rows[name], settings.n_seq_max) * g.vocab_size
         if "MTP" in contexts:
-            floats += g.embedding_length * (settings.n_batch if name == "target" else rows[name])
+            floats += g.embedding_length * (n_batch if name == "target" else rows[name])
         yield Part(name, 4 * floats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -30,12 +31,27 @@ def test_without_llama_cpp_the_host_is_left(monkeypatch: pytest.MonkeyPatch) -> 
     assert [device.name for device in list_devices()] == ["CPU"]
 
 
-def test_a_worker_is_a_device_with_memory_of_its_own() -> None:
+def test_a_worker_is_a_device_with_memory_of_its_own_until_it_goes_away() -> None:
+    """In a process of its own: a worker stays registered with ggml, and would serve every later test."""
+    code = """
+import sys
+from mimo_gguf.runtime.devices import add_workers, list_devices
+(worker,) = add_workers([sys.argv[1]])
+assert worker.backend == "RPC" and worker.is_gpu and worker.description == sys.argv[1], worker
+assert worker.total_bytes > 0 and worker.traits.alignment == 32 and worker.shares_host_memory, worker
+assert [device.pointer for device in add_workers([sys.argv[1]])] == [worker.pointer]
+assert [device.name for device in list_devices()] == [worker.name, "CPU"]
+print("ready", flush=True)
+sys.stdin.readline()
+assert [device.name for device in list_devices()] == ["CPU"]
+"""
     with running_worker() as endpoint:
-        (worker,) = add_workers([endpoint])
-        assert worker.backend == "RPC" and worker.is_gpu and worker.description == endpoint
-        assert worker.total_bytes > 0 and worker.traits.alignment == 32 and worker.shares_host_memory
-        assert add_workers([endpoint]) == (worker,) or add_workers([endpoint])[0].pointer == worker.pointer
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, endpoint], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.communicate("the worker is gone\n", timeout=60)
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("endpoint", ["", "here", "host:", ":1", "host:99999", "host:port"])

@@ -73,7 +73,7 @@ def test_every_way_out_fits(layout: str, gib: float) -> None:
     devices = (gpu(int(gib * GIB)), host())
     plan = plan_model(sizes, RunSettings(n_ctx=32768), devices, -1)
     assert not plan.fits
-    assert len(plan.ways_out) >= 2
+    assert len(plan.ways_out) >= 3 - (gib < 5)
     for way in plan.ways_out:
         assert way.needed_bytes <= devices[0].free_bytes
         if way.options and "file" not in way.text:

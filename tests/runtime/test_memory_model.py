@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
-from collections.abc import Iterator
+import subprocess
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,100 +17,59 @@ from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.geometry import QWEN2, STEP35
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.runtime import memory_model
-from mimo_gguf.runtime.devices import Device, add_workers
 from mimo_gguf.runtime.memory_allocator import DeviceTraits
 from mimo_gguf.runtime.memory_model import Part, Placement, RunSettings, layer_homes, predict_memory
-from mimo_gguf.runtime.memory_probe import AskedMemory, ask_memory, header_only_file
-from tests.runtime import full_size
+from mimo_gguf.runtime.memory_probe import ask_memory, header_only_file
+from tests.runtime import agreement, full_size
 from tests.runtime.workers import running_worker
 
-F16, Q8_0, Q4_0 = GgmlType.F16, GgmlType.Q8_0, GgmlType.Q4_0
-KV_CHOICES = ((F16, F16, True), (F16, F16, False), (Q8_0, Q8_0, True), (Q4_0, Q4_0, True), (Q8_0, F16, False))
+F16, Q8_0 = GgmlType.F16, GgmlType.Q8_0
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
-    folder = tmp_path_factory.mktemp("headers")
-    return {
-        (layout, kind): full_size.write_header_only(folder / f"{layout}-{kind}.gguf", layout, kind)
-        for layout, kind in itertools.product((STEP35, QWEN2), full_size.FILE_TYPES)
-    }
+    return agreement.write_files(tmp_path_factory.mktemp("headers"))
 
 
-@pytest.fixture(scope="module")
-def workers() -> Iterator[tuple[Device, ...]]:
-    with running_worker() as first, running_worker() as second:
-        yield add_workers([first, second])
+def assert_agrees(path: Path, sizes: memory_model.ModelSizes, settings: RunSettings) -> None:
+    difference = agreement.compare(path, sizes, settings, ())
+    assert difference is None, f"{settings}\n{difference}"
 
 
-def grid() -> list[tuple[str, str, RunSettings]]:
-    """Every cell of the agreement grid."""
-    cells = []
-    for layout, kind, n_ctx, (k, v, flash), ubatch, layers, outputs in itertools.product(
-        (STEP35, QWEN2), full_size.FILE_TYPES, (2048, 8192, 32768, 65536), KV_CHOICES, (64, 512), (0, 20, -1), (4, 0)
-    ):
-        settings = RunSettings(
-            n_ctx=n_ctx, n_ubatch=ubatch, type_k=k, type_v=v, flash_attn=flash, n_gpu_layers=layers,
-            n_outputs_max=outputs,
-        )  # fmt: skip
-        cells.append((layout, kind, settings))
-    return cells
+@pytest.mark.parametrize("seed", range(2))
+def test_agrees_with_llama_cpp_to_the_byte(seed: int, files: dict[tuple[str, str], Path]) -> None:
+    cells = [cell for cell in agreement.grid() if cell.settings.n_gpu_layers == 0]
+    for layout, kind, settings in random.Random(seed).sample(cells, 40):
+        assert_agrees(files[layout, kind], full_size.sizes(layout, kind), settings)
 
 
-def placements(devices: tuple[Device, ...]) -> list[Placement]:
-    return [Placement(device.name, device.free_bytes, device.traits) for device in devices]
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_agrees_on_rpc_devices(n_workers: int) -> None:
+    """In a process of its own: workers stay registered with ggml, and would serve every later test.
 
-
-def as_asked(tree: Part) -> AskedMemory:
-    """A predicted tree in the probe's terms."""
-    parts = {part.name: part for part in tree.parts}
-
-    def of(name: str, part: str) -> int:
-        return parts[name].find(part) if name in parts else 0
-
-    return AskedMemory(
-        of("weights", "weights"), of("KV cache", "target"), of("KV cache", "MTP"),
-        of("compute buffers", "target"), of("compute buffers", "MTP"),
-    )  # fmt: skip
-
-
-def assert_agrees(
-    path: Path, sizes: memory_model.ModelSizes, settings: RunSettings, devices: tuple[Device, ...]
-) -> None:
-    predicted = tuple(as_asked(tree) for tree in predict_memory(sizes, settings, placements(devices)))
-    assert predicted == ask_memory(path, settings, devices), settings
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_agrees_with_llama_cpp_to_the_byte(
-    seed: int, files: dict[tuple[str, str], Path], workers: tuple[Device, ...]
-) -> None:
-    for layout, kind, settings in random.Random(seed).sample(grid(), 20):
-        sizes = full_size.sizes(layout, kind)
-        for devices in ((), workers[:1]):
-            assert_agrees(files[layout, kind], sizes, settings, devices)
-
-
-def test_agrees_on_two_devices(files: dict[tuple[str, str], Path], workers: tuple[Device, ...]) -> None:
-    """All layers on several asynchronous devices run as a pipeline, with four copies of what passes between them."""
-    for layout, layers, split, parallel in itertools.product((STEP35, QWEN2), (20, -1), ((), (1.0, 3.0)), (1, 2)):
-        settings = RunSettings(
-            n_ctx=4096, n_gpu_layers=layers, tensor_split=split, n_seq_max=parallel, mtp=parallel == 1
-        )
-        assert_agrees(files[layout, "Q4_K_M"], full_size.sizes(layout, "Q4_K_M"), settings, workers)
+    With two of them and all layers on them llama.cpp works in a pipeline, with four copies of what passes between.
+    """
+    with ExitStack() as stack:
+        endpoints = [stack.enter_context(running_worker()) for _ in range(n_workers)]
+        command = [sys.executable, "-m", "tests.runtime.agreement", "40", *endpoints]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert report["cells"] == 40
+    assert report["differences"] == []
 
 
 def test_agrees_without_mtp_and_with_three_layers_of_it(tmp_path: Path) -> None:
     for n_mtp, mtp in ((1, False), (3, True), (3, False)):
         path = full_size.write_header_only(tmp_path / f"{n_mtp}.gguf", STEP35, "Q6_K", n_mtp=n_mtp)
         settings = RunSettings(n_ctx=2048, n_gpu_layers=0, mtp=mtp)
-        assert_agrees(path, full_size.sizes(STEP35, "Q6_K", n_mtp=n_mtp), settings, ())
+        assert_agrees(path, full_size.sizes(STEP35, "Q6_K", n_mtp=n_mtp), settings)
 
 
 def test_odd_contexts_and_batches(files: dict[tuple[str, str], Path]) -> None:
     sizes = full_size.sizes(STEP35, "Q8_0")
     for n_ctx, ubatch in ((1, 512), (300, 512), (1000, 17), (5000, 1)):
-        assert_agrees(files[STEP35, "Q8_0"], sizes, RunSettings(n_ctx=n_ctx, n_ubatch=ubatch, n_gpu_layers=0), ())
+        assert_agrees(files[STEP35, "Q8_0"], sizes, RunSettings(n_ctx=n_ctx, n_ubatch=ubatch, n_gpu_layers=0))
 
 
 def test_few_blocks_need_the_same_compute_buffer_as_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +140,7 @@ def test_llama_cpp_can_be_asked_about_a_file_that_does_not_exist_yet() -> None:
     with header_only_file(full_size.metadata(STEP35), infos) as path:
         (asked,) = ask_memory(path, settings)
     assert not path.exists()
-    assert asked == as_asked(predict_memory(full_size.sizes(STEP35, "Q8_0"), settings)[0])
+    assert asked == agreement.as_asked(predict_memory(full_size.sizes(STEP35, "Q8_0"), settings)[0])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,33 @@
+"""`mimo-gguf worker`: lend this machine's memory and processors to a run elsewhere."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mimo_gguf.cli import ui
+from mimo_gguf.core.units import format_size
+
+
+def command(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on. Never one that strangers reach.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 50052,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Lend the CPU even where there is a GPU.")] = False,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="Threads of the CPU; 0: one per core.")] = 0,
+) -> None:
+    """Lend this machine to a run elsewhere, until you press Ctrl-C.
+
+    On the other side: mimo-gguf fit FILE --rpc HOST:PORT, mimo-gguf chat FILE --rpc HOST:PORT.
+    """
+    from mimo_gguf.runtime.worker import LOOPBACK, serve, worker_devices
+
+    devices = worker_devices(cpu_only=cpu)
+    for device in devices:
+        ui.print_note(f"lending {device.name}: {device.description}, {format_size(device.free_bytes)} free")
+    if host != LOOPBACK:
+        ui.print_warning(f"anyone who reaches {host}:{port} can use and crash this process; there is no password")
+    ui.print_note(f"listening on {host}:{port}")
+    serve(host, port, devices=devices, n_threads=threads)

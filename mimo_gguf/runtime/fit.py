@@ -1,0 +1,408 @@
+"""The memory plan: what a run needs on each device against what is free there, and ways out where it does not fit.
+
+The needs are llama.cpp's own (`memory_model`), plus what it does not count: the driver's part, the program itself, and
+a margin. On a machine without a GPU the plan is about RAM. Weights that stay on the host are a mapped file: the
+system could drop their pages, but every token reads all of them again, so they count in full; the same bytes in the
+page cache count as free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from mimo_gguf.core.errors import DoesNotFit, UsageError
+from mimo_gguf.core.ggml_types import GgmlType, block_size, ftype_name, parse_ggml_type
+from mimo_gguf.core.gguf_file import read_gguf
+from mimo_gguf.core.units import MIB, format_size
+from mimo_gguf.runtime.devices import Device, list_devices
+from mimo_gguf.runtime.memory_model import (
+    ALL_LAYERS,
+    CONTEXT_STEP,
+    ModelSizes,
+    Part,
+    Placement,
+    RunSettings,
+    group,
+    model_sizes,
+    predict_memory,
+)
+
+# Beside llama.cpp's buffers: Python, the libraries and the vocabulary on the host; kernels and cuBLAS handles that a
+# CUDA-like driver loads at first use (the context itself is already missing from what it reports as free).
+PROGRAM_BYTES: Final = 300 * MIB
+LAZY_DRIVER_BYTES: Final = 96 * MIB
+MARGIN_BYTES: Final = 128 * MIB
+_LAZY_BACKENDS: Final = ("CUDA", "ROCm", "MUSA", "SYCL", "Vulkan")
+SMALLEST_CONTEXT: Final = 1024  # a way out below this is none
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFit:
+    """One device's side of the plan. `tree` is the need part by part; its total is `needed_bytes`."""
+
+    device: Device
+    tree: Part
+
+    @property
+    def needed_bytes(self) -> int:
+        return self.tree.n_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        return self.device.free_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.needed_bytes <= self.free_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WayOut:
+    """A change that makes the run fit, checked with the same model.
+
+    Attributes:
+        text: what changes, for people.
+        options: command line options that make the change; empty where it needs another file.
+        needed_bytes: need of the device that was too small, after the change.
+    """
+
+    text: str
+    options: tuple[str, ...]
+    settings: RunSettings
+    needed_bytes: int
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """A run, weighed: settings (with `n_gpu_layers` chosen), the need per device (the host last), ways out."""
+
+    model: ModelSizes
+    settings: RunSettings
+    devices: tuple[DeviceFit, ...]
+    pinned_layers: bool = False
+    file_type: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return all(device.fits for device in self.devices)
+
+    @property
+    def needed_bytes(self) -> dict[str, int]:
+        """Device name -> bytes."""
+        return {fit.device.name: fit.needed_bytes for fit in self.devices}
+
+    @property
+    def free_bytes(self) -> dict[str, int]:
+        """Device name -> bytes."""
+        return {fit.device.name: fit.free_bytes for fit in self.devices}
+
+    @property
+    def tightest(self) -> DeviceFit:
+        """The device with the least room to spare (or the most missing)."""
+        return min(self.devices, key=lambda fit: fit.free_bytes - fit.needed_bytes)
+
+    @property
+    def n_layers(self) -> int:
+        """Layers that could be on a GPU: the blocks and the output layer."""
+        return self.model.geometry.block_count + 1
+
+    @property
+    def runs_mtp(self) -> bool:
+        return self.settings.mtp and self.model.has_mtp
+
+    @cached_property
+    def ways_out(self) -> tuple[WayOut, ...]:
+        """Up to four changes that make it fit, the least costly first; empty when it fits already."""
+        return () if self.fits else find_ways_out(self)
+
+    def require(self) -> None:
+        """Raises DoesNotFit, with the numbers and a way out, where the plan does not fit."""
+        if self.fits:
+            return
+        worst = self.tightest
+        ways = "; ".join(way.text for way in self.ways_out[:3]) or "nothing this tool can change is enough"
+        raise DoesNotFit(
+            f"{Path(self.model.label).name} with a context of {self.settings.n_ctx} needs "
+            f"{format_size(worst.needed_bytes)} on {worst.device.name}, {format_size(worst.free_bytes)} are free",
+            hint=f"what fits: {ways}",
+        )
+
+    def summary(self) -> tuple[str, str]:
+        """The plan in two lines: what runs where, and what each device has left."""
+        s = self.settings
+        kv = s.type_k.name.lower() if s.type_k is s.type_v else f"{s.type_k.name}/{s.type_v.name}".lower()
+        mtp = "on" if self.runs_mtp else "off" if self.model.has_mtp else "not in this file"
+        gpus = len(self.devices) - 1
+        layers = (
+            f"{s.n_gpu_layers} of {self.n_layers} layers on the GPU{'s' * (gpus > 1)}" if gpus else "all on the CPU"
+        )
+        first = f"{layers}, context {s.n_ctx}, KV cache {kv}, MTP {mtp}"
+        second = ", ".join(
+            f"{fit.device.name}: {format_size(fit.needed_bytes)} of {format_size(fit.free_bytes)} free"
+            for fit in self.devices
+        )
+        return first, second
+
+    def as_json(self) -> dict[str, Any]:
+        s = self.settings
+        return {
+            "model": self.model.label,
+            "fits": self.fits,
+            "settings": {
+                "n_ctx": s.n_ctx, "n_batch": s.n_batch, "n_ubatch": s.n_ubatch, "n_seq_max": s.n_seq_max,
+                "n_outputs_max": s.n_outputs_max, "type_k": s.type_k.name.lower(), "type_v": s.type_v.name.lower(),
+                "flash_attn": s.flash_attn, "mtp": self.runs_mtp, "n_gpu_layers": s.n_gpu_layers,
+                "n_layers": self.n_layers, "tensor_split": list(s.tensor_split),
+            },
+            "devices": [
+                {
+                    "name": fit.device.name, "description": fit.device.description, "kind": fit.device.kind,
+                    "total_bytes": fit.device.total_bytes, "free_bytes": fit.free_bytes,
+                    "needed_bytes": fit.needed_bytes, "fits": fit.fits, "tree": fit.tree.as_json(),
+                }
+                for fit in self.devices
+            ],
+            "ways_out": [
+                {"text": way.text, "options": list(way.options), "needed_bytes": way.needed_bytes}
+                for way in self.ways_out
+            ],
+        }  # fmt: skip
+
+
+def plan_fit(
+    path: str | Path,
+    *,
+    n_ctx: int,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    n_ubatch: int = 512,
+    mtp: bool = True,
+    n_gpu_layers: int | None = None,
+    flash_attn: bool | None = None,
+    devices: Sequence[Device] | None = None,
+    n_seq_max: int = 1,
+    n_outputs_max: int = 4,
+) -> FitPlan:
+    """The plan of running the GGUF at `path`. Nothing is loaded; a plan that does not fit is a plan too.
+
+    Args:
+        n_ctx: tokens; 0 takes what the model was trained with.
+        n_gpu_layers: None puts as many on the GPUs as fit; -1 all of them.
+        flash_attn: None lets llama.cpp decide, which is on.
+        devices: what to plan for, the host last; None looks at this machine.
+
+    Raises:
+        GgufError: no GGUF, or not a MiMo file.
+        UsageError: settings llama.cpp would refuse.
+    """
+    file = read_gguf(path)
+    model = model_sizes(file)
+    settings = RunSettings(
+        n_ctx=n_ctx or model.geometry.context_length,
+        n_batch=max(n_ubatch, 1),
+        n_ubatch=n_ubatch,
+        n_seq_max=n_seq_max,
+        n_outputs_max=n_outputs_max,
+        type_k=parse_ggml_type(type_k),
+        type_v=parse_ggml_type(type_v),
+        flash_attn=True if flash_attn is None else flash_attn,
+        mtp=mtp,
+    )
+    number = file.value("general.file_type")
+    file_type = ftype_name(number) if isinstance(number, int) else ""
+    plan = plan_model(model, settings, devices if devices is not None else list_devices(), n_gpu_layers)
+    return replace(plan, file_type=file_type)
+
+
+def plan_model(
+    model: ModelSizes, settings: RunSettings, devices: Sequence[Device], n_gpu_layers: int | None = None
+) -> FitPlan:
+    """The plan of running `model`; `devices` ends with the host. See `plan_fit`."""
+    if not devices or devices[-1].is_gpu:
+        raise UsageError("the devices of a plan end with the host", hint="take them from list_devices()")
+    n_layers = model.geometry.block_count + 1
+    if n_gpu_layers is not None:
+        wanted = n_layers if n_gpu_layers < 0 else min(n_gpu_layers, n_layers)
+        return _weigh(model, replace(settings, n_gpu_layers=wanted if len(devices) > 1 else 0), devices, pinned=True)
+    best = _weigh(model, replace(settings, n_gpu_layers=n_layers if len(devices) > 1 else 0), devices)
+    if len(devices) == 1 or best.fits:
+        return best
+    for count in _most_first(model, settings, devices, n_layers):
+        plan = _weigh(model, replace(settings, n_gpu_layers=count), devices)
+        if plan.fits:
+            return plan
+    return best
+
+
+def _most_first(model: ModelSizes, settings: RunSettings, devices: Sequence[Device], n_layers: int) -> Iterator[int]:
+    """Layer counts to try, from the largest the GPUs can hold downwards (found by bisection on the GPUs' need)."""
+
+    def gpus_hold(count: int) -> bool:
+        plan = _weigh(model, replace(settings, n_gpu_layers=count), devices)
+        return all(fit.fits for fit in plan.devices[:-1])
+
+    low, high = 0, n_layers
+    while low < high - 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if gpus_hold(middle) else (low, middle)
+    yield from range(low, -1, -1)
+
+
+def _weigh(model: ModelSizes, settings: RunSettings, devices: Sequence[Device], *, pinned: bool = False) -> FitPlan:
+    *gpus, host = devices
+    places = [Placement(gpu.name, gpu.free_bytes, gpu.traits) for gpu in gpus]
+    trees = predict_memory(model, settings, places, Placement(host.name, host.free_bytes, host.traits))
+    fits = [DeviceFit(gpu, _with_overhead(gpu, tree)) for gpu, tree in zip(gpus, trees[:-1], strict=True)]
+    shared = sum(fit.needed_bytes for fit in fits if fit.device.shares_host_memory)
+    extra = (Part("on devices that share this memory", shared),)
+    fits.append(DeviceFit(host, _with_overhead(host, trees[-1], extra)))
+    return FitPlan(model, settings, tuple(fits), pinned_layers=pinned)
+
+
+def _with_overhead(device: Device, tree: Part, extra: Sequence[Part] = ()) -> Part:
+    if not device.is_gpu:
+        own = Part("program", PROGRAM_BYTES)
+    else:
+        own = Part("driver", LAZY_DRIVER_BYTES if device.backend in _LAZY_BACKENDS else 0)
+    return group(tree.name, (*tree.parts, *extra, own, Part("margin", MARGIN_BYTES)))
+
+
+def largest_context(plan: FitPlan, at_most: int) -> int:
+    """The largest context (a multiple of 256, up to `at_most`) that fits with everything else as planned; 0 if none."""
+
+    def fits(steps: int) -> bool:
+        return _changed(plan, n_ctx=steps * CONTEXT_STEP).fits
+
+    low, high = 0, at_most // CONTEXT_STEP + 1
+    while low < high - 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low * CONTEXT_STEP
+
+
+def _changed(plan: FitPlan, *, model: ModelSizes | None = None, **changes: Any) -> FitPlan:
+    """The same plan with other settings; the number of layers is chosen again unless it was pinned."""
+    settings = replace(plan.settings, **changes)
+    layers = settings.n_gpu_layers if plan.pinned_layers or "n_gpu_layers" in changes else None
+    return plan_model(model or plan.model, settings, [fit.device for fit in plan.devices], layers)
+
+
+def find_ways_out(plan: FitPlan) -> tuple[WayOut, ...]:
+    """Changes that make `plan` fit: of context, KV cache, MTP, layers, file type, then of several at once."""
+    ways: list[WayOut] = []
+    tightest = plan.tightest.device.name
+    for text, options, attempt in _attempts(plan):
+        changed = attempt()
+        if changed is not None and changed.fits:
+            way = WayOut(text(changed), options(changed), changed.settings, changed.needed_bytes[tightest])
+            if not any(set(known.options) < set(way.options) for known in ways if known.options):
+                ways.append(way)
+        if len(ways) == 4:
+            break
+    return tuple(ways)
+
+
+Attempt = tuple[Callable[[FitPlan], str], Callable[[FitPlan], tuple[str, ...]], Callable[[], FitPlan | None]]
+
+
+def _attempts(plan: FitPlan) -> Iterator[Attempt]:
+    def context(changed: FitPlan) -> tuple[str, ...]:
+        return ("--ctx", str(changed.settings.n_ctx))
+
+    def smaller_context(**changes: Any) -> FitPlan | None:
+        n_ctx = largest_context(_changed(plan, **changes), plan.settings.n_ctx - 1)
+        return _changed(plan, n_ctx=n_ctx, **changes) if n_ctx >= SMALLEST_CONTEXT else None
+
+    q8: dict[str, Any] = {"type_k": GgmlType.Q8_0, "type_v": GgmlType.Q8_0}
+    can_q8 = plan.settings.type_k is not GgmlType.Q8_0 and plan.settings.flash_attn
+    yield (lambda c: f"--ctx {c.settings.n_ctx}"), context, smaller_context
+    if can_q8:
+        yield (lambda _: "--kv-type q8_0"), (lambda _: ("--kv-type", "q8_0")), lambda: _changed(plan, **q8)
+    if plan.runs_mtp:
+        yield (lambda _: "--no-mtp"), (lambda _: ("--no-mtp",)), lambda: _changed(plan, mtp=False)
+    free = replace(plan, pinned_layers=False)
+    if plan.pinned_layers and len(plan.devices) > 1:
+        yield (
+            (lambda c: f"--gpu-layers {c.settings.n_gpu_layers}"),
+            (lambda c: ("--gpu-layers", str(c.settings.n_gpu_layers))),
+            lambda: _changed(free),
+        )
+    for name, smaller in smaller_types(plan.model):
+        yield (
+            (lambda _, name=name: f"the file as {name}"),  # type: ignore[misc]
+            (lambda _: ()),
+            lambda smaller=smaller: _changed(plan, model=smaller),  # type: ignore[misc]
+        )
+    if can_q8:
+        yield (
+            (lambda c: f"--kv-type q8_0 --ctx {c.settings.n_ctx}"),
+            (lambda c: ("--kv-type", "q8_0", *context(c))),
+            lambda: smaller_context(**q8),
+        )
+    if plan.runs_mtp:
+        yield (
+            (lambda c: f"--no-mtp --ctx {c.settings.n_ctx}"),
+            (lambda c: ("--no-mtp", *context(c))),
+            lambda: smaller_context(mtp=False),
+        )
+    if plan.pinned_layers and len(plan.devices) > 1 and can_q8:
+        yield (
+            (lambda c: f"--kv-type q8_0 --gpu-layers {c.settings.n_gpu_layers}"),
+            (lambda c: ("--kv-type", "q8_0", "--gpu-layers", str(c.settings.n_gpu_layers))),
+            lambda: _changed(free, **q8),
+        )
+    for name, smaller in smaller_types(plan.model)[-1:]:
+        if _changed(plan, model=smaller).fits:
+            continue
+        yield (
+            (lambda c, name=name: f"the file as {name} with --ctx {c.settings.n_ctx}"),  # type: ignore[misc]
+            context,
+            lambda smaller=smaller: _smallest(plan, smaller),  # type: ignore[misc]
+        )
+
+
+def _smallest(plan: FitPlan, model: ModelSizes) -> FitPlan | None:
+    other = replace(plan, model=model)
+    n_ctx = largest_context(other, plan.settings.n_ctx - 1)
+    return _changed(other, n_ctx=n_ctx) if n_ctx >= SMALLEST_CONTEXT else None
+
+
+def smaller_types(model: ModelSizes) -> tuple[tuple[str, ModelSizes], ...]:
+    """(file type, sizes) of the usual types that are smaller than this file, largest first. An upper bound.
+
+    A file of that type has at least some tensors of fewer bits; `mimo-gguf quantize --dry-run` gives exact sizes.
+    """
+    found = []
+    for name, matrices, careful in (
+        ("Q8_0", GgmlType.Q8_0, GgmlType.Q8_0),
+        ("Q6_K", GgmlType.Q6_K, GgmlType.Q6_K),
+        ("Q4_K_M", GgmlType.Q4_K, GgmlType.Q6_K),
+    ):
+        smaller = retyped(model, name, matrices, careful)
+        if smaller.file_bytes < 0.97 * model.file_bytes:
+            found.append((name, smaller))
+    return tuple(found)
+
+
+def retyped(model: ModelSizes, name: str, matrices: GgmlType, careful: GgmlType) -> ModelSizes:
+    """`model` with its matrices in other types: `careful` for the output layer, attn_v and ffn_down."""
+
+    def of(tensor_name: str, shape: tuple[int, ...], before: GgmlType) -> GgmlType:
+        if len(shape) == 1:
+            return before
+        is_careful = tensor_name.startswith("output.") or ".attn_v." in tensor_name or ".ffn_down." in tensor_name
+        after = careful if is_careful else matrices
+        return after if shape[-1] % block_size(after) == 0 else GgmlType.Q8_0
+
+    tensors = tuple(replace(info, ggml_type=of(info.name, info.shape, info.ggml_type)) for info in model.tensors)
+    return replace(model, label=f"{model.label} as {name}", tensors=tensors)
+
+
+__all__ = [
+    "ALL_LAYERS", "DeviceFit", "FitPlan", "WayOut", "find_ways_out", "largest_context", "plan_fit", "plan_model",
+    "smaller_types",
+]  # fmt: skip

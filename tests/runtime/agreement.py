@@ -1,0 +1,107 @@
+"""Analytic against asked, cell by cell of the agreement grid: as functions, and as a program for RPC devices.
+
+    python -m tests.runtime.agreement N_CELLS ENDPOINT...
+
+compares N_CELLS cells on these workers and prints one JSON document.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from mimo_gguf.core.geometry import QWEN2, STEP35
+from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.runtime.devices import Device, add_workers
+from mimo_gguf.runtime.memory_model import ModelSizes, Part, Placement, RunSettings, predict_memory
+from mimo_gguf.runtime.memory_probe import AskedMemory, ask_memory
+from tests.runtime import full_size
+
+F16, Q8_0, Q4_0 = GgmlType.F16, GgmlType.Q8_0, GgmlType.Q4_0
+# K type, V type, flash attention; a quantized V cache without it is refused by llama.cpp and by the model.
+KV_CHOICES = (
+    (F16, F16, True), (Q8_0, Q8_0, True), (Q4_0, Q4_0, True), (F16, F16, False), (Q8_0, F16, False), (Q4_0, F16, False),
+)  # fmt: skip
+CONTEXTS = (2048, 8192, 32768, 65536)
+
+
+class Cell(NamedTuple):
+    layout: str
+    file_type: str
+    settings: RunSettings
+
+
+def grid() -> list[Cell]:
+    """Every cell; n_outputs_max once as this package sets it (4) and once as llama.cpp does (0: n_batch)."""
+    return [
+        Cell(
+            layout,
+            kind,
+            RunSettings(
+                n_ctx=n_ctx, n_ubatch=ubatch, type_k=k, type_v=v, flash_attn=flash, n_gpu_layers=layers,
+                n_outputs_max=outputs,
+            ),
+        )
+        for layout, kind, n_ctx, (k, v, flash), ubatch, layers, outputs in itertools.product(
+            (STEP35, QWEN2), full_size.FILE_TYPES, CONTEXTS, KV_CHOICES, (64, 512), (0, 20, -1), (4, 0)
+        )
+    ]  # fmt: skip
+
+
+def write_files(folder: Path) -> dict[tuple[str, str], Path]:
+    return {
+        (layout, kind): full_size.write_header_only(folder / f"{layout}-{kind}.gguf", layout, kind)
+        for layout, kind in itertools.product((STEP35, QWEN2), full_size.FILE_TYPES)
+    }
+
+
+def as_asked(tree: Part) -> AskedMemory:
+    """A predicted tree in the probe's terms."""
+    parts = {part.name: part for part in tree.parts}
+
+    def of(name: str, part: str) -> int:
+        return parts[name].find(part) if name in parts else 0
+
+    return AskedMemory(
+        of("weights", "weights"), of("KV cache", "target"), of("KV cache", "MTP"),
+        of("compute buffers", "target"), of("compute buffers", "MTP"),
+    )  # fmt: skip
+
+
+def both(
+    path: Path, sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...]
+) -> tuple[tuple[AskedMemory, ...], tuple[AskedMemory, ...]]:
+    """(predicted, asked), one entry per device and the host's."""
+    places = [Placement(device.name, device.free_bytes, device.traits) for device in devices]
+    predicted = tuple(as_asked(tree) for tree in predict_memory(sizes, settings, places))
+    return predicted, ask_memory(path, settings, devices)
+
+
+def compare(path: Path, sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...]) -> str | None:
+    predicted, asked = both(path, sizes, settings, devices)
+    return None if predicted == asked else f"predicted {predicted}\nasked {asked}"
+
+
+def main(n_cells: int, endpoints: list[str]) -> None:
+    devices = add_workers(endpoints)
+    assert len(devices) == len(endpoints)
+    chosen = random.Random(len(endpoints)).sample(grid(), n_cells)
+    differences = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_files(Path(folder))
+        for number, (layout, kind, settings) in enumerate(chosen):
+            several = replace(settings, n_seq_max=2, mtp=False) if number % 4 == 3 else settings
+            difference = compare(files[layout, kind], full_size.sizes(layout, kind), several, devices)
+            if difference is not None:
+                differences.append(f"{layout} {kind} {several}: {difference}")
+    sys.stdout.write(json.dumps({"cells": len(chosen), "differences": differences}) + "\n")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])
