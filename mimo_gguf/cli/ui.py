@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.theme import Theme
 
 from mimo_gguf.core.errors import MimoGgufError
+from mimo_gguf.core.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from mimo_gguf.quantization.report import QuantizeReport
 
 # Names of meanings, so that one place decides colours; all readable on light and dark backgrounds.
 _THEME = Theme(
@@ -59,3 +63,25 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     for row in cells:
         table.add_row(*row)
     out.print(table, markup=False)
+
+
+def print_field(label: str, text: str, *, width: int = 11, style: str = "heading") -> None:
+    """`label      text` on stdout, as in a record."""
+    out.print(f"[{style}]{label:<{width}}[/{style}]", end="")
+    out.print(text, markup=False)
+
+
+def print_report(report: QuantizeReport) -> None:
+    """What a finished run wrote: a line per output, then time, throughput and the kernels used."""
+    for output in report.outputs:
+        parts = f" in {len(output.paths)} parts" if len(output.paths) > 1 else ""
+        resumed = f", {format_size(output.resumed_bytes)} from an earlier run" if output.resumed_bytes else ""
+        size = f"{format_size(output.n_bytes)}{parts}, {output.bits_per_weight:.2f} bits per weight"
+        print_field(output.profile, f"{output.paths[0]}, {size}{resumed}", style="good")
+        for note in output.notes:
+            print_warning(note)
+    speed = f"read {report.read_gb_s:.2f} GB/s, written {report.written_gb_s:.2f} GB/s, {report.n_threads} threads"
+    print_field("time", f"{format_duration(report.seconds)}; {speed}")
+    if report.kernels:
+        kernels = ", ".join(f"{ggml_type} by {kernel}" for ggml_type, kernel in report.kernels.items())
+        print_field("kernels", kernels)

@@ -52,9 +52,21 @@ def find_checkpoint(src: str, stack: ExitStack, *, headers_only: bool = False) -
     hub_id = None if Path(src).exists() else parse_hub_id(src)
     if hub_id is None:
         return read_checkpoint(Path(src))
-    download = _fetch_headers(hub_id, stack) if headers_only else fetch(hub_id)
+    download = _fetch(hub_id, stack, headers_only=headers_only)
     return read_checkpoint(download.folder, model_id=hub_id.model_id, revision=download.commit)
 
 
-def _fetch_headers(hub_id: HubId, stack: ExitStack) -> Download:
-    return fetch_headers(hub_id, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+def find_mtp_layers(src: str, stack: ExitStack, *, headers_only: bool = False) -> Path:
+    """The folder of further MTP layers that `src` names, downloaded if it is a Hub id.
+
+    Raises:
+        HubError.
+    """
+    hub_id = None if Path(src).exists() else parse_hub_id(src)
+    return Path(src) if hub_id is None else _fetch(hub_id, stack, headers_only=headers_only).folder
+
+
+def _fetch(hub_id: HubId, stack: ExitStack, *, headers_only: bool) -> Download:
+    if headers_only:
+        return fetch_headers(hub_id, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+    return fetch(hub_id)

@@ -1,0 +1,82 @@
+"""Runs a command and measures it: wall time, CPU time, and peak resident memory (anonymous memory apart, on Linux)."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run. `peak_anon_bytes` leaves out file pages mapped or cached; 0 where the system does not tell."""
+
+    label: str
+    wall_s: float
+    cpu_s: float
+    peak_rss_bytes: int
+    peak_anon_bytes: int
+    returncode: int
+    output: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "output"}
+
+
+def measure(label: str, command: Sequence[str | Path], **popen: Any) -> Measurement:
+    """Runs `command` to its end; stdout is kept, stderr passed through."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True, **popen)
+    peaks = {"VmHWM": 0, "RssAnon": 0}
+    watcher = threading.Thread(target=_watch, args=(process, peaks), daemon=True)
+    watcher.start()
+    output, _ = process.communicate()
+    wall = time.perf_counter() - started
+    watcher.join()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Measurement(label, wall, cpu, peaks["VmHWM"], peaks["RssAnon"], process.returncode, output)
+
+
+def _watch(process: subprocess.Popen[str], peaks: dict[str, int]) -> None:
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        try:
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        except OSError:
+            return
+        for key in peaks:
+            if key in fields:
+                peaks[key] = max(peaks[key], 1024 * int(fields[key].split()[0]))
+        time.sleep(0.05)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    import os
+
+    name = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = names[0] if names else name
+    return {"cpu": name, "cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
+
+
+def drop_page_cache() -> bool:
+    """Empties the file cache (root on Linux only), so that every candidate starts cold. False where it cannot."""
+    import os
+
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,127 @@
+"""`mimo-gguf convert`: a Hugging Face checkpoint becomes a GGUF with its MTP layers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mimo_gguf.cli import ui
+from mimo_gguf.core.units import format_count, format_size
+
+if TYPE_CHECKING:
+    from mimo_gguf.conversion.checkpoint_source import ConversionPlan
+    from mimo_gguf.quantization.plan import QuantizePlan
+
+
+def command(
+    src: Annotated[
+        str, typer.Argument(metavar="SRC", help="A checkpoint folder, or a Hub id: org/name or org/name@revision.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="OUT", help="Output file or folder. Default: ./<Model>-<TYPE>.gguf"),
+    ] = None,
+    ftype: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="File type. Default: the checkpoint's own, lossless (BF16)."),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(metavar="LAYOUT", help="step35: trunk and MTP (default where there is MTP). qwen2: trunk alone."),
+    ] = None,
+    no_mtp: Annotated[bool, typer.Option("--no-mtp", help="Leave the MTP layers out.")] = False,
+    mtp_layers: Annotated[
+        str | None,
+        typer.Option("--mtp-layers", metavar="DIR", help="Add the further heads of a MiMo-7B-MTPs folder or Hub id."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: one per core.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written; headers only.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Convert a MiMo checkpoint to GGUF, its multi-token-prediction (MTP) layers kept.
+
+    Lossless by default, in memory bounded by a few rows, resumable: after a crash run the same command again.
+    """
+    from mimo_gguf.cli.progress import open_progress
+    from mimo_gguf.conversion.checkpoint_source import ConversionOptions, as_model_source, plan_conversion
+    from mimo_gguf.conversion.open_model import find_checkpoint, find_mtp_layers
+    from mimo_gguf.core.output_file import check_output
+    from mimo_gguf.quantization.engine import run_quantization
+    from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
+    from mimo_gguf.quantization.profiles import load_profile
+
+    profile = load_profile(ftype) if ftype else None  # a wrong name is told before 15 GB are downloaded
+    with ExitStack() as stack:
+        heads = find_mtp_layers(mtp_layers, stack, headers_only=dry_run) if mtp_layers else None
+        checkpoint = find_checkpoint(src, stack, headers_only=dry_run)
+        conversion = plan_conversion(checkpoint, ConversionOptions(layout, not no_mtp, heads))
+        profile = profile or load_profile(conversion.float_type.name)
+        path = output_path(out, checkpoint.name, profile.name)
+        if not dry_run:
+            check_output(path, force=force)
+        source = stack.enter_context(as_model_source(conversion, src))
+        options = QuantizeOptions(n_threads=threads, force=force)
+        plan = plan_quantization(source, [OutputRequest(profile, path)], options)
+        if not as_json:
+            _print_plan(conversion, plan)
+        if dry_run:
+            if as_json:
+                ui.print_json(_conversion_json(conversion) | plan.as_json())
+            return
+        with open_progress(quiet=quiet or as_json) as progress:
+            report = run_quantization(plan, progress)
+    if as_json:
+        ui.print_json(_conversion_json(conversion) | report.as_json())
+    else:
+        ui.print_report(report)
+
+
+def output_path(out: Path | None, model: str, ftype: str, folder: Path | None = None) -> Path:
+    """`OUT` if it is a file name; else `<Model>-<TYPE>.gguf` in the folder `OUT`, or in `folder` without `-o`."""
+    name = f"{model}-{ftype}.gguf"
+    if out is None:
+        return (folder or Path()) / name
+    return out if out.suffix.lower() == ".gguf" else out / name
+
+
+def _print_plan(conversion: ConversionPlan, plan: QuantizePlan) -> None:
+    (output,) = plan.outputs
+    ui.print_field("model", f"{conversion.checkpoint.model_id}, {conversion.recipe.family}")
+    ui.print_field("layout", _layout_line(conversion))
+    ui.print_field("tensors", _tensors_line(conversion, output.n_parameters))
+    for reason, count in Counter(drop.reason for drop in conversion.dropped).items():
+        ui.print_field("dropped", f"{count} tensors: {reason}")
+    ui.print_field("output", f"{output.path}, {output.profile.name}, {format_size(output.n_bytes)}")
+
+
+def _layout_line(conversion: ConversionPlan) -> str:
+    if conversion.n_mtp:
+        return f"{conversion.layout}, with {conversion.n_mtp} MTP layer{'s' if conversion.n_mtp > 1 else ''}"
+    return f"{conversion.layout}, without MTP"
+
+
+def _tensors_line(conversion: ConversionPlan, n_parameters: int) -> str:
+    text = f"{len(conversion.mapping.assigned)}, {format_count(n_parameters)} parameters"
+    transformed = [assignment for assignment in conversion.mapping.assigned if assignment.transform]
+    return text + "".join(f"; {a.transform} on {a.hf}" for a in transformed)
+
+
+def _conversion_json(conversion: ConversionPlan) -> dict[str, Any]:
+    return {
+        "model": conversion.checkpoint.model_id,
+        "revision": conversion.checkpoint.revision,
+        "layout": conversion.layout,
+        "n_mtp": conversion.n_mtp,
+        "recipe": conversion.recipe.path.name,
+        "mapped": [
+            {"from": assignment.hf, "to": assignment.gguf, "transform": assignment.transform}
+            for assignment in conversion.mapping.assigned
+        ],
+        "dropped": [{"from": drop.hf, "reason": drop.reason} for drop in conversion.dropped],
+    }
