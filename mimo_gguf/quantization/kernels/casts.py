@@ -1,4 +1,4 @@
-"""Between F32, F16 and BF16: one vector in, one vector out.
+"""From F32, F16 or BF16 to F16 or BF16: one vector in, one vector out. (libggml widens to F32 fast enough.)
 
 Follows GGML_FP32_TO_FP16 and ggml_compute_fp32_to_bf16 in
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-impl.h
@@ -40,16 +40,6 @@ def _copy_rest(vector, out):
     rest = out.size % 16
     for i in range(rest):
         out[out.size - rest + i] = vector[i]
-
-
-@kernel
-def cast_to_f32(src, out):
-    """Widens the flat `src` into the flat float32 `out`."""
-    for i in range(0, src.size - 15, 16):
-        store(out, i, load_weights(src, i))
-    last = np.empty(16, np.float32)
-    store(last, 0, _load_rest(src, np.zeros(16, src.dtype)))
-    _copy_rest(last, out)
 
 
 @kernel

@@ -71,6 +71,9 @@ class LibGgml:
         The first call for an IQ type builds libggml's look-up tables (seconds, under libggml's own lock).
         """
         n_rows, n_columns = src.shape
+        if ggml_type is GgmlType.F32 and source_type in self._widen:
+            self._widen[source_type](src.ctypes.data, out.ctypes.data, src.size)
+            return
         weights = None if importance is None else ctypes.c_void_p(importance.ctypes.data)
         strip_rows = max(1, _STRIP_WEIGHTS // max(1, n_columns))
         src_at, src_stride = src.ctypes.data, src.strides[0]

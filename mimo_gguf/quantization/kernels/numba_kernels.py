@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimo_gguf.core.ggml_types import GgmlType
-from mimo_gguf.quantization.kernels.casts import cast_to_bf16, cast_to_f16, cast_to_f32
+from mimo_gguf.quantization.kernels.casts import cast_to_bf16, cast_to_f16
 from mimo_gguf.quantization.kernels.q4_k_q5_k import Q4_K_TRIALS, Q5_K_TRIALS, quantize_q4_k_or_q5_k
 from mimo_gguf.quantization.kernels.q6_k import Q6_K_TRIALS, quantize_q6_k
 from mimo_gguf.quantization.kernels.q8_0 import quantize_q8_0
@@ -19,7 +19,6 @@ from mimo_gguf.quantization.kernels.q8_0 import quantize_q8_0
 FlatKernel = Callable[[NDArray[Any], NDArray[np.uint8]], None]
 
 NUMBA_KERNELS: Final[dict[GgmlType, FlatKernel]] = {
-    GgmlType.F32: lambda src, out: cast_to_f32(src, out.view(np.float32)),
     GgmlType.F16: lambda src, out: cast_to_f16(src, out.view(np.uint16)),
     GgmlType.BF16: lambda src, out: cast_to_bf16(src, out.view(np.uint16)),
     GgmlType.Q8_0: quantize_q8_0,
@@ -29,7 +28,7 @@ NUMBA_KERNELS: Final[dict[GgmlType, FlatKernel]] = {
 }
 
 # These take no notice of an importance matrix, in libggml either.
-IGNORE_IMPORTANCE: Final = frozenset({GgmlType.F32, GgmlType.F16, GgmlType.BF16, GgmlType.Q8_0})
+IGNORE_IMPORTANCE: Final = frozenset({GgmlType.F16, GgmlType.BF16, GgmlType.Q8_0})
 
 # How numba sees the storage of each source type; it knows no float16 arrays.
 NUMBA_STORAGE: Final[dict[GgmlType, type[np.generic]]] = {

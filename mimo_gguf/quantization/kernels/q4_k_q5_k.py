@@ -74,7 +74,6 @@ def _fit(x, weight, level, fitted, trials, n_levels):
         sum_w = sum_w + w
         sum_x = sum_x + w * value
     low = select(low > splat(0.0), splat(0.0), low)
-    flat = high == low
 
     inverse = to_float(top) / (high - low)
     scale = splat(1.0) / inverse
@@ -116,10 +115,11 @@ def _fit(x, weight, level, fitted, trials, n_levels):
         scale = select(better, trial_scale, scale)
         low = select(better, trial_low, low)
 
-    store(fitted, 0, select(flat, splat(0.0), scale))
+    # ggml leaves early where high == low; here the inverse is infinite then, so the scale is 0, every level is 0
+    # (NaN rounds to 0) and no trial wins, its determinant being 0
+    store(fitted, 0, scale)
     store(fitted, 16, splat(-0.0) - low)
-    # a flat lane's levels are all 0, whatever its weights: NaN rounds to 0
-    store(fitted, 32, select(flat, splat(np.nan), best_inverse))
+    store(fitted, 32, best_inverse)
     store(fitted, 48, best_low)
 
 

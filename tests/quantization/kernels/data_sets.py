@@ -37,6 +37,15 @@ def _single(rng: np.random.Generator, n_rows: int, n_columns: int) -> NDArray[np
     return x.reshape(n_rows, n_columns)
 
 
+def _almost_halves(rng: np.random.Generator, n_rows: int, n_columns: int) -> NDArray[np.floating]:
+    """The floats next to every half, in blocks whose Q8_0 scale is exactly 1."""
+    half = (rng.integers(-126, 126, (n_rows, n_columns)) + 0.5).astype(np.float32)
+    half[:, 1::4] = 0.5
+    x = np.nextafter(half, np.where(rng.random(half.shape) < 0.5, np.float32(0), np.float32(200)))
+    x[:, ::32] = 127.0
+    return x
+
+
 def _normal(scale: float, shift: float = 0.0) -> Make:
     return lambda rng, r, c: rng.standard_normal((r, c)) * scale + shift
 
@@ -54,6 +63,7 @@ DATA_SETS: dict[str, Make] = {
     "outliers": _outliers,
     "tie_grid_halves": _tie_grid(0.5),
     "tie_grid_thirtyseconds": _tie_grid(1 / 32),
+    "almost_halves": _almost_halves,
     "subnormal": _normal(1e-40),
     "barely_normal": _normal(1e-37),
     "below_group_eps": _normal(1e-16),

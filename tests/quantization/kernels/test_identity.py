@@ -25,7 +25,13 @@ pytestmark = pytest.mark.skipif(
 
 BLOCK_TYPES = (GgmlType.Q8_0, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K)
 FLOATS = (GgmlType.F32, GgmlType.F16, GgmlType.BF16)
-PAIRS = [(t, s) for t in (*BLOCK_TYPES, *FLOATS) for s in FLOATS if t is not s]
+CASTS = [
+    (GgmlType.F16, GgmlType.F32),
+    (GgmlType.F16, GgmlType.BF16),
+    (GgmlType.BF16, GgmlType.F32),
+    (GgmlType.BF16, GgmlType.F16),
+]
+PAIRS = [*((t, s) for t in BLOCK_TYPES for s in FLOATS), *CASTS]
 
 
 def ours(ggml_type: GgmlType, source_type: GgmlType) -> Kernel:
@@ -74,7 +80,7 @@ def test_q8_0_rows_of_any_whole_number_of_blocks(n_columns: int) -> None:
         np.testing.assert_array_equal(quantized(kernel, rows), reference(kernel, rows))
 
 
-@pytest.mark.parametrize(("ggml_type", "source_type"), [p for p in PAIRS if p[0] in FLOATS], ids=lambda t: t.name)
+@pytest.mark.parametrize(("ggml_type", "source_type"), CASTS, ids=lambda t: t.name)
 def test_casts_of_any_number_of_columns(ggml_type: GgmlType, source_type: GgmlType) -> None:
     kernel = ours(ggml_type, source_type)
     for n_columns in (1, 2, 15, 16, 17, 31, 33, 1000):
@@ -82,11 +88,7 @@ def test_casts_of_any_number_of_columns(ggml_type: GgmlType, source_type: GgmlTy
         np.testing.assert_array_equal(quantized(kernel, rows), reference(kernel, rows))
 
 
-@pytest.mark.parametrize(
-    ("ggml_type", "source_type"),
-    [p for p in PAIRS if p[0] in FLOATS and p[1] is not GgmlType.F32],
-    ids=lambda t: t.name,
-)
+@pytest.mark.parametrize(("ggml_type", "source_type"), [CASTS[1], CASTS[3]], ids=lambda t: t.name)
 def test_every_16_bit_pattern_is_cast_as_libggml_does(ggml_type: GgmlType, source_type: GgmlType) -> None:
     kernel = ours(ggml_type, source_type)
     bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)

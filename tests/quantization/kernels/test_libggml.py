@@ -91,7 +91,7 @@ def test_strips_equal_one_call_over_everything(library: LibGgml, source_type: Gg
     rows = stored_as(weights("student_t_2", 300, 2048), source_type)
     f32 = gguf.quants.dequantize(rows.view(np.uint8), source_type).astype(np.float32)
     importance = np.random.default_rng(1).random(2048, np.float32)
-    for ggml_type in (GgmlType.Q4_0, GgmlType.Q8_0, GgmlType.F16, GgmlType.BF16):
+    for ggml_type in (GgmlType.Q4_0, GgmlType.Q8_0, *FLOATS):
         for weight in (None, importance):
             np.testing.assert_array_equal(
                 quantized(library, rows, source_type, ggml_type, weight),
