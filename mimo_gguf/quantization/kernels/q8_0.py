@@ -34,7 +34,7 @@ from mimo_gguf.quantization.kernels.lanes import (
 def _rounded(value):
     """roundf: halves away from zero. What no int32 holds becomes 0, as the low byte of x86's conversion does."""
     sign = to_bits(value) & splat(0x80000000)
-    almost_half = from_bits(sign | splat(0x3F000000))  # 0.5 would carry 0.49999997 up to 1
+    almost_half = from_bits(sign | splat(0x3EFFFFFF))  # 0.5 would carry 0.49999997 up to 1
     shifted = value + almost_half
     return truncated(select(absolute(shifted) < splat(2147483648.0), shifted, splat(0.0)))
 
