@@ -60,7 +60,7 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, fe_type, fe_type.vector)
 
 
-# --- operators: a + b, a < b, ~a on vectors of one type -------------------------------------------------------------
+# --- operators: a + b, a < b on vectors of one type -------------------------------------------------------------
 
 Emit = Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]
 
@@ -82,9 +82,13 @@ def _compare(sign: str, *, floats: bool) -> Emit:
     return lambda builder, a, b: builder.icmp_signed(sign, a, b)
 
 
-for _function, _method in {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul"}.items():
+for _function, _method in {
+    operator.add: "fadd",
+    operator.sub: "fsub",
+    operator.mul: "fmul",
+    operator.truediv: "fdiv",
+}.items():
     _define(_function, F32Lanes, F32Lanes, getattr(ir.IRBuilder, _method))
-_define(operator.truediv, F32Lanes, F32Lanes, ir.IRBuilder.fdiv)
 for _function, _method in {
     operator.add: "add",
     operator.sub: "sub",
@@ -169,7 +173,7 @@ def _load_widened(builder: ir.IRBuilder, pointer: ir.Value, dtype: Any) -> ir.Va
 def transpose(
     typing_context: Any, src: Any, first: Any, second: Any, stride: Any, dst: Any, dst_at: Any, dst_stride: Any
 ) -> Any:
-    """Writes the 16 x 16 transpose of `src` to `dst`, widening to f32 where `src` is narrower.
+    """Writes the 16 x 16 transpose of `src` to `dst`, widened to f32 as by load_weights (int32 stays int32).
 
     Rows 0-7 of the source start at element `first`, rows 8-15 at `second`, each row `stride` after the one before;
     row i of the result starts at `dst_at + i * dst_stride`.
@@ -350,10 +354,7 @@ def nearest(value, low, high):
 
 @njit
 def nearest_in_range(value, low, high):
-    """The same as f32, in two operations less, where |value| < 4194303 or `value` is NaN and `low` is 0.
-
-    All bounds are f32; adding and taking away 1.5 * 2**23 rounds, and order survives the addition.
-    """
+    """The same in f32 throughout and two operations shorter, for |value| < 4194303: order survives the addition."""
     shift = splat(12582912.0)
     shifted = value + shift
     low, high = low + shift, high + shift

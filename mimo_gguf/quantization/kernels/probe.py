@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mimo_gguf.core.ggml_types import GgmlType
 
 N_COLUMNS: Final = 768  # three super-blocks: rows end in the middle of a two-block tile
-N_ROWS: Final = 13
+N_ROWS: Final = 14
 
 
 def probe_rows(source_type: GgmlType) -> NDArray[Any]:
@@ -50,6 +50,7 @@ def _awkward_weights() -> NDArray[np.float32]:
         np.where(ramp < 300, 0.0, np.where(ramp < 500, -0.375, normal)),  # zero and constant blocks
         np.abs(normal) * 0.02 + 0.5,
         normal * 1e30,  # sums overflow
+        np.where(ramp % 32, 0.5 - 2.0**-25, 127.0),  # the float below a half, in Q8_0 blocks of scale 1
     ]
     f32 = np.array(rows, np.float64).astype(np.float32)
     return np.vstack([f32, bits.view(np.float32)])

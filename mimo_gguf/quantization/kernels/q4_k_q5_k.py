@@ -47,67 +47,81 @@ Q5_K_TRIALS: Final = _trial_numerators(31, -0.5, 15)
 
 
 @njit
+def _weigh(x, weight):
+    """Writes every weight's weight in the fit, sqrt(mean x**2) + abs(x); returns minimum, maximum and two sums."""
+    sum_x2 = splat(0.0)
+    for i in range(0, x.size, 16):
+        sum_x2 = sum_x2 + load(x, i) * load(x, i)
+    average = square_root(sum_x2 / splat(32.0))
+    low = high = load(x, 0)
+    sum_w = average + absolute(low)
+    sum_x = sum_w * low
+    store(weight, 0, sum_w)
+    for i in range(16, x.size, 16):
+        value = load(x, i)
+        w = average + absolute(value)
+        store(weight, i, w)
+        low = select(value < low, value, low)
+        high = select(value > high, value, high)
+        sum_w = sum_w + w
+        sum_x = sum_x + w * value
+    return select(low > splat(0.0), splat(0.0), low), high, sum_w, sum_x
+
+
+@njit
+def _round_levels(x, inverse, low, n_levels, level):
+    zero, top = splat(0), splat(n_levels)
+    for i in range(0, x.size, 16):
+        store(level, i, to_float(nearest(inverse * (load(x, i) - low), zero, top)))
+
+
+@njit
+def _weighted_sums(x, weight, level):
+    """Sums of w * level, w * level**2 and w * level * x. (Apart from _round_levels: both together spill registers.)"""
+    sum_l, sum_l2, sum_xl = splat(0.0), splat(0.0), splat(0.0)
+    for i in range(0, x.size, 16):
+        step = load(level, i)
+        weighted = load(weight, i) * step
+        sum_l = sum_l + weighted
+        sum_l2 = sum_l2 + weighted * step
+        sum_xl = sum_xl + weighted * load(x, i)
+    return sum_l, sum_l2, sum_xl
+
+
+@njit
+def _weighted_error(x, weight, level, scale, low):
+    error = splat(0.0)
+    for i in range(0, x.size, 16):
+        difference = scale * load(level, i) + low - load(x, i)
+        error = error + load(weight, i) * (difference * difference)
+    return error
+
+
+@njit
 def _fit(x, weight, level, fitted, trials, n_levels):
     """Fits scale and offset of each lane's 32 weights.
 
     `x`, `weight`, `level`: float32[32 * 16] tiles (the last two are scratch). `fitted`: float32[4 * 16], receives
     scale, offset, and the inverse scale and minimum that gave the winning levels.
     """
-    zero, top = splat(0), splat(n_levels)
-    sum_x2 = splat(0.0)
-    for i in range(0, x.size, 16):
-        value = load(x, i)
-        sum_x2 = sum_x2 + value * value
-    average = square_root(sum_x2 / splat(32.0))
-
-    value = load(x, 0)
-    low = high = value
-    sum_w = average + absolute(value)
-    sum_x = sum_w * value
-    store(weight, 0, sum_w)
-    for i in range(16, x.size, 16):
-        value = load(x, i)
-        low = select(value < low, value, low)
-        high = select(value > high, value, high)
-        w = average + absolute(value)
-        store(weight, i, w)
-        sum_w = sum_w + w
-        sum_x = sum_x + w * value
-    low = select(low > splat(0.0), splat(0.0), low)
-
-    inverse = to_float(top) / (high - low)
+    low, high, sum_w, sum_x = _weigh(x, weight)
+    inverse = to_float(splat(n_levels)) / (high - low)
     scale = splat(1.0) / inverse
-    best_error = splat(0.0)
-    for i in range(0, x.size, 16):
-        value = load(x, i)
-        difference = scale * to_float(nearest(inverse * (value - low), zero, top)) + low - value
-        best_error = best_error + load(weight, i) * (difference * difference)
-
+    _round_levels(x, inverse, low, n_levels, level)
+    best_error = _weighted_error(x, weight, level, scale, low)
     best_inverse, best_low = inverse, low
+
     for trial in range(trials.size):
         inverse = splat(trials[trial]) / (high - low)  # low moves whenever a trial wins
-        sum_l = splat(0.0)
-        sum_l2 = splat(0.0)
-        sum_xl = splat(0.0)
-        for i in range(0, x.size, 16):
-            store(level, i, to_float(nearest(inverse * (load(x, i) - low), zero, top)))
-        for i in range(0, x.size, 16):
-            value = load(x, i)
-            step = load(level, i)
-            weighted = load(weight, i) * step
-            sum_l = sum_l + weighted
-            sum_l2 = sum_l2 + weighted * step
-            sum_xl = sum_xl + weighted * value
+        _round_levels(x, inverse, low, n_levels, level)
+        sum_l, sum_l2, sum_xl = _weighted_sums(x, weight, level)
         determinant = sum_w * sum_l2 - sum_l * sum_l
         trial_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
         trial_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
         above = trial_low > splat(0.0)
         trial_low = select(above, splat(0.0), trial_low)
         trial_scale = select(above, sum_xl / sum_l2, trial_scale)
-        error = splat(0.0)
-        for i in range(0, x.size, 16):
-            difference = trial_scale * load(level, i) + trial_low - load(x, i)
-            error = error + load(weight, i) * (difference * difference)
+        error = _weighted_error(x, weight, level, trial_scale, trial_low)
         better = (determinant > splat(0.0)) & (error < best_error)
         best_error = select(better, error, best_error)
         best_inverse = select(better, inverse, best_inverse)
