@@ -22,6 +22,7 @@ from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.gguf_header import SCALARS
 from mimo_gguf.core.model_source import (
     Bytes,
     DataFile,
@@ -35,11 +36,6 @@ from mimo_gguf.core.model_source import (
 
 MAX_DIMS: Final = 4
 MAX_NAME_BYTES: Final = 63  # GGML_MAX_NAME - 1
-_SCALARS: Final[dict[GGUFValueType, str]] = {
-    GGUFValueType.UINT8: "<B", GGUFValueType.INT8: "<b", GGUFValueType.UINT16: "<H", GGUFValueType.INT16: "<h",
-    GGUFValueType.UINT32: "<I", GGUFValueType.INT32: "<i", GGUFValueType.FLOAT32: "<f", GGUFValueType.BOOL: "<?",
-    GGUFValueType.UINT64: "<Q", GGUFValueType.INT64: "<q", GGUFValueType.FLOAT64: "<d",
-}  # fmt: skip
 SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -144,7 +140,7 @@ class _Cursor:
             return self._array(key)
         if value_type is GGUFValueType.STRING:
             return MetaValue(value_type, self.text(f"the value of {key}"))
-        return MetaValue(value_type, self.scalar(_SCALARS[value_type], f"the value of {key}"))
+        return MetaValue(value_type, self.scalar(SCALARS[value_type], f"the value of {key}"))
 
     def _array(self, key: str) -> MetaValue:
         what = f"the array {key}"
@@ -154,7 +150,7 @@ class _Cursor:
             raise self.fail(f"{what} holds arrays, which no known file does")
         if item_type is GGUFValueType.STRING:
             return MetaValue(GGUFValueType.ARRAY, self._texts(count, what), item_type)
-        dtype = np.dtype(_SCALARS[item_type])
+        dtype = np.dtype(SCALARS[item_type])
         self.need(dtype.itemsize * count, what)
         values = np.frombuffer(self.buffer, dtype, count, self.at).tolist()
         self.at += dtype.itemsize * count

@@ -1,16 +1,27 @@
-"""Writing GGUF headers: bytes and data offsets for a given metadata and tensor list, through the gguf library."""
+"""GGUF headers as bytes: what a file with given metadata and tensors starts with, and where each tensor's data goes.
+
+Packed here rather than by gguf.GGUFWriter, which needs a file to write to and a second for a real vocabulary (300,000
+strings); the tests hold the result against it. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
-from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValueType, GGUFWriter
+from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
-from mimo_gguf.core.model_source import Metadata, TensorInfo
+from mimo_gguf.core.model_source import Metadata, MetaValue, TensorInfo
+
+_VERSION: Final = 3
+SCALARS: Final[dict[GGUFValueType, str]] = {
+    GGUFValueType.UINT8: "<B", GGUFValueType.INT8: "<b", GGUFValueType.UINT16: "<H", GGUFValueType.INT16: "<h",
+    GGUFValueType.UINT32: "<I", GGUFValueType.INT32: "<i", GGUFValueType.FLOAT32: "<f", GGUFValueType.BOOL: "<?",
+    GGUFValueType.UINT64: "<Q", GGUFValueType.INT64: "<q", GGUFValueType.FLOAT64: "<d",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,34 +36,61 @@ class GgufLayout:
 def lay_out(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int = GGUF_DEFAULT_ALIGNMENT) -> GgufLayout:
     """The file that holds `tensors` in this order.
 
-    The data of the last tensor is padded too, as llama.cpp's own writers do. Metadata must hold general.architecture;
-    an empty array cannot be expressed and is left out.
+    The data of the last tensor is padded too, as llama.cpp's own writers do. An empty array cannot be expressed and is
+    left out. Metadata of a whole model holds general.architecture; a later part of a split file need not.
     """
-    header = _header_bytes(metadata, tensors, alignment)
-    header += bytes(-len(header) % alignment)
-    offsets = []
-    at = len(header)
+    relative = []
+    at = 0
     for info in tensors:
-        offsets.append(at)
+        relative.append(at)
         at += -(-info.n_bytes // alignment) * alignment
-    return GgufLayout(header, tuple(offsets), at)
+    header = _header_bytes(metadata, tensors, relative)
+    header += bytes(-len(header) % alignment)
+    return GgufLayout(header, tuple(len(header) + offset for offset in relative), len(header) + at)
 
 
-def _header_bytes(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "header.gguf"
-        writer = GGUFWriter(None, str(metadata["general.architecture"].value), use_temp_file=False)
-        writer.data_alignment = alignment
-        for key, entry in metadata.items():
-            if entry.value_type is GGUFValueType.ARRAY and len(entry.value) == 0:
-                continue
-            if key != "general.architecture":  # the writer has put it first
-                writer.add_key_value(key, entry.value, entry.value_type, entry.item_type)
-        for info in tensors:
-            # Any dtype but uint8: the writer would take uint8 for a shape in bytes.
-            writer.add_tensor_info(info.name, info.shape, np.dtype(np.float32), info.n_bytes, info.ggml_type)
-        writer.write_header_to_file(path)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
-        return path.read_bytes()
+def _header_bytes(metadata: Metadata, tensors: Sequence[TensorInfo], offsets: Sequence[int]) -> bytes:
+    entries = {
+        key: entry
+        for key, entry in metadata.items()
+        if entry.value_type is not GGUFValueType.ARRAY or len(entry.value) > 0
+    }
+    first = {key: entries[key] for key in ("general.architecture",) if key in entries}
+    parts = [b"GGUF", struct.pack("<IQQ", _VERSION, len(tensors), len(entries))]
+    for key, entry in (first | entries).items():
+        parts += [_text(key), _value(entry)]
+    for info, offset in zip(tensors, offsets, strict=True):
+        parts.append(_text(info.name))
+        parts.append(struct.pack(f"<I{len(info.shape)}Q", len(info.shape), *reversed(info.shape)))
+        parts.append(struct.pack("<IQ", info.ggml_type, offset))
+    return b"".join(parts)
+
+
+def _value(entry: MetaValue) -> bytes:
+    head = struct.pack("<I", entry.value_type)
+    if entry.value_type is not GGUFValueType.ARRAY:
+        return head + _scalar(entry.value_type, entry.value)
+    item_type = entry.item_type
+    assert item_type is not None  # an ARRAY says of what
+    head += struct.pack("<IQ", item_type, len(entry.value))
+    if item_type is GGUFValueType.STRING:
+        return head + _texts(entry.value)
+    return head + np.asarray(entry.value, SCALARS[item_type].replace("?", "u1")).tobytes()
+
+
+def _scalar(value_type: GGUFValueType, value: Any) -> bytes:
+    return _text(value) if value_type is GGUFValueType.STRING else struct.pack(SCALARS[value_type], value)
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _texts(texts: Iterable[str]) -> bytes:
+    pack = struct.Struct("<Q").pack
+    parts: list[bytes] = []
+    for text in texts:
+        raw = text.encode()
+        parts += (pack(len(raw)), raw)
+    return b"".join(parts)
