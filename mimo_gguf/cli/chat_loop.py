@@ -70,9 +70,9 @@ class ChatLoop:
 
     def take(self, line: str) -> None:
         """One line: a command or a question."""
-        if not line.startswith("/"):
+        if not line.startswith("/") or line.startswith("//"):
             if line:
-                self.answer(line)
+                self.answer(line[1:] if line.startswith("//") else line)
             return
         name, _, argument = line[1:].partition(" ")
         matches = [known for known in COMMANDS if known == name] or [k for k in COMMANDS if name and k.startswith(name)]
@@ -82,7 +82,6 @@ class ChatLoop:
 
     def answer(self, question: str, *, sampling: SamplingOptions | None = None) -> None:
         """Answers a question and keeps both."""
-        question = question.removeprefix("/") if question.startswith("//") else question
         self._make_room(question)
         sampling = sampling or self.sampling
         answer = ask(self.model, "", question, sampling, self.options, self.screen, conversation=self.conversation)

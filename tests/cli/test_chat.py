@@ -1,0 +1,269 @@
+"""`mimo-gguf chat`: one question, pipes, JSON, refusals, and a conversation in a real terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from mimo_gguf.cli import chat
+from mimo_gguf.cli.chat_loop import COMMANDS, ChatLoop, changed_option
+from mimo_gguf.cli.chat_screen import split_blocks
+from mimo_gguf.conversion.checkpoint_source import open_checkpoint
+from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
+from mimo_gguf.runtime.model import AnswerOptions, Model
+from mimo_gguf.runtime.sampling import SamplingOptions
+from mimo_gguf.runtime.session import SessionOptions
+from tests.reference import MIMO_TINY
+from tests.runtime.tiny_models import write_gguf
+
+APP = typer.Typer()
+APP.command()(chat.command)
+GREEDY = ("--temp", "0", "--threads", "1", "--ctx", "512")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with open_checkpoint(MIMO_TINY) as source:
+        return write_gguf(source, tmp_path_factory.mktemp("chat") / "mimo-tiny-BF16.gguf")
+
+
+def run(*arguments: str | Path, stdin: str | None = None) -> tuple[str, str]:
+    """(stdout, stderr); errors of ours come through as exceptions."""
+    result = CliRunner().invoke(APP, [str(argument) for argument in arguments], input=stdin)
+    if isinstance(result.exception, MimoGgufError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout, result.stderr
+
+
+def test_one_question(path: Path) -> None:
+    answer, notes = run(path, "-p", "Who are you?", *GREEDY)
+    assert "MiMo" in answer and "think" not in answer
+    assert re.search(r"\d+ tokens, [\d.]+ tok/s · MTP drafts \d+% right.* · context \d+ of 512", notes)
+    assert run(path, *GREEDY, stdin="Who are you?")[0] == answer
+    assert run(path, "-p", "Who are you?", "--no-mtp", *GREEDY)[0] == answer
+
+
+def test_json(path: Path) -> None:
+    line, notes = run(path, "-p", "Who are you?", "--json", "--always-draft", *GREEDY)
+    document = json.loads(line)
+    assert line.count("\n") == 1 and notes == ""
+    assert document["text"] and document["reasoning"] and document["finish_reason"] == "stop"
+    assert document["tokens"]["generated"] > 5 and document["timings"]["generation_s"] > 0
+    assert 0 < document["mtp"]["acceptance"] <= 1 and document["mtp"]["drafting"]
+    again = json.loads(run(path, "-p", "x", "--json", "--seed", "7", "--temp", "1.5", "--max-tokens", "9")[0])
+    assert again["seed"] == 7 and again["finish_reason"] in ("length", "stop")
+
+
+def test_a_file_joins_the_prompt(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "question.txt").write_text("Who are you?")
+    document = json.loads(run(path, "-f", tmp_path / "question.txt", "--json", *GREEDY)[0])
+    assert document == json.loads(run(path, "-p", "Who are you?", "--json", *GREEDY)[0]) | {
+        "timings": document["timings"],
+        "mtp": document["mtp"],
+    }
+    both = json.loads(run(path, "-p", "Answer:", "-f", tmp_path / "question.txt", "--json", *GREEDY)[0])
+    assert both["tokens"]["prompt"] > document["tokens"]["prompt"]
+
+
+def test_the_log_goes_where_it_is_wanted(path: Path, tmp_path: Path) -> None:
+    _, notes = run(path, "-p", "x", "--log-file", tmp_path / "log", *GREEDY)
+    assert "step35" in (tmp_path / "log").read_text() and "llama_" not in notes
+    assert "step35" in run(path, "-p", "x", "--verbose", *GREEDY)[1]
+
+
+def test_a_grammar(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "digits.gbnf").write_text("root ::= [0-9]+")
+    answer, _ = run(path, "-p", "x", "--grammar", tmp_path / "digits.gbnf", "--max-tokens", "5", *GREEDY)
+    assert answer.strip().isdigit()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        (("-p", "x", "--hidden", "mid"), UsageError, "mid"),
+        (("-p", "x", "--draft", "0"), UsageError, "0 drafts"),
+        (("-p", "x", "--top-p", "2"), UsageError, "top_p"),
+        (("-p", "x", "--kv-type", "q9"), UsageError, "q9"),
+        (("-f", "absent.txt"), UsageError, "absent.txt"),
+        (("-p", "x", "--grammar", "absent.gbnf"), UsageError, "absent.gbnf"),
+        ((), UsageError, "stdin"),
+    ],
+)
+def test_wrong_usage(path: Path, arguments: tuple[str, ...], error: type[MimoGgufError], says: str) -> None:
+    with pytest.raises(error, match=says) as caught:
+        run(path, *arguments, stdin="")
+    assert caught.value.hint and caught.value.exit_code == 2
+
+
+def test_what_does_not_fit_is_refused_with_a_way_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mimo_gguf.runtime.fit as fit
+
+    host = fit.list_devices()[-1]
+    monkeypatch.setattr(fit, "list_devices", lambda: (type(host)(**_fields(host) | {"free_bytes": 1 << 20}),))
+    with pytest.raises(DoesNotFit, match="free") as caught:
+        run(path, "-p", "x", *GREEDY)
+    assert caught.value.exit_code == 3 and caught.value.hint
+    assert run(path, "-p", "Who are you?", "--force", *GREEDY)[0]
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in type(value).__dataclass_fields__}
+
+
+# ---- the conversation
+
+
+@pytest.fixture
+def loop(path: Path) -> Iterator[ChatLoop]:
+    options = SessionOptions(n_ctx=512, n_threads=1)
+    with Model.load(path, session=options) as model:
+        yield ChatLoop(model, "", SamplingOptions(temperature=0), AnswerOptions(max_tokens=60), show_reasoning=True)
+
+
+def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loop.take("Who are you?")
+    first = loop.conversation.turns[0]
+    assert "MiMo" in first.answer and first.reasoning
+    loop.take("What is 1 + 1?")
+    loop.take(f"/save {tmp_path / 'talk'}")
+    loop.take(f"/export {tmp_path / 'talk'}")
+    assert "## Who are you?" in (tmp_path / "talk.md").read_text()
+    loop.take("/undo")
+    assert loop.conversation.turns == [first]
+    loop.take("/regen")
+    assert loop.conversation.turns == [first]  # greedy: the same again
+    loop.take("/edit")
+    assert loop._draft_line == "Who are you?" and not loop.conversation.turns
+    loop.take(f"/load {tmp_path / 'talk.json'}")
+    assert len(loop.conversation.turns) == 2
+    loop.take("/set temp=0.5 top_k=3 max_tokens=7 seed=none")
+    assert (loop.sampling.temperature, loop.sampling.top_k, loop.options.max_tokens) == (0.5, 3, 7)
+    loop.take("/mtp off")
+    assert not loop.model.session.drafting_allowed
+    for line in (
+        "/stats",
+        "/tokens",
+        "/tokens some text",
+        "/think",
+        "/think off",
+        "/think 5",
+        "/help",
+        "/system Be kind",
+    ):
+        loop.take(line)
+    assert loop.options.think_budget == 5 and loop.conversation.system == "Be kind"
+    loop.take("/clear")
+    assert not loop.conversation.turns
+    loop.take("//x is no command")
+    assert loop.conversation.turns[0].question == "/x is no command"
+    loop.take("/quit")
+    assert not loop._running
+    assert "Traceback" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", ["/nosuch", "/", "/s", "/undo", "/regen", "/set x=1", "/set temp=hot", "/think maybe",
+                                  "/save", "/load absent", "/mtp maybe"])  # fmt: skip
+def test_mistakes_in_commands(loop: ChatLoop, line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        loop.take(line)
+    assert caught.value.hint
+
+
+def test_a_long_conversation_leaves_the_oldest_out(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
+    for n in range(12):
+        loop.take(f"Tell me a story about number {n}.")
+    assert loop.conversation.n_left_out > 0
+    assert len(loop.conversation.turns) == 12
+    assert all(turn.answer or turn.reasoning for turn in loop.conversation.turns)
+    assert "left out" in capsys.readouterr().err
+
+
+def test_settings() -> None:
+    sampling, options = changed_option(SamplingOptions(seed=3), AnswerOptions(max_tokens=5), "seed", "none")
+    assert sampling.seed is None
+    assert changed_option(sampling, options, "max_tokens", "none")[1].max_tokens is None
+    assert changed_option(sampling, options, "temperature", "1")[0].temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("one\n\ntwo", "one\n\n"), ("one\ntwo", ""), ("```\na\n\nb", ""),
+        ("```\na\n\nb\n```\n\nc", "```\na\n\nb\n```\n\n"),
+        ("", ""), ("- a\n- b\n\n", "- a\n- b\n\n"),
+    ],
+)  # fmt: skip
+def test_blocks_are_cut_where_they_end(text: str, whole: str) -> None:
+    assert split_blocks(text) == (whole, text[len(whole) :])
+
+
+def test_every_command_is_documented() -> None:
+    assert all(command.help for command in COMMANDS.values())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
+def test_a_conversation_in_a_terminal(path: Path, tmp_path: Path) -> None:
+    """Typed into a real terminal: an answer, Ctrl-C that stops only the answer, Ctrl-D that leaves with 0."""
+    import pty
+
+    program = "import sys; from mimo_gguf.cli.app import main; main()"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ |= {"TERM": "xterm-256color", "HOME": str(tmp_path), "COLUMNS": "80", "LINES": "24"}
+        arguments = ["chat", str(path), "--threads", "1", "--ctx", "2048", "--temp", "0"]
+        os.execv(sys.executable, [sys.executable, "-c", program, *arguments])
+    try:
+        seen = _until(terminal, "/help", ">")
+        os.write(terminal, b"Who are you?\r")
+        seen = _until(terminal, "tok/s", "\x1b[0m>")
+        assert "MiMo" in seen and "Traceback" not in seen
+        os.write(terminal, b"/set temp=3\r")
+        _until(terminal, "temp=3", "\x1b[0m>")
+        os.write(terminal, b"Tell me a story.\r")
+        time.sleep(0.1)
+        os.write(terminal, b"\x03")
+        _until(terminal, "tok/s", "\x1b[0m>")
+        os.write(terminal, b"\x04")
+        _until_end(terminal)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        _, status = os.waitpid(pid, 0)
+        os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def _until(terminal: int, *words: str, timeout_s: float = 30) -> str:
+    """What the terminal shows until it has shown all of `words` in this order."""
+    seen, deadline = "", time.monotonic() + timeout_s
+    pattern = re.compile(".*?".join(map(re.escape, words)), re.DOTALL)
+    while not pattern.search(seen):
+        ready, _, _ = select.select([terminal], [], [], max(deadline - time.monotonic(), 0))
+        assert ready, seen
+        text = os.read(terminal, 65536).decode("utf-8", "replace")
+        if "\x1b[6n" in text:  # where is the cursor?
+            os.write(terminal, b"\x1b[1;1R")
+        seen += text
+    return seen
+
+
+def _until_end(terminal: int) -> None:
+    try:
+        while os.read(terminal, 65536):
+            pass
+    except OSError:
+        pass  # Linux's way of saying end of file
