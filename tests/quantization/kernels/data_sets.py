@@ -46,6 +46,13 @@ def _almost_halves(rng: np.random.Generator, n_rows: int, n_columns: int) -> NDA
     return x
 
 
+def _around_group_eps(rng: np.random.Generator, n_rows: int, n_columns: int) -> NDArray[np.floating]:
+    """Magnitudes on both sides of ggml's 1e-15, by runs of 16 and by super-blocks of 256."""
+    fine = np.repeat(10 ** rng.uniform(-1.5, 0, (n_rows, n_columns // 16)), 16, axis=1)
+    coarse = np.repeat(10 ** rng.uniform(-15, -12.5, (n_rows, n_columns // 256)), 256, axis=1)
+    return rng.standard_normal((n_rows, n_columns)) * fine * coarse
+
+
 def _normal(scale: float, shift: float = 0.0) -> Make:
     return lambda rng, r, c: rng.standard_normal((r, c)) * scale + shift
 
@@ -66,6 +73,7 @@ DATA_SETS: dict[str, Make] = {
     "almost_halves": _almost_halves,
     "subnormal": _normal(1e-40),
     "barely_normal": _normal(1e-37),
+    "around_group_eps": _around_group_eps,
     "below_group_eps": _normal(1e-16),
     "subnormal_f16_scales": _normal(1e-6),
     "tiny": _normal(1e-20),
