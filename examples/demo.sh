@@ -16,7 +16,7 @@ step convert "$model" -o "$out" --quiet
 step inspect "$out/mimo-tiny-BF16.gguf"
 step quantize "$out/mimo-tiny-BF16.gguf" --type Q4_K_M -o "$out" --quiet
 step fit "$out/mimo-tiny-Q4_K_M.gguf" --ctx 512
-step chat "$out/mimo-tiny-Q4_K_M.gguf" -p "What is 17 + 25?" --temp 0 --ctx 512
+step chat "$out/mimo-tiny-Q4_K_M.gguf" -p "What is 17 + 25?" --temp 0 --ctx 512 --always-draft
 
 printf '\nWith the real model, the same commands:\n'
 echo "  mimo-gguf convert XiaomiMiMo/MiMo-7B-RL"

@@ -80,8 +80,12 @@ def print_report(report: QuantizeReport) -> None:
         print_field(output.profile, f"{output.paths[0]}, {size}{resumed}", style="good")
         for note in output.notes:
             print_warning(note)
-    speed = f"read {report.read_gb_s:.2f} GB/s, written {report.written_gb_s:.2f} GB/s, {report.n_threads} threads"
+    speed = f"read {_rate(report.read_gb_s)}, written {_rate(report.written_gb_s)}, {report.n_threads} threads"
     print_field("time", f"{format_duration(report.seconds)}; {speed}")
-    if report.kernels:
-        kernels = ", ".join(f"{ggml_type} by {kernel}" for ggml_type, kernel in report.kernels.items())
-        print_field("kernels", kernels)
+    for kernel in dict.fromkeys(report.kernels.values()):
+        types = ", ".join(ggml_type for ggml_type, used in report.kernels.items() if used == kernel)
+        print_field("kernel", f"{types}: {kernel}")
+
+
+def _rate(gb_s: float) -> str:
+    return f"{gb_s:.2f} GB/s" if gb_s >= 1 else f"{1000 * gb_s:.0f} MB/s"
