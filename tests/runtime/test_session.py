@@ -125,6 +125,24 @@ def test_drafter_state_is_what_a_fresh_session_has(tiny: LlamaModel, monkeypatch
     np.testing.assert_allclose(np.stack(seen[:n]), np.stack(seen[n:]), atol=0.02)
 
 
+@pytest.mark.parametrize("keep", [69, 66, 62, 33, 1])
+def test_drafter_state_after_going_back(tiny: LlamaModel, monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
+    """The same, after a prompt that shares only its first `keep` tokens with what was evaluated."""
+    seen: list[np.ndarray] = []
+    propose = Drafter._proposal
+
+    def spy(drafter: Drafter, row: int) -> int | None:
+        seen.append(drafter.context.logits(row).copy())
+        return propose(drafter, row)
+
+    monkeypatch.setattr(Drafter, "_proposal", spy)
+    branch = [*PROMPT[:keep], 3, 1, 4]
+    with Session(tiny, OPTIONS) as session, Session(tiny, OPTIONS) as fresh:
+        session.feed(PROMPT)
+        assert generate(session, 3, prompt=branch) == generate(fresh, 3, prompt=branch)
+    np.testing.assert_allclose(seen[0], seen[len(seen) // 2], atol=0.02)
+
+
 def test_rollback_is_exact(tiny: LlamaModel) -> None:
     """A session stopped anywhere goes on like a fresh one with the same history."""
     wanted = plain_tokens(tiny, 80)

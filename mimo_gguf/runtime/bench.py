@@ -1,0 +1,213 @@
+"""Measuring a model's speed: reading prompts, plain generation, generation with drafts of several lengths.
+
+Every figure is a median of repetitions on the same greedy text, so that ways differ only in how tokens are made. End
+tokens are ignored: each run makes as many tokens as asked.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.runtime.chat_template import ChatTemplate
+from mimo_gguf.runtime.llama_api import LlamaModel, default_threads
+from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
+from mimo_gguf.runtime.session import Session, SessionOptions
+from mimo_gguf.runtime.vocabulary import Vocabulary
+
+PROMPTS: Final[dict[str, str]] = {
+    "code": (
+        "Write a Python class LruCache with get, put and a capacity, backed by a doubly linked list and a dict, "
+        "with type hints and docstrings, then a pytest test for each method, then explain its complexity."
+    ),
+    "prose": (
+        "Tell the story of a lighthouse keeper who finds a letter in a bottle, in five paragraphs, with dialogue, "
+        "a turn in the third paragraph, and an ending that leaves a question open."
+    ),
+    "maths": (
+        "Let a, b and c be positive real numbers with a + b + c = 3. Prove that 1/a + 1/b + 1/c >= 3, step by step, "
+        "then find all cases of equality, then check the result with a = 1/2, b = 1, c = 3/2."
+    ),
+}
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """What is measured.
+
+    Attributes:
+        n_prompt: tokens of the prompt whose reading is timed.
+        n_generate: tokens made per prompt and way.
+        drafts: numbers of drafts to try; 0 is plain.
+        kinds: which of PROMPTS.
+        repetitions: runs of each; the median counts.
+    """
+
+    n_prompt: int = 512
+    n_generate: int = 128
+    drafts: tuple[int, ...] = (0, 1, 2, 3)
+    kinds: tuple[str, ...] = tuple(PROMPTS)
+    repetitions: int = 3
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for what cannot be measured."""
+        if unknown := set(self.kinds) - PROMPTS.keys():
+            raise UsageError(f"no prompts of kind {', '.join(sorted(unknown))}", hint=f"one of: {', '.join(PROMPTS)}")
+        if min(self.n_prompt, self.n_generate, self.repetitions) < 1 or not set(self.drafts) <= set(range(9)):
+            raise UsageError("a benchmark needs at least one token, one repetition and 0 to 8 drafts", hint="--help")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationFigure:
+    """Generation of one kind of text in one way.
+
+    `acceptance[i]` is the share of drafts at place i that were right; `same_text` tells whether the text equals the
+    first way's, token for token (it may not where a backend rounds batches of other sizes otherwise).
+    """
+
+    kind: str
+    n_draft: int
+    tokens_per_s: float
+    tokens_per_pass: float
+    acceptance: tuple[float | None, ...]
+    same_text: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """All figures of one model on this machine."""
+
+    model: str
+    size_bytes: int
+    n_threads: int
+    load_s: float
+    prompt_tokens_per_s: float
+    first_token_s: float
+    generation: tuple[GenerationFigure, ...]
+
+    def plain(self, kind: str) -> float | None:
+        """tok/s without drafts for one kind of text."""
+        return next((g.tokens_per_s for g in self.generation if g.kind == kind and not g.n_draft), None)
+
+    def speed_up(self, figure: GenerationFigure) -> float | None:
+        plain = self.plain(figure.kind)
+        return figure.tokens_per_s / plain if plain and figure.n_draft else None
+
+    def read_bytes_per_s(self, figure: GenerationFigure) -> float:
+        """Weights read per second, every pass reading all of them: what the memory has to deliver at least."""
+        return self.size_bytes * figure.tokens_per_s / figure.tokens_per_pass
+
+    def as_json(self) -> dict[str, Any]:
+        document = asdict(self)
+        for figure, entry in zip(self.generation, document["generation"], strict=True):
+            entry["speed_up"] = self.speed_up(figure)
+            entry["read_bytes_per_s"] = self.read_bytes_per_s(figure)
+        return document
+
+
+def run_bench(
+    model: LlamaModel,
+    template: ChatTemplate,
+    session_options: SessionOptions,
+    options: BenchOptions,
+    *,
+    load_s: float,
+    tell: Tell = lambda _: None,
+) -> BenchReport:
+    """Measures `model`. `tell` hears what is being measured.
+
+    Raises:
+        UsageError: the window is too small for prompt and answer.
+        BackendError: llama.cpp failed.
+    """
+    vocabulary = Vocabulary(model)
+    prompts = {
+        kind: vocabulary.tokenize(
+            template.render([{"role": "system", "content": ""}, {"role": "user", "content": PROMPTS[kind]}])
+        )
+        for kind in options.kinds
+    }
+    longest = max(options.n_prompt, max(map(len, prompts.values())) + options.n_generate) + 10
+    if session_options.n_ctx and longest > session_options.n_ctx:
+        raise UsageError(f"{longest} tokens do not fit into a window of {session_options.n_ctx}", hint="a larger --ctx")
+    session_options = replace(session_options, n_ctx=session_options.n_ctx or longest, adaptive=False)
+    tell("reading a prompt")
+    prompt_speed, first_token_s = _measure_prompt(model, session_options, vocabulary, options)
+    figures = tuple(_measure_generation(model, session_options, prompts, options, tell))
+    return BenchReport(
+        model=model.path.name,
+        size_bytes=model.size_bytes,
+        n_threads=session_options.n_threads or default_threads(),
+        load_s=load_s,
+        prompt_tokens_per_s=prompt_speed,
+        first_token_s=first_token_s,
+        generation=figures,
+    )
+
+
+def _measure_prompt(
+    model: LlamaModel, session_options: SessionOptions, vocabulary: Vocabulary, options: BenchOptions
+) -> tuple[float, float]:
+    """(tokens per second, seconds to the first token) of a prompt of n_prompt tokens, MTP rows included."""
+    text = vocabulary.tokenize("\n\n".join(PROMPTS.values()) * (1 + options.n_prompt // 60))
+    prompt = (text * (1 + options.n_prompt // len(text)))[: options.n_prompt]
+    speeds, firsts = [], []
+    with Session(model, session_options) as session, Sampler(model, SamplingOptions(temperature=0)) as sampler:
+        session.feed(prompt[:8])  # the first decode of a context allocates
+        for repetition in range(options.repetitions):
+            start = time.perf_counter()
+            session.feed([prompt[-1 - repetition], *prompt[1:]])
+            read = time.perf_counter()
+            session.next_token(sampler)
+            firsts.append(time.perf_counter() - start)
+            speeds.append(len(prompt) / (read - start))
+    return statistics.median(speeds), statistics.median(firsts)
+
+
+def _measure_generation(
+    model: LlamaModel,
+    session_options: SessionOptions,
+    prompts: dict[str, list[int]],
+    options: BenchOptions,
+    tell: Tell,
+) -> Iterator[GenerationFigure]:
+    texts: dict[str, list[int]] = {}
+    ways = [n for n in options.drafts if n == 0 or (model.n_mtp and session_options.mtp)]
+    for n_draft in sorted(ways):
+        one_way = replace(session_options, mtp=n_draft > 0, n_draft=max(n_draft, 1))
+        with Session(model, one_way) as session:
+            for kind, prompt in prompts.items():
+                tell(f"{kind}, {f'{n_draft} drafts' if n_draft else 'plain'}")
+                yield _measure_text(session, kind, prompt, n_draft, options, texts)
+
+
+def _measure_text(
+    session: Session, kind: str, prompt: Sequence[int], n_draft: int, options: BenchOptions, texts: dict[str, list[int]]
+) -> GenerationFigure:
+    speeds = []
+    before = session.stats.copy()
+    same_text = True
+    for repetition in range(options.repetitions):
+        session.feed(prompt)
+        with Sampler(session.model, SamplingOptions(temperature=0)) as sampler:
+            tokens = [session.next_token(sampler)]  # from the prompt's logits: not yet generation
+            start = time.perf_counter()
+            tokens += [session.next_token(sampler) for _ in range(options.n_generate)]
+            speeds.append(options.n_generate / (time.perf_counter() - start))
+        session.settle()
+        if repetition == 0:  # later ones reuse the prompt, and batches of other sizes round otherwise
+            same_text = texts.setdefault(kind, tokens) == tokens
+    stats = session.stats.since(before)
+    return GenerationFigure(
+        kind=kind,
+        n_draft=n_draft,
+        tokens_per_s=statistics.median(speeds),
+        tokens_per_pass=(stats.n_generated - options.repetitions) / max(stats.n_passes, 1),
+        acceptance=tuple(stats.acceptance_by_place) if n_draft else (),
+        same_text=same_text,
+    )

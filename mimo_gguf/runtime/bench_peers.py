@@ -1,0 +1,138 @@
+"""The same measurements by llama.cpp's own programs, to stand beside ours: llama-bench and llama-server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mimo_gguf.core.errors import BackendError, UsageError
+
+_START_S: Final = 600
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFigure:
+    """What a peer measured; None where it does not measure that."""
+
+    program: str
+    n_draft: int
+    prompt_tokens_per_s: float | None
+    tokens_per_s: float
+    acceptance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerOptions:
+    """How a peer is run: as our own measurement is."""
+
+    n_prompt: int
+    n_generate: int
+    n_threads: int
+    n_gpu_layers: int
+    n_ctx: int
+    repetitions: int
+
+
+def measure_peer(program: Path, model: Path, options: PeerOptions, prompts: list[str]) -> list[PeerFigure]:
+    """Figures of llama-bench or llama-server (plain, and drafting with MTP), told apart by the program's name.
+
+    Raises:
+        UsageError: no such program, or another one.
+        BackendError: it failed; the message has the end of what it said.
+    """
+    if not program.is_file():
+        raise UsageError(f"{program}: no such program", hint="give the path of llama-bench or llama-server")
+    if program.stem == "llama-bench":
+        return [_llama_bench(program, model, options)]
+    if program.stem == "llama-server":
+        return [_llama_server(program, model, options, prompts, n_draft) for n_draft in (0, 1)]
+    raise UsageError(f"{program}: neither llama-bench nor llama-server", hint="give the path of one of these")
+
+
+def _llama_bench(program: Path, model: Path, options: PeerOptions) -> PeerFigure:
+    arguments = [
+        "-m", str(model), "-p", str(options.n_prompt), "-n", str(options.n_generate), "-t", str(options.n_threads),
+        "-ngl", str(options.n_gpu_layers), "-r", str(options.repetitions), "-o", "json",
+    ]  # fmt: skip
+    run = subprocess.run([str(program), *arguments], capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise BackendError(f"{program} failed: {run.stderr[-300:].strip()}", hint="run it by hand to see more")
+    rows: list[dict[str, Any]] = json.loads(run.stdout)
+    prompt = next(float(row["avg_ts"]) for row in rows if row["n_prompt"])
+    return PeerFigure("llama-bench", 0, prompt, next(float(row["avg_ts"]) for row in rows if row["n_gen"]))
+
+
+def _llama_server(program: Path, model: Path, options: PeerOptions, prompts: list[str], n_draft: int) -> PeerFigure:
+    speeds, drafted, accepted = [], 0, 0
+    with _server(program, model, options, n_draft) as address:
+        for _ in range(options.repetitions):
+            for prompt in prompts:
+                timings = _complete(address, prompt, options.n_generate)
+                speeds.append(float(timings["predicted_per_second"]))
+                drafted += int(timings.get("draft_n", 0))
+                accepted += int(timings.get("draft_n_accepted", 0))
+    harmonic = len(speeds) / sum(1 / speed for speed in speeds)
+    return PeerFigure("llama-server", n_draft, None, harmonic, accepted / drafted if drafted else None)
+
+
+@contextlib.contextmanager
+def _server(program: Path, model: Path, options: PeerOptions, n_draft: int) -> Iterator[str]:
+    """A server on loopback, stopped at the end whatever happens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = [
+        "-m", str(model), "-c", str(options.n_ctx), "-t", str(options.n_threads), "-ngl", str(options.n_gpu_layers),
+        "-np", "1", "--host", "127.0.0.1", "--port", str(port), "--no-webui",
+    ]  # fmt: skip
+    if n_draft:
+        arguments += ["--spec-type", "draft-mtp", "--spec-draft-n-max", str(n_draft)]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen([str(program), *arguments], stdout=log, stderr=log)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait_until_ready(process, address, log, program)
+            yield address
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Any, program: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    log.seek(0)
+    raise BackendError(f"{program} did not start: {log.read()[-300:].strip()}", hint="run it by hand to see more")
+
+
+def _complete(address: str, prompt: str, n_generate: int) -> dict[str, Any]:
+    body = {
+        "prompt": prompt, "n_predict": n_generate, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
+        "top_k": 1,
+    }  # fmt: skip
+    request = urllib.request.Request(
+        f"{address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=_START_S) as answer:
+        timings: dict[str, Any] = json.load(answer)["timings"]
+        return timings
