@@ -20,6 +20,8 @@ COMMANDS: Final[dict[str, str]] = {
     "convert": "Make",
     "quantize": "Make",
     "inspect": "Look",
+    "verify": "Look",
+    "profiles": "Look",
     "fit": "Look",
     "chat": "Run",
 }

@@ -85,6 +85,7 @@ def print_report(report: QuantizeReport) -> None:
     for kernel in dict.fromkeys(report.kernels.values()):
         types = ", ".join(ggml_type for ggml_type, used in report.kernels.items() if used == kernel)
         print_field("kernel", f"{types}: {kernel}")
+    print_field("exact", report.exactness)
 
 
 def _rate(gb_s: float) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from gguf.quants import dequantize
@@ -27,10 +28,11 @@ from mimo_gguf.quantization.block_scales import first_bad_row
 from mimo_gguf.quantization.chunks import Chunk, chunk_rows, cut_into_chunks, digest_of
 from mimo_gguf.quantization.kernels import Kernel, first_f16_overflow, first_nonfinite, kernel_for
 from mimo_gguf.quantization.output_writer import OutputWriter, missing_bytes, open_output, output_fingerprint
-from mimo_gguf.quantization.plan import QuantizePlan, TensorPlan
+from mimo_gguf.quantization.plan import OutputPlan, QuantizePlan, TensorPlan
 from mimo_gguf.quantization.report import FileReport, QuantizeReport
 
-_POLL_S = 0.1
+_POLL_S: Final = 0.1
+_WORTH_A_NOTE_BYTES: Final = 1 << 28  # the final sync of less is over before it is read
 KernelKey = tuple[GgmlType, GgmlType, bool]
 
 
@@ -45,13 +47,13 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
     """
     watcher = progress or Silence()
     started = time.perf_counter()
-    kernels = {key: kernel_for(*key) for key in sorted(_kernel_keys(plan))}
-    names = [kernel.name for kernel in kernels.values()]
+    kernels = {key: kernel_for(*key) for key in sorted(set().union(*map(_kernel_keys, plan.outputs)))}
     chunks = cut_into_chunks([tensor.info for tensor in plan.source.tensors])
     n_threads = plan.options.n_threads or os.cpu_count() or 1
     with ExitStack() as stack:
         writers = []
         for output in plan.outputs:
+            names = [kernels[key].name for key in sorted(_kernel_keys(output))]
             fingerprint = output_fingerprint(output, plan.source, names)
             writer = open_output(output, fingerprint, force=plan.options.force)
             stack.callback(writer.close)
@@ -60,12 +62,14 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
         loop = Loop(plan, kernels, chunks, tuple(writers), n_threads)
         _watch(loop, watcher)
         plan.source.check_unchanged()
-        _complete(writers, chunks, watcher)
+        if loop.written_bytes > _WORTH_A_NOTE_BYTES:
+            watcher.note("syncing to disk")
+        _complete(writers, chunks)
         return _report(loop, time.perf_counter() - started)
 
 
-def _kernel_keys(plan: QuantizePlan) -> set[KernelKey]:
-    return {key for output in plan.outputs for tensor in output.tensors if (key := _kernel_key(tensor)) is not None}
+def _kernel_keys(output: OutputPlan) -> set[KernelKey]:
+    return {key for tensor in output.tensors if (key := _kernel_key(tensor)) is not None}
 
 
 def _kernel_key(tensor: TensorPlan) -> KernelKey | None:
@@ -144,7 +148,12 @@ class Loop:
             return
         source = self.plan.source.tensors[chunk.tensor]
         stored = buffers.source(chunk, source.info)
-        source.read_rows(chunk.first, chunk.last, stored)
+        try:
+            source.read_rows(chunk.first, chunk.last, stored)
+        except OSError as error:
+            raise MimoGgufError(
+                f"{source.origin}: cannot be read: {error.strerror or error}", hint="check the disk and run again"
+            ) from None
         with self._slots:
             digest = digest_of(stored)
             has_large = _check_values(stored, source.info, chunk, source.origin)
@@ -270,9 +279,8 @@ def _watch(loop: Loop, progress: Progress) -> None:
         raise loop.error
 
 
-def _complete(writers: Sequence[OutputWriter], chunks: Sequence[Chunk], progress: Progress) -> None:
+def _complete(writers: Sequence[OutputWriter], chunks: Sequence[Chunk]) -> None:
     """Everything durable first, then all names, then the journals go: at every moment a crash can be resumed."""
-    progress.note("syncing to disk")
     for writer in writers:
         if not writer.finished:
             writer.seal(chunks)
@@ -303,5 +311,5 @@ def _report(loop: Loop, seconds: float) -> QuantizeReport:
         n_threads=loop.n_threads,
         read_bytes=loop.read_bytes,
         written_bytes=loop.written_bytes,
-        kernels={key[0].name: kernel.name for key, kernel in loop.kernels.items()},
+        kernels={key[0].name: f"{kernel.name}; {kernel.note}" for key, kernel in loop.kernels.items()},
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mimo_gguf import __version__
-from mimo_gguf.core.errors import OutputError
 from mimo_gguf.core.gguf_header import GgufLayout, lay_out
 from mimo_gguf.core.model_source import Bytes, Metadata, ModelSource, string
 from mimo_gguf.core.output_file import atomic_output, check_output, sync_folder
@@ -32,6 +31,7 @@ class OutputWriter:
     journal: Journal
     files: tuple[PartialFile, ...]
     places: tuple[tuple[int, int], ...]
+    _layouts: list[GgufLayout] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -75,16 +75,19 @@ class OutputWriter:
         Raises:
             OutputError: the disk is full or failing.
         """
-        for file, (_, layout) in zip(self.files, self._final_layouts(chunks), strict=True):
+        for file, layout in zip(self.files, self._final_layouts(chunks), strict=True):
             file.write_at(0, layout.header)
             file.sync()
-        self.journal.seal()
+        try:
+            self.journal.seal()
+        except OSError as error:
+            raise write_error(self.plan.path, error) from None
 
     def publish(self, chunks: Sequence[Chunk]) -> None:
         """Gives the parts their names, each with its checksums beside it. Can be repeated after a crash."""
         self.close_files()
         sums = self._tensor_sums(chunks)
-        for part, layout in self._final_layouts(chunks):
+        for part, layout in zip(self.plan.parts, self._final_layouts(chunks), strict=True):
             checksums = Checksums.of(part.path.name, layout, sums[part.first : part.last])
             with atomic_output(checksum_path(part.path)) as file:
                 file.write(checksums.as_bytes())
@@ -103,22 +106,21 @@ class OutputWriter:
         self.close_files()
         self.journal.close()
 
-    def _final_layouts(self, chunks: Sequence[Chunk]) -> list[tuple[PartPlan, GgufLayout]]:
+    def _final_layouts(self, chunks: Sequence[Chunk]) -> list[GgufLayout]:
+        """The parts' layouts with the digests filled in; made once."""
+        if self._layouts:
+            return self._layouts
         digests = {
             SOURCE_DIGEST: self.source_digest(chunks),
             TENSORS_DIGEST: digest_of_digests(s.digest for s in self._tensor_sums(chunks)).hex(),
         }
-        layouts = []
         for part in self.plan.parts:
             filled: Metadata = {
                 key: string(digests[key]) if key in digests else value for key, value in part.metadata.items()
             }
-            infos = [tensor.info for tensor in self.plan.tensors[part.first : part.last]]
-            layout = lay_out(filled, infos)
-            if layout.offsets != part.layout.offsets:
-                raise AssertionError("filling in the digests moved the tensors")
-            layouts.append((part, layout))
-        return layouts
+            self._layouts.append(lay_out(filled, [tensor.info for tensor in self.plan.tensors[part.first : part.last]]))
+            assert self._layouts[-1].offsets == part.layout.offsets  # digests have a fixed width
+        return self._layouts
 
     def source_digest(self, chunks: Sequence[Chunk]) -> str:
         """What the source is: names, shapes, types and contents of its tensors, whatever files they came from."""
@@ -158,25 +160,28 @@ def open_output(plan: OutputPlan, fingerprint: str, *, force: bool) -> OutputWri
         OutputError: the output exists (without `force`), another run is writing it, or the place cannot be written.
     """
     journal_path = plan.path.with_name(f".{plan.path.name}.journal")
-    for part in plan.parts:
-        check_output(part.path, force=force or journal_path.exists())
+    _check_outputs(plan, force=force or journal_path.exists())
     journal = open_journal(journal_path, fingerprint, what=plan.path)
     try:
         if not _can_resume(plan, journal):
             journal.start_afresh(fingerprint)
+            for part in plan.parts:
+                partial_path(part.path).unlink(missing_ok=True)
         if not journal.sealed:
-            try:
-                for part in plan.parts:
-                    check_output(part.path, force=force)
-            except OutputError:
-                journal.discard()
-                raise
+            _check_outputs(plan, force=force)
         files = () if journal.sealed else _open_parts(plan.parts)
     except BaseException:
+        if not journal.done:
+            journal.discard()
         journal.close()
         raise
     places = tuple((number, offset) for number, part in enumerate(plan.parts) for offset in part.layout.offsets)
     return OutputWriter(plan, journal, files, places)
+
+
+def _check_outputs(plan: OutputPlan, *, force: bool) -> None:
+    for part in plan.parts:
+        check_output(part.path, force=force)
 
 
 def _can_resume(plan: OutputPlan, journal: Journal) -> bool:

@@ -273,8 +273,7 @@ def _plan_parts(
     count = len(bounds)
     parts = []
     for number, (first, last) in enumerate(bounds):
-        kept = metadata if number == 0 else {"general.architecture": metadata["general.architecture"]}
-        keys = dict(kept) | {
+        keys = dict(metadata if number == 0 else {}) | {
             "split.no": MetaValue(GGUFValueType.UINT16, number),
             "split.count": MetaValue(GGUFValueType.UINT16, count),
             "split.tensors.count": MetaValue(GGUFValueType.INT32, len(infos)),

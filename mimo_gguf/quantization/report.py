@@ -48,15 +48,12 @@ class QuantizeReport:
     def written_gb_s(self) -> float:
         return self.written_bytes / 1e9 / max(self.seconds, 1e-9)
 
-    def exactness(self) -> list[str]:
-        """Lines on what is identical to what."""
+    @property
+    def exactness(self) -> str:
+        """What is identical to what, in a line."""
         copied, tensors = sum(o.n_copied for o in self.outputs), sum(o.n_tensors for o in self.outputs)
-        lines = [f"{copied} of {tensors} tensors are the source's, bit for bit"]
-        by_kernel: dict[str, list[str]] = {}
-        for type_name, kernel in self.kernels.items():
-            by_kernel.setdefault(kernel, []).append(type_name)
-        lines += [f"{', '.join(names)}: libggml's bytes ({kernel})" for kernel, names in by_kernel.items()]
-        return lines
+        text = f"{copied} of {tensors} tensors bit for bit the source's"
+        return text if copied == tensors else f"{text}, the others byte for byte llama.cpp's"
 
     def as_json(self) -> dict[str, Any]:
         """The report as a JSON document."""
@@ -83,4 +80,5 @@ class QuantizeReport:
             "read_gb_s": round(self.read_gb_s, 3),
             "written_gb_s": round(self.written_gb_s, 3),
             "kernels": self.kernels,
+            "exactness": self.exactness,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,6 @@ def through_gguf(metadata: Metadata, infos: list[TensorInfo], path: Path) -> byt
 
 @given(st.dictionaries(keys, entries, max_size=6), tensors)
 def test_headers_are_those_of_ggufs_writer(metadata: Metadata, infos: list[TensorInfo]) -> None:
-    import tempfile
-
     metadata = {**metadata, "general.architecture": string("step35")}
     with tempfile.TemporaryDirectory() as folder:
         expected = through_gguf(metadata, infos, Path(folder) / "header")
