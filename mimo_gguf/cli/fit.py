@@ -2,40 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from mimo_gguf.cli import ui
-from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.errors import DoesNotFit, UsageError
 from mimo_gguf.core.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from mimo_gguf.core.model_source import Metadata
     from mimo_gguf.runtime.devices import Device
     from mimo_gguf.runtime.fit import FitPlan
     from mimo_gguf.runtime.memory_model import Part
+    from mimo_gguf.runtime.solver import Candidate, Solution, Wishes
+
+# From the smallest: what a checkpoint is usually made into.
+USUAL_TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0", "F16")
+_AUTO_TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0")  # F16 doubles the bytes read per token for what nobody can tell
+_COUNTED_BY_LLAMA_CPP: Final = ("weights", "KV cache", "compute buffers")
 
 
 def command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file; only its header is read.")],
-    ctx: Annotated[int, typer.Option("--ctx", min=0, help="Tokens of context; 0: what it was trained for.")] = 8192,
-    kv_type: Annotated[str, typer.Option("--kv-type", help="Type of the KV cache: f16, q8_0, q4_0, ...")] = "f16",
-    ubatch: Annotated[int, typer.Option("--ubatch", min=1, help="Tokens computed at a time.")] = 512,
-    mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="Plan for drafting with the MTP layer.")] = True,
+    src: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="A GGUF file, a checkpoint folder, or a Hub id; only headers are read, not weights."
+        ),
+    ],
+    ftype: Annotated[
+        list[str] | None,
+        typer.Option("--type", "-t", metavar="TYPE", help="As a file of this type; repeat it to compare several."),
+    ] = None,
+    ctx: Annotated[
+        int | None, typer.Option("--ctx", min=0, metavar="N", help="Tokens of context, 0 all [default: 8192].")
+    ] = None,
+    kv_type: Annotated[
+        str | None, typer.Option("--kv-type", metavar="TYPE", help="KV cache: f16, q8_0, q4_0 [default: f16].")
+    ] = None,
+    ubatch: Annotated[
+        int | None, typer.Option("--ubatch", min=1, metavar="N", help="Tokens computed at a time [default: 512].")
+    ] = None,
+    mtp: Annotated[
+        bool | None, typer.Option("--mtp/--no-mtp", help="Drafting with the MTP layer [default: where there is one].")
+    ] = None,
     flash_attn: Annotated[bool, typer.Option("--flash-attn/--no-flash-attn", help="Flash attention.")] = True,
     parallel: Annotated[int, typer.Option("--parallel", min=1, help="Conversations at once, sharing --ctx.")] = 1,
     gpu_layers: Annotated[
-        int | None, typer.Option("--gpu-layers", min=-1, help="Layers on the GPU; -1 all. Default: as many as fit.")
+        int | None,
+        typer.Option(
+            "--gpu-layers", "-ngl", min=-1, metavar="N", help="Layers on the GPU, -1 all [default: what fits]."
+        ),
+    ] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Choose whatever is not given, and say what it cost.")] = False,
+    gpu: Annotated[
+        list[str] | None, typer.Option("--gpu", metavar="NAME", help="Plan for this card (see gpus); repeatable.")
     ] = None,
     vram: Annotated[
-        list[str] | None,
-        typer.Option("--vram", metavar="SIZE", help="Plan for a card of this size instead (8GiB); repeat for several."),
+        list[str] | None, typer.Option("--vram", metavar="SIZE", help="Plan for a card of this size; repeatable.")
     ] = None,
     rpc: Annotated[
-        list[str] | None, typer.Option("--rpc", metavar="HOST:PORT", help="Also use this worker; repeat for several.")
+        list[str] | None, typer.Option("--rpc", metavar="HOST:PORT", help="Also use this worker; repeatable.")
     ] = None,
     asked: Annotated[bool, typer.Option("--asked", help="Also ask llama.cpp itself, and compare.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
@@ -44,62 +75,194 @@ def command(
 
     Nothing is loaded. Exit code 3 when it does not fit; the error names what would.
     """
-    from mimo_gguf.runtime.fit import plan_fit
+    from mimo_gguf.core.ggml_types import parse_ggml_type
+    from mimo_gguf.runtime.solver import FOUR_BIT_KV, Wishes, solve
 
-    devices = _devices(vram or [], rpc or [], asked=asked)
-    plan = plan_fit(
-        file,
-        n_ctx=ctx,
-        type_k=kv_type,
-        type_v=kv_type,
-        n_ubatch=ubatch,
+    devices = choose_devices(vram or [], gpu or [], rpc or [], asked=asked)
+    candidates, metadata = find_candidates(src, ftype or [], auto=auto)
+    wishes = Wishes(
+        n_ctx=candidates[0].model.geometry.context_length if ctx == 0 else ctx,
+        kv_type=parse_ggml_type(kv_type) if kv_type else None,
         mtp=mtp,
+        n_ubatch=ubatch,
         n_gpu_layers=gpu_layers,
-        flash_attn=flash_attn,
-        devices=devices,
         n_seq_max=parallel,
+        flash_attn=flash_attn,
     )
-    answers = _ask(plan) if asked else None
+    if kv_type and "4" in kv_type:
+        ui.print_warning(FOUR_BIT_KV)
+    if auto:
+        _show_solution(solve(candidates, devices, wishes), as_json=as_json)
+        return
+    plans = [_plan(candidate, candidates, devices, wishes) for candidate in candidates]
+    if len(plans) > 1:
+        _show_comparison(plans, as_json=as_json)
+        return
+    answers = _ask(plans[0], metadata) if asked else None
     if as_json:
-        document = plan.as_json()
-        if answers is not None:
-            document["asked_bytes"] = answers
-        ui.print_json(document)
+        ui.print_json(plans[0].as_json() | ({"asked_bytes": answers} if answers else {}))
     else:
-        _print_plan(plan, answers)
-    plan.require()
+        _print_plan(plans[0], answers)
+    plans[0].require()
 
 
-def _devices(vram: Sequence[str], rpc: Sequence[str], *, asked: bool) -> tuple[Device, ...]:
+def choose_devices(
+    vram: Sequence[str], gpu: Sequence[str], rpc: Sequence[str], *, asked: bool = False
+) -> tuple[Device, ...]:
+    """This machine's devices, or imagined cards with this machine's RAM beside them.
+
+    Raises:
+        UsageError: options that contradict each other, an unknown card, an absurd size.
+        BackendError: a worker that does not answer.
+    """
     from mimo_gguf.runtime.devices import add_workers, host_device, imagined_gpu, list_devices
+    from mimo_gguf.runtime.gpu_catalogue import find_card
 
-    if vram and rpc:
-        raise UsageError("--vram imagines a machine, --rpc names a real one", hint="give one of the two")
-    if vram and asked:
-        raise UsageError("llama.cpp cannot be asked about a card that is not here", hint="give --vram or --asked")
-    if vram:
-        names = ["GPU"] if len(vram) == 1 else [f"GPU{i}" for i in range(len(vram))]
-        cards = (imagined_gpu(parse_size(size), name) for size, name in zip(vram, names, strict=True))
+    if len([given for given in (vram, gpu, rpc) if given]) > 1:
+        raise UsageError(
+            "--vram and --gpu imagine a machine, --rpc names a real one", hint="give only one kind of the three"
+        )
+    if (vram or gpu) and asked:
+        raise UsageError("llama.cpp cannot be asked about a card that is not here", hint="leave --asked out")
+    sizes = [(parse_size(size), "a card of the size given") for size in vram]
+    sizes += [(card.memory_bytes, card.name) for card in map(find_card, gpu)]
+    if sizes:
+        names = ["GPU"] if len(sizes) == 1 else [f"GPU{i}" for i in range(len(sizes))]
+        cards = (imagined_gpu(size, name, text) for (size, text), name in zip(sizes, names, strict=True))
         return (*cards, host_device())
     if rpc:
         add_workers(rpc)
     return list_devices()
 
 
-def _ask(plan: FitPlan) -> dict[str, int]:
-    from mimo_gguf.runtime.memory_probe import ask_memory
+def find_candidates(src: str, types: Sequence[str], *, auto: bool) -> tuple[list[Candidate], Metadata]:
+    """The files `src` is or could be made into, smallest first, and the metadata they share.
+
+    Raises:
+        GgufError, CheckpointError, HubError, UsageError: as the source and the types demand.
+    """
+    from mimo_gguf.conversion.open_model import is_gguf, open_model
+    from mimo_gguf.core.geometry import read_geometry
+    from mimo_gguf.core.ggml_types import ftype_name
+    from mimo_gguf.core.gguf_file import read_gguf
+    from mimo_gguf.quantization.profiles import load_profile
+    from mimo_gguf.quantization.type_choice import choose_types
+    from mimo_gguf.runtime.memory_model import ModelSizes, model_sizes
+    from mimo_gguf.runtime.solver import candidate_of
+
+    if is_gguf(src) and not types:
+        file = read_gguf(src)
+        number = file.value("general.file_type")
+        name = ftype_name(number) if isinstance(number, int) else ""
+        return [candidate_of(model_sizes(file), name)], file.metadata
+    with open_model(src, headers_only=True) as source:
+        infos = [tensor.info for tensor in source.tensors]
+        geometry = read_geometry(source.metadata, infos, where=src)
+        candidates = []
+        for profile in map(load_profile, types or (_AUTO_TYPES if auto else USUAL_TYPES)):
+            chosen = tuple(choice.info for choice in choose_types(profile, geometry, infos))
+            sizes = ModelSizes(f"{source.name}-{profile.name}.gguf", geometry, chosen)
+            candidates.append(candidate_of(sizes, profile.name))
+    return sorted(candidates, key=lambda candidate: candidate.model.file_bytes), source.metadata
+
+
+def _plan(candidate: Candidate, candidates: Sequence[Candidate], devices: Sequence[Device], wishes: Wishes) -> FitPlan:
+    from mimo_gguf.core.ggml_types import GgmlType
+    from mimo_gguf.runtime.fit import plan_model, smaller_types
+    from mimo_gguf.runtime.memory_model import RunSettings
+
+    kv_type = wishes.kv_type or GgmlType.F16
+    n_ubatch = wishes.n_ubatch or 512
+    settings = RunSettings(
+        n_ctx=wishes.n_ctx or min(8192, candidate.model.geometry.context_length),
+        n_batch=max(512, n_ubatch),
+        n_ubatch=n_ubatch,
+        n_seq_max=wishes.n_seq_max,
+        type_k=kv_type,
+        type_v=kv_type,
+        flash_attn=wishes.flash_attn,
+        mtp=wishes.mtp is not False,
+    )
+    if wishes.mtp and not candidate.model.has_mtp:
+        raise UsageError(f"{candidate.model.label}: has no MTP layer", hint="leave --mtp out")
+    known = {other.name: other.model for other in candidates if other.model.file_bytes < candidate.model.file_bytes}
+    smaller = tuple(reversed(known.items())) or smaller_types(candidate.model)
+    plan = plan_model(candidate.model, settings, devices, wishes.n_gpu_layers)
+    return replace(plan, file_type=candidate.name, smaller=smaller)
+
+
+def _ask(plan: FitPlan, metadata: Metadata) -> dict[str, int]:
+    from mimo_gguf.runtime.memory_probe import ask_memory, header_only_file
 
     devices = [fit.device for fit in plan.devices]
-    answers = ask_memory(plan.model.label, plan.settings, devices[:-1])
+    if Path(plan.model.label).is_file():
+        answers = ask_memory(plan.model.label, plan.settings, devices[:-1])
+    else:
+        with header_only_file(metadata, plan.model.tensors) as path:
+            answers = ask_memory(path, plan.settings, devices[:-1])
     return {device.name: answer.total for device, answer in zip(devices, answers, strict=True)}
 
 
-_COUNTED_BY_LLAMA_CPP = ("weights", "KV cache", "compute buffers")
+def _show_solution(solution: Solution, *, as_json: bool) -> None:
+    if as_json:
+        ui.print_json(solution.as_json())
+    else:
+        ui.print_field("choice", f"{Path(solution.plan.model.label).name} ({solution.file_type})")
+        ui.print_field("run", solution.plan.summary()[0])
+        ui.print_field("memory", solution.plan.summary()[1])
+        for text in solution.gave_up:
+            ui.print_field("given up", text)
+        for text in solution.next_steps:
+            ui.print_field("next step", text)
+        if solution.plan.fits:
+            ui.print_field("to run it", _command_line(solution.plan))
+    solution.plan.require()
+
+
+def _command_line(plan: FitPlan) -> str:
+    s = plan.settings
+    words = ["mimo-gguf chat", Path(plan.model.label).name, f"--ctx {s.n_ctx}"]
+    if s.type_k.name != "F16":
+        words.append(f"--kv-type {s.type_k.name.lower()}")
+    if plan.model.has_mtp and not s.mtp:
+        words.append("--no-mtp")
+    return " ".join(words)
+
+
+def _show_comparison(plans: Sequence[FitPlan], *, as_json: bool) -> None:
+    from mimo_gguf.runtime.fit import largest_context, plan_model
+
+    contexts = []
+    for plan in plans:
+        whole = plan_model(plan.model, plan.settings, [fit.device for fit in plan.devices], -1)
+        contexts.append(largest_context(whole, plan.model.geometry.context_length))
+    if as_json:
+        ui.print_json([plan.as_json() | {"largest_context": n} for plan, n in zip(plans, contexts, strict=True)])
+    else:
+        ui.out.print(f"context {plans[0].settings.n_ctx}, MTP {'on' if plans[0].runs_mtp else 'off'}", markup=False)
+        names = [fit.device.name for fit in plans[0].devices]
+        rows = [
+            (
+                plan.file_type,
+                format_size(plan.model.file_bytes),
+                *(format_size(fit.needed_bytes) for fit in plan.devices),
+                f"{plan.settings.n_gpu_layers} of {plan.n_layers}" if len(names) > 1 else "-",
+                "yes" if plan.fits else "no",
+                str(n_ctx or "-"),
+            )
+            for plan, n_ctx in zip(plans, contexts, strict=True)
+        ]
+        rows.append(("free", "", *(format_size(fit.free_bytes) for fit in plans[0].devices), "", "", ""))
+        ui.print_table(("type", "file", *names, "GPU layers", "fits", "max context"), rows)
+    if not any(plan.fits for plan in plans):
+        raise DoesNotFit(
+            "none of these types fits", hint=f"smaller settings: mimo-gguf fit ... --auto --type {USUAL_TYPES[0]}"
+        )
 
 
 def _print_plan(plan: FitPlan, answers: dict[str, int] | None) -> None:
     first, _ = plan.summary()
-    kind = f" ({plan.file_type})" if plan.file_type else ""
+    kind = f" ({plan.file_type})" if plan.file_type not in ("", Path(plan.model.label).name) else ""
     ui.out.print(f"{Path(plan.model.label).name}{kind}: {first}", markup=False)
     ui.out.print()
     rows = [_row(path, plan) for path in _paths([fit.tree for fit in plan.devices])]

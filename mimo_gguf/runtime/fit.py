@@ -78,13 +78,18 @@ class WayOut:
 
 @dataclass(frozen=True)
 class FitPlan:
-    """A run, weighed: settings (with `n_gpu_layers` chosen), the need per device (the host last), ways out."""
+    """A run, weighed: settings (with `n_gpu_layers` chosen), the need per device (the host last), ways out.
+
+    Attributes:
+        smaller: (file type, sizes) to offer where it does not fit, largest first; None: `smaller_types`.
+    """
 
     model: ModelSizes
     settings: RunSettings
     devices: tuple[DeviceFit, ...]
     pinned_layers: bool = False
     file_type: str = ""
+    smaller: tuple[tuple[str, ModelSizes], ...] | None = None
 
     @property
     def fits(self) -> bool:
@@ -231,25 +236,34 @@ def plan_model(
     best = _weigh(model, replace(settings, n_gpu_layers=n_layers if len(devices) > 1 else 0), devices)
     if len(devices) == 1 or best.fits:
         return best
-    for count in _most_first(model, settings, devices, n_layers):
+    for count in range(_most_layers(model, settings, devices, n_layers), -1, -1):
         plan = _weigh(model, replace(settings, n_gpu_layers=count), devices)
         if plan.fits:
             return plan
     return best
 
 
-def _most_first(model: ModelSizes, settings: RunSettings, devices: Sequence[Device], n_layers: int) -> Iterator[int]:
-    """Layer counts to try, from the largest the GPUs can hold downwards (found by bisection on the GPUs' need)."""
+def _most_layers(model: ModelSizes, settings: RunSettings, devices: Sequence[Device], n_layers: int) -> int:
+    """The most layers, fewer than all, that the GPUs hold: a search by what a layer costs, as that is nearly constant.
 
-    def gpus_hold(count: int) -> bool:
+    The first and the last steps are bisection's, so that it ends wherever the need is not quite linear.
+    """
+
+    def room(count: int) -> int:
         plan = _weigh(model, replace(settings, n_gpu_layers=count), devices)
-        return all(fit.fits for fit in plan.devices[:-1])
+        return min(fit.free_bytes - fit.needed_bytes for fit in plan.devices[:-1])
 
     low, high = 0, n_layers
-    while low < high - 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if gpus_hold(middle) else (low, middle)
-    yield from range(low, -1, -1)
+    room_low, room_high = room(low), room(high)
+    while low < high - 1 and room_low >= 0:
+        guess = low + (high - low) * room_low // max(room_low - room_high, 1)
+        middle = min(max(guess, low + 1), high - 1)
+        left = room(middle)
+        if left >= 0:
+            low, room_low = middle, left
+        else:
+            high, room_high = middle, left
+    return low
 
 
 def _weigh(model: ModelSizes, settings: RunSettings, devices: Sequence[Device], *, pinned: bool = False) -> FitPlan:
@@ -331,7 +345,8 @@ def _attempts(plan: FitPlan) -> Iterator[Attempt]:
             (lambda c: ("--gpu-layers", str(c.settings.n_gpu_layers))),
             lambda: _changed(free),
         )
-    for name, smaller in smaller_types(plan.model):
+    others = smaller_types(plan.model) if plan.smaller is None else plan.smaller
+    for name, smaller in others:
         yield (
             (lambda _, name=name: f"the file as {name}"),  # type: ignore[misc]
             (lambda _: ()),
@@ -355,7 +370,7 @@ def _attempts(plan: FitPlan) -> Iterator[Attempt]:
             (lambda c: ("--kv-type", "q8_0", "--gpu-layers", str(c.settings.n_gpu_layers))),
             lambda: _changed(free, **q8),
         )
-    for name, smaller in smaller_types(plan.model)[-1:]:
+    for name, smaller in others[-1:]:
         if _changed(plan, model=smaller).fits:
             continue
         yield (

@@ -17,7 +17,7 @@ Everything is bytes that llama.cpp itself asks its backends for, at commit 0c1e5
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
@@ -293,24 +293,53 @@ def _compute(
         is_fully_offloaded=settings.n_gpu_layers < 0 or settings.n_gpu_layers > model.geometry.block_count,
     )
     traits = tuple(place.traits for place in places)
-    may_copy_weights = len(places) - 1 in homes and any(t.offload_min_batch is not None for t in traits)
-    if may_copy_weights:
-        return list(_replay(model.geometry, model.tensors, graph_settings, traits, is_mtp))
-    geometry, graph_settings = _condensed(model.geometry, graph_settings)
-    return list(_replay(geometry, (), graph_settings, traits, is_mtp))
+    tensors: tuple[TensorInfo, ...] = ()
+    if len(places) - 1 in homes and any(t.offload_min_batch is not None for t in traits):
+        tensors = model.tensors  # a device may copy weights over from the host, so their sizes matter
+    geometry, tensors, graph_settings = _condensed(model.geometry, tensors, graph_settings)
+    return list(_replay(geometry, tensors, graph_settings, traits, is_mtp))
 
 
 _REPEATS: Final = 3  # blocks in a row on one device after which every further one reuses the same memory
 
 
-def _condensed(geometry: Geometry, settings: GraphSettings) -> tuple[Geometry, GraphSettings]:
-    """The same need with fewer blocks: of each run of trunk blocks on one device the first few."""
-    trunk: list[int] = []
-    for home in settings.layer_home[: geometry.n_trunk]:
-        if trunk[-_REPEATS:] != [home] * _REPEATS:
-            trunk.append(home)
-    homes = (*trunk, *settings.layer_home[geometry.n_trunk :])
-    return replace(geometry, block_count=len(homes)), replace(settings, layer_home=homes)
+def _condensed(
+    geometry: Geometry, tensors: tuple[TensorInfo, ...], settings: GraphSettings
+) -> tuple[Geometry, tuple[TensorInfo, ...], GraphSettings]:
+    """The same need with fewer blocks: of each run of trunk blocks on one device the first few.
+
+    Not where weights may be copied (`tensors` is not empty) and blocks differ in their types: then their order counts.
+    """
+    if len(set(_block_kinds(tensors, geometry.n_trunk).values())) > 1:
+        return geometry, tensors, settings
+    kept: list[int] = []
+    for block, home in enumerate(settings.layer_home[: geometry.n_trunk]):
+        if [settings.layer_home[before] for before in kept[-_REPEATS:]] != [home] * _REPEATS:
+            kept.append(block)
+    kept += range(geometry.n_trunk, geometry.block_count)
+    homes = tuple(settings.layer_home[block] for block in kept)
+    number_of = {block: number for number, block in enumerate(kept)}
+    renumbered = tuple(_renumbered(tensors, number_of))
+    return replace(geometry, block_count=len(kept)), renumbered, replace(settings, layer_home=homes)
+
+
+def _block_kinds(tensors: Iterable[TensorInfo], n_trunk: int) -> dict[int, str]:
+    """Trunk block -> the types of its tensors, as text."""
+    kinds: dict[int, str] = {}
+    for info in tensors:
+        block = block_number(info.name)
+        if block is not None and block < n_trunk:
+            kinds[block] = f"{kinds.get(block, '')} {info.ggml_type.name}"
+    return kinds
+
+
+def _renumbered(tensors: Iterable[TensorInfo], number_of: Mapping[int, int]) -> Iterator[TensorInfo]:
+    for info in tensors:
+        block = block_number(info.name)
+        if block is None or number_of.get(block) == block:
+            yield info
+        elif block in number_of:
+            yield replace(info, name=f"blk.{number_of[block]}.{info.name.split('.', 2)[2]}")
 
 
 @lru_cache(maxsize=512)

@@ -75,12 +75,14 @@ def test_odd_contexts_and_batches(files: dict[tuple[str, str], Path]) -> None:
 def test_few_blocks_need_the_same_compute_buffer_as_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shortcut of replaying a few blocks only changes nothing (llama.cpp agrees with both)."""
     sizes = full_size.sizes(STEP35, "Q4_K_M")
-    devices = [Placement("a", 8 << 30), Placement("b", 4 << 30)]
-    for layers, flash in itertools.product((0, 5, 20, 38), (True, False)):
+    for traits, layers, flash in itertools.product(
+        (DeviceTraits(32, 32), DeviceTraits()), (0, 5, 20, 38), (True, False)
+    ):
+        devices = [Placement("a", 8 << 30, traits), Placement("b", 4 << 30, traits)]
         settings = RunSettings(n_ctx=4096, n_gpu_layers=layers, flash_attn=flash)
         quick = predict_memory(sizes, settings, devices)
         with monkeypatch.context() as patch:
-            patch.setattr(memory_model, "_condensed", lambda geometry, graph_settings: (geometry, graph_settings))
+            patch.setattr(memory_model, "_condensed", lambda *everything: everything)
             assert predict_memory(sizes, settings, devices) == quick
 
 

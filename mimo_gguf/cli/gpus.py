@@ -1,0 +1,116 @@
+"""`mimo-gguf gpus`: which graphics cards run the model, and how well."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mimo_gguf.cli import ui
+from mimo_gguf.core.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mimo_gguf.runtime.gpu_catalogue import Verdict
+    from mimo_gguf.runtime.memory_model import ModelSizes
+
+
+def command(
+    ftype: Annotated[str, typer.Option("--type", "-t", metavar="TYPE", help="File type.")] = "Q4_K_M",
+    ctx: Annotated[int, typer.Option("--ctx", min=1, metavar="N", help="Tokens of context it must hold.")] = 8192,
+    budget: Annotated[
+        float | None, typer.Option("--budget", metavar="USD", help="Only cards of a known price up to this.")
+    ] = None,
+    min_tps: Annotated[
+        float | None, typer.Option("--min-tps", metavar="N", help="Only cards that reach so many tokens per second.")
+    ] = None,
+    vendor: Annotated[str, typer.Option("--vendor", metavar="NAME", help="nvidia, amd, intel or apple.")] = "",
+    sort: Annotated[str, typer.Option("--sort", metavar="BY", help="vram, price, speed or value.")] = "vram",
+    best: Annotated[bool, typer.Option("--best", help="Three cards to buy, and why.")] = False,
+    src: Annotated[
+        str | None, typer.Option("--file", metavar="SRC", help="This file or checkpoint, not the published MiMo-7B.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Show which graphics cards run it: fits or not, largest context, tokens per second, price.
+
+    Speeds are expected, from bandwidth and bytes read per token; prices are of the date shown.
+    """
+    from mimo_gguf.runtime.gpu_catalogue import MTP_ACCEPTANCE, Filters, best_picks, judge_cards, select
+
+    filters = Filters(budget, min_tps, vendor.lower(), sort)
+    model = _model(src, ftype)
+    verdicts = judge_cards(model, ctx)
+    if best:
+        picks = best_picks(verdicts, filters)
+        if as_json:
+            ui.print_json([verdict.as_json() | {"why": why} for verdict, why in picks])
+            return
+        for verdict, why in picks:
+            ui.out.print(f"[heading]{verdict.card.name}[/heading]: {why}. {_sentence(verdict)}")
+        return
+    chosen = select(verdicts, filters)
+    if as_json:
+        ui.print_json([verdict.as_json() for verdict in chosen])
+        return
+    ui.out.print(
+        f"{model.label}, {format_size(model.file_bytes)}, context {ctx}, MTP at {MTP_ACCEPTANCE:.0%} acceptance",
+        markup=False,
+    )
+    _print_cards(chosen)
+
+
+def _model(src: str | None, ftype: str) -> ModelSizes:
+    from dataclasses import replace
+
+    from mimo_gguf.cli.fit import find_candidates
+    from mimo_gguf.quantization.profiles import load_profile
+    from mimo_gguf.quantization.type_choice import choose_types
+    from mimo_gguf.runtime.gpu_catalogue import published_model
+
+    if src is not None:
+        is_file = src.lower().endswith(".gguf")
+        return find_candidates(src, [] if is_file else [ftype], auto=False)[0][0].model
+    model = published_model()
+    profile = load_profile(ftype)
+    chosen = tuple(choice.info for choice in choose_types(profile, model.geometry, model.tensors))
+    return replace(model, label=f"{model.label} {profile.name}", tensors=chosen)
+
+
+def _print_cards(verdicts: Sequence[Verdict]) -> None:
+    ui.print_table(
+        ("card", "GB", "GB/s", "fits", "context", "tok/s", "MTP", "USD", "of"),
+        [
+            (
+                verdict.card.name,
+                f"{verdict.card.memory_gb:g}",
+                f"{verdict.card.bandwidth_gbs:.0f}",
+                _fits(verdict),
+                str(verdict.largest_context or "-") if verdict.card.is_supported else "-",
+                f"{verdict.tps:.0f}" if verdict.is_useful else "-",
+                f"{verdict.tps_mtp:.0f}" if verdict.is_useful and verdict.tps_mtp else "-",
+                f"{verdict.card.price_usd:.0f}" if verdict.card.price_usd else "-",
+                verdict.card.price_date or "-",
+            )
+            for verdict in verdicts
+        ],
+    )
+    if any(not verdict.card.is_supported for verdict in verdicts):
+        ui.print_note("too old: no backend of a current llama.cpp drives it (Kepler and Fermi need CUDA 11 or older)")
+
+
+def _fits(verdict: Verdict) -> str:
+    if not verdict.card.is_supported:
+        return "too old"
+    return {"f16": "yes", "": "no"}.get(verdict.kv_type, f"{verdict.kv_type} KV")
+
+
+def _sentence(verdict: Verdict) -> str:
+    card = verdict.card
+    mtp = f", {verdict.tps_mtp:.0f} with MTP" if verdict.tps_mtp else ""
+    date = f" ({card.price_date})" if card.price_date else ""
+    return (
+        f"{card.memory_gb:g} GB, context up to {verdict.largest_context}, about {verdict.tps:.0f} tok/s{mtp}, "
+        f"{card.price_usd:.0f} USD{date}, {card.backend}"
+    )

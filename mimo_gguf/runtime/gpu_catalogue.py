@@ -1,0 +1,363 @@
+"""Which cards run the model, how much context they hold, and how fast: the catalogue (`gpus.csv`) and its arithmetic.
+
+Decoding one token reads every weight once, so tokens per second are memory bandwidth over bytes read, times the share
+of the bandwidth that llama.cpp's kernels reach. Those shares are measured where a source says so, else estimates:
+
+- NVIDIA since Turing 0.70: RTX 3090, llama 8B Q4_0 at 155 tok/s
+  (https://github.com/ggml-org/llama.cpp/pull/15802), 4.4 GB read per token of 936 GB/s.
+- NVIDIA before that 0.60: P40, llama 7B Q4_0 at 56.8 tok/s (https://github.com/ggml-org/llama.cpp/pull/4766).
+- Apple 0.55, AMD 0.50, Intel 0.35: estimates, after the score boards that llama.cpp's users keep
+  (https://github.com/ggml-org/llama.cpp/discussions/4167, https://github.com/ggml-org/llama.cpp/discussions/10879).
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.geometry import STEP35, Geometry
+from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.model_source import TensorInfo
+from mimo_gguf.core.units import GIB
+from mimo_gguf.runtime.devices import host_device, imagined_gpu
+from mimo_gguf.runtime.fit import plan_model
+from mimo_gguf.runtime.memory_model import CONTEXT_STEP, ModelSizes, RunSettings, predict_memory
+
+VENDORS: Final = ("nvidia", "amd", "intel", "apple")
+SORTS: Final = ("vram", "price", "speed", "value")
+_EFFICIENCY: Final = {"nvidia": 0.70, "amd": 0.50, "intel": 0.35, "apple": 0.55}
+_EFFICIENCY_BEFORE_TURING: Final = 0.60
+# Share of MTP drafts that the model accepts: between the 0.5-0.7 measured on prose and 0.88 on code (exllamav3 #238).
+MTP_ACCEPTANCE: Final = 0.7
+_READ_AT: Final = 2048  # tokens in the KV cache for which a speed is given
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A graphics card, or a chip with one.
+
+    Attributes:
+        memory_gb: as sold; for Apple's chips the whole machine's memory.
+        backend: what llama.cpp drives it with; "none: why" where nothing current does.
+        price_usd: 0 where unknown; `price_date` is empty where the source gives no date.
+    """
+
+    name: str
+    vendor: str
+    memory_gb: float
+    bandwidth_gbs: float
+    kind: str
+    backend: str
+    price_usd: float
+    price_date: str
+    price_source: str
+    source: str
+
+    @property
+    def is_supported(self) -> bool:
+        return not self.backend.startswith("none")
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a model can have of it: Metal lends the GPU two thirds, of 36 GB and more three quarters."""
+        whole = int(self.memory_gb * GIB)
+        if self.vendor != "apple":
+            return whole
+        return whole * 3 // 4 if self.memory_gb >= 36 else whole * 2 // 3
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the bandwidth that decoding reaches."""
+        match = re.fullmatch(r"CUDA (\d+\.\d+)", self.backend)
+        return _EFFICIENCY_BEFORE_TURING if match and float(match[1]) < 7.5 else _EFFICIENCY[self.vendor]
+
+
+@cache
+def cards() -> tuple[Card, ...]:
+    """The catalogue."""
+    with Path(__file__).with_name("gpus.csv").open(newline="", encoding="utf-8") as file:
+        return tuple(_card(row) for row in csv.DictReader(file))
+
+
+def _card(row: dict[str, str]) -> Card:
+    return Card(
+        name=row["name"],
+        vendor=row["vendor"],
+        memory_gb=float(row["memory_gb"]),
+        bandwidth_gbs=float(row["bandwidth_gbs"]),
+        kind=row["kind"],
+        backend=row["backend"],
+        price_usd=float(row["price_usd"] or 0),
+        price_date=row["price_date"],
+        price_source=row["price_source"],
+        source=row["source"],
+    )
+
+
+def find_card(name: str) -> Card:
+    """The card called `name`; vendor words, case, spaces and a "GB" may be missing ("3060" finds the RTX 3060s).
+
+    Raises:
+        UsageError: no such card, or several; the hint lists the nearest.
+    """
+    wanted = _plain(name)
+    exact = [card for card in cards() if _plain(card.name) == wanted]
+    found = exact or [card for card in cards() if wanted and wanted in _plain(card.name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(card.name for card in found[:6])
+        raise UsageError(f"{name!r} is more than one card", hint=f"one of: {names}{' ...' if len(found) > 6 else ''}")
+    near = ", ".join(_nearest(wanted)) or "look at: mimo-gguf gpus"
+    raise UsageError(f"no card {name!r} in the catalogue", hint=f"like {near}; or give its memory with --vram 8GiB")
+
+
+def _plain(name: str) -> str:
+    text = re.sub(r"nvidia|geforce|amd|radeon|intel|apple|\bgb\b", "", name.lower())
+    return re.sub(r"[^a-z0-9.]", "", text)
+
+
+def _nearest(wanted: str) -> list[str]:
+    import difflib
+
+    by_name = {_plain(card.name): card.name for card in cards()}
+    return [by_name[plain] for plain in difflib.get_close_matches(wanted, by_name, 3, 0.5)]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a card runs a model.
+
+    Attributes:
+        kv_type: with this KV cache all layers and the context asked for are on the card: "f16", else "q8_0", else "".
+        largest_context: with all layers on the card and that KV cache (q8_0 where it does not fit); 0 for none.
+        tps: expected tokens per second, plain.
+        tps_mtp: with MTP drafting at MTP_ACCEPTANCE (0 without an MTP layer).
+    """
+
+    card: Card
+    kv_type: str
+    largest_context: int
+    tps: float
+    tps_mtp: float
+
+    @property
+    def fits(self) -> bool:
+        return bool(self.kv_type)
+
+    @property
+    def best_tps(self) -> float:
+        return max(self.tps, self.tps_mtp)
+
+    @property
+    def is_useful(self) -> bool:
+        return self.fits and self.card.is_supported
+
+    def as_json(self) -> dict[str, Any]:
+        card = self.card
+        return {
+            "name": card.name,
+            "vendor": card.vendor,
+            "kind": card.kind,
+            "memory_gb": card.memory_gb,
+            "bandwidth_gbs": card.bandwidth_gbs,
+            "backend": card.backend,
+            "supported": card.is_supported,
+            "fits": self.fits,
+            "kv_type": self.kv_type,
+            "largest_context": self.largest_context,
+            "tps": round(self.tps, 1),
+            "tps_mtp": round(self.tps_mtp, 1),
+            "price_usd": card.price_usd or None,
+            "price_date": card.price_date,
+            "price_source": card.price_source,
+            "source": card.source,
+        }
+
+
+def judge_cards(model: ModelSizes, n_ctx: int, chosen: Sequence[Card] | None = None) -> list[Verdict]:
+    """A verdict on each of `chosen` (all of the catalogue), in their order.
+
+    Raises:
+        UsageError: a context llama.cpp would refuse.
+    """
+    holds = _Holds(model)
+    verdicts = []
+    for card in chosen if chosen is not None else cards():
+        free_bytes = imagined_gpu(card.memory_bytes).free_bytes
+        fitting = [kv_type for kv_type in _KV_TYPES if holds(free_bytes, kv_type, n_ctx)]
+        kv_type = fitting[0] if fitting else _KV_TYPES[-1]
+        largest = holds.largest_context(free_bytes, kv_type)
+        verdicts.append(
+            Verdict(card, fitting[0].name.lower() if fitting else "", largest, *expected_speed(model, card))
+        )
+    return verdicts
+
+
+_KV_TYPES: Final = (GgmlType.F16, GgmlType.Q8_0)
+
+
+class _Holds:
+    """Whether so much free memory holds the whole model; the needs are worked out once for all cards."""
+
+    def __init__(self, model: ModelSizes) -> None:
+        self.model = model
+        self.host = host_device()
+        self.needs: dict[tuple[GgmlType, int], int] = {}
+
+    def __call__(self, free_bytes: int, kv_type: GgmlType, n_ctx: int) -> bool:
+        if (kv_type, n_ctx) not in self.needs:
+            settings = RunSettings(n_ctx=n_ctx, type_k=kv_type, type_v=kv_type)
+            plan = plan_model(self.model, settings, (imagined_gpu(GIB), self.host), -1)
+            self.needs[kv_type, n_ctx] = plan.devices[0].needed_bytes
+        return self.needs[kv_type, n_ctx] <= free_bytes
+
+    def largest_context(self, free_bytes: int, kv_type: GgmlType) -> int:
+        low, high = 0, self.model.geometry.context_length // CONTEXT_STEP + 1
+        while low < high - 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self(free_bytes, kv_type, middle * CONTEXT_STEP) else (low, middle)
+        return low * CONTEXT_STEP
+
+
+def expected_speed(model: ModelSizes, card: Card) -> tuple[float, float]:
+    """(plain, with MTP) tokens per second while decoding, from bytes read per token; 0 for what the file lacks."""
+    (tree,) = predict_memory(model, RunSettings(n_ctx=_READ_AT))
+    parts = {part.name: part for part in tree.parts}
+    weights, kv = parts["weights"], parts["KV cache"]
+    output = weights.find("output") or weights.find("input embedding")
+    plain = weights.find("blocks") + output + kv.find("target")
+    bytes_per_s = card.bandwidth_gbs * 1e9 * card.efficiency
+    if not model.has_mtp:
+        return bytes_per_s / plain, 0.0
+    drafting = plain + weights.find("MTP") + output + kv.find("MTP")
+    return bytes_per_s / plain, bytes_per_s * (1 + MTP_ACCEPTANCE) / drafting
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What the user wants to see; None and "" mean everything."""
+
+    budget_usd: float | None = None
+    min_tps: float | None = None
+    vendor: str = ""
+    sort: str = "vram"
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for an unknown vendor or order, or a negative amount."""
+        if self.vendor and self.vendor not in VENDORS:
+            raise UsageError(f"no vendor {self.vendor!r}", hint=f"one of: {', '.join(VENDORS)}")
+        if self.sort not in SORTS:
+            raise UsageError(f"cannot sort by {self.sort!r}", hint=f"one of: {', '.join(SORTS)}")
+        if (self.budget_usd or 0) < 0 or (self.min_tps or 0) < 0:
+            raise UsageError("a budget or a speed below zero", hint="for example --budget 300 --min-tps 30")
+
+
+def select(verdicts: Sequence[Verdict], filters: Filters) -> list[Verdict]:
+    """The verdicts that pass, sorted: by smallest memory, lowest price, highest speed, or most speed for the price."""
+
+    def passes(verdict: Verdict) -> bool:
+        card = verdict.card
+        in_budget = filters.budget_usd is None or 0 < card.price_usd <= filters.budget_usd
+        fast = filters.min_tps is None or (verdict.is_useful and verdict.best_tps >= filters.min_tps)
+        return in_budget and fast and filters.vendor in ("", card.vendor)
+
+    def order(verdict: Verdict) -> tuple[float, ...]:
+        card = verdict.card
+        price = card.price_usd or float("inf")
+        return {
+            "vram": (card.memory_gb, card.bandwidth_gbs),
+            "price": (price, -verdict.best_tps),
+            "speed": (-verdict.best_tps,),
+            "value": (price / verdict.best_tps,),
+        }[filters.sort]
+
+    return sorted(filter(passes, verdicts), key=order)
+
+
+def best_picks(verdicts: Sequence[Verdict], filters: Filters) -> list[tuple[Verdict, str]]:
+    """Up to three cards to buy and why: most speed for the money, fastest, most memory, cheapest.
+
+    Raises:
+        UsageError: none passes the filters.
+    """
+    useful = [v for v in select(verdicts, filters) if v.is_useful and v.card.price_usd]
+    if not useful:
+        raise UsageError("no card with a known price passes", hint="a larger --budget, a smaller --type or --ctx")
+    winners: dict[str, list[str]] = {}
+    for reason, order in _REASONS:
+        best = max(useful, key=order)
+        winners.setdefault(best.card.name, []).append(reason)
+    by_name = {verdict.card.name: verdict for verdict in useful}
+    return [(by_name[name], " and ".join(reasons)) for name, reasons in winners.items()][:3]
+
+
+_REASONS: Final[tuple[tuple[str, Callable[[Verdict], tuple[float, ...]]], ...]] = (
+    ("most speed for the money", lambda v: (v.best_tps / v.card.price_usd,)),
+    ("fastest", lambda v: (v.best_tps,)),
+    ("most memory, for long contexts and better file types", lambda v: (v.card.memory_gb, v.best_tps)),
+    ("cheapest", lambda v: (-v.card.price_usd, v.best_tps)),
+)
+
+
+@cache
+def published_model() -> ModelSizes:
+    """MiMo-7B as published, all matrices in BF16, with its MTP layer: for planning before there is a file."""
+    with Path(__file__).with_name("mimo_7b.toml").open("rb") as file:
+        data = tomllib.load(file)
+    geometry = Geometry(
+        architecture=STEP35,
+        block_count=data["n_trunk"] + data["n_mtp"],
+        n_mtp=data["n_mtp"],
+        value_length=data["key_length"],
+        **{
+            key: data[key]
+            for key in (
+                "context_length", "embedding_length", "feed_forward_length", "head_count", "head_count_kv",
+                "key_length", "rope_freq_base", "rms_epsilon", "vocab_size",
+            )
+        },
+    )  # fmt: skip
+    return ModelSizes(data["name"], geometry, tuple(_published_tensors(geometry)))
+
+
+def _published_tensors(g: Geometry) -> Iterator[TensorInfo]:
+    width, kv_width = g.embedding_length, g.head_count_kv * g.key_length
+
+    def matrix(name: str, rows: int, columns: int) -> TensorInfo:
+        return TensorInfo(f"{name}.weight", (rows, columns), GgmlType.BF16)
+
+    def vector(name: str, length: int) -> TensorInfo:
+        return TensorInfo(name, (length,), GgmlType.F32)
+
+    yield matrix("token_embd", g.vocab_size, width)
+    for block in range(g.block_count):
+        p = f"blk.{block}."
+        for part, rows in (("q", g.head_count * g.key_length), ("k", kv_width), ("v", kv_width)):
+            yield matrix(f"{p}attn_{part}", rows, width)
+            yield vector(f"{p}attn_{part}.bias", rows)
+        yield matrix(p + "attn_output", width, g.head_count * g.value_length)
+        yield matrix(p + "ffn_gate", g.feed_forward_length, width)
+        yield matrix(p + "ffn_up", g.feed_forward_length, width)
+        yield matrix(p + "ffn_down", width, g.feed_forward_length)
+        norms = ["attn_norm", "ffn_norm"]
+        if block >= g.n_trunk:
+            yield matrix(p + "nextn.eh_proj", width, 2 * width)
+            norms += ["nextn.enorm", "nextn.hnorm", "nextn.shared_head_norm"]
+        for norm in norms:
+            yield vector(f"{p}{norm}.weight", width)
+    yield vector("output_norm.weight", width)
+    yield matrix("output", g.vocab_size, width)
+
+
+__all__ = [
+    "Card", "Filters", "Verdict", "best_picks", "cards", "expected_speed", "find_card", "judge_cards",
+    "published_model", "select",
+]  # fmt: skip

@@ -1,0 +1,245 @@
+"""Choosing how to run: file type, layers on the GPU, context, KV cache and MTP, for the memory there is.
+
+What a user of a reasoning model values decides, in this order (`_worth`):
+
+1. every layer on the GPU, as long as 4096 tokens of context fit: a layer on the CPU costs more speed than anything
+   below can win back;
+2. a context of 8192, below which many a chain of thought is cut off;
+3. MTP drafting, 1.3 to 1.6 times the speed at no cost in quality;
+4. a context of 16384;
+5. the better file type;
+6. more context, up to what the model was trained for;
+7. an f16 KV cache rather than q8_0, then the usual micro-batch rather than a small one.
+
+A q8_0 cache is taken where it buys one of the above; it is practically lossless
+(https://github.com/ikawrakow/ik_llama.cpp/pull/1527). q4_0 is taken only where it is asked for, see FOUR_BIT_KV.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.units import format_size
+from mimo_gguf.runtime.devices import Device
+from mimo_gguf.runtime.fit import FitPlan, largest_context, plan_model
+from mimo_gguf.runtime.memory_model import ModelSizes, RunSettings
+
+USABLE_CONTEXT: Final = 4096
+GOOD_CONTEXT: Final = 8192
+BETTER_CONTEXT: Final = 16384
+SMALL_UBATCH: Final = 128
+# What is known of 4-bit caches and reasoning, for whoever asks for one.
+FOUR_BIT_KV: Final = (
+    "a 4-bit KV cache costs reasoning: GPQA-Diamond of Qwen3-8B fell from 57.1 to 53.5 %, to 55.6 % with the rotation "
+    "that llama.cpp applies too (https://github.com/sgl-project/sglang/pull/36172)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user has decided already; None leaves it to the solver."""
+
+    n_ctx: int | None = None
+    kv_type: GgmlType | None = None
+    mtp: bool | None = None
+    n_ubatch: int | None = None
+    n_gpu_layers: int | None = None
+    n_seq_max: int = 1
+    n_outputs_max: int = 4
+    flash_attn: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file that exists or could be made: its type's name and its sizes."""
+
+    name: str
+    model: ModelSizes
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The choice: a plan, the type it is for, what was given up for it, and what the next steps would cost."""
+
+    file_type: str
+    plan: FitPlan
+    gave_up: tuple[str, ...]
+    next_steps: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "file_type": self.file_type,
+            **self.plan.as_json(),
+            "gave_up": list(self.gave_up),
+            "next_steps": list(self.next_steps),
+        }
+
+
+def solve(candidates: Sequence[Candidate], devices: Sequence[Device], wishes: Wishes = Wishes()) -> Solution:
+    """The best way to run one of `candidates` (worst type first, best last) on `devices` (the host last).
+
+    Where nothing fits the solution holds the plan that comes nearest, which does not fit either: call its `require`.
+
+    Raises:
+        UsageError: no candidates, or settings llama.cpp would refuse.
+    """
+    if not candidates:
+        raise UsageError("no file to choose a plan for", hint="name a GGUF file, or a checkpoint with --type")
+    plans: list[tuple[int, FitPlan]] = []
+    for stage in (_whole_plans, _frugal_plans, _partial_plans):
+        plans += [
+            (rank, plan) for rank, candidate in enumerate(candidates) for plan in stage(candidate, devices, wishes)
+        ]
+        fitting = [(rank, plan) for rank, plan in plans if plan.fits]
+        if any(_is_good(plan, wishes) for _, plan in fitting):
+            break
+    if fitting:
+        rank, plan = max(fitting, key=lambda entry: _worth(*entry))
+    else:
+        rank, plan = min(plans, key=lambda entry: _missing_bytes(entry[1]))
+    next_steps = tuple(_next_steps(candidates, rank, plan, devices, wishes)) if plan.fits else ()
+    return Solution(candidates[rank].name, plan, tuple(_gave_up(plan, wishes)), next_steps)
+
+
+def _worth(rank: int, plan: FitPlan) -> tuple[float, ...]:
+    s = plan.settings
+    on_gpu = s.n_gpu_layers if len(plan.devices) > 1 else plan.n_layers
+    return (
+        s.n_ctx >= USABLE_CONTEXT,
+        on_gpu == plan.n_layers,
+        min(s.n_ctx, GOOD_CONTEXT),
+        on_gpu,
+        plan.runs_mtp,
+        min(s.n_ctx, BETTER_CONTEXT),
+        rank,
+        s.n_ctx,
+        s.type_k is GgmlType.F16,
+        s.n_ubatch,
+    )
+
+
+def _is_good(plan: FitPlan, wishes: Wishes) -> bool:
+    """Whether nothing that the later, more desperate stages try could be worth more."""
+    s = plan.settings
+    on_gpu = len(plan.devices) == 1 or s.n_gpu_layers == plan.n_layers or wishes.n_gpu_layers is not None
+    wanted = min(GOOD_CONTEXT, plan.model.geometry.context_length)
+    return on_gpu and (s.n_ctx >= wanted or bool(wishes.n_ctx)) and (plan.runs_mtp or not plan.model.has_mtp)
+
+
+def _missing_bytes(plan: FitPlan) -> int:
+    return sum(max(fit.needed_bytes - fit.free_bytes, 0) for fit in plan.devices)
+
+
+def _whole_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wishes) -> Iterator[FitPlan]:
+    """All layers on the GPUs (or as many as the user said), with the largest context that fits."""
+    for settings in _combinations(candidate.model, wishes, wishes.n_ubatch or 512):
+        layers = -1 if wishes.n_gpu_layers is None else wishes.n_gpu_layers
+        yield _with_best_context(plan_model(candidate.model, settings, devices, layers), wishes)
+
+
+def _frugal_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wishes) -> Iterator[FitPlan]:
+    """The same with small micro-batches, which need smaller compute buffers."""
+    if wishes.n_ubatch is None:
+        yield from _whole_plans(candidate, devices, replace(wishes, n_ubatch=SMALL_UBATCH))
+
+
+def _partial_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wishes) -> Iterator[FitPlan]:
+    """As many layers on the GPUs as fit beside a good context."""
+    if wishes.n_gpu_layers is None and len(devices) > 1:
+        for settings in _combinations(candidate.model, wishes, wishes.n_ubatch or 512):
+            yield plan_model(candidate.model, settings, devices)
+
+
+def _combinations(model: ModelSizes, wishes: Wishes, n_ubatch: int) -> Iterator[RunSettings]:
+    """KV types and drafting, where they are free to choose, at a good context."""
+    kv_types = [wishes.kv_type] if wishes.kv_type else [GgmlType.F16, GgmlType.Q8_0][: 2 if wishes.flash_attn else 1]
+    drafting = [wishes.mtp] if wishes.mtp is not None else [True, False][: 2 if model.has_mtp else 1]
+    for kv_type, mtp in itertools.product(kv_types, drafting):
+        yield RunSettings(
+            n_ctx=wishes.n_ctx or min(GOOD_CONTEXT, model.geometry.context_length),
+            n_batch=max(512, n_ubatch),
+            n_ubatch=n_ubatch,
+            n_seq_max=wishes.n_seq_max,
+            n_outputs_max=wishes.n_outputs_max,
+            type_k=kv_type,
+            type_v=kv_type,
+            flash_attn=wishes.flash_attn,
+            mtp=mtp,
+        )
+
+
+def _with_best_context(plan: FitPlan, wishes: Wishes) -> FitPlan:
+    """The plan with the largest context that fits, unless the context is given or none fits."""
+    if wishes.n_ctx:
+        return plan
+    n_ctx = largest_context(plan, plan.model.geometry.context_length)
+    return _at(plan, n_ctx) if n_ctx else plan
+
+
+def _at(plan: FitPlan, n_ctx: int, **changes: Any) -> FitPlan:
+    settings = replace(plan.settings, n_ctx=n_ctx, **changes)
+    return plan_model(plan.model, settings, [fit.device for fit in plan.devices], settings.n_gpu_layers)
+
+
+def _gave_up(plan: FitPlan, wishes: Wishes) -> Iterator[str]:
+    s = plan.settings
+    trained = plan.model.geometry.context_length
+    if len(plan.devices) > 1 and s.n_gpu_layers < plan.n_layers and wishes.n_gpu_layers is None:
+        yield f"{plan.n_layers - s.n_gpu_layers} of {plan.n_layers} layers run on the CPU"
+    if plan.model.has_mtp and not s.mtp and wishes.mtp is None:
+        yield "no MTP drafting"
+    if s.type_k is not GgmlType.F16 and wishes.kv_type is None:
+        yield f"KV cache {s.type_k.name.lower()} instead of f16"
+    if s.n_ctx < trained and not wishes.n_ctx:
+        yield f"context {s.n_ctx} of the {trained} it was trained for"
+    if s.n_ubatch < 512 and wishes.n_ubatch is None:
+        yield f"prompts are read {s.n_ubatch} tokens at a time, somewhat slower"
+
+
+def _next_steps(
+    candidates: Sequence[Candidate], rank: int, plan: FitPlan, devices: Sequence[Device], wishes: Wishes
+) -> Iterator[str]:
+    """What the next better file type and the next better run would need, or cost."""
+    s = plan.settings
+    if rank + 1 < len(candidates):
+        better = candidates[rank + 1]
+        more = format_size(better.model.file_bytes - plan.model.file_bytes)
+        alone = solve([better], devices, wishes).plan
+        yield f"{better.name} instead of {candidates[rank].name}: {more} more; {_difference(plan, alone)}"
+    trained = plan.model.geometry.context_length
+    if len(plan.devices) > 1 and s.n_gpu_layers < plan.n_layers:
+        everything = plan_model(plan.model, s, devices, -1)
+        yield f"all layers on the GPU: {format_size(_missing_bytes(everything))} more memory there"
+    elif s.n_ctx < trained:
+        yield f"context {trained}: {format_size(_missing_bytes(_at(plan, trained)))} more memory"
+    if plan.model.has_mtp and not s.mtp and wishes.mtp is None:
+        drafting = _at(plan, s.n_ctx, mtp=True)
+        yield f"MTP drafting: {format_size(_missing_bytes(drafting))} more memory"
+
+
+def _difference(plan: FitPlan, other: FitPlan) -> str:
+    """What changes from `plan` to `other`, in words."""
+    if not other.fits:
+        return "does not fit"
+    before, after = plan.settings, other.settings
+    changes = []
+    if len(plan.devices) > 1 and after.n_gpu_layers < before.n_gpu_layers:
+        changes.append(f"only {after.n_gpu_layers} of {other.n_layers} layers on the GPU")
+    if plan.runs_mtp and not other.runs_mtp:
+        changes.append("no MTP drafting")
+    if after.type_k is not before.type_k:
+        changes.append(f"KV cache {after.type_k.name.lower()}")
+    if after.n_ctx != before.n_ctx:
+        changes.append(f"context {'falls' if after.n_ctx < before.n_ctx else 'grows'} to {after.n_ctx}")
+    return ", ".join(changes) or "nothing else changes"
+
+
+def candidate_of(model: ModelSizes, file_type: str) -> Candidate:
+    """A candidate named by its file type, or by its file where the type is unknown."""
+    return Candidate(file_type or Path(model.label).name, model)

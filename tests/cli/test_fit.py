@@ -1,0 +1,97 @@
+"""`mimo-gguf fit` and `mimo-gguf gpus` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from mimo_gguf.cli import fit, gpus
+from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
+from mimo_gguf.core.geometry import STEP35
+from tests.runtime import full_size
+
+
+def run(command: object, *args: str) -> Result:
+    app = typer.Typer()
+    app.command()(command)  # type: ignore[type-var]
+    return CliRunner().invoke(app, list(args))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(full_size.write_header_only(tmp_path_factory.mktemp("cli") / "MiMo-Q4_K_M.gguf", STEP35, "Q4_K_M"))
+
+
+def test_the_table_and_the_json_tell_the_same(file: str) -> None:
+    shown = run(fit.command, file, "--vram", "24GiB")
+    assert shown.exit_code == 0
+    assert max(len(line) for line in shown.stdout.splitlines()[2:]) <= 80
+    document = json.loads(run(fit.command, file, "--vram", "24GiB", "--json").stdout)
+    assert document["fits"] and document["settings"]["n_gpu_layers"] == 38
+    needed = document["devices"][0]["needed_bytes"] / (1 << 30)
+    assert f"{needed:.2f} GiB" in shown.stdout and "fits" in shown.stdout
+
+
+def test_what_does_not_fit_is_an_error_with_exit_code_3(file: str) -> None:
+    result = run(fit.command, file, "--vram", "5GiB", "--gpu-layers", "-1")
+    assert isinstance(result.exception, DoesNotFit)
+    assert result.exception.exit_code == 3 and "--gpu-layers" in str(result.exception.hint)
+    assert "would fit:" in result.stdout
+
+
+def test_asked_agrees(file: str) -> None:
+    document = json.loads(run(fit.command, file, "--asked", "--json", "--gpu-layers", "0").stdout)
+    by_llama_cpp = ("weights", "KV cache", "compute buffers")
+    trees = [device["tree"]["parts"] for device in document["devices"]]
+    counted = [sum(part["bytes"] for part in parts if part["name"] in by_llama_cpp) for parts in trees]
+    assert list(document["asked_bytes"].values()) == counted
+
+
+def test_several_types_are_compared_and_one_is_chosen(file: str, tmp_path: Path) -> None:
+    source = str(full_size.write_header_only(tmp_path / "MiMo-F16.gguf", STEP35, "F16"))
+    compared = run(fit.command, source, "--type", "Q8_0", "--type", "q4_k_m", "--vram", "8G")
+    assert compared.exit_code == 0
+    assert compared.stdout.index("Q4_K_M") < compared.stdout.index("Q8_0")
+    chosen = json.loads(
+        run(fit.command, source, "--auto", "-t", "Q4_K_M", "-t", "Q6_K", "--vram", "8G", "--json").stdout
+    )
+    assert chosen["file_type"] == "Q6_K" and chosen["gave_up"]
+    shown = run(fit.command, file, "--auto", "--gpu", "RTX 3060 Ti").stdout
+    assert "to run it" in shown and "--ctx" in shown
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--vram", "8GiB", "--rpc", "127.0.0.1:1"),
+        ("--vram", "8GiB", "--asked"),
+        ("--gpu", "Voodoo 2"),
+        ("--gpu", "RTX 3060"),
+        ("--vram", "three"),
+        ("--vram", "9999999TiB"),
+        ("--vram", "1MiB"),
+        ("--kv-type", "q6_k"),
+        ("--kv-type", "q8_0", "--no-flash-attn"),
+        ("--ctx", "999999999999"),
+        ("--type", "Q99"),
+    ],
+)
+def test_mistakes_are_usage_errors(file: str, args: tuple[str, ...]) -> None:
+    result = run(fit.command, file, *args)
+    assert isinstance(result.exception, UsageError), result.output
+    assert result.exception.hint
+
+
+def test_gpus(file: str) -> None:
+    shown = run(gpus.command, "--budget", "200")
+    assert shown.exit_code == 0 and max(map(len, shown.stdout.splitlines())) <= 80
+    assert "RTX 2060 6GB" in shown.stdout and "RTX 4090" not in shown.stdout
+    listed = json.loads(run(gpus.command, "--json").stdout)
+    assert len(listed) >= 120 and all(card["source"] for card in listed)
+    assert len(json.loads(run(gpus.command, "--best", "--json", "--file", file).stdout)) >= 2
+    for args in (("--vendor", "3dfx"), ("--sort", "beauty"), ("--best", "--budget", "1"), ("--type", "Q99")):
+        assert isinstance(run(gpus.command, *args).exception, MimoGgufError)

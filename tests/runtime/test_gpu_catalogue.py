@@ -1,0 +1,131 @@
+"""The catalogue of cards, and what is worked out from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.geometry import STEP35
+from mimo_gguf.core.units import GIB
+from mimo_gguf.runtime.devices import host_device, imagined_gpu
+from mimo_gguf.runtime.fit import plan_model
+from mimo_gguf.runtime.gpu_catalogue import (
+    Filters,
+    Verdict,
+    best_picks,
+    cards,
+    expected_speed,
+    find_card,
+    judge_cards,
+    published_model,
+    select,
+)
+from mimo_gguf.runtime.memory_model import RunSettings
+from tests.runtime import full_size
+
+# The cards of the published list with the bandwidth and price it gives.
+PAGE = {
+    "Tesla K20c": (208, 0), "Tesla K20m": (208, 0), "Tesla K20s": (208, 0), "Tesla K20X": (250, 0),
+    "Tesla K20Xm": (250, 0), "GTX 1060 5GB": (160, 0), "P102-100": (440, 0), "RTX 3050 6GB": (168, 169),
+    "Arc A380": (186, 129), "RTX 2060 6GB": (336, 150), "GTX 1660": (192, 0), "GTX 1660 SUPER": (336, 150),
+    "GTX 1660 Ti": (288, 140), "GTX 1060 6GB": (192, 80), "GTX 1060 6GB 9Gbps": (217, 0),
+    "GTX 1060 6GB GDDR5X": (192, 0), "GTX 1060 6GB GP104": (192, 0), "GTX 1060 6GB Rev. 2": (192, 0),
+    "Tesla C2070": (143, 0), "Tesla C2075": (150, 0), "Tesla C2090": (177, 0), "Tesla M2070": (150, 0),
+    "Tesla M2070-Q": (150, 0), "Tesla M2075": (150, 0), "Tesla M2090": (177, 0), "Tesla X2070": (177, 0),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> list[Verdict]:
+    return judge_cards(full_size.sizes(STEP35, "Q4_K_M"), 8192)
+
+
+def test_every_card_is_whole_and_unique() -> None:
+    catalogue = cards()
+    assert len(catalogue) >= 120
+    assert len({card.name.lower() for card in catalogue}) == len(catalogue)
+    for card in catalogue:
+        assert card.vendor in ("nvidia", "amd", "intel", "apple") and card.source, card
+        assert 1 <= card.memory_gb <= 200 and 50 <= card.bandwidth_gbs <= 10000, card
+        assert not card.price_usd or card.price_source, card
+        assert card.backend and card.kind in ("desktop", "laptop", "datacenter", "integrated"), card
+
+
+def test_the_published_lists_cards_are_there_and_old_ones_are_called_old() -> None:
+    for name, (bandwidth, price) in PAGE.items():
+        card = find_card(name)
+        assert (card.name, card.bandwidth_gbs, card.price_usd) == (name, bandwidth, price)
+        assert card.is_supported == (not name.startswith("Tesla"))
+
+
+def test_names_are_found_however_they_are_written() -> None:
+    for text in ("RTX 3060 Ti", "rtx3060ti", "NVIDIA GeForce RTX 3060 Ti", "3060 ti"):
+        assert find_card(text).name == "RTX 3060 Ti"
+    assert find_card("rx 7900xtx").name == "RX 7900 XTX"
+    assert find_card("apple m2 ultra 128").memory_bytes == 96 * GIB
+    with pytest.raises(UsageError, match="more than one") as caught:
+        find_card("3060")
+    assert "RTX 3060 12GB" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="no card"):
+        find_card("Voodoo 2")
+    with pytest.raises(UsageError):
+        find_card("")
+
+
+def test_a_verdict_agrees_with_the_plan(verdicts: list[Verdict]) -> None:
+    sizes = full_size.sizes(STEP35, "Q4_K_M")
+    for name in ("GTX 1050 Ti", "RTX 2060 6GB", "RTX 4060", "RX 7800 XT"):
+        verdict = next(v for v in verdicts if v.card.name == name)
+        devices = (imagined_gpu(verdict.card.memory_bytes), host_device())
+        plain = plan_model(sizes, RunSettings(n_ctx=8192), devices, -1)
+        assert (verdict.kv_type == "f16") == plain.devices[0].fits, name
+    by_memory = sorted((v for v in verdicts if v.card.vendor != "apple"), key=lambda v: v.card.memory_gb)
+    fits = [v.fits for v in by_memory]
+    assert fits == sorted(fits)  # more memory never holds less
+
+
+def test_speed_follows_bandwidth_and_bytes() -> None:
+    small, large = full_size.sizes(STEP35, "Q4_K_M"), full_size.sizes(STEP35, "Q8_0")
+    slow, fast = find_card("RTX 4060"), find_card("RTX 4090")
+    ratio = expected_speed(small, fast)[0] / expected_speed(small, slow)[0]
+    assert ratio == pytest.approx(fast.bandwidth_gbs / slow.bandwidth_gbs)
+    assert expected_speed(small, fast)[0] > 1.5 * expected_speed(large, fast)[0]
+    plain, drafting = expected_speed(small, fast)
+    assert 1.3 < drafting / plain < 1.6
+    assert expected_speed(full_size.sizes("qwen2", "Q4_K_M"), fast)[1] == 0
+
+
+def test_filters_and_orders(verdicts: list[Verdict]) -> None:
+    memory = [v.card.memory_gb for v in select(verdicts, Filters())]
+    assert memory == sorted(memory) and len(memory) == len(cards())
+    cheap = select(verdicts, Filters(budget_usd=200, sort="price"))
+    assert cheap and all(0 < v.card.price_usd <= 200 for v in cheap)
+    fast = select(verdicts, Filters(min_tps=60, vendor="amd", sort="speed"))
+    assert fast and all(v.best_tps >= 60 and v.card.vendor == "amd" and v.fits for v in fast)
+    assert [v.best_tps for v in fast] == sorted((v.best_tps for v in fast), reverse=True)
+    for bad in ({"vendor": "3dfx"}, {"sort": "beauty"}, {"budget_usd": -1.0}):
+        with pytest.raises(UsageError):
+            Filters(**bad)  # type: ignore[arg-type]
+
+
+def test_the_best_picks_are_what_they_are_called(verdicts: list[Verdict]) -> None:
+    picks = best_picks(verdicts, Filters(budget_usd=300))
+    assert 2 <= len(picks) <= 3
+    able = [v for v in verdicts if v.is_useful and 0 < v.card.price_usd <= 300]
+    for verdict, reason in picks:
+        assert verdict in able
+        if "fastest" in reason:
+            assert verdict.best_tps == max(v.best_tps for v in able)
+        if "memory" in reason:
+            assert verdict.card.memory_gb == max(v.card.memory_gb for v in able)
+        if "money" in reason:
+            assert verdict.best_tps / verdict.card.price_usd == max(v.best_tps / v.card.price_usd for v in able)
+    with pytest.raises(UsageError):
+        best_picks(verdicts, Filters(budget_usd=10))
+
+
+def test_the_published_model_has_the_published_sizes() -> None:
+    model = published_model()
+    assert sum(info.n_elements for info in model.tensors) == 7_833_409_536
+    test_names = {info.name: info.shape for info in full_size.tensors(STEP35, "F16")}
+    assert {info.name: info.shape for info in model.tensors} == test_names

@@ -1,0 +1,96 @@
+"""The solver: it takes what a reasoning user would, stays within the memory to the byte, and says what it gave up."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from mimo_gguf.core.errors import DoesNotFit, UsageError
+from mimo_gguf.core.geometry import QWEN2, STEP35
+from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.units import GIB
+from mimo_gguf.runtime.devices import CPU, GPU, Device
+from mimo_gguf.runtime.memory_allocator import DeviceTraits
+from mimo_gguf.runtime.solver import Candidate, Solution, Wishes, solve
+from tests.runtime import full_size
+
+TYPES = ("Q4_K_M", "Q6_K", "Q8_0")
+HOST = Device("CPU", "host memory", CPU, "CPU", 32 * GIB, 32 * GIB)
+
+
+def card(free: int) -> Device:
+    return Device("GPU", "a card", GPU, "CUDA", free, free, DeviceTraits(128, 32, True))
+
+
+def candidates(*types: str, layout: str = STEP35) -> list[Candidate]:
+    return [Candidate(name, full_size.sizes(layout, name)) for name in types or TYPES]
+
+
+def solved(gib: float, wishes: Wishes | None = None, *types: str) -> Solution:
+    return solve(candidates(*types), (card(int(gib * GIB)), HOST), wishes or Wishes())
+
+
+def test_more_memory_is_never_worse() -> None:
+    def worth(solution: Solution) -> tuple[float, ...]:
+        s = solution.plan.settings
+        return (s.n_gpu_layers, min(s.n_ctx, 8192), solution.plan.runs_mtp, TYPES.index(solution.file_type))
+
+    worths = [worth(solved(gib)) for gib in (2, 4, 5.5, 6, 8, 12)]
+    assert worths == sorted(worths)
+    assert worths[0][0] < 38 and worths[-1] == (38, 8192, True, 2)
+
+
+def test_every_solution_fits_and_a_pinned_choice_is_kept() -> None:
+    pins = ({"n_ctx": 12288}, {"kv_type": GgmlType.Q4_0}, {"mtp": False}, {"n_ubatch": 64}, {"n_gpu_layers": 10})
+    for gib, pin in itertools.product((4, 7), pins):
+        solution = solved(gib, Wishes(**pin))  # type: ignore[arg-type]
+        s = solution.plan.settings
+        assert solution.plan.fits, (gib, pin)
+        chosen = {
+            "n_ctx": s.n_ctx, "kv_type": s.type_k, "mtp": s.mtp, "n_ubatch": s.n_ubatch, "n_gpu_layers": s.n_gpu_layers
+        }  # fmt: skip
+        assert chosen | pin == chosen, (gib, pin)
+
+
+def test_four_bit_caches_are_never_chosen() -> None:
+    for gib in (4, 6):
+        assert solved(gib).plan.settings.type_k in (GgmlType.F16, GgmlType.Q8_0)
+
+
+def test_one_byte_less_changes_the_choice() -> None:
+    """The context chosen is the largest: with exactly its need it stays, with one byte less it shrinks."""
+    roomy = solved(6, None, "Q4_K_M")
+    assert 8192 <= roomy.plan.settings.n_ctx < 32768
+    need = roomy.plan.needed_bytes["GPU"]
+    exact = solve(candidates("Q4_K_M"), (card(need), HOST))
+    short = solve(candidates("Q4_K_M"), (card(need - 1), HOST))
+    assert exact.plan.settings == roomy.plan.settings
+    assert short.plan.settings.n_ctx == roomy.plan.settings.n_ctx - 256
+
+
+def test_it_says_what_was_given_up_and_what_comes_next() -> None:
+    tight = solved(5.6)
+    assert any("q8_0" in text for text in tight.gave_up)
+    assert any(text.startswith("context") for text in tight.gave_up)
+    assert tight.next_steps[0].startswith("Q6_K instead of Q4_K_M: 1.5")
+    roomy = solved(40)
+    assert roomy.gave_up == () and roomy.next_steps == ()
+
+
+def test_a_machine_without_a_gpu_and_a_file_without_mtp() -> None:
+    solution = solve(candidates("Q4_K_M", layout=QWEN2), (HOST,))
+    assert solution.plan.fits and not solution.plan.runs_mtp
+    assert solution.plan.settings.n_gpu_layers == 0
+    assert solution.gave_up == ()
+
+
+def test_where_nothing_fits_the_nearest_plan_refuses() -> None:
+    poor = replace(HOST, free_bytes=GIB)
+    solution = solve(candidates(), (poor,))
+    assert solution.file_type == "Q4_K_M" and not solution.plan.fits
+    with pytest.raises(DoesNotFit):
+        solution.plan.require()
+    with pytest.raises(UsageError):
+        solve([], (HOST,))
