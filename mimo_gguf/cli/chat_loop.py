@@ -19,6 +19,7 @@ from mimo_gguf.runtime.chat_template import Message
 from mimo_gguf.runtime.conversation import FULL, Conversation
 from mimo_gguf.runtime.model import AnswerOptions, Model
 from mimo_gguf.runtime.sampling import SamplingOptions
+from mimo_gguf.runtime.session_state import load_state, save_state, state_key
 
 _ANSWER_ROOM: Final = 0.25  # share of the window kept free for an answer when old turns have to go
 
@@ -144,14 +145,29 @@ class ChatLoop:
         self.conversation.clear()
         ui.print_note("a new conversation")
 
-    def save(self, name: str) -> None:
-        path = _path(name, ".json", "/save talk.json")
+    def save(self, text: str) -> None:
+        """The conversation; with `kv` behind the name also the caches, so that it need not be read again."""
+        name, _, word = text.partition(" ")
+        path = _path(name, ".json", "/save talk.json, or with the cache: /save talk.json kv")
+        if word not in ("", "kv"):
+            raise UsageError(f"/save {text}?", hint="/save talk.json, or with the cache: /save talk.json kv")
         self.conversation.save(path)
-        ui.print_note(f"saved to {path}")
+        if word:
+            session = self.model.session
+            save_state(session, state_key(self.model.file, session), path.with_suffix(".kv"))
+        ui.print_note(f"saved to {path}" + (" with its cache" if word else ""))
 
     def load(self, name: str) -> None:
-        self.conversation = Conversation.load(_path(name, ".json", "/load talk.json"))
-        ui.print_note(f"{len(self.conversation.turns)} turns loaded")
+        path = _path(name, ".json", "/load talk.json")
+        self.conversation = Conversation.load(path)
+        note, cache = f"{len(self.conversation.turns)} turns loaded", path.with_suffix(".kv")
+        if cache.exists():
+            session = self.model.session
+            taken = load_state(session, state_key(self.model.file, session), cache)
+            note += (
+                " with their cache" if taken else "; their cache is of another model or damaged, so they are read again"
+            )
+        ui.print_note(note)
 
     def export(self, name: str) -> None:
         path = _path(name, ".md", "/export talk.md")
@@ -229,7 +245,7 @@ COMMANDS: Final[dict[str, ChatCommand]] = {
     "edit": ChatCommand("", "change the last question and ask again", ChatLoop.edit),
     "undo": ChatCommand("", "take the last question and answer back", ChatLoop.undo),
     "clear": ChatCommand("", "begin a new conversation", ChatLoop.clear),
-    "save": ChatCommand("FILE", "save the conversation", ChatLoop.save),
+    "save": ChatCommand("FILE [kv]", "save the conversation, with its cache", ChatLoop.save),
     "load": ChatCommand("FILE", "go on with a saved one", ChatLoop.load),
     "export": ChatCommand("FILE", "write it as Markdown", ChatLoop.export),
     "think": ChatCommand("on|off|keep|drop|N", "reasoning: show, hide, keep in context, budget", ChatLoop.think),

@@ -64,7 +64,7 @@ class Drafter:
         done = 0
         while done < len(tokens):
             if len(self._tokens) == self._batch.capacity:
-                self._catch_up()
+                self.catch_up()
             n = min(len(tokens) - done, self._batch.capacity - len(self._tokens))
             self._take(tokens[done : done + n], states[done : done + n])
             done += n
@@ -93,20 +93,24 @@ class Drafter:
             self.context.forget(first_position)
             self._tokens, self._first, self._before = [], max(first_position, 1), None
 
+    def resume(self, end: int) -> None:
+        """Takes the cache's content as it is: rows up to `end`, put there from a saved state."""
+        self._tokens, self._first, self._before = [], max(end, 1), None
+
     def draft(self, token: int, limit: int) -> list[int]:
         """Proposes what follows `token`, which itself follows everything seen so far; at most `limit` tokens."""
         if self._before is None or limit < 1:
             return []
         position, before = self.end, self._before
         if self._n_blocks > 1:
-            self._catch_up()
+            self.catch_up()
             return self._draft_with_blocks(token, position, before, min(limit, self.n_draft))
         return self._draft_with_one_block(token, position, before, min(limit, self.n_draft))
 
     def _draft_with_one_block(self, token: int, position: int, before: Floats, limit: int) -> list[int]:
         """The row of `token` is final (its state is the trunk's), so it joins the waiting ones and stays."""
         if len(self._tokens) == self._batch.capacity:
-            self._catch_up()
+            self.catch_up()
         self._states[len(self._tokens)] = before
         self._tokens.append(token)
         self._decode(self._tokens, self._first, self._states, n_outputs=1)
@@ -150,7 +154,7 @@ class Drafter:
             return None
         return best
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
         """Moves all waiting rows into the KV cache, through every block in use."""
         if not self._tokens:
             return

@@ -308,6 +308,14 @@ class Session:
             self._drafts = []
             self.target.forget(len(self.tokens))
 
+    def reset(self) -> None:
+        """Forgets everything evaluated."""
+        self.settle()
+        self.target.forget(0)
+        self.tokens, self._row = [], None
+        if self.drafter is not None:
+            self.drafter.forget(0)
+
     def settle(self) -> None:
         """Puts the session into the state where exactly `tokens` is evaluated: drops drafts and the undrawn."""
         self._finish_cycle()

@@ -139,6 +139,7 @@ def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "MiMo" in first.answer and first.reasoning
     loop.take("What is 1 + 1?")
     loop.take(f"/save {tmp_path / 'talk'}")
+    loop.take(f"/save {tmp_path / 'talk'} kv")
     loop.take(f"/export {tmp_path / 'talk'}")
     assert "## Who are you?" in (tmp_path / "talk.md").read_text()
     loop.take("/undo")
@@ -149,6 +150,7 @@ def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert loop._draft_line == "Who are you?" and not loop.conversation.turns
     loop.take(f"/load {tmp_path / 'talk.json'}")
     assert len(loop.conversation.turns) == 2
+    assert "with their cache" in capsys.readouterr().err and len(loop.model.session.tokens) > 50
     loop.take("/set temp=0.5 top_k=3 max_tokens=7 seed=none")
     assert (loop.sampling.temperature, loop.sampling.top_k, loop.options.max_tokens) == (0.5, 3, 7)
     loop.take("/mtp off")
@@ -175,7 +177,7 @@ def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("line", ["/nosuch", "/", "/s", "/undo", "/regen", "/set x=1", "/set temp=hot", "/think maybe",
-                                  "/save", "/load absent", "/mtp maybe"])  # fmt: skip
+                                  "/save", "/save x y", "/load absent", "/mtp maybe"])  # fmt: skip
 def test_mistakes_in_commands(loop: ChatLoop, line: str) -> None:
     with pytest.raises(UsageError) as caught:
         loop.take(line)
