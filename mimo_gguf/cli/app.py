@@ -23,7 +23,9 @@ COMMANDS: Final[dict[str, str]] = {
     "verify": "Look",
     "profiles": "Look",
     "fit": "Look",
+    "gpus": "Look",
     "chat": "Run",
+    "worker": "Run",
 }
 
 
