@@ -310,6 +310,7 @@ class Model:
         progress: Progress | None, overrides: dict[str, Any],
     ) -> Answer | AnswerStream:  # fmt: skip
         self._stop_running()
+        self.session.forget_cancel()
         sampling, options = _overridden(sampling or SamplingOptions(), options or AnswerOptions(), overrides)
         answers = AnswerStream(self.session, self.vocabulary, prompt, sampling, options, progress)
         self._running = answers

@@ -159,8 +159,20 @@ class Session:
         self.close()
 
     def cancel(self) -> None:
-        """Stops `feed` or `next_token` as soon as it can; from any thread or a signal handler."""
+        """Stops `feed` or `next_token`, the one at work or the next, as soon as it can.
+
+        From any thread or a signal handler.
+        """
         self._cancel.set()
+
+    def forget_cancel(self) -> None:
+        """Takes back a `cancel` that came when nothing was left to stop."""
+        self._cancel.clear()
+
+    def _check_cancel(self) -> None:
+        if self._cancel.is_set():
+            self._cancel.clear()
+            raise Cancelled
 
     def feed(self, prompt: Sequence[int], progress: Progress | None = None) -> int:
         """Makes `prompt` the evaluated tokens and readies the logits after it; the number of tokens reused.
@@ -174,13 +186,14 @@ class Session:
             raise UsageError("the prompt has no tokens", hint="give some text")
         if len(prompt) >= self.n_ctx:
             raise WindowFull
-        self._cancel.clear()
+        self._check_cancel()
         start = time.perf_counter()
         reused = self._reuse(prompt)
         rest = prompt[reused:]
         self.target.abort_when(self._cancel.is_set)
         try:
             for first in range(0, len(rest), self._batch.capacity):
+                self._check_cancel()
                 self._prefill(
                     rest[first : first + self._batch.capacity], last=first + self._batch.capacity >= len(rest)
                 )
@@ -222,7 +235,8 @@ class Session:
         if result == 0:
             return
         self.target.forget(len(self.tokens))
-        if result == 2 or self._cancel.is_set():
+        if result == 2:
+            self._cancel.clear()
             raise Cancelled
         if result == 1:
             raise WindowFull
@@ -239,8 +253,7 @@ class Session:
             Cancelled: `cancel` was called.
         """
         started = time.perf_counter()
-        if self._cancel.is_set():
-            raise Cancelled
+        self._check_cancel()
         if self._pending is not None:
             self._finish_cycle()
             self._evaluate(self._pending)

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
 from mimo_gguf.core.model_source import Bytes, ModelSource, float32
+from mimo_gguf.runtime.drafting import Drafter
 from mimo_gguf.runtime.llama_api import Batch, ContextOptions, load_model, open_context, open_mtp_context
+from mimo_gguf.runtime.session import Session, SessionOptions
 from tests.checkpoints import CONFIG
-from tests.reference import Mimo
+from tests.reference import Hidden, Mimo
 from tests.runtime.tiny_models import State, random_state, write_checkpoint_of, write_gguf
 
 TOLERANCE = 1e-4
@@ -178,3 +180,26 @@ def test_a_wrong_hidden_state_is_noticed(tmp_path: Path) -> None:
 
     for states in (after_norm, lambda hidden: np.roll(hidden, 1, axis=0), np.zeros_like):
         assert difference(through_llama(path, case, states), wanted)[1] > 3 * TOLERANCE
+
+
+@pytest.mark.parametrize("hidden", ["pre", "post"])
+def test_a_session_feeds_the_mtp_layer_as_the_reference(
+    hidden: Hidden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through prefill in several batches and a draft, with the state before or after the trunk's norm."""
+    case = make_case(9)
+    model = Mimo(case.config)
+    model.load_state_dict({name: torch.from_numpy(values) for name, values in case.state.items()})
+    ids = torch.tensor(case.tokens)
+    with torch.no_grad():
+        wanted = model.mtp(0, model.trunk(ids)[1][:-1], ids[1:], hidden_kind=hidden)[0][-1].numpy()
+    seen = []
+    monkeypatch.setattr(Drafter, "_proposal", lambda drafter, row: seen.append(drafter.context.logits(row).copy()))
+    options = SessionOptions(
+        n_ctx=256, n_batch=16, n_ubatch_mtp=8, n_threads=1, kv_type="f32", flash_attn=False, hidden=hidden
+    )
+    with load_model(write_model(tmp_path, case)) as native, Session(native, options) as session:
+        session.feed(case.tokens[:-1])
+        assert session.drafter is not None
+        session.drafter.draft(case.tokens[-1], 1)
+    assert np.abs(seen[0] - wanted).max() < TOLERANCE

@@ -231,13 +231,17 @@ def test_the_abort_callback_reaches_llama(tiny: LlamaModel) -> None:
 
 
 def test_inserted_tokens_are_as_if_drawn(tiny: LlamaModel) -> None:
-    with Session(tiny, OPTIONS) as session, Session(tiny, PLAIN) as fresh:
-        session.feed(PROMPT)
-        with Sampler(tiny, GREEDY) as sampler:
-            said = [session.next_token(sampler) for _ in range(5)]
-            session.insert([9, 8, 7], sampler)
-            rest = [session.next_token(sampler) for _ in range(10)]
-        assert rest == generate(fresh, 10, prompt=[*PROMPT, *said, 9, 8, 7])
+    """Evaluated in place, and counted by the penalties."""
+    penalized = SamplingOptions(temperature=0, repeat_penalty=1.5, presence_penalty=1.0, penalty_last_n=40)
+    for sampling in (GREEDY, penalized):
+        with Session(tiny, OPTIONS) as session, Session(tiny, PLAIN) as fresh:
+            session.feed(PROMPT)
+            with Sampler(tiny, sampling, PROMPT) as sampler:
+                said = [session.next_token(sampler) for _ in range(5)]
+                likely = generate(fresh, 3, GREEDY, [*PROMPT, *said])  # what is not said again once it is counted
+                session.insert(likely, sampler)
+                rest = [session.next_token(sampler) for _ in range(10)]
+            assert rest == generate(fresh, 10, sampling, [*PROMPT, *said, *likely])
 
 
 def test_drafting_can_be_switched(tiny: LlamaModel) -> None:

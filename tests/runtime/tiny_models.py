@@ -76,7 +76,7 @@ def quantized(path: Path, name: str) -> Path:
 
     module = api()
     params = module.llama_model_quantize_default_params()
-    params.ftype = getattr(module, f"LLAMA_FTYPE_MOSTLY_{name}")
+    params.ftype = getattr(module, f"LLAMA_FTYPE_{'ALL' if name == 'F32' else 'MOSTLY'}_{name}")
     params.nthread = 2
     out = path.with_name(f"{path.stem}-{name}.gguf")
     assert module.llama_model_quantize(str(path).encode(), str(out).encode(), ctypes.byref(params)) == 0

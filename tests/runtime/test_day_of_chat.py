@@ -1,0 +1,117 @@
+"""A day of chat in miniature: hundreds of turns with regenerating, editing, undoing, saving, loading, cancelling at any
+moment and a window that overflows; then memory is as it was, and a fresh session goes on with the same tokens."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from mimo_gguf.conversion.checkpoint_source import open_checkpoint
+from mimo_gguf.runtime.conversation import Conversation
+from mimo_gguf.runtime.model import Model
+from mimo_gguf.runtime.session import SessionOptions
+from mimo_gguf.runtime.session_state import load_state, save_state
+from tests.reference import MIMO_TINY
+from tests.runtime.tiny_models import quantized, write_gguf
+
+OPTIONS = SessionOptions(n_ctx=512, n_threads=1, n_batch=64, n_ubatch_mtp=16)
+QUESTIONS = (
+    "Who are you?",
+    "What is 12 + 9?",
+    "Tell me a story.",
+    "What is the capital of France?",
+    "Ünïcode 🙂 please",
+)
+
+
+class Day:
+    """The operations of a day, drawn by a seeded hand."""
+
+    def __init__(self, model: Model, folder: Path, seed: int) -> None:
+        self.model, self.folder = model, folder
+        self.rng = np.random.default_rng(seed)
+        self.conversation = Conversation()
+
+    def run(self, n: int) -> None:
+        operations = (
+            self.ask,
+            self.ask,
+            self.ask,
+            self.cancelled,
+            self.regenerate,
+            self.undo,
+            self.save_and_load,
+            self.think,
+        )
+        for _ in range(n):
+            operations[self.rng.integers(len(operations))]()
+
+    def count(self, messages: list) -> int:  # type: ignore[type-arg]
+        return len(self.model.prompt_tokens(messages))
+
+    def ask(self, question: str | None = None, **options: object) -> None:
+        question = question or str(self.rng.choice(QUESTIONS))
+        self.conversation.make_room(question, self.count, 384)
+        sampling = {"temperature": float(self.rng.choice([0, 0.7, 1.5])), "seed": int(self.rng.integers(1 << 30))}
+        answer = self.model.chat(self.conversation.messages(question), max_tokens=24, **{**sampling, **options})  # type: ignore[call-overload]
+        assert answer.finish_reason in ("stop", "length", "context")
+        assert answer.n_prompt + len(answer.tokens) <= self.model.session.n_ctx + 1
+        self.conversation.add(question, answer)
+
+    def cancelled(self) -> None:
+        """Left after any number of pieces, or cancelled from within the reading of the prompt."""
+        messages = self.conversation.messages("Tell me a story.")
+        if self.rng.random() < 0.3:
+            answer = self.model.chat(messages, progress=lambda *_: self.model.cancel(), max_tokens=9)
+            if answer.stats.n_prompt:  # otherwise all of the prompt was there already
+                assert answer.finish_reason in ("cancelled", "context") and answer.tokens == ()
+            return
+        with self.model.chat(messages, stream=True, max_tokens=30, seed=1) as stream:
+            for _, _ in zip(range(int(self.rng.integers(20))), stream, strict=False):
+                pass
+        self.conversation.add("Tell me a story.", stream.answer)
+
+    def regenerate(self) -> None:
+        turn = self.conversation.undo()
+        if turn is not None:
+            self.ask(turn.question)
+
+    def undo(self) -> None:
+        self.conversation.undo()
+
+    def save_and_load(self) -> None:
+        self.conversation.save(self.folder / "talk.json")
+        save_state(self.model.session, "key", self.folder / "talk.kv")
+        tokens = list(self.model.session.tokens)
+        if self.rng.random() < 0.5:
+            self.model.chat([{"role": "user", "content": "something else"}], max_tokens=5)
+        self.conversation = Conversation.load(self.folder / "talk.json")
+        assert load_state(self.model.session, "key", self.folder / "talk.kv") == bool(tokens)
+        assert self.model.session.tokens == tokens
+
+    def think(self) -> None:
+        self.ask(think_budget=int(self.rng.integers(1, 12)))
+
+
+def test_a_day_of_chat(tmp_path: Path) -> None:
+    with open_checkpoint(MIMO_TINY) as source:
+        exact = quantized(write_gguf(source, tmp_path / "tiny.gguf"), "F32")
+    process = psutil.Process()
+    with Model.load(exact, session=OPTIONS) as model:
+        day = Day(model, tmp_path, 0)
+        day.run(80)
+        gc.collect()
+        before = process.memory_info().rss
+        day.run(160)
+        gc.collect()
+        assert process.memory_info().rss - before < 6 << 20
+        for question in QUESTIONS:
+            day.conversation.make_room(question, day.count, 384)
+            messages = day.conversation.messages(question)
+            said = model.chat(messages, temperature=0, max_tokens=30).tokens
+            with Model.load(exact, session=replace(OPTIONS, mtp=False)) as fresh:
+                assert fresh.chat(messages, temperature=0, max_tokens=30).tokens == said
