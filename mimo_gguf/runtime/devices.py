@@ -26,6 +26,7 @@ IGPU: Final = "igpu"
 _KINDS: Final = {0: CPU, 1: GPU, 2: IGPU}  # ggml_backend_dev_type; accelerators of the CPU have no memory of their own
 # Backends that copy host weights over and compute with them from this batch on (their `offload_op`).
 _OFFLOAD_MIN_BATCH: Final = {"CUDA": 32, "ROCm": 32, "MUSA": 32, "Vulkan": 32, "MTL": 32, "SYCL": 32}
+_CUDA_LIKE: Final = ("CUDA", "ROCm", "MUSA", "SYCL", "MTL")
 # What a driver and its libraries take beside ggml's buffers once a program uses the card: context, kernels, cuBLAS.
 CONTEXT_OVERHEAD: Final = {"CUDA": 450 * MIB, "ROCm": 450 * MIB, "Vulkan": 200 * MIB, "SYCL": 300 * MIB}
 
@@ -146,7 +147,12 @@ def _read_device(pointer: int) -> Device | None:
         backend=backend,
         free_bytes=properties.memory_free,
         total_bytes=properties.memory_total,
-        traits=DeviceTraits(alignment, _OFFLOAD_MIN_BATCH.get(backend), capabilities.async_ and capabilities.events),
+        traits=DeviceTraits(
+            alignment,
+            _OFFLOAD_MIN_BATCH.get(backend),
+            capabilities.async_ and capabilities.events,
+            backend in _CUDA_LIKE,
+        ),
         pointer=pointer,
         pci_id=(properties.device_id or b"").decode(errors="replace"),
     )
@@ -191,7 +197,13 @@ def imagined_gpu(vram_bytes: int, name: str = "GPU", description: str = "a card 
     if not 64 * MIB <= vram_bytes <= 1 << 42:
         raise UsageError(f"{vram_bytes} bytes is no size of a graphics card", hint="for example --vram 8GiB")
     return Device(
-        name, description, GPU, "CUDA", vram_bytes - CONTEXT_OVERHEAD["CUDA"], vram_bytes, DeviceTraits(128, 32, True)
+        name,
+        description,
+        GPU,
+        "CUDA",
+        vram_bytes - CONTEXT_OVERHEAD["CUDA"],
+        vram_bytes,
+        DeviceTraits(128, 32, True, True),
     )
 
 

@@ -29,6 +29,9 @@ class DeviceTraits:
         alignment: bytes; every tensor is padded to it (32 on the CPU, 128 on CUDA).
         offload_min_batch: from this batch on the device also computes with weights that stayed in host memory, after
             copying them (CUDA, Vulkan, Metal and SYCL: 32); None where it never does (CPU, RPC).
+        is_cuda_like: flash attention converts a cache that is not f16, and quantized rows are padded to 512 weights
+            (CUDA, ROCm, MUSA, SYCL; also what is assumed of Metal)
+            https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cuda/ggml-cuda.cu (get_alloc_size).
         is_asynchronous: it computes and signals events in the background; several such devices with all layers on
             them work in a pipeline, with four copies of everything that passes between them.
     """
@@ -36,6 +39,13 @@ class DeviceTraits:
     alignment: int = 32
     offload_min_batch: int | None = None
     is_asynchronous: bool = False
+    is_cuda_like: bool = False
+
+    def size_of(self, tensor: Tensor) -> int:
+        """Bytes this device asks for to hold `tensor`."""
+        if self.is_cuda_like and tensor.scratch_bytes:
+            return -(-tensor.n_bytes // self.alignment) * self.alignment + tensor.scratch_bytes
+        return tensor.n_bytes
 
 
 CPU_TRAITS: Final = DeviceTraits()
@@ -256,11 +266,11 @@ def _allocate(
                     other.is_own = False
                     return
         place.arena = device
-        place.offset = arenas[device].take(tensor.n_bytes)
+        place.offset = arenas[device].take(devices[device].size_of(tensor))
 
     def release(tensor: Tensor, place: _Place) -> None:
         if not tensor.is_output:
-            arenas[place.arena].give_back(place.offset, tensor.n_bytes)
+            arenas[place.arena].give_back(place.offset, devices[place.arena].size_of(tensor))
             place.is_own = False
 
     for leaf in leafs:

@@ -26,6 +26,7 @@ Shape = tuple[int, ...]
 F32: Final = 4  # bytes
 I32: Final = 4
 I64: Final = 8
+_VECTOR_KERNEL_TOKENS: Final = 2  # up to here attention reads a quantized cache as it is
 
 
 class Op(IntEnum):
@@ -59,11 +60,13 @@ class Tensor:
         home: index of the device that holds it already (a weight or a cache), or None.
         is_weight: it lies in a weight buffer, which attracts the operations that use it.
         n_rows: what a backend's offload rule takes as batch size.
+        scratch_bytes: room behind a flash-attention result for f16 copies of a cache of another type, which CUDA-like
+            backends ask for.
     """
 
     __slots__ = (
-        "home", "is_input", "is_output", "is_weight", "n_bytes", "n_rows", "op", "shape", "sources",
-        "view_of",
+        "home", "is_input", "is_output", "is_weight", "n_bytes", "n_rows", "op", "scratch_bytes", "shape",
+        "sources", "view_of",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +82,7 @@ class Tensor:
         self.is_output = False
         self.is_weight = False
         self.n_rows = 0
+        self.scratch_bytes = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ class GraphSettings:
         n_outputs: min(n_tokens, n_outputs_max).
         n_kv: cells of the cache.
         k_is_quantized, v_is_quantized: llama.cpp then rotates K and V through Hadamard matrices.
+        k_is_f16, v_is_f16: else CUDA-like backends convert the cache before they attend to it.
         layer_home: device index of each block's weights and cache; MTP blocks at the end.
         output_home: device index of the output layer.
         host: device index of the CPU.
@@ -101,6 +106,8 @@ class GraphSettings:
     n_kv: int
     k_is_quantized: bool
     v_is_quantized: bool
+    k_is_f16: bool
+    v_is_f16: bool
     flash_attn: bool
     layer_home: Sequence[int]
     output_home: int
@@ -242,6 +249,9 @@ class GraphBuilder:
         width = g.value_length * g.head_count
         if s.flash_attn:
             out = self.new(Op.FLASH_ATTN, (g.value_length, g.head_count, s.n_tokens), q, k, v, mask)
+            if s.n_tokens > _VECTOR_KERNEL_TOKENS:
+                widths = g.key_length * (not s.k_is_f16), g.value_length * (not s.v_is_f16)
+                out.scratch_bytes = 2 * s.n_kv * g.head_count_kv * sum(widths)
             return self.view(out, (width, s.n_tokens))
         kq = self.new(Op.MUL_MAT, (s.n_kv, s.n_tokens, g.head_count), k, q)
         kq = self.new(Op.SOFT_MAX, kq.shape, kq, mask)

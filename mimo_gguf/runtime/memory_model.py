@@ -258,11 +258,22 @@ def _weights(
             if block >= n_trunk and not settings.mtp and not any(text in info.name for text in _LOADED_WITHOUT_MTP):
                 continue
             name, home = ("blocks" if block < n_trunk else "MTP"), homes[block]
-        sums[home][name] += padded(info.n_bytes, places[home].traits.alignment)
+        sums[home][name] += _placed_bytes(info, places[home].traits)
     if not any(info.name == "output.weight" for info in model.tensors) and homes[-1] != host:
         tied = sum(info.n_bytes for info in model.tensors if info.name == "token_embd.weight")
         sums[homes[-1]]["output"] += padded(tied, places[homes[-1]].traits.alignment)
     return [[Part(name, amounts[name]) for name in names] for amounts in sums]
+
+
+def _placed_bytes(info: TensorInfo, traits: DeviceTraits) -> int:
+    n_bytes = info.n_bytes
+    rest = info.n_columns % _ROW_PADDING
+    if traits.is_cuda_like and rest and info.ggml_type not in FLOAT_TYPES:
+        n_bytes += row_bytes(info.ggml_type, _ROW_PADDING - rest)
+    return padded(n_bytes, traits.alignment)
+
+
+_ROW_PADDING: Final = 512  # weights; what CUDA-like backends pad the last row of a quantized matrix to
 
 
 def _kv_bytes(model: ModelSizes, settings: RunSettings, homes: Sequence[int], index: int, *, is_mtp: bool) -> int:
@@ -286,6 +297,8 @@ def _compute(
         n_kv=settings.n_ctx_seq,
         k_is_quantized=settings.type_k not in FLOAT_TYPES,
         v_is_quantized=settings.type_v not in FLOAT_TYPES,
+        k_is_f16=settings.type_k is GgmlType.F16,
+        v_is_f16=settings.type_v is GgmlType.F16,
         flash_attn=settings.flash_attn,
         layer_home=tuple(homes[:-1]),
         output_home=homes[-1],

@@ -42,8 +42,13 @@ class AskedMemory:
         return self.weights + self.kv_target + self.kv_mtp + self.compute_target + self.compute_mtp
 
 
-def ask_memory(path: str | Path, settings: RunSettings, devices: Sequence[Device] = ()) -> tuple[AskedMemory, ...]:
+def ask_memory(
+    path: str | Path, settings: RunSettings, devices: Sequence[Device] = (), *, allocate: bool = False
+) -> tuple[AskedMemory, ...]:
     """What llama.cpp would allocate for this run: one entry per device in `devices`, then the host's.
+
+    Args:
+        allocate: load the model for good and report what was allocated (the file must hold its data).
 
     Raises:
         BackendError: llama.cpp refused the file or the settings, or this platform cannot be asked.
@@ -54,7 +59,8 @@ def ask_memory(path: str | Path, settings: RunSettings, devices: Sequence[Device
         devices=tuple(device.pointer for device in devices),
         tensor_split=settings.tensor_split,
         load_mtp=settings.mtp,
-        no_alloc=True,
+        use_mmap=False,
+        no_alloc=not allocate,
     )
     second: dict[int, tuple[int, int, int]] = {}
     with (

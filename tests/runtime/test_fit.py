@@ -23,7 +23,7 @@ def host(free: int = 64 * GIB) -> Device:
 
 
 def gpu(free: int, name: str = "GPU") -> Device:
-    return Device(name, "a card", GPU, "CUDA", free, free, DeviceTraits(128, 32, True))
+    return Device(name, "a card", GPU, "CUDA", free, free, DeviceTraits(128, 32, True, True))
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import pytest
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.geometry import QWEN2, STEP35
 from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.runtime import memory_model
 from mimo_gguf.runtime.memory_allocator import DeviceTraits
 from mimo_gguf.runtime.memory_model import Part, Placement, RunSettings, layer_homes, predict_memory
@@ -162,3 +163,35 @@ def test_llama_cpp_refuses_a_quantized_v_cache_without_flash_attention(files: di
     settings = RunSettings(n_ctx=2048, type_v=Q8_0, flash_attn=False, n_gpu_layers=0)
     with pytest.raises(BackendError):
         ask_memory(files[QWEN2, "Q8_0"], settings)
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("n_outputs_max", [4, 0])
+def test_what_llama_cpp_really_allocates_is_what_was_predicted(
+    tiny_path: Path, flash: bool, n_outputs_max: int
+) -> None:
+    """On a model that is loaded for good, with other proportions than MiMo-7B."""
+    sizes = memory_model.model_sizes(read_gguf(tiny_path))
+    settings = RunSettings(n_ctx=1024, flash_attn=flash, n_outputs_max=n_outputs_max, n_gpu_layers=0)
+    (predicted,) = (agreement.as_asked(tree) for tree in predict_memory(sizes, settings))
+    assert ask_memory(tiny_path, settings, allocate=True) == (predicted,)
+
+
+def test_cuda_needs_room_to_convert_a_quantized_cache() -> None:
+    sizes = full_size.sizes(QWEN2, "F16")
+    for kv_type, expected in ((F16, 0), (Q8_0, 2 * 32768 * 1024 * 2)):
+        settings = RunSettings(n_ctx=32768, type_k=kv_type, type_v=kv_type)
+        plain, like_cuda = (
+            predict_memory(sizes, settings, [Placement("gpu", 1, DeviceTraits(128, 32, True, cuda))])[0]
+            for cuda in (False, True)
+        )
+        more = like_cuda.find("compute buffers") - plain.find("compute buffers")
+        assert expected / 2 <= more <= expected  # less than all: before it, another moment was the tightest
+        assert like_cuda.find("weights") == plain.find("weights")
+    padded = predict_memory(
+        full_size.sizes(QWEN2, "Q8_0"), RunSettings(n_ctx=256), [Placement("gpu", 1, DeviceTraits(128, 32, True, True))]
+    )
+    plain = predict_memory(
+        full_size.sizes(QWEN2, "Q8_0"), RunSettings(n_ctx=256), [Placement("gpu", 1, DeviceTraits(128))]
+    )[0]
+    assert 0 < padded[0].find("weights") - plain.find("weights") <= 36 * 512

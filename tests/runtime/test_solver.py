@@ -21,7 +21,7 @@ HOST = Device("CPU", "host memory", CPU, "CPU", 32 * GIB, 32 * GIB)
 
 
 def card(free: int) -> Device:
-    return Device("GPU", "a card", GPU, "CUDA", free, free, DeviceTraits(128, 32, True))
+    return Device("GPU", "a card", GPU, "CUDA", free, free, DeviceTraits(128, 32, True, True))
 
 
 def candidates(*types: str, layout: str = STEP35) -> list[Candidate]:

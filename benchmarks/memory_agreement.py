@@ -1,0 +1,127 @@
+"""Predicted memory against llama.cpp's own count, on every cell of the grid: writes the table of docs/memory.md.
+
+    python -m benchmarks.memory_agreement [--step N] [--write]
+
+Runs from a checkout, in about a quarter of an hour on two cores; no weights, no download. Each file is a header of
+full size followed by a hole. The RPC devices are workers on loopback. `--step N` takes every Nth cell, `--write` puts
+the table into docs/memory.md between its markers. The last line on stdout is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mimo_gguf.runtime.devices import Device, add_workers
+from mimo_gguf.runtime.memory_probe import AskedMemory
+from tests.runtime import full_size
+from tests.runtime.agreement import Cell, both, grid, write_files
+from tests.runtime.workers import running_worker
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "memory.md"
+BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"
+
+
+@dataclass
+class Tally:
+    """Cells of one row of the table."""
+
+    cells: int = 0
+    equal: int = 0
+    worst: float = 0.0
+    largest_bytes: int = 0
+    smallest_bytes: int = 1 << 62
+    differing: list[str] = field(default_factory=list)
+
+    def add(self, predicted: tuple[AskedMemory, ...], asked: tuple[AskedMemory, ...], label: str) -> None:
+        self.cells += 1
+        total = sum(memory.total for memory in asked)
+        self.largest_bytes, self.smallest_bytes = max(self.largest_bytes, total), min(self.smallest_bytes, total)
+        if predicted == asked:
+            self.equal += 1
+            return
+        self.differing.append(label)
+        for mine, theirs in zip(predicted, asked, strict=True):
+            self.worst = max(self.worst, abs(mine.total - theirs.total) / max(theirs.total, 1))
+
+
+def measure(cells: list[Cell], folder: Path, devices: tuple[Device, ...]) -> dict[str, Tally]:
+    """Tallies per row label ("layout | type")."""
+    files = write_files(folder)
+    sizes = {key: full_size.sizes(*key) for key in files}
+    tallies: dict[str, Tally] = defaultdict(Tally)
+    for cell in cells:
+        key = (cell.layout, cell.file_type)
+        predicted, asked = both(files[key], sizes[key], cell.settings, devices)
+        tallies[f"{cell.layout} | {cell.file_type}"].add(predicted, asked, f"{key} {cell.settings}")
+    return dict(tallies)
+
+
+def worker_main(step: int, endpoints: list[str]) -> None:
+    """One device set in a process of its own; prints its tallies as JSON."""
+    devices = add_workers(endpoints) if endpoints else ()
+    cells = [cell for cell in grid() if endpoints or cell.settings.n_gpu_layers == 0][::step]
+    with tempfile.TemporaryDirectory() as folder:
+        tallies = measure(cells, Path(folder), devices)
+    print(json.dumps({label: tally.__dict__ for label, tally in tallies.items()}))
+
+
+def run_device_set(step: int, n_workers: int) -> dict[str, Tally]:
+    with ExitStack() as stack:
+        endpoints = [stack.enter_context(running_worker()) for _ in range(n_workers)]
+        command = [sys.executable, "-m", "benchmarks.memory_agreement", "--step", str(step), "--cells-of", *endpoints]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {label: Tally(**values) for label, values in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def table(results: dict[str, dict[str, Tally]]) -> str:
+    lines = [
+        "| device | layout | type | cells | equal to the byte | largest difference | GiB asked |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for device, tallies in results.items():
+        for label, t in tallies.items():
+            sizes = f"{t.smallest_bytes / (1 << 30):.1f} to {t.largest_bytes / (1 << 30):.1f}"
+            lines.append(f"| {device} | {label} | {t.cells} | {t.equal} | {t.worst:.4%} | {sizes} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--step", type=int, default=1)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--cells-of", nargs="*", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cells_of is not None:
+        worker_main(options.step, options.cells_of)
+        return
+    names = {0: "CPU", 1: "CPU + 1 RPC", 2: "CPU + 2 RPC"}
+    results = {name: run_device_set(options.step, n) for n, name in names.items()}
+    text = table(results)
+    print(text)
+    if options.write:
+        document = DOCUMENT.read_text(encoding="utf-8")
+        before, after = document.split(BEGIN)[0], document.split(END)[1]
+        DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    every = [tally for tallies in results.values() for tally in tallies.values()]
+    print(
+        json.dumps(
+            {
+                "cells": sum(t.cells for t in every),
+                "equal": sum(t.equal for t in every),
+                "worst": max(t.worst for t in every),
+                "differing": [label for t in every for label in t.differing][:20],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
