@@ -188,10 +188,13 @@ def test_cuda_needs_room_to_convert_a_quantized_cache() -> None:
         more = like_cuda.find("compute buffers") - plain.find("compute buffers")
         assert expected / 2 <= more <= expected  # less than all: before it, another moment was the tightest
         assert like_cuda.find("weights") == plain.find("weights")
-    padded = predict_memory(
-        full_size.sizes(QWEN2, "Q8_0"), RunSettings(n_ctx=256), [Placement("gpu", 1, DeviceTraits(128, 32, True, True))]
-    )
-    plain = predict_memory(
-        full_size.sizes(QWEN2, "Q8_0"), RunSettings(n_ctx=256), [Placement("gpu", 1, DeviceTraits(128))]
-    )[0]
-    assert 0 < padded[0].find("weights") - plain.find("weights") <= 36 * 512
+
+
+def test_cuda_pads_the_last_row_of_quantized_matrices() -> None:
+    sizes = full_size.sizes(QWEN2, "Q8_0")
+    weights = [
+        predict_memory(sizes, RunSettings(n_ctx=256), [Placement("gpu", 1, traits)])[0].find("weights")
+        for traits in (DeviceTraits(128), DeviceTraits(128, is_cuda_like=True))
+    ]
+    row = 256 // 32 * 34  # half a padding unit is missing from ffn_down's rows of 11008
+    assert 36 * row <= weights[1] - weights[0] <= 36 * (row + 128)
