@@ -232,10 +232,8 @@ def test_a_conversation_in_a_terminal(path: Path, tmp_path: Path) -> None:
         os.write(terminal, b"Who are you?\r")
         seen = _until(terminal, "tok/s", "\x1b[0m>")
         assert "MiMo" in seen and "Traceback" not in seen
-        os.write(terminal, b"/set temp=3\r")
-        _until(terminal, "temp=3", "\x1b[0m>")
         os.write(terminal, b"Tell me a story.\r")
-        time.sleep(0.1)
+        _until(terminal, "story.", "\x1b[2m")  # reasoning has begun, dimmed
         os.write(terminal, b"\x03")
         _until(terminal, "tok/s", "\x1b[0m>")
         os.write(terminal, b"\x04")
