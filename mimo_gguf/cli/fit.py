@@ -168,8 +168,9 @@ def find_candidates(src: str, types: Sequence[str], *, auto: bool) -> tuple[list
 
 def _plan(candidate: Candidate, candidates: Sequence[Candidate], devices: Sequence[Device], wishes: Wishes) -> FitPlan:
     from mimo_gguf.core.ggml_types import GgmlType
-    from mimo_gguf.runtime.fit import plan_model, smaller_types
+    from mimo_gguf.runtime.fit import plan_model
     from mimo_gguf.runtime.memory_model import RunSettings
+    from mimo_gguf.runtime.ways_out import smaller_types
 
     kv_type = wishes.kv_type or GgmlType.F16
     n_ubatch = wishes.n_ubatch or 512

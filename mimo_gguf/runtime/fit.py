@@ -8,19 +8,18 @@ page cache count as free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from mimo_gguf.core.errors import DoesNotFit, UsageError
-from mimo_gguf.core.ggml_types import GgmlType, block_size, ftype_name, parse_ggml_type
+from mimo_gguf.core.ggml_types import ftype_name, parse_ggml_type
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.units import MIB, format_size
 from mimo_gguf.runtime.devices import Device, list_devices
 from mimo_gguf.runtime.memory_model import (
-    ALL_LAYERS,
     CONTEXT_STEP,
     ModelSizes,
     Part,
@@ -38,7 +37,6 @@ PROGRAM_BYTES: Final = 256 * MIB
 LAZY_DRIVER_BYTES: Final = 96 * MIB
 MARGIN_BYTES: Final = 128 * MIB
 _LAZY_BACKENDS: Final = ("CUDA", "ROCm", "MUSA", "SYCL", "Vulkan")
-SMALLEST_CONTEXT: Final = 1024  # a way out below this is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ class FitPlan:
     """A run, weighed: settings (with `n_gpu_layers` chosen), the need per device (the host last), ways out.
 
     Attributes:
-        smaller: (file type, sizes) to offer where it does not fit, largest first; None: `smaller_types`.
+        smaller: (file type, sizes) to offer where it does not fit, largest first; None: `ways_out.smaller_types`.
     """
 
     model: ModelSizes
@@ -123,6 +121,8 @@ class FitPlan:
     @cached_property
     def ways_out(self) -> tuple[WayOut, ...]:
         """Up to four changes that make it fit, the least costly first; empty when it fits already."""
+        from mimo_gguf.runtime.ways_out import find_ways_out  # which makes plans itself
+
         return () if self.fits else find_ways_out(self)
 
     def require(self) -> None:
@@ -290,7 +290,7 @@ def largest_context(plan: FitPlan, at_most: int) -> int:
     """The largest context (a multiple of 256, up to `at_most`) that fits with everything else as planned; 0 if none."""
 
     def fits(steps: int) -> bool:
-        return _changed(plan, n_ctx=steps * CONTEXT_STEP).fits
+        return changed(plan, n_ctx=steps * CONTEXT_STEP).fits
 
     low, high = 0, at_most // CONTEXT_STEP + 1
     while low < high - 1:
@@ -299,126 +299,8 @@ def largest_context(plan: FitPlan, at_most: int) -> int:
     return low * CONTEXT_STEP
 
 
-def _changed(plan: FitPlan, *, model: ModelSizes | None = None, **changes: Any) -> FitPlan:
+def changed(plan: FitPlan, *, model: ModelSizes | None = None, **changes: Any) -> FitPlan:
     """The same plan with other settings; the number of layers is chosen again unless it was pinned."""
     settings = replace(plan.settings, **changes)
     layers = settings.n_gpu_layers if plan.pinned_layers or "n_gpu_layers" in changes else None
     return plan_model(model or plan.model, settings, [fit.device for fit in plan.devices], layers)
-
-
-def find_ways_out(plan: FitPlan) -> tuple[WayOut, ...]:
-    """Changes that make `plan` fit: of context, KV cache, MTP, layers, file type, then of several at once."""
-    ways: list[WayOut] = []
-    tightest = plan.tightest.device.name
-    for text, options, attempt in _attempts(plan):
-        changed = attempt()
-        if changed is not None and changed.fits:
-            way = WayOut(text(changed), options(changed), changed.settings, changed.needed_bytes[tightest])
-            if not any(set(known.options) < set(way.options) for known in ways if known.options):
-                ways.append(way)
-        if len(ways) == 4:
-            break
-    return tuple(ways)
-
-
-Attempt = tuple[Callable[[FitPlan], str], Callable[[FitPlan], tuple[str, ...]], Callable[[], FitPlan | None]]
-
-
-def _attempts(plan: FitPlan) -> Iterator[Attempt]:
-    def context(changed: FitPlan) -> tuple[str, ...]:
-        return ("--ctx", str(changed.settings.n_ctx))
-
-    def smaller_context(**changes: Any) -> FitPlan | None:
-        n_ctx = largest_context(_changed(plan, **changes), plan.settings.n_ctx - 1)
-        return _changed(plan, n_ctx=n_ctx, **changes) if n_ctx >= SMALLEST_CONTEXT else None
-
-    q8: dict[str, Any] = {"type_k": GgmlType.Q8_0, "type_v": GgmlType.Q8_0}
-    can_q8 = plan.settings.type_k is not GgmlType.Q8_0 and plan.settings.flash_attn
-    yield (lambda c: f"--ctx {c.settings.n_ctx}"), context, smaller_context
-    if can_q8:
-        yield (lambda _: "--kv-type q8_0"), (lambda _: ("--kv-type", "q8_0")), lambda: _changed(plan, **q8)
-    if plan.runs_mtp:
-        yield (lambda _: "--no-mtp"), (lambda _: ("--no-mtp",)), lambda: _changed(plan, mtp=False)
-    free = replace(plan, pinned_layers=False)
-    if plan.pinned_layers and len(plan.devices) > 1:
-        yield (
-            (lambda c: f"--gpu-layers {c.settings.n_gpu_layers}"),
-            (lambda c: ("--gpu-layers", str(c.settings.n_gpu_layers))),
-            lambda: _changed(free),
-        )
-    others = smaller_types(plan.model) if plan.smaller is None else plan.smaller
-    for name, smaller in others:
-        yield (
-            (lambda _, name=name: f"the file as {name}"),  # type: ignore[misc]
-            (lambda _: ()),
-            lambda smaller=smaller: _changed(plan, model=smaller),  # type: ignore[misc]
-        )
-    if can_q8:
-        yield (
-            (lambda c: f"--kv-type q8_0 --ctx {c.settings.n_ctx}"),
-            (lambda c: ("--kv-type", "q8_0", *context(c))),
-            lambda: smaller_context(**q8),
-        )
-    if plan.runs_mtp:
-        yield (
-            (lambda c: f"--no-mtp --ctx {c.settings.n_ctx}"),
-            (lambda c: ("--no-mtp", *context(c))),
-            lambda: smaller_context(mtp=False),
-        )
-    if plan.pinned_layers and len(plan.devices) > 1 and can_q8:
-        yield (
-            (lambda c: f"--kv-type q8_0 --gpu-layers {c.settings.n_gpu_layers}"),
-            (lambda c: ("--kv-type", "q8_0", "--gpu-layers", str(c.settings.n_gpu_layers))),
-            lambda: _changed(free, **q8),
-        )
-    for name, smaller in others[-1:]:
-        if _changed(plan, model=smaller).fits:
-            continue
-        yield (
-            (lambda c, name=name: f"the file as {name} with --ctx {c.settings.n_ctx}"),  # type: ignore[misc]
-            context,
-            lambda smaller=smaller: _smallest(plan, smaller),  # type: ignore[misc]
-        )
-
-
-def _smallest(plan: FitPlan, model: ModelSizes) -> FitPlan | None:
-    other = replace(plan, model=model)
-    n_ctx = largest_context(other, plan.settings.n_ctx - 1)
-    return _changed(other, n_ctx=n_ctx) if n_ctx >= SMALLEST_CONTEXT else None
-
-
-def smaller_types(model: ModelSizes) -> tuple[tuple[str, ModelSizes], ...]:
-    """(file type, sizes) of the usual types that are smaller than this file, largest first. An upper bound.
-
-    A file of that type has at least some tensors of fewer bits; `mimo-gguf quantize --dry-run` gives exact sizes.
-    """
-    found = []
-    for name, matrices, careful in (
-        ("Q8_0", GgmlType.Q8_0, GgmlType.Q8_0),
-        ("Q6_K", GgmlType.Q6_K, GgmlType.Q6_K),
-        ("Q4_K_M", GgmlType.Q4_K, GgmlType.Q6_K),
-    ):
-        smaller = retyped(model, name, matrices, careful)
-        if smaller.file_bytes < 0.97 * model.file_bytes:
-            found.append((name, smaller))
-    return tuple(found)
-
-
-def retyped(model: ModelSizes, name: str, matrices: GgmlType, careful: GgmlType) -> ModelSizes:
-    """`model` with its matrices in other types: `careful` for the output layer, attn_v and ffn_down."""
-
-    def of(tensor_name: str, shape: tuple[int, ...], before: GgmlType) -> GgmlType:
-        if len(shape) == 1:
-            return before
-        is_careful = tensor_name.startswith("output.") or ".attn_v." in tensor_name or ".ffn_down." in tensor_name
-        after = careful if is_careful else matrices
-        return after if shape[-1] % block_size(after) == 0 else GgmlType.Q8_0
-
-    tensors = tuple(replace(info, ggml_type=of(info.name, info.shape, info.ggml_type)) for info in model.tensors)
-    return replace(model, label=f"{model.label} as {name}", tensors=tensors)
-
-
-__all__ = [
-    "ALL_LAYERS", "DeviceFit", "FitPlan", "WayOut", "find_ways_out", "largest_context", "plan_fit", "plan_model",
-    "smaller_types",
-]  # fmt: skip

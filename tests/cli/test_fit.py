@@ -12,6 +12,9 @@ from typer.testing import CliRunner, Result
 from mimo_gguf.cli import fit, gpus
 from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
 from mimo_gguf.core.geometry import STEP35
+from tests.checkpoints import write_checkpoint
+from tests.cli import command_line
+from tests.conversion.fake_hub import serve_hub
 from tests.runtime import full_size
 
 
@@ -95,3 +98,17 @@ def test_gpus(file: str) -> None:
     assert len(json.loads(run(gpus.command, "--best", "--json", "--file", file).stdout)) >= 2
     for args in (("--vendor", "3dfx"), ("--sort", "beauty"), ("--best", "--budget", "1"), ("--type", "Q99")):
         assert isinstance(run(gpus.command, *args).exception, MimoGgufError)
+
+
+def test_a_model_on_the_hub_is_planned_from_its_headers(tmp_path: Path) -> None:
+    """Sizes and memory before a download: only configuration and headers are read, no shard is fetched whole."""
+    served = tmp_path / "served"
+    write_checkpoint(served)
+    request = ("fit", "XiaomiMiMo/MiMo-7B-RL", "--type", "Q8_0", "--vram", "8GiB", "--ctx", "512", "--json")
+    with serve_hub({"XiaomiMiMo/MiMo-7B-RL": served}) as hub:
+        done = command_line.run(tmp_path, *request, HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"))
+        whole = [path for method, path, span in hub.requests if method == "GET" and span is None]
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["fits"] and document["settings"]["mtp"] and document["devices"][0]["needed_bytes"] > 0
+    assert not [path for path in whole if path.endswith(".safetensors")]
