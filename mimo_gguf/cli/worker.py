@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
@@ -30,4 +31,6 @@ def command(
     if host != LOOPBACK:
         ui.print_warning(f"anyone who reaches {host}:{port} can use and crash this process; there is no password")
     ui.print_note(f"listening on {host}:{port}")
+    # The server is a loop in C that never looks at Python's signals: let Ctrl-C end the process itself.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     serve(host, port, devices=devices, n_threads=threads)

@@ -1,0 +1,54 @@
+"""`mimo-gguf worker`: it serves, says what it lends, refuses a taken port, and ends at Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command_line import PROGRAM, assert_clear_error, run
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until_it_listens(port: int) -> None:
+    for _ in range(300):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the worker does not listen")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_it_serves_until_ctrl_c(tmp_path: Path) -> None:
+    port = free_port()
+    command = [*PROGRAM, "worker", "--cpu", "--port", str(port), "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        wait_until_it_listens(port)
+        assert_clear_error(run(tmp_path, "worker", "--port", str(port)), str(port), code=2)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT
+    assert "lending CPU" in said and f"127.0.0.1:{port}" in said
+
+
+def test_a_port_that_is_none(tmp_path: Path) -> None:
+    assert_clear_error(run(tmp_path, "worker", "--port", "99999"), "99999", code=2)
+
+
+def test_an_address_of_another_machine(tmp_path: Path) -> None:
+    done = run(tmp_path, "worker", "--host", "192.0.2.1", "--port", str(free_port()))
+    assert_clear_error(done, "192.0.2.1", code=2)
+    assert "no password" in done.stderr
