@@ -37,7 +37,7 @@ def test_more_memory_is_never_worse() -> None:
         s = solution.plan.settings
         return (s.n_gpu_layers, min(s.n_ctx, 8192), solution.plan.runs_mtp, TYPES.index(solution.file_type))
 
-    worths = [worth(solved(gib)) for gib in (2, 4, 5.5, 6, 8, 12)]
+    worths = [worth(solved(gib)) for gib in (3, 5.5, 6, 8, 12)]
     assert worths == sorted(worths)
     assert worths[0][0] < 38 and worths[-1] == (38, 8192, True, 2)
 
@@ -45,7 +45,7 @@ def test_more_memory_is_never_worse() -> None:
 def test_every_solution_fits_and_a_pinned_choice_is_kept() -> None:
     pins = ({"n_ctx": 12288}, {"kv_type": GgmlType.Q4_0}, {"mtp": False}, {"n_ubatch": 64}, {"n_gpu_layers": 10})
     for gib, pin in itertools.product((4, 7), pins):
-        solution = solved(gib, Wishes(**pin))  # type: ignore[arg-type]
+        solution = solved(gib, Wishes(**pin), "Q4_K_M")  # type: ignore[arg-type]
         s = solution.plan.settings
         assert solution.plan.fits, (gib, pin)
         chosen = {
@@ -55,8 +55,8 @@ def test_every_solution_fits_and_a_pinned_choice_is_kept() -> None:
 
 
 def test_four_bit_caches_are_never_chosen() -> None:
-    for gib in (4, 6):
-        assert solved(gib).plan.settings.type_k in (GgmlType.F16, GgmlType.Q8_0)
+    for gib in (4, 5.5):
+        assert solved(gib, None, "Q4_K_M").plan.settings.type_k in (GgmlType.F16, GgmlType.Q8_0)
 
 
 def test_one_byte_less_changes_the_choice() -> None:
