@@ -28,12 +28,12 @@ class Chunk:
     last: int
 
 
-def chunk_rows(info: TensorInfo, chunk_weights: int = CHUNK_WEIGHTS) -> int:
+def chunk_rows(info: TensorInfo, chunk_weights: int) -> int:
     """Rows in a chunk of this tensor."""
     return max(1, chunk_weights // max(1, info.n_columns))
 
 
-def cut_into_chunks(tensors: Sequence[TensorInfo], chunk_weights: int = CHUNK_WEIGHTS) -> tuple[Chunk, ...]:
+def cut_into_chunks(tensors: Sequence[TensorInfo], chunk_weights: int) -> tuple[Chunk, ...]:
     """The chunks of all tensors, in order."""
     return tuple(
         Chunk(number, first, min(first + step, info.n_rows))

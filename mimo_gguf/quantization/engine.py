@@ -1,39 +1,37 @@
-"""The one loop: read a chunk, check it, turn it into every output's type, write it. Many threads, no shared state.
-
-Each worker takes the next chunk, reads its rows once, and for every output runs a kernel and writes the result where it
-belongs. Reading and writing wait for the disk while other workers compute: there is one worker more than kernels may
-run at once. All buffers are allocated once per worker. An interrupted run goes on where it stopped (see journal.py).
-"""
+"""Running a plan: one read of the source makes every output; an interrupted run goes on where it stopped."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
-from gguf.quants import dequantize
-from numpy.typing import NDArray
-
-from mimo_gguf.core.errors import MimoGgufError
-from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
-from mimo_gguf.core.model_source import Bytes, TensorInfo
+from mimo_gguf.core.errors import OutputError
+from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.output_file import check_free_space
 from mimo_gguf.core.progress import Job, Progress, Silence
-from mimo_gguf.quantization.block_scales import first_bad_row
-from mimo_gguf.quantization.chunks import Chunk, chunk_rows, cut_into_chunks, digest_of
-from mimo_gguf.quantization.kernels import Kernel, first_f16_overflow, first_nonfinite, kernel_for
-from mimo_gguf.quantization.output_writer import OutputWriter, missing_bytes, open_output, output_fingerprint
-from mimo_gguf.quantization.plan import OutputPlan, QuantizePlan, TensorPlan
+from mimo_gguf.quantization.chunk_loop import KernelKey, Loop, kernel_key, kernel_keys
+from mimo_gguf.quantization.chunks import Chunk, cut_into_chunks
+from mimo_gguf.quantization.kernels import Kernel, kernel_for
+from mimo_gguf.quantization.output_writer import (
+    OutputWriter,
+    check_places,
+    missing_bytes,
+    open_output,
+    output_fingerprint,
+)
+from mimo_gguf.quantization.plan import QuantizePlan
 from mimo_gguf.quantization.report import FileReport, QuantizeReport
 
 _POLL_S: Final = 0.1
 _WORTH_A_NOTE_BYTES: Final = 1 << 28  # the final sync of less is over before it is read
-KernelKey = tuple[GgmlType, GgmlType, bool]
+# types whose search tables libggml builds on first use
+_SLOW_TABLES: Final = frozenset(
+    parse_ggml_type(name) for name in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+)
 
 
 def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> QuantizeReport:
@@ -47,19 +45,13 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
     """
     watcher = progress or Silence()
     started = time.perf_counter()
-    kernels = {key: kernel_for(*key) for key in sorted(set().union(*map(_kernel_keys, plan.outputs)))}
-    chunks = cut_into_chunks([tensor.info for tensor in plan.source.tensors])
-    n_threads = plan.options.n_threads or os.cpu_count() or 1
+    check_places(plan.outputs, force=plan.options.force)
+    kernels = _load_kernels(plan, watcher)
+    chunks = cut_into_chunks([tensor.info for tensor in plan.source.tensors], plan.options.chunk_weights)
     with ExitStack() as stack:
-        writers = []
-        for output in plan.outputs:
-            names = [kernels[key].name for key in sorted(_kernel_keys(output))]
-            fingerprint = output_fingerprint(output, plan.source, names)
-            writer = open_output(output, fingerprint, force=plan.options.force)
-            stack.callback(writer.close)
-            writers.append(writer)
+        writers = _open_outputs(plan, kernels, chunks, stack)
         _check_space(writers, chunks)
-        loop = Loop(plan, kernels, chunks, tuple(writers), n_threads)
+        loop = Loop(plan, kernels, chunks, writers, plan.options.n_threads or os.cpu_count() or 1)
         _watch(loop, watcher)
         plan.source.check_unchanged()
         if loop.written_bytes > _WORTH_A_NOTE_BYTES:
@@ -68,16 +60,28 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
         return _report(loop, time.perf_counter() - started)
 
 
-def _kernel_keys(output: OutputPlan) -> set[KernelKey]:
-    return {key for tensor in output.tensors if (key := _kernel_key(tensor)) is not None}
+def _load_kernels(plan: QuantizePlan, progress: Progress) -> dict[KernelKey, Kernel]:
+    keys = sorted(set().union(*map(kernel_keys, plan.outputs)))
+    if slow := sorted({key[0].name for key in keys if key[0] in _SLOW_TABLES}):
+        progress.note(f"libggml builds its tables for {', '.join(slow)}: this takes some seconds")
+    return {key: kernel_for(*key) for key in keys}
 
 
-def _kernel_key(tensor: TensorPlan) -> KernelKey | None:
-    """Target type, type of the rows the kernel reads, whether with importance; None for a plain copy."""
-    stored = tensor.source.info.ggml_type
-    if tensor.info.ggml_type is stored:
-        return None
-    return tensor.info.ggml_type, stored if stored in FLOAT_TYPES else GgmlType.F32, tensor.importance is not None
+def _open_outputs(
+    plan: QuantizePlan, kernels: dict[KernelKey, Kernel], chunks: Sequence[Chunk], stack: ExitStack
+) -> tuple[OutputWriter, ...]:
+    writers: list[OutputWriter] = []
+    for output in plan.outputs:
+        names = [kernels[key].name for key in sorted(kernel_keys(output))]
+        try:
+            writer = open_output(output, output_fingerprint(output, plan.source, names), force=plan.options.force)
+        except OutputError:
+            # Killed while it tidied up, the last run may have left journals of outputs that are done.
+            _complete([writer for writer in writers if writer.finished], chunks)
+            raise
+        stack.callback(writer.close)
+        writers.append(writer)
+    return tuple(writers)
 
 
 def _check_space(writers: Sequence[OutputWriter], chunks: Sequence[Chunk]) -> None:
@@ -88,171 +92,6 @@ def _check_space(writers: Sequence[OutputWriter], chunks: Sequence[Chunk]) -> No
         needed[disk] = (writer, needed.get(disk, (writer, 0))[1] + missing_bytes(writer, chunks))
     for writer, n_bytes in needed.values():
         check_free_space(writer.plan.path.parent, n_bytes)
-
-
-@dataclass(slots=True)
-class Loop:
-    """The chunks of a run and the workers that empty them."""
-
-    plan: QuantizePlan
-    kernels: dict[KernelKey, Kernel]
-    chunks: tuple[Chunk, ...]
-    writers: tuple[OutputWriter, ...]
-    n_threads: int
-    error: BaseException | None = None
-    read_bytes: int = 0
-    written_bytes: int = 0
-    done: list[int] = field(default_factory=list)
-    resumed: list[int] = field(default_factory=list)
-    _next: Iterator[int] = field(init=False)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _slots: threading.Semaphore = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._next = iter(range(len(self.chunks)))
-        self._slots = threading.Semaphore(self.n_threads)
-        for writer in self.writers:
-            sizes = (writer.chunk_bytes(chunk) for chunk in self.chunks)
-            self.resumed.append(sum(sizes) if writer.finished else 0)
-        self.done = list(self.resumed)
-
-    def stop(self) -> None:
-        self._stop.set()
-
-    def work(self) -> None:
-        """What one worker does until no chunk is left, somebody stops the run, or something fails."""
-        try:
-            buffers = _Buffers.for_plan(self.plan)
-            while not self._stop.is_set():
-                with self._lock:
-                    number = next(self._next, None)
-                if number is None:
-                    return
-                self._do_chunk(number, self.chunks[number], buffers)
-        except BaseException as error:
-            with self._lock:
-                self.error = self.error or error
-            self._stop.set()
-
-    def _do_chunk(self, number: int, chunk: Chunk, buffers: _Buffers) -> None:
-        wanted = []
-        for i, writer in enumerate(self.writers):
-            if writer.finished:
-                continue
-            if writer.is_recorded(number) and writer.holds(number, chunk, buffers.output(chunk, writer)):
-                self._count(i, writer.chunk_bytes(chunk), resumed=True)
-            else:
-                wanted.append(i)
-        if not wanted:
-            return
-        source = self.plan.source.tensors[chunk.tensor]
-        stored = buffers.source(chunk, source.info)
-        try:
-            source.read_rows(chunk.first, chunk.last, stored)
-        except OSError as error:
-            raise MimoGgufError(
-                f"{source.origin}: cannot be read: {error.strerror or error}", hint="check the disk and run again"
-            ) from None
-        with self._slots:
-            digest = digest_of(stored)
-            has_large = _check_values(stored, source.info, chunk, source.origin)
-            rows = _as_floats(stored, source.info, [self.writers[i].plan.tensors[chunk.tensor] for i in wanted])
-        with self._lock:
-            self.read_bytes += stored.size
-        for i in wanted:
-            tensor = self.writers[i].plan.tensors[chunk.tensor]
-            with self._slots:
-                data = self._converted(tensor, chunk, stored, rows, buffers.output(chunk, self.writers[i]), has_large)
-            self.writers[i].put(number, chunk, data, digest)
-            self._count(i, data.size)
-
-    def _converted(
-        self, tensor: TensorPlan, chunk: Chunk, stored: Bytes, rows: NDArray[np.generic], out: Bytes, has_large: bool
-    ) -> Bytes:
-        key = _kernel_key(tensor)
-        if key is None:
-            return stored
-        self.kernels[key](rows, out, tensor.importance)
-        if has_large and (row := first_bad_row(out, tensor.info.ggml_type)) is not None:
-            raise _too_large(tensor, chunk.first + row)
-        return out
-
-    def _count(self, output: int, n_bytes: int, *, resumed: bool = False) -> None:
-        with self._lock:
-            self.done[output] += n_bytes
-            if resumed:
-                self.resumed[output] += n_bytes
-            else:
-                self.written_bytes += n_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Buffers:
-    """One worker's memory: rows as read, and rows of one output. Touched over and over, never allocated anew."""
-
-    _source: Bytes
-    _output: Bytes
-
-    @classmethod
-    def for_plan(cls, plan: QuantizePlan) -> _Buffers:
-        def largest(infos: Sequence[TensorInfo]) -> int:
-            return max(min(chunk_rows(info), info.n_rows) * info.row_bytes for info in infos)
-
-        return cls(
-            np.empty(largest([tensor.info for tensor in plan.source.tensors]), np.uint8),
-            np.empty(max(largest([t.info for t in output.tensors]) for output in plan.outputs), np.uint8),
-        )
-
-    def source(self, chunk: Chunk, info: TensorInfo) -> Bytes:
-        return _rows_of(self._source, chunk, info)
-
-    def output(self, chunk: Chunk, writer: OutputWriter) -> Bytes:
-        return _rows_of(self._output, chunk, writer.plan.tensors[chunk.tensor].info)
-
-
-def _rows_of(buffer: Bytes, chunk: Chunk, info: TensorInfo) -> Bytes:
-    n_rows = chunk.last - chunk.first
-    return buffer[: n_rows * info.row_bytes].reshape(n_rows, info.row_bytes)
-
-
-def _check_values(stored: Bytes, info: TensorInfo, chunk: Chunk, origin: str) -> bool:
-    """Refuses Inf and NaN; True where a value is so large that a 16-bit float or scale may not hold it."""
-    if info.ggml_type not in FLOAT_TYPES:
-        if (row := first_bad_row(stored, info.ggml_type)) is not None:
-            raise _not_finite(info, chunk.first + row, origin)
-        return False
-    if first_f16_overflow(stored, info.ggml_type) is None:
-        return False
-    if (at := first_nonfinite(stored, info.ggml_type)) is not None:
-        raise _not_finite(info, chunk.first + at[0], origin)
-    return True
-
-
-def _not_finite(info: TensorInfo, row: int, origin: str) -> MimoGgufError:
-    return MimoGgufError(
-        f"{info.name}: row {row} holds Inf or NaN ({origin})",
-        hint="the weights are damaged; download them again",
-    )
-
-
-def _too_large(tensor: TensorPlan, row: int) -> MimoGgufError:
-    return MimoGgufError(
-        f"{tensor.info.name}: row {row} holds a value too large for {tensor.info.ggml_type.name} "
-        f"({tensor.source.origin})",
-        hint=f"keep this tensor as it is: --tensor-type {tensor.info.name}=BF16",
-    )
-
-
-def _as_floats(stored: Bytes, info: TensorInfo, wanted: Sequence[TensorPlan]) -> NDArray[np.generic]:
-    """Rows as the kernels take them: the stored floats, or a quantized source widened to float32."""
-    if info.ggml_type in FLOAT_TYPES or all(_kernel_key(tensor) is None for tensor in wanted):
-        return stored
-    rows: NDArray[np.generic] = np.ascontiguousarray(dequantize(stored, info.ggml_type), np.float32)
-    return rows
-
-
-# ---- running, and what comes after
 
 
 def _watch(loop: Loop, progress: Progress) -> None:
@@ -286,7 +125,7 @@ def _complete(writers: Sequence[OutputWriter], chunks: Sequence[Chunk]) -> None:
             writer.seal(chunks)
     for writer in writers:
         writer.publish(chunks)
-    for writer in writers:
+    for writer in reversed(writers):
         writer.journal.discard()
 
 
@@ -301,7 +140,7 @@ def _report(loop: Loop, seconds: float) -> QuantizeReport:
                 n_bytes=writer.plan.n_bytes,
                 bits_per_weight=writer.plan.bits_per_weight,
                 resumed_bytes=resumed,
-                n_copied=sum(_kernel_key(tensor) is None for tensor in writer.plan.tensors),
+                n_copied=sum(kernel_key(tensor) is None for tensor in writer.plan.tensors),
                 n_tensors=len(writer.plan.tensors),
                 notes=writer.plan.notes,
             )

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from mimo_gguf import __version__
 from mimo_gguf.core.gguf_header import GgufLayout, lay_out
 from mimo_gguf.core.model_source import Bytes, Metadata, ModelSource, string
-from mimo_gguf.core.output_file import atomic_output, check_output, sync_folder
+from mimo_gguf.core.output_file import check_output
 from mimo_gguf.quantization.checksums import Checksums, TensorSum, checksum_path
-from mimo_gguf.quantization.chunks import CHUNK_WEIGHTS, Chunk, chunk_rows, digest_of, digest_of_digests
+from mimo_gguf.quantization.chunks import Chunk, chunk_rows, digest_of, digest_of_digests
 from mimo_gguf.quantization.journal import Journal, open_journal
-from mimo_gguf.quantization.partial_file import PartialFile, partial_path, write_error
+from mimo_gguf.quantization.partial_file import PartialFile, appear, partial_path, write_error, write_whole
 from mimo_gguf.quantization.plan import SOURCE_DIGEST, TENSORS_DIGEST, OutputPlan, PartPlan
 
 
@@ -89,14 +90,9 @@ class OutputWriter:
         sums = self._tensor_sums(chunks)
         for part, layout in zip(self.plan.parts, self._final_layouts(chunks), strict=True):
             checksums = Checksums.of(part.path.name, layout, sums[part.first : part.last])
-            with atomic_output(checksum_path(part.path)) as file:
-                file.write(checksums.as_bytes())
+            write_whole(checksum_path(part.path), checksums.as_bytes())
             if partial_path(part.path).exists():
-                try:
-                    partial_path(part.path).replace(part.path)
-                except OSError as error:
-                    raise write_error(part.path, error) from None
-            sync_folder(part.path.parent)
+                appear(part.path)
 
     def close_files(self) -> None:
         for file in self.files:
@@ -139,7 +135,7 @@ class OutputWriter:
                 name=tensor.info.name,
                 offset=self.places[number][1],
                 n_bytes=tensor.info.n_bytes,
-                chunk_bytes=chunk_rows(tensor.info) * tensor.info.row_bytes,
+                chunk_bytes=chunk_rows(tensor.info, self.plan.chunk_weights) * tensor.info.row_bytes,
                 digest=digest_of_digests(digests.get(number, [])),
             )
             for number, tensor in enumerate(self.plan.tensors)
@@ -159,16 +155,14 @@ def open_output(plan: OutputPlan, fingerprint: str, *, force: bool) -> OutputWri
     Raises:
         OutputError: the output exists (without `force`), another run is writing it, or the place cannot be written.
     """
-    journal_path = plan.path.with_name(f".{plan.path.name}.journal")
-    _check_outputs(plan, force=force or journal_path.exists())
-    journal = open_journal(journal_path, fingerprint, what=plan.path)
+    journal = open_journal(_journal_path(plan), fingerprint, what=plan.path)
     try:
         if not _can_resume(plan, journal):
             journal.start_afresh(fingerprint)
             for part in plan.parts:
                 partial_path(part.path).unlink(missing_ok=True)
         if not journal.sealed:
-            _check_outputs(plan, force=force)
+            _check_parts(plan, force=force)
         files = () if journal.sealed else _open_parts(plan.parts)
     except BaseException:
         if not journal.done:
@@ -179,9 +173,24 @@ def open_output(plan: OutputPlan, fingerprint: str, *, force: bool) -> OutputWri
     return OutputWriter(plan, journal, files, places)
 
 
-def _check_outputs(plan: OutputPlan, *, force: bool) -> None:
+def check_places(plans: Sequence[OutputPlan], *, force: bool) -> None:
+    """Refuses early what `open_output` would refuse later; not where an earlier run of these outputs left a journal.
+
+    Raises:
+        OutputError: an output exists (without `force`), or its place cannot be written.
+    """
+    interrupted = any(_journal_path(plan).exists() for plan in plans)
+    for plan in plans:
+        _check_parts(plan, force=force or interrupted)
+
+
+def _check_parts(plan: OutputPlan, *, force: bool) -> None:
     for part in plan.parts:
         check_output(part.path, force=force)
+
+
+def _journal_path(plan: OutputPlan) -> Path:
+    return plan.path.with_name(f".{plan.path.name}.journal")
 
 
 def _can_resume(plan: OutputPlan, journal: Journal) -> bool:
@@ -207,7 +216,7 @@ def _open_parts(parts: Sequence[PartPlan]) -> tuple[PartialFile, ...]:
 
 def output_fingerprint(plan: OutputPlan, source: ModelSource, kernels: Sequence[str]) -> str:
     """Hex digest over everything that decides an output's bytes: a resumed run must have the same."""
-    digest = hashlib.sha256(f"{__version__} {source.fingerprint} {CHUNK_WEIGHTS} {plan.profile.digest}\n".encode())
+    digest = hashlib.sha256(f"{__version__} {source.fingerprint} {plan.chunk_weights} {plan.profile.digest}\n".encode())
     digest.update(" ".join(kernels).encode())
     for part in plan.parts:
         digest.update(f"{part.path.name} {part.layout.n_bytes}\n".encode())

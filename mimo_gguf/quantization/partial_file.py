@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mimo_gguf.core.errors import OutputError
 from mimo_gguf.core.model_source import Bytes
+from mimo_gguf.core.output_file import sync_folder
 
 
 def partial_path(path: Path) -> Path:
@@ -24,6 +25,34 @@ def write_error(path: Path, error: OSError) -> OutputError:
             f"{path}: the disk is full", hint="free some space and run the same command again: it goes on from here"
         )
     return OutputError(f"{path}: {error.strerror or error}", hint="check the disk, or choose another place with -o")
+
+
+def appear(path: Path) -> None:
+    """Gives a finished, synced partial its name.
+
+    Raises:
+        OutputError: the system refuses.
+    """
+    try:
+        partial_path(path).replace(path)
+    except OSError as error:
+        raise write_error(path, error) from None
+    sync_folder(path.parent)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A small file, written at once; a crash leaves at most its partial, which the next attempt takes over.
+
+    Raises:
+        OutputError: the disk is full or failing.
+    """
+    file = PartialFile.open(path, len(data))
+    try:
+        file.write_at(0, data)
+        file.sync()
+    finally:
+        file.close()
+    appear(path)
 
 
 @dataclass(slots=True)

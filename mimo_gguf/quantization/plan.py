@@ -56,6 +56,7 @@ class QuantizeOptions:
         split_max_bytes: largest file; larger outputs become llama.cpp's split files.
         force: existing outputs are replaced.
         allow_requantize: a quantized source may be quantized again.
+        chunk_weights: size of a piece of work; recorded in the file, because its digests depend on it.
     """
 
     types: TypeOptions = field(default_factory=TypeOptions)
@@ -64,6 +65,7 @@ class QuantizeOptions:
     split_max_bytes: int | None = None
     force: bool = False
     allow_requantize: bool = False
+    chunk_weights: int = CHUNK_WEIGHTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class OutputPlan:
 
     Attributes:
         notes: lines for the user: fallbacks, importance entries that are missing.
+        chunk_weights: size of the pieces its digests are made of.
     """
 
     profile: Profile
@@ -100,6 +103,7 @@ class OutputPlan:
     tensors: tuple[TensorPlan, ...]
     parts: tuple[PartPlan, ...]
     notes: tuple[str, ...]
+    chunk_weights: int
 
     @property
     def n_bytes(self) -> int:
@@ -180,9 +184,11 @@ def _plan_output(
         TensorPlan(tensor, choice.info, choice.why, _importance_for(tensor.info, choice, importance))
         for tensor, choice in zip(source.tensors, choices, strict=True)
     )
-    metadata = _metadata(source, request.profile, tensors, importance)
+    metadata = _metadata(source, request.profile, tensors, importance, options.chunk_weights)
     parts = _plan_parts(request.path, metadata, [tensor.info for tensor in tensors], options.split_max_bytes)
-    return OutputPlan(request.profile, request.path, tensors, parts, _notes(choices, tensors, importance))
+    return OutputPlan(
+        request.profile, request.path, tensors, parts, _notes(choices, tensors, importance), options.chunk_weights
+    )
 
 
 def _importance_for(
@@ -219,7 +225,11 @@ def _refuse_requantizing(source: ModelSource, choices: Sequence[TypeChoice]) -> 
 
 
 def _metadata(
-    source: ModelSource, profile: Profile, tensors: Sequence[TensorPlan], importance: ImportanceMatrix | None
+    source: ModelSource,
+    profile: Profile,
+    tensors: Sequence[TensorPlan],
+    importance: ImportanceMatrix | None,
+    chunk_weights: int,
 ) -> dict[str, MetaValue]:
     """The source's metadata and ours after it, in one fixed order: equal weights make equal files."""
     ours = {"general.file_type": uint32(int(profile.file_type))}
@@ -233,7 +243,7 @@ def _metadata(
         "mimo_gguf.source.name": string(source.name),
         SOURCE_DIGEST: string(_UNKNOWN_DIGEST),
         TENSORS_DIGEST: string(_UNKNOWN_DIGEST),
-        DIGEST_CHUNK: uint32(CHUNK_WEIGHTS),
+        DIGEST_CHUNK: uint32(chunk_weights),
     }
     dropped = ours.keys() | {"general.quantization_version"}
     return {key: value for key, value in source.metadata.items() if key not in dropped} | ours

@@ -24,7 +24,7 @@ from mimo_gguf.core.model_source import Bytes, DataFile, TensorInfo
 from mimo_gguf.core.progress import Job, Progress, Silence
 from mimo_gguf.quantization.block_scales import first_bad_row
 from mimo_gguf.quantization.checksums import Checksums, checksum_path, read_checksums
-from mimo_gguf.quantization.chunks import chunk_rows, digest_of, digest_of_digests
+from mimo_gguf.quantization.chunks import CHUNK_WEIGHTS, chunk_rows, digest_of, digest_of_digests
 from mimo_gguf.quantization.plan import DIGEST_CHUNK, TENSORS_DIGEST
 
 CHECKSUMS: Final = "checksums"
@@ -145,7 +145,10 @@ def _by_embedded_digest(model: GgufFile, readers: _Readers) -> list[str]:
 
 def _by_structure(model: GgufFile, readers: _Readers) -> list[str]:
     stored = list(model.tensors())
-    stretches = [_Stretch.of(part, tensor, chunk_rows(tensor.info) * tensor.info.row_bytes) for part, tensor in stored]
+    stretches = [
+        _Stretch.of(part, tensor, chunk_rows(tensor.info, CHUNK_WEIGHTS) * tensor.info.row_bytes)
+        for part, tensor in stored
+    ]
     looks = [partial(_find_bad_row, info=tensor.info) for _, tensor in stored]
     rows = readers.map_each(looks, stretches)
     return [line for part in model.parts for line in _check_gaps(part)] + [

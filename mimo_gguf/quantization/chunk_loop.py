@@ -1,0 +1,204 @@
+"""The loop over a model's chunks: read, check, convert to every output's type, write. Many threads, no shared state.
+
+Each worker takes the next chunk, reads its rows once, and for every output runs a kernel and writes the result where it
+belongs. Reading and writing wait for the disk while other workers compute: there is one worker more than kernels may
+run at once. All buffers are allocated once per worker.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from mimo_gguf.core.errors import MimoGgufError
+from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
+from mimo_gguf.core.model_source import Bytes, TensorInfo
+from mimo_gguf.quantization.block_scales import first_bad_row
+from mimo_gguf.quantization.chunks import Chunk, chunk_rows, digest_of
+from mimo_gguf.quantization.kernels import Kernel, first_f16_overflow, first_nonfinite
+from mimo_gguf.quantization.output_writer import OutputWriter
+from mimo_gguf.quantization.plan import OutputPlan, QuantizePlan, TensorPlan
+
+KernelKey = tuple[GgmlType, GgmlType, bool]
+
+
+def kernel_keys(output: OutputPlan) -> set[KernelKey]:
+    """The kernels an output needs."""
+    return {key for tensor in output.tensors if (key := kernel_key(tensor)) is not None}
+
+
+def kernel_key(tensor: TensorPlan) -> KernelKey | None:
+    """Target type, type of the rows the kernel reads, whether with importance; None for a plain copy."""
+    stored = tensor.source.info.ggml_type
+    if tensor.info.ggml_type is stored:
+        return None
+    return tensor.info.ggml_type, stored if stored in FLOAT_TYPES else GgmlType.F32, tensor.importance is not None
+
+
+@dataclass(slots=True)
+class Loop:
+    """The chunks of a run and the workers that empty them."""
+
+    plan: QuantizePlan
+    kernels: dict[KernelKey, Kernel]
+    chunks: tuple[Chunk, ...]
+    writers: tuple[OutputWriter, ...]
+    n_threads: int
+    error: BaseException | None = None
+    read_bytes: int = 0
+    written_bytes: int = 0
+    done: list[int] = field(default_factory=list)
+    resumed: list[int] = field(default_factory=list)
+    _next: Iterator[int] = field(init=False)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _slots: threading.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._next = iter(range(len(self.chunks)))
+        self._slots = threading.Semaphore(self.n_threads)
+        for writer in self.writers:
+            sizes = (writer.chunk_bytes(chunk) for chunk in self.chunks)
+            self.resumed.append(sum(sizes) if writer.finished else 0)
+        self.done = list(self.resumed)
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def work(self) -> None:
+        """What one worker does until no chunk is left, somebody stops the run, or something fails."""
+        try:
+            buffers = _Buffers.for_plan(self.plan)
+            while not self._stop.is_set():
+                with self._lock:
+                    number = next(self._next, None)
+                if number is None:
+                    return
+                self._do_chunk(number, self.chunks[number], buffers)
+        except BaseException as error:
+            with self._lock:
+                self.error = self.error or error
+            self._stop.set()
+
+    def _do_chunk(self, number: int, chunk: Chunk, buffers: _Buffers) -> None:
+        wanted = []
+        for i, writer in enumerate(self.writers):
+            if writer.finished:
+                continue
+            if writer.is_recorded(number) and writer.holds(number, chunk, buffers.output(chunk, writer)):
+                self._count(i, writer.chunk_bytes(chunk), resumed=True)
+            else:
+                wanted.append(i)
+        if not wanted:
+            return
+        source = self.plan.source.tensors[chunk.tensor]
+        stored = buffers.source(chunk, source.info)
+        try:
+            source.read_rows(chunk.first, chunk.last, stored)
+        except OSError as error:
+            raise MimoGgufError(
+                f"{source.origin}: cannot be read: {error.strerror or error}", hint="check the disk and run again"
+            ) from None
+        with self._slots:
+            digest = digest_of(stored)
+            has_large = _check_values(stored, source.info, chunk, source.origin)
+            rows = _as_floats(stored, source.info, [self.writers[i].plan.tensors[chunk.tensor] for i in wanted])
+        with self._lock:
+            self.read_bytes += stored.size
+        for i in wanted:
+            tensor = self.writers[i].plan.tensors[chunk.tensor]
+            with self._slots:
+                data = self._converted(tensor, chunk, stored, rows, buffers.output(chunk, self.writers[i]), has_large)
+            self.writers[i].put(number, chunk, data, digest)
+            self._count(i, data.size)
+
+    def _converted(
+        self, tensor: TensorPlan, chunk: Chunk, stored: Bytes, rows: NDArray[np.generic], out: Bytes, has_large: bool
+    ) -> Bytes:
+        key = kernel_key(tensor)
+        if key is None:
+            return stored
+        self.kernels[key](rows, out, tensor.importance)
+        if has_large and (row := first_bad_row(out, tensor.info.ggml_type)) is not None:
+            raise _too_large(tensor, chunk.first + row)
+        return out
+
+    def _count(self, output: int, n_bytes: int, *, resumed: bool = False) -> None:
+        with self._lock:
+            self.done[output] += n_bytes
+            if resumed:
+                self.resumed[output] += n_bytes
+            else:
+                self.written_bytes += n_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffers:
+    """One worker's memory: rows as read, and rows of one output. Touched over and over, never allocated anew."""
+
+    _source: Bytes
+    _output: Bytes
+
+    @classmethod
+    def for_plan(cls, plan: QuantizePlan) -> _Buffers:
+        def largest(infos: Sequence[TensorInfo]) -> int:
+            return max(
+                min(chunk_rows(info, plan.options.chunk_weights), info.n_rows) * info.row_bytes for info in infos
+            )
+
+        return cls(
+            np.empty(largest([tensor.info for tensor in plan.source.tensors]), np.uint8),
+            np.empty(max(largest([t.info for t in output.tensors]) for output in plan.outputs), np.uint8),
+        )
+
+    def source(self, chunk: Chunk, info: TensorInfo) -> Bytes:
+        return _rows_of(self._source, chunk, info)
+
+    def output(self, chunk: Chunk, writer: OutputWriter) -> Bytes:
+        return _rows_of(self._output, chunk, writer.plan.tensors[chunk.tensor].info)
+
+
+def _rows_of(buffer: Bytes, chunk: Chunk, info: TensorInfo) -> Bytes:
+    n_rows = chunk.last - chunk.first
+    return buffer[: n_rows * info.row_bytes].reshape(n_rows, info.row_bytes)
+
+
+def _check_values(stored: Bytes, info: TensorInfo, chunk: Chunk, origin: str) -> bool:
+    """Refuses Inf and NaN; True where a value is so large that a 16-bit float or scale may not hold it."""
+    if info.ggml_type not in FLOAT_TYPES:
+        if (row := first_bad_row(stored, info.ggml_type)) is not None:
+            raise _not_finite(info, chunk.first + row, origin)
+        return False
+    if first_f16_overflow(stored, info.ggml_type) is None:
+        return False
+    if (at := first_nonfinite(stored, info.ggml_type)) is not None:
+        raise _not_finite(info, chunk.first + at[0], origin)
+    return True
+
+
+def _not_finite(info: TensorInfo, row: int, origin: str) -> MimoGgufError:
+    return MimoGgufError(
+        f"{info.name}: row {row} holds Inf or NaN ({origin})",
+        hint="the weights are damaged; download them again",
+    )
+
+
+def _too_large(tensor: TensorPlan, row: int) -> MimoGgufError:
+    return MimoGgufError(
+        f"{tensor.info.name}: row {row} holds a value too large for {tensor.info.ggml_type.name} "
+        f"({tensor.source.origin})",
+        hint=f"keep this tensor as it is: --tensor-type {tensor.info.name}=BF16",
+    )
+
+
+def _as_floats(stored: Bytes, info: TensorInfo, wanted: Sequence[TensorPlan]) -> NDArray[np.generic]:
+    """Rows as the kernels take them: the stored floats, or a quantized source widened to float32."""
+    if info.ggml_type in FLOAT_TYPES or all(kernel_key(tensor) is None for tensor in wanted):
+        return stored
+    rows: NDArray[np.generic] = np.ascontiguousarray(dequantize(stored, info.ggml_type), np.float32)
+    return rows
