@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, str]] = {
     "fit": "Look",
     "gpus": "Look",
     "chat": "Run",
+    "bench": "Run",
     "worker": "Run",
 }
 
