@@ -48,6 +48,9 @@ def command(
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer here; may be repeated.")
     ] = None,
     grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="GBNF grammar the answer must follow.")] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON schema the answer must follow.")
+    ] = None,
     no_mtp: Annotated[bool, typer.Option("--no-mtp", help="Do not load or use the MTP layer.")] = False,
     draft: Annotated[int, typer.Option(metavar="N", help="Tokens drafted at a time.")] = 1,
     always_draft: Annotated[
@@ -88,7 +91,7 @@ def command(
         raise UsageError(f"no hidden state {hidden!r}", hint="--hidden pre or --hidden post")
     sampling = SamplingOptions(
         temperature=temp, top_p=top_p, top_k=top_k, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed,
-        grammar=_read_text(grammar) if grammar else None,
+        grammar=_grammar(grammar, json_schema),
     )  # fmt: skip
     answers = AnswerOptions(max_tokens=max_tokens, stop=tuple(stop or ()), think_budget=think_budget)
     question = _question(prompt, prompt_file)
@@ -128,6 +131,16 @@ def _question(prompt: str | None, prompt_file: str | None) -> str | None:
     if not sys.stdout.isatty():
         raise UsageError("a conversation needs a terminal", hint='give a prompt: -p "..."')
     return None
+
+
+def _grammar(grammar: Path | None, json_schema: Path | None) -> str | None:
+    from mimo_gguf.runtime.sampling import grammar_of_schema
+
+    if grammar is not None and json_schema is not None:
+        raise UsageError("--grammar and --json-schema both say what the answer looks like", hint="give one of them")
+    if json_schema is not None:
+        return grammar_of_schema(_read_text(json_schema))
+    return None if grammar is None else _read_text(grammar)
 
 
 def _read_text(path: Path) -> str:

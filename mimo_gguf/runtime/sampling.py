@@ -70,6 +70,20 @@ class SamplingOptions:
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(_MAX_SEED))
 
 
+def grammar_of_schema(schema: str) -> str:
+    """The GBNF grammar of a JSON schema, for `SamplingOptions.grammar`.
+
+    Raises:
+        UsageError: the text is no JSON schema that can be put so.
+    """
+    from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+    try:
+        return str(json_schema_to_gbnf(schema))
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"no grammar for this JSON schema: {error}", hint="check the schema") from None
+
+
 class Sampler:
     """llama.cpp's sampler chain for one answer. Every token it gives counts, once, in penalties, DRY and grammar.
 

@@ -188,6 +188,7 @@ class Session:
             raise WindowFull
         self._check_cancel()
         start = time.perf_counter()
+        prompt = list(prompt)  # it may be self.tokens
         reused = self._reuse(prompt)
         rest = prompt[reused:]
         self.target.abort_when(self._cancel.is_set)

@@ -88,6 +88,15 @@ def test_a_grammar(path: Path, tmp_path: Path) -> None:
     (tmp_path / "digits.gbnf").write_text("root ::= [0-9]+")
     answer, _ = run(path, "-p", "x", "--grammar", tmp_path / "digits.gbnf", "--max-tokens", "5", *GREEDY)
     assert answer.strip().isdigit()
+    (tmp_path / "schema.json").write_text(
+        '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}'
+    )
+    answer, _ = run(path, "-p", "x", "--json-schema", tmp_path / "schema.json", *GREEDY)
+    assert json.loads(answer)["n"] in (1, 2)
+    (tmp_path / "schema.json").write_text("no schema")
+    for both in ((), ("--grammar", tmp_path / "digits.gbnf")):
+        with pytest.raises(UsageError):
+            run(path, "-p", "x", "--json-schema", tmp_path / "schema.json", *both)
 
 
 @pytest.mark.parametrize(
