@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from gguf.quants import dequantize
@@ -24,6 +25,7 @@ from mimo_gguf.quantization.kernels import Kernel, first_f16_overflow, first_non
 from mimo_gguf.quantization.output_writer import OutputWriter
 from mimo_gguf.quantization.plan import OutputPlan, QuantizePlan, TensorPlan
 
+_NO_BLOCK_HOLDS: Final = 2.0**28  # Q6_K, the widest: f16 scale 65504 x block scale 127 x level 32
 KernelKey = tuple[GgmlType, GgmlType, bool]
 
 
@@ -124,7 +126,7 @@ class Loop:
         if key is None:
             return stored
         self.kernels[key](rows, out, tensor.importance)
-        if has_large and (row := first_bad_row(out, tensor.info.ggml_type)) is not None:
+        if has_large and (row := _first_row_not_held(rows, out, tensor)) is not None:
             raise _too_large(tensor, chunk.first + row)
         return out
 
@@ -169,16 +171,29 @@ def _rows_of(buffer: Bytes, chunk: Chunk, info: TensorInfo) -> Bytes:
 
 
 def _check_values(stored: Bytes, info: TensorInfo, chunk: Chunk, origin: str) -> bool:
-    """Refuses Inf and NaN; True where a value is so large that a 16-bit float or scale may not hold it."""
+    """Refuses Inf and NaN; True where a value may be so large that a 16-bit float or scale cannot hold it."""
     if info.ggml_type not in FLOAT_TYPES:
         if (row := first_bad_row(stored, info.ggml_type)) is not None:
             raise _not_finite(info, chunk.first + row, origin)
-        return False
+        return True
     if first_f16_overflow(stored, info.ggml_type) is None:
         return False
     if (at := first_nonfinite(stored, info.ggml_type)) is not None:
         raise _not_finite(info, chunk.first + at[0], origin)
     return True
+
+
+def _first_row_not_held(rows: NDArray[np.generic], out: Bytes, tensor: TensorPlan) -> int | None:
+    """The first row that came out infinite, or that holds a weight no block can: ggml writes some of these as zeros."""
+    row = first_bad_row(out, tensor.info.ggml_type)
+    if row is not None or tensor.info.ggml_type in FLOAT_TYPES or tensor.source.info.ggml_type is GgmlType.F16:
+        return row
+    if tensor.source.info.ggml_type is GgmlType.BF16:
+        weights = (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        weights = rows.view(np.float32)
+    beyond = (np.abs(weights) >= _NO_BLOCK_HOLDS).any(axis=1)
+    return int(beyond.argmax()) if beyond.any() else None
 
 
 def _not_finite(info: TensorInfo, row: int, origin: str) -> MimoGgufError:
