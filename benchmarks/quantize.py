@@ -1,0 +1,125 @@
+"""Checkpoint or GGUF to quantized files: `mimo-gguf quantize` beside convert_hf_to_gguf.py and llama-quantize.
+
+    python -m benchmarks.quantize CHECKPOINT LLAMA_CPP_SOURCE LLAMA_QUANTIZE SCRATCH [--threads 2] [--warm]
+
+All in one run on one machine, caches emptied before each command unless --warm. SCRATCH needs 40 GB free for the full
+model. The peers get the trunk as Qwen2 (see peer_convert.py), 2.7 % fewer weights. At the end every tensor of ours is
+compared with llama-quantize's. The last line printed is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFReader
+
+from benchmarks.measured import Measurement, drop_page_cache, machine, measure
+
+FOUR = ("Q4_K_M", "Q6_K", "Q8_0", "F16")
+OURS = (sys.executable, "-m", "mimo_gguf.cli.app", "quantize")
+
+
+class Bench:
+    """Runs commands one after another, each from cold, and keeps what they took."""
+
+    def __init__(self, scratch: Path, threads: int, *, warm: bool) -> None:
+        self.scratch = scratch
+        self.threads = threads
+        self.warm = warm
+        self.runs: dict[str, Measurement] = {}
+
+    def run(self, label: str, command: Sequence[str | Path]) -> None:
+        if not self.warm:
+            drop_page_cache()
+        run = measure(label, command)
+        if run.returncode:
+            sys.exit(f"{label} failed:\n{run.output[-2000:]}")
+        self.runs[label] = run
+        print(
+            f"{label:44}{run.wall_s:8.1f} s{run.cpu_s:8.1f} CPU s"
+            f"{run.peak_anon_bytes / 2**20:8.0f} MiB anon{run.peak_rss_bytes / 2**20:8.0f} MiB RSS",
+            flush=True,
+        )
+
+    def ours(self, label: str, source: Path, types: Sequence[str], out: Path) -> None:
+        wanted = [argument for ftype in types for argument in ("--type", ftype)]
+        self.run(label, [*OURS, source, *wanted, "-o", out, "--threads", str(self.threads), "--json", "--force"])
+
+    def ratio(self, slow: Sequence[str], fast: str) -> float:
+        return sum(self.runs[label].wall_s for label in slow) / self.runs[fast].wall_s
+
+
+def count_differences(ours: Path, theirs: Path) -> tuple[int, int]:
+    """(tensors compared, tensors that differ in type or bytes)."""
+    left = {tensor.name: tensor for tensor in GGUFReader(ours).tensors}
+    right = {tensor.name: tensor for tensor in GGUFReader(theirs).tensors}
+    if left.keys() != right.keys():
+        sys.exit("the two files hold different tensors")
+    wrong = [
+        name
+        for name in left
+        if left[name].tensor_type != right[name].tensor_type
+        or not np.array_equal(left[name].data.view(np.uint8), right[name].data.view(np.uint8))
+    ]
+    return len(left), len(wrong)
+
+
+def remove(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        path.unlink()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("checkpoint", "llama_cpp", "llama_quantize", "scratch"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--warm", action="store_true")
+    arguments = parser.parse_args()
+    bench = Bench(arguments.scratch, arguments.threads, warm=arguments.warm)
+    scratch, checkpoint = arguments.scratch, arguments.checkpoint
+
+    bench.ours("ours: checkpoint -> Q4_K_M", checkpoint, ["Q4_K_M"], scratch / "one.gguf")
+    remove(scratch, "one.gguf*")
+    bench.ours("ours: checkpoint -> Q4_K_M Q6_K Q8_0 F16", checkpoint, FOUR, scratch)
+    remove(scratch, f"{checkpoint.resolve().name}-*.gguf*")
+
+    bf16, theirs, ours = (scratch / name for name in ("bf16.gguf", "theirs.gguf", "ours.gguf"))
+    peer = (sys.executable, "-m", "benchmarks.peer_convert", arguments.llama_cpp, checkpoint, bf16)
+    bench.run("convert_hf_to_gguf.py: checkpoint -> BF16", peer)
+    bench.run(
+        "llama-quantize: BF16 -> Q4_K_M",
+        [arguments.llama_quantize, bf16, theirs, "Q4_K_M", str(arguments.threads)],
+    )
+    bench.ours("ours: BF16 -> Q4_K_M", bf16, ["Q4_K_M"], ours)
+    compared, wrong = count_differences(ours, theirs)
+
+    both = ("convert_hf_to_gguf.py: checkpoint -> BF16", "llama-quantize: BF16 -> Q4_K_M")
+    ratios = {
+        "checkpoint -> Q4_K_M against both peers": bench.ratio(both, "ours: checkpoint -> Q4_K_M"),
+        "GGUF -> Q4_K_M against llama-quantize": bench.ratio(both[1:], "ours: BF16 -> Q4_K_M"),
+        "four types against Q4_K_M alone": 1
+        / bench.ratio(("ours: checkpoint -> Q4_K_M",), "ours: checkpoint -> Q4_K_M Q6_K Q8_0 F16"),
+    }
+    for label, ratio in ratios.items():
+        print(f"{label:44}{ratio:8.2f} x")
+    print(f"tensors compared with llama-quantize's: {compared}, different: {wrong}")
+    document = {
+        "machine": machine(),
+        "threads": arguments.threads,
+        "warm": arguments.warm,
+        "ratios": ratios,
+        "tensors_compared": compared,
+        "tensors_different": wrong,
+        "runs": [run.as_json() for run in bench.runs.values()],
+    }
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
