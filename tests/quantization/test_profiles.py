@@ -27,9 +27,15 @@ why = "because"
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("q4_k_m", "Q4_K_M"), ("FP16", "F16"), ("bfloat16", "BF16"), ("fp32", "F32"), ("Q4_K", "Q4_K_M"), ("q3_k", "Q3_K_M"),
-     ("iq4-xs", "IQ4_XS")],
-)  # fmt: skip
+    [
+        ("q4_k_m", "Q4_K_M"),
+        ("FP16", "F16"),
+        ("bfloat16", "BF16"),
+        ("fp32", "F32"),
+        ("Q4_K", "Q4_K_M"),
+        ("iq4-xs", "IQ4_XS"),
+    ],
+)
 def test_names_are_found_in_any_case_and_with_their_aliases(text: str, name: str) -> None:
     assert load_profile(text).name == name
 
