@@ -7,6 +7,8 @@ llama.cpp wants them. Which type each tensor gets in the output is the quantizat
 from __future__ import annotations
 
 import hashlib
+import math
+import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,27 +18,19 @@ from pathlib import Path
 import numpy as np
 
 from mimo_gguf.conversion.checkpoint import Checkpoint, read_checkpoint, read_weights
+from mimo_gguf.conversion.dimensions import Dimensions
+from mimo_gguf.conversion.mapping import DroppedTensor, MappedTensor, TensorMapping, plan_mapping, plan_metadata
 from mimo_gguf.conversion.model_card import read_general
-from mimo_gguf.conversion.recipe import (
-    Assignment,
-    Drop,
-    Recipe,
-    TensorMapping,
-    check_config,
-    load_recipe,
-    plan_mapping,
-    plan_metadata,
-    read_dims,
-)
+from mimo_gguf.conversion.recipe import Recipe, check_config, load_recipe
 from mimo_gguf.conversion.safetensors_file import StoredWeights
 from mimo_gguf.conversion.tokenizer import read_tokenizer
 from mimo_gguf.conversion.transforms import TRANSFORMS
+from mimo_gguf.core.data_file import DataFile
 from mimo_gguf.core.errors import CheckpointError, UsageError
 from mimo_gguf.core.geometry import QWEN2, STEP35
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.model_source import (
     Bytes,
-    DataFile,
     FileStamp,
     Metadata,
     ModelSource,
@@ -44,6 +38,7 @@ from mimo_gguf.core.model_source import (
     SourceTensor,
     TensorInfo,
 )
+from mimo_gguf.core.paths import path_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +69,22 @@ class ConversionPlan:
     weights: Mapping[str, StoredWeights]
 
     @property
-    def dropped(self) -> tuple[Drop, ...]:
+    def dropped(self) -> tuple[DroppedTensor, ...]:
         return self.mapping.dropped
 
     @property
+    def matrix_types(self) -> tuple[tuple[GgmlType, int], ...]:
+        """The float types of the checkpoint's matrices and how many have each, the commonest first.
+
+        With one type an output of that type is lossless; where a checkpoint mixes them, only the widest is.
+        """
+        matrices = (tensor.hf for tensor in self.mapping.mapped if len(tensor.shape) > 1)
+        return tuple(Counter(self.weights[name].ggml_type for name in matrices).most_common())
+
+    @property
     def float_type(self) -> GgmlType:
-        """The float type most of the weights have: an output of this type is lossless."""
-        counts: Counter[GgmlType] = Counter()
-        for assignment in self.mapping.assigned:
-            if len(assignment.shape) > 1:
-                counts[self.weights[assignment.hf].ggml_type] += 1
-        return counts.most_common(1)[0][0]
+        """The float type most matrices have, which vectors (kept in F32) do not lose anything beside."""
+        return self.matrix_types[0][0]
 
 
 def plan_conversion(checkpoint: Checkpoint, options: ConversionOptions = ConversionOptions()) -> ConversionPlan:
@@ -100,16 +100,16 @@ def plan_conversion(checkpoint: Checkpoint, options: ConversionOptions = Convers
     weights = _all_weights(checkpoint, options.mtp_layers)
     found = _count_mtp_layers(recipe, checkpoint, weights)
     layout, n_mtp = choose_layout(options, found, where)
-    dims = read_dims(recipe, checkpoint.config, where, mtp_layers=n_mtp)
-    tied = bool(checkpoint.config.get("tie_word_embeddings", False))
-    mapping = plan_mapping(recipe, tuple(weights), dims, layout, tied=tied, where=where)
-    for assignment in mapping.assigned:
-        _check_tensor(weights[assignment.hf], assignment)
-    n_parameters = sum(_n_elements(assignment.shape) for assignment in mapping.assigned)
+    dims = Dimensions(checkpoint.config, recipe.defaults, {"mtp_layers": n_mtp}, where)
+    tied = checkpoint.config.get("tie_word_embeddings") is True
+    mapping = plan_mapping(recipe, tuple(weights), dims, layout, tied=tied)
+    for tensor in mapping.mapped:
+        _check_tensor(weights[tensor.hf], tensor)
+    n_parameters = sum(math.prod(tensor.shape) for tensor in mapping.mapped)
     metadata = {
         **read_general(checkpoint, n_parameters, layout),
-        **plan_metadata(recipe, layout, dims, where),
-        **read_tokenizer(checkpoint.folder, checkpoint.config, int(dims["vocab_size"]), recipe.pre_tokenizers),
+        **plan_metadata(recipe, layout, dims),
+        **read_tokenizer(checkpoint.folder, checkpoint.config, dims.whole("vocab_size"), recipe.pre_tokenizers),
     }
     return ConversionPlan(checkpoint, recipe, layout, n_mtp, mapping, metadata, weights)
 
@@ -142,7 +142,7 @@ def as_model_source(plan: ConversionPlan, label: str) -> ModelSource:
             file.close()
 
     try:
-        for path in sorted({plan.weights[assignment.hf].path for assignment in plan.mapping.assigned}):
+        for path in sorted({plan.weights[tensor.hf].path for tensor in plan.mapping.mapped}):
             files[path] = DataFile(path, CheckpointError)
     except OSError as error:
         close()
@@ -152,9 +152,7 @@ def as_model_source(plan: ConversionPlan, label: str) -> ModelSource:
         label=label,
         name=plan.checkpoint.name,
         metadata=plan.metadata,
-        tensors=tuple(
-            _source_tensor(assignment, plan.weights[assignment.hf], files) for assignment in plan.mapping.assigned
-        ),
+        tensors=tuple(_source_tensor(tensor, plan.weights[tensor.hf], files) for tensor in plan.mapping.mapped),
         files=stamps,
         fingerprint=_fingerprint(plan, stamps),
         close=close,
@@ -186,8 +184,9 @@ def _all_weights(checkpoint: Checkpoint, mtp_layers: Path | None) -> dict[str, S
     """The checkpoint's tensors and those of the further MTP layers; the checkpoint's own win."""
     if mtp_layers is None:
         return dict(checkpoint.weights)
-    if not mtp_layers.is_dir():
-        raise CheckpointError(f"{mtp_layers}: no such folder", hint="--mtp-layers takes a MiMo-7B-MTPs folder")
+    if (kind := path_kind(mtp_layers)) != "folder":
+        what = "no such folder" if kind == "nothing" else "is a file, not a folder"
+        raise CheckpointError(f"{mtp_layers}: {what}", hint="--mtp-layers takes a MiMo-7B-MTPs folder")
     further = {name: weights for name, weights in read_weights(mtp_layers).items() if "mtp_layers." in name}
     if not further.keys() - checkpoint.weights.keys():
         raise CheckpointError(f"{mtp_layers}: no MTP layers that {checkpoint.folder} lacks", hint="drop --mtp-layers")
@@ -196,31 +195,31 @@ def _all_weights(checkpoint: Checkpoint, mtp_layers: Path | None) -> dict[str, S
 
 def _count_mtp_layers(recipe: Recipe, checkpoint: Checkpoint, weights: Mapping[str, StoredWeights]) -> int:
     """One more than the highest MTP layer number, or what config.json declares: a gap shows up as missing tensors."""
-    prefix, _, suffix = recipe.groups["mtp"].hf.partition("{n}")
-    numbers = {
-        name[len(prefix) :].split(suffix, 1)[0] for name in weights if name.startswith(prefix) and suffix in name
-    }
-    declared = checkpoint.config.get("num_nextn_predict_layers") or 0
-    return max([int(declared), *(int(number) + 1 for number in numbers if number.isdigit())])
+    group = next((group for group in recipe.groups.values() if group.declared_by), None)
+    if group is None:
+        return 0
+    declared = checkpoint.config.get(str(group.declared_by))
+    if declared is not None and (type(declared) is not int or declared < 0):
+        raise CheckpointError(
+            f"{checkpoint.folder}: config.json: {group.declared_by} is {reprlib.repr(declared)}, not a count",
+            hint="download config.json again",
+        )
+    return max([declared or 0, *(number + 1 for number in group.numbers(weights))])
 
 
-def _check_tensor(weights: StoredWeights, assignment: Assignment) -> None:
+def _check_tensor(weights: StoredWeights, tensor: MappedTensor) -> None:
     _ = weights.ggml_type  # raises where the dtype is none of ours
-    if weights.shape != assignment.shape:
+    if weights.shape != tensor.shape:
         raise CheckpointError(
             f"{weights.path}: tensor {weights.name} has shape {list(weights.shape)}, config.json says "
-            f"{list(assignment.shape)}",
+            f"{list(tensor.shape)}",
             hint="config.json and weights are of two models",
         )
 
 
-def _n_elements(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
-
-
 def _fingerprint(plan: ConversionPlan, stamps: tuple[FileStamp, ...]) -> str:
     digest = hashlib.sha256(plan.recipe.digest.encode())
-    digest.update(repr((plan.layout, plan.n_mtp, plan.mapping.assigned, sorted(plan.metadata.items()))).encode())
+    digest.update(repr((plan.layout, plan.n_mtp, plan.mapping.mapped, sorted(plan.metadata.items()))).encode())
     for stamp in stamps:
         digest.update(f"{stamp.path.name} {stamp.size_bytes} {stamp.mtime_ns}\n".encode())
     return digest.hexdigest()
@@ -229,12 +228,12 @@ def _fingerprint(plan: ConversionPlan, stamps: tuple[FileStamp, ...]) -> str:
 # ---- reading
 
 
-def _source_tensor(assignment: Assignment, weights: StoredWeights, files: Mapping[Path, DataFile]) -> SourceTensor:
-    stored = TensorInfo(assignment.gguf, assignment.shape, weights.ggml_type)
-    read: ReadRows = partial(_read_rows, files[weights.path], weights.offset, stored.row_bytes, assignment.transform)
+def _source_tensor(tensor: MappedTensor, weights: StoredWeights, files: Mapping[Path, DataFile]) -> SourceTensor:
+    stored = TensorInfo(tensor.gguf, tensor.shape, weights.ggml_type)
+    read: ReadRows = partial(_read_rows, files[weights.path], weights.offset, stored.row_bytes, tensor.transform)
     info = stored
-    if len(assignment.shape) == 1 and stored.ggml_type is not GgmlType.F32:
-        info = TensorInfo(assignment.gguf, assignment.shape, GgmlType.F32)
+    if len(tensor.shape) == 1 and stored.ggml_type is not GgmlType.F32:
+        info = TensorInfo(tensor.gguf, tensor.shape, GgmlType.F32)
         read = partial(_read_widened, read, stored)
     return SourceTensor(info, f"{weights.name} in {weights.path.name}", read)
 

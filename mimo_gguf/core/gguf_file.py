@@ -20,12 +20,12 @@ from typing import Any, Final
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
+from mimo_gguf.core.data_file import DataFile
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_header import SCALARS
 from mimo_gguf.core.model_source import (
     Bytes,
-    DataFile,
     FileStamp,
     Metadata,
     MetaValue,
@@ -33,6 +33,7 @@ from mimo_gguf.core.model_source import (
     SourceTensor,
     TensorInfo,
 )
+from mimo_gguf.core.paths import path_kind
 
 MAX_DIMS: Final = 4
 MAX_NAME_BYTES: Final = 63  # GGML_MAX_NAME - 1
@@ -183,14 +184,20 @@ def read_part(path: Path) -> GgufPart:
     Raises:
         GgufError: no such file, not GGUF, truncated, or numbers that contradict each other or the file's size.
     """
+    kind = path_kind(path)
+    if kind == "folder":
+        raise GgufError(f"{path}: is a folder, not a GGUF file", hint=f"mimo-gguf convert {path}")
+    if kind == "special":  # a pipe would be waited for
+        raise GgufError(f"{path}: is a device or pipe, not a GGUF file", hint="give a .gguf file")
     try:
         with path.open("rb") as file:
             if not file.seek(0, 2):
                 raise GgufError(f"{path}: the file is empty", hint="convert or download it again")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
                 return _parse(_Cursor(buffer, path))
-    except OSError as error:
-        raise GgufError(f"{path}: {error.strerror or error}", hint="check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise GgufError(f"{path}: {reason or error}", hint="check the path") from None
 
 
 def _parse(cursor: _Cursor) -> GgufPart:

@@ -6,7 +6,6 @@ writing) sees only this, so every path through the program is the same loop.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from gguf import GGUFValueType
 from numpy.typing import NDArray
 
-from mimo_gguf.core.errors import MimoGgufError
+from mimo_gguf.core.errors import WeightsError
 from mimo_gguf.core.ggml_types import GgmlType, row_bytes
 
 Bytes = NDArray[np.uint8]
@@ -131,7 +130,7 @@ class ModelSource:
         self.close()
 
     def check_unchanged(self) -> None:
-        """Raises MimoGgufError naming the first input file that changed or vanished since it was opened."""
+        """Raises WeightsError naming the first input file that changed or vanished since it was opened."""
         for stamp in self.files:
             try:
                 now = FileStamp.of(stamp.path)
@@ -139,7 +138,7 @@ class ModelSource:
                 now = None
             if now != stamp:
                 what = "vanished" if now is None else "changed"
-                raise MimoGgufError(f"{stamp.path}: the file {what} while it was being read", hint="run again")
+                raise WeightsError(f"{stamp.path}: the file {what} while it was being read", hint="run again")
 
 
 def string(value: str) -> MetaValue:
@@ -160,53 +159,3 @@ def boolean(value: bool) -> MetaValue:
 
 def array(item_type: GGUFValueType, values: Iterable[Any]) -> MetaValue:
     return MetaValue(GGUFValueType.ARRAY, list(values), item_type)
-
-
-class DataFile:
-    """An input file read at offsets from any thread.
-
-    Plain reads into the caller's buffer rather than a memory map: the kernel's page cache stays outside the process's
-    resident memory, and a file that shrinks while it is read raises an error instead of a bus fault.
-    """
-
-    def __init__(self, path: Path, error: type[MimoGgufError]) -> None:
-        self.path = path
-        self.stamp = FileStamp.of(path)
-        self._error = error
-        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-
-    def read_into(self, offset: int, out: Bytes) -> None:
-        """Fills `out` (contiguous uint8, any shape) from byte `offset`."""
-        view = out.data.cast("B")
-        done = 0
-        while done < len(view):
-            n = _read_at(self._fd, view[done:], offset + done)
-            if n == 0:
-                raise self._error(
-                    f"{self.path}: the file ends at byte {offset + done}, {len(view) - done} bytes too early",
-                    hint="the file is truncated; download it again",
-                )
-            done += n
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-if hasattr(os, "preadv"):
-
-    def _read_at(fd: int, view: memoryview, offset: int) -> int:
-        return os.preadv(fd, [view], offset)
-
-else:  # Windows (neither preadv nor pread), older macOS
-    import threading
-
-    _seek_lock = threading.Lock()
-
-    def _read_at(fd: int, view: memoryview, offset: int) -> int:
-        with _seek_lock:
-            os.lseek(fd, offset, os.SEEK_SET)
-            data = os.read(fd, len(view))
-        view[: len(data)] = data
-        return len(data)

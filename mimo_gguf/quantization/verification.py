@@ -18,9 +18,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from mimo_gguf.core.data_file import DataFile
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.gguf_file import GgufFile, GgufPart, StoredTensor, read_gguf
-from mimo_gguf.core.model_source import Bytes, DataFile, TensorInfo
+from mimo_gguf.core.model_source import Bytes, TensorInfo
 from mimo_gguf.core.progress import Job, Progress, Silence
 from mimo_gguf.quantization.block_scales import first_bad_row
 from mimo_gguf.quantization.checksums import Checksums, checksum_path, read_checksums
