@@ -51,29 +51,30 @@ def command(
     from mimo_gguf.cli.progress import open_progress
     from mimo_gguf.conversion.checkpoint_source import ConversionOptions, as_model_source, plan_conversion
     from mimo_gguf.conversion.open_model import find_checkpoint, find_mtp_layers
-    from mimo_gguf.core.output_file import check_output
+    from mimo_gguf.core.output_file import is_file_name, make_folder, name_outputs
     from mimo_gguf.quantization.engine import run_quantization
     from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
     from mimo_gguf.quantization.profiles import load_profile
 
-    profile = load_profile(ftype) if ftype else None  # a wrong name is told before 15 GB are downloaded
+    profile = load_profile(ftype) if ftype is not None else None  # a wrong name is told before 15 GB are downloaded
     with ExitStack() as stack:
-        heads = find_mtp_layers(mtp_layers, stack, headers_only=dry_run) if mtp_layers else None
+        heads = find_mtp_layers(mtp_layers, stack, headers_only=dry_run) if mtp_layers is not None else None
         checkpoint = find_checkpoint(src, stack, headers_only=dry_run)
         conversion = plan_conversion(checkpoint, ConversionOptions(layout, not no_mtp, heads))
         profile = profile or load_profile(conversion.float_type.name)
-        path = output_path(out, checkpoint.name, profile.name)
-        if not dry_run:
-            check_output(path, force=force)
+        (path,) = name_outputs(out, Path(), checkpoint.name, [profile.name])
         source = stack.enter_context(as_model_source(conversion, src))
         options = QuantizeOptions(n_threads=threads, force=force)
         plan = plan_quantization(source, [OutputRequest(profile, path)], options)
         if not as_json:
             _print_plan(conversion, plan)
+        _warn_of_rounding(conversion, profile.name)
         if dry_run:
             if as_json:
                 ui.print_json(_conversion_json(conversion) | plan.as_json())
             return
+        if not is_file_name(out):
+            make_folder(path.parent)
         with open_progress(quiet=quiet or as_json) as progress:
             report = run_quantization(plan, progress)
     if as_json:
@@ -82,21 +83,13 @@ def command(
         ui.print_report(report)
 
 
-def output_path(out: Path | None, model: str, ftype: str, folder: Path | None = None) -> Path:
-    """`OUT` if it is a file name; else `<Model>-<TYPE>.gguf` in the folder `OUT`, or in `folder` without `-o`."""
-    name = f"{model}-{ftype}.gguf"
-    if out is None:
-        return (folder or Path()) / name
-    return out if out.suffix.lower() == ".gguf" else out / name
-
-
 def _print_plan(conversion: ConversionPlan, plan: QuantizePlan) -> None:
     (output,) = plan.outputs
     ui.print_field("model", f"{conversion.checkpoint.model_id}, {conversion.recipe.family}")
     ui.print_field("layout", _layout_line(conversion))
     ui.print_field("tensors", _tensors_line(conversion, output.n_parameters))
-    for reason, count in Counter(drop.reason for drop in conversion.dropped).items():
-        ui.print_field("dropped", f"{count} tensors: {reason}")
+    for reason, count in Counter(tensor.reason for tensor in conversion.dropped).items():
+        ui.print_field("dropped", f"{count} tensor{'s' if count > 1 else ''}: {reason}")
     ui.print_field("output", f"{output.path}, {output.profile.name}, {format_size(output.n_bytes)}")
 
 
@@ -107,9 +100,16 @@ def _layout_line(conversion: ConversionPlan) -> str:
 
 
 def _tensors_line(conversion: ConversionPlan, n_parameters: int) -> str:
-    text = f"{len(conversion.mapping.assigned)}, {format_count(n_parameters)} parameters"
-    transformed = [assignment for assignment in conversion.mapping.assigned if assignment.transform]
-    return text + "".join(f"; {a.transform} on {a.hf}" for a in transformed)
+    mapped = conversion.mapping.mapped
+    text = f"{len(mapped)}, {format_count(n_parameters)} parameters"
+    return text + "".join(f"; {tensor.transform} on {tensor.hf}" for tensor in mapped if tensor.transform)
+
+
+def _warn_of_rounding(conversion: ConversionPlan, ftype: str) -> None:
+    """Says so where the type was chosen for the user and some matrices of a mixed checkpoint do not fit in it."""
+    others = [f"{count} in {kind.name}" for kind, count in conversion.matrix_types if kind.name != ftype]
+    if ftype == conversion.float_type.name and others and ftype != "F32":
+        ui.print_warning(f"the checkpoint mixes types ({', '.join(others)}): {ftype} rounds these, --type F32 does not")
 
 
 def _conversion_json(conversion: ConversionPlan) -> dict[str, Any]:
@@ -120,8 +120,8 @@ def _conversion_json(conversion: ConversionPlan) -> dict[str, Any]:
         "n_mtp": conversion.n_mtp,
         "recipe": conversion.recipe.path.name,
         "mapped": [
-            {"from": assignment.hf, "to": assignment.gguf, "transform": assignment.transform}
-            for assignment in conversion.mapping.assigned
+            {"from": tensor.hf, "to": tensor.gguf, "transform": tensor.transform}
+            for tensor in conversion.mapping.mapped
         ],
-        "dropped": [{"from": drop.hf, "reason": drop.reason} for drop in conversion.dropped],
+        "dropped": [{"from": tensor.hf, "reason": tensor.reason} for tensor in conversion.dropped],
     }

@@ -95,8 +95,8 @@ def _print_metadata(model: GgufFile) -> None:
         if isinstance(value, list):
             shown = ", ".join(map(repr, value[:4])) + (f", ... {len(value)} in all" if len(value) > 4 else "")
             value = f"[{shown}]"
-        text = str(value).replace("\n", "\\n")
-        ui.out.print(f"{key} = {text[:160]}{'...' if len(text) > 160 else ''}", markup=False)
+        text = str(value)
+        ui.out.print(ui.harmless(f"{key} = {text[:160]}{'...' if len(text) > 160 else ''}"), markup=False)
 
 
 def _print_tensors(model: GgufFile) -> None:

@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mimo_gguf.cli import ui
-from mimo_gguf.core.errors import OutputError, UsageError
-from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.units import format_duration, format_size, parse_size
 
 if TYPE_CHECKING:
     from mimo_gguf.core.ggml_types import GgmlType
-    from mimo_gguf.core.model_source import ModelSource
-    from mimo_gguf.quantization.plan import OutputPlan, OutputRequest, QuantizePlan
-    from mimo_gguf.quantization.profiles import MtpRule, Profile
+    from mimo_gguf.quantization.plan import OutputPlan, QuantizePlan
+    from mimo_gguf.quantization.profiles import MtpRule
     from mimo_gguf.quantization.type_choice import TypeOptions
 
 
@@ -72,10 +69,11 @@ def command(
     Resumable: after a crash or Ctrl-C run the same command again.
     """
     from mimo_gguf.cli.progress import open_progress
-    from mimo_gguf.conversion.open_model import open_model
+    from mimo_gguf.conversion.open_model import is_gguf, open_model
+    from mimo_gguf.core.output_file import is_file_name, make_folder, name_outputs
     from mimo_gguf.quantization.engine import run_quantization
     from mimo_gguf.quantization.importance import read_importance
-    from mimo_gguf.quantization.plan import QuantizeOptions, plan_quantization
+    from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
     from mimo_gguf.quantization.profiles import load_profile
 
     profiles = [load_profile(name) for name in [*(ftype or []), *map(str, profile or [])]]
@@ -88,11 +86,14 @@ def command(
         allow_requantize=allow_requantize,
     )
     with open_model(src, headers_only=dry_run) as source:
-        requests = output_requests(source, profiles, out, src, create=not dry_run)
-        plan = plan_quantization(source, requests, options)
+        beside = Path(src).parent if is_gguf(src) else Path()
+        paths = name_outputs(out, beside, source.name, [chosen.name for chosen in profiles])
+        plan = plan_quantization(source, list(map(OutputRequest, profiles, paths)), options)
         if dry_run:
             ui.print_json(plan.as_json()) if as_json else _print_plan(plan)
             return
+        if not is_file_name(out):
+            make_folder(paths[0].parent)
         with open_progress(quiet=quiet or as_json) as progress:
             for note in (note for output in plan.outputs for note in output.notes):
                 progress.note(note)
@@ -100,33 +101,10 @@ def command(
     ui.print_json(report.as_json()) if as_json else ui.print_report(report)
 
 
-def output_requests(
-    source: ModelSource, profiles: list[Profile], out: Path | None, src: str, *, create: bool
-) -> list[OutputRequest]:
-    """Where each profile's file goes: `out` as a file (one profile only) or a folder, made where it is missing.
-
-    Raises:
-        UsageError: several profiles and one file name, or a split name.
-        OutputError: the folder cannot be made.
-    """
-    from mimo_gguf.quantization.plan import OutputRequest
-
-    if out is not None and out.suffix.lower() == ".gguf" and not out.is_dir():
-        if len(profiles) > 1:
-            raise UsageError(f"{out}: one file name for {len(profiles)} outputs", hint="give a folder with -o")
-        return [OutputRequest(chosen, out) for chosen in profiles]
-    folder = out or (Path(src).parent if Path(src).is_file() else Path())
-    if create:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{folder}: {error.strerror or error}", hint="choose another folder with -o") from None
-    return [OutputRequest(chosen, folder / f"{source.name}-{chosen.name}.gguf") for chosen in profiles]
-
-
 def _type_options(
     mtp: str | None, tensor_types: list[str], output_type: str | None, token_embedding_type: str | None
 ) -> TypeOptions:
+    from mimo_gguf.core.ggml_types import parse_ggml_type
     from mimo_gguf.quantization.type_choice import TypeOptions, parse_tensor_type
 
     def optional(name: str | None) -> GgmlType | None:
@@ -141,6 +119,7 @@ def _type_options(
 
 
 def _mtp_rule(text: str) -> MtpRule:
+    from mimo_gguf.core.ggml_types import parse_ggml_type
     from mimo_gguf.quantization.profiles import SAME, MtpRule
 
     return MtpRule(None) if text.lower() == SAME else MtpRule(parse_ggml_type(text))

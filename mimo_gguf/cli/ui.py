@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from rich.theme import Theme
 
 from mimo_gguf.core.errors import MimoGgufError
@@ -34,23 +36,40 @@ err = Console(theme=_THEME, highlight=False, soft_wrap=True, stderr=True)
 
 def print_error(error: MimoGgufError) -> None:
     """`error: what and where`, then `hint: what to do`, on stderr."""
-    err.print("[error]error:[/error]", error.message, markup=True, emoji=False)
+    _print_labelled("error", error.message)
     if error.hint:
-        err.print("[hint]hint:[/hint]", error.hint, emoji=False)
+        _print_labelled("hint", error.hint)
 
 
 def print_warning(text: str) -> None:
-    err.print("[warning]warning:[/warning]", text, emoji=False)
+    _print_labelled("warning", text)
+
+
+def _print_labelled(label: str, text: str) -> None:
+    err.print(Text.assemble((f"{label}:", label), " ", harmless(text)))
 
 
 def print_note(text: str) -> None:
     """A line about what is going on, on stderr."""
-    err.print(text, style="note", markup=False, emoji=False)
+    err.print(Text(harmless(text), style="note"))
+
+
+def harmless(text: str) -> str:
+    """The text on one line, without what would move the cursor or end the encoding: files and file names are untrusted.
+
+    A line break becomes `\\n`, an escape `\\x1b`, half a character `\\ud800`.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, indented for people, parseable by programs."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # another code page, or a file name that is no text
+        text = json.dumps(value, indent=2)
+    print(text)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
@@ -61,14 +80,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
         numeric = bool(cells) and all(row[i][:1].isdigit() or row[i] in ("", "-") for row in cells)
         table.add_column(column, justify="right" if numeric and i else "left", header_style="heading")
     for row in cells:
-        table.add_row(*row)
-    out.print(table, markup=False)
+        table.add_row(*(Text(harmless(cell)) for cell in row))
+    out.print(table)
 
 
 def print_field(label: str, text: str, *, width: int = 11, style: str = "heading") -> None:
     """`label      text` on stdout, as in a record."""
-    out.print(f"[{style}]{label:<{width}}[/{style}]", end="")
-    out.print(text, markup=False)
+    out.print(Text.assemble((f"{label:<{width}}", style), harmless(text)))
 
 
 def print_report(report: QuantizeReport) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,12 @@ from typing import Any, Final
 
 from mimo_gguf.conversion.safetensors_file import StoredWeights, read_header
 from mimo_gguf.core.errors import CheckpointError
+from mimo_gguf.core.paths import path_kind
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
+
+_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +26,7 @@ class Checkpoint:
 
     Attributes:
         folder: where the files are.
-        model_id: `org/name` where it came from the Hub, else the folder's name.
+        model_id: `org/name` where it came from the Hub (or lies in its cache), else the folder's name.
         revision: commit on the Hub, where it came from there.
         config: config.json.
         weights: every tensor of every shard, by its Hugging Face name.
@@ -49,28 +54,66 @@ def read_checkpoint(folder: Path, *, model_id: str | None = None, revision: str 
     Raises:
         CheckpointError: not a folder, no config.json, no weights, a shard missing, truncated or at odds with the index.
     """
-    if not folder.is_dir():
-        what = "is a file, not a checkpoint folder" if folder.exists() else "no such folder"
-        raise CheckpointError(f"{folder}: {what}", hint="give a folder with config.json, or a Hub id like org/name")
+    if path_kind(folder) != "folder":
+        raise _no_folder(folder)
     config = read_json(folder / "config.json", "it has no config.json, so it is no Hugging Face checkpoint")
-    name = model_id or folder.resolve().name
-    return Checkpoint(folder, name, revision, config, read_weights(folder))
+    if model_id is None:
+        model_id, revision = _identity(folder)
+    return Checkpoint(folder, model_id, revision, config, read_weights(folder))
+
+
+def _no_folder(folder: Path) -> CheckpointError:
+    kind = path_kind(folder)
+    if kind == "file" and folder.suffix.lower() == ".gguf":
+        return CheckpointError(f"{folder}: is a GGUF file already", hint=f"mimo-gguf quantize {folder} --type Q4_K_M")
+    what = "no such folder" if kind == "nothing" else "is a file, not a checkpoint folder"
+    return CheckpointError(f"{folder}: {what}", hint="give a folder with config.json, or a Hub id like org/name")
+
+
+def _identity(folder: Path) -> tuple[str, str | None]:
+    """Id and revision of a snapshot in the Hub's cache, whose folder is named after the commit; else the folder's name.
+
+    Layout of the cache: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
+    """
+    full = folder.absolute()
+    if full.parent.name == "snapshots" and full.parents[1].name.startswith("models--"):
+        return full.parents[1].name.removeprefix("models--").replace("--", "/"), full.name
+    return os.fsencode(folder.resolve().name).decode("utf-8", "replace"), None
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text in `path`.
+
+    Raises:
+        CheckpointError: unreadable, or not UTF-8.
+    """
+    try:
+        if path_kind(path) in ("folder", "special"):  # a pipe would be waited for
+            raise CheckpointError(f"{path}: not a file", hint="download the checkpoint again")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}", hint="check the file's permissions") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: not UTF-8 text", hint="download this file again") from None
 
 
 def read_json(path: Path, if_missing: str) -> dict[str, Any]:
-    """The JSON object in `path`.
+    """The JSON object in `path`; every text in it can be written as UTF-8.
 
     Raises:
         CheckpointError: missing (`if_missing` says what that means), unreadable, or not a JSON object.
     """
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{path.parent}: {if_missing}", hint="give the folder that has it, or download it again")
+    text = read_text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent}: {if_missing}", hint="download the checkpoint again") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}", hint="check the file's permissions") from None
+        value = json.loads(text)
+        if _SURROGATE.search(text):  # half a character, which JSON can say and UTF-8 cannot
+            json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}", hint="download this file again") from None
+    except RecursionError:
+        raise CheckpointError(f"{path}: not valid JSON: nested too deeply", hint="download this file again") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: a JSON {type(value).__name__}, not an object", hint="download this file again")
     return value
@@ -84,7 +127,7 @@ def read_weights(folder: Path) -> dict[str, StoredWeights]:
     """
     index_path = folder / INDEX_NAME
     if index_path.is_file():
-        weight_map = _read_weight_map(index_path)
+        weight_map = read_weight_map(index_path)
         _refuse_strangers(folder, set(weight_map.values()))
         return _read_indexed(folder, weight_map)
     shards = sorted(folder.glob("*.safetensors"))
@@ -101,7 +144,12 @@ def read_weights(folder: Path) -> dict[str, StoredWeights]:
     return read_header(shards[0])
 
 
-def _read_weight_map(index_path: Path) -> dict[str, str]:
+def read_weight_map(index_path: Path) -> dict[str, str]:
+    """Which shard each tensor lies in, by the index.
+
+    Raises:
+        CheckpointError: no index, or one that names anything but files beside it.
+    """
     weight_map = read_json(index_path, "no index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: no weight_map in it", hint="download this file again")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mimo_gguf.conversion.checkpoint import INDEX_NAME, SINGLE_NAME, read_json
+from mimo_gguf.conversion.checkpoint import INDEX_NAME, SINGLE_NAME, read_weight_map
 from mimo_gguf.core.errors import HubError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def fetch_headers(hub_id: HubId, folder: Path) -> Download:
 def _shard_names(folder: Path) -> list[str]:
     if not (folder / INDEX_NAME).is_file():
         return [SINGLE_NAME]
-    return sorted(set(read_json(folder / INDEX_NAME, "no index").get("weight_map", {}).values()))
+    return sorted(set(read_weight_map(folder / INDEX_NAME).values()))
 
 
 def _write_hollow(path: Path, header: SafetensorsFileMetadata) -> None:
@@ -111,7 +111,7 @@ def _write_hollow(path: Path, header: SafetensorsFileMetadata) -> None:
     text = json.dumps(entries).encode()
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(file.tell() + max(tensor.data_offsets[1] for tensor in header.tensors.values()))
+        file.truncate(file.tell() + max((tensor.data_offsets[1] for tensor in header.tensors.values()), default=0))
 
 
 @contextlib.contextmanager

@@ -6,15 +6,22 @@ folder named after a commit) and catches its answer.
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeGuard
 
 import gguf
 import yaml
 from gguf import GGUFValueType, GGUFWriter
 
-from mimo_gguf.conversion.checkpoint import Checkpoint
+from mimo_gguf.conversion.checkpoint import Checkpoint, read_json
 from mimo_gguf.core.model_source import Metadata, MetaValue
+
+# Entries of a card that are lists; of any other the first item is taken.
+_LISTS: Final = frozenset(
+    {"base_model", "base_models", "base_model_sources", "datasets", "dataset", "dataset_sources", "tags"}
+    | {"pipeline_tag", "languages", "language"}
+)
 
 
 def read_general(checkpoint: Checkpoint, n_parameters: int, architecture: str) -> Metadata:
@@ -39,23 +46,56 @@ def read_general(checkpoint: Checkpoint, n_parameters: int, architecture: str) -
 
 
 def _read_card(folder: Path) -> dict[str, Any]:
+    """The card's YAML as the gguf library expects it: texts, and lists of texts.
+
+    A model card is prose for people: what is broken or odd in it costs that entry, never the conversion.
+    """
     try:
-        return gguf.Metadata.load_model_card(folder)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError):
-        return {}  # a model card is prose for people; a broken one costs some metadata, never the conversion
+        stated = gguf.Metadata.load_model_card(folder)
+    except (yaml.YAMLError, OSError, ValueError, RecursionError):
+        return {}
+    plain = {key: _plain(value) for key, value in stated.items()} if isinstance(stated, dict) else {}
+    return {
+        key: value[0] if isinstance(value, list) and key not in _LISTS else value
+        for key, value in plain.items()
+        if value
+    }
+
+
+def _plain(value: Any) -> str | list[str] | None:
+    """A text, a list of texts, or None for what is neither; numbers and dates become texts."""
+    if isinstance(value, list):
+        return [text for item in value if isinstance(text := _plain(item), str)]
+    if isinstance(value, bool) or not isinstance(value, str | int | float | datetime.date):
+        return None
+    text = str(value)
+    return text if _is_utf8(text) else None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_sampling(described: gguf.Metadata, folder: Path) -> None:
     """Recommended sampling, where generation_config.json states it for sampled (not greedy) generation."""
-    stated = gguf.Metadata.load_generation_config(folder) or {}
-    for key, field in (
-        ("temperature", "sampling_temp"),
-        ("top_p", "sampling_top_p"),
-        ("top_k", "sampling_top_k"),
-        ("min_p", "sampling_min_p"),
-    ):
-        if isinstance(stated.get(key), int | float) and stated.get("do_sample", True):
-            setattr(described, field, stated[key])
+    path = folder / "generation_config.json"
+    stated = read_json(path, "missing") if path.is_file() else {}
+    if stated.get("do_sample", True) is not True:
+        return
+    for key in ("temperature", "top_p", "min_p"):
+        if _is_number(value := stated.get(key)):
+            setattr(described, f"sampling_{key.replace('temperature', 'temp')}", float(value))
+    if _is_number(top_k := stated.get("top_k")):
+        described.sampling_top_k = int(top_k)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a number that a 32-bit metadata value can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1 << 31
 
 
 def _meta_value(entry: gguf.GGUFValue) -> MetaValue:

@@ -16,6 +16,7 @@ from mimo_gguf.conversion.checkpoint_source import (
 from mimo_gguf.conversion.hub import Download, HubId, fetch, fetch_headers, parse_hub_id
 from mimo_gguf.core.gguf_file import open_gguf
 from mimo_gguf.core.model_source import ModelSource
+from mimo_gguf.core.paths import path_kind
 
 
 def open_model(src: str, options: ConversionOptions | None = None, *, headers_only: bool = False) -> ModelSource:
@@ -39,7 +40,7 @@ def open_model(src: str, options: ConversionOptions | None = None, *, headers_on
 
 def is_gguf(src: str) -> bool:
     """Whether `src` names a GGUF file rather than a checkpoint."""
-    return Path(src).suffix.lower() == ".gguf" or Path(src).is_file()
+    return Path(src).suffix.lower() == ".gguf" or path_kind(src) == "file"
 
 
 def find_checkpoint(src: str, stack: ExitStack, *, headers_only: bool = False) -> Checkpoint:
@@ -49,7 +50,7 @@ def find_checkpoint(src: str, stack: ExitStack, *, headers_only: bool = False) -
     Raises:
         CheckpointError, HubError.
     """
-    hub_id = None if Path(src).exists() else parse_hub_id(src)
+    hub_id = None if path_kind(src) != "nothing" else parse_hub_id(src)
     if hub_id is None:
         return read_checkpoint(Path(src))
     download = _fetch(hub_id, stack, headers_only=headers_only)
@@ -62,7 +63,7 @@ def find_mtp_layers(src: str, stack: ExitStack, *, headers_only: bool = False) -
     Raises:
         HubError.
     """
-    hub_id = None if Path(src).exists() else parse_hub_id(src)
+    hub_id = None if path_kind(src) != "nothing" else parse_hub_id(src)
     return Path(src) if hub_id is None else _fetch(hub_id, stack, headers_only=headers_only).folder
 
 

@@ -1,38 +1,48 @@
-"""Recipes: what every tensor of a checkpoint becomes, read from `convert/*.toml`."""
+"""Recipes, read from `convert/*.toml`: what every tensor of a checkpoint becomes, and the metadata of each layout."""
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
-
-from gguf import GGUFValueType
+from typing import Any
 
 from mimo_gguf.conversion.transforms import TRANSFORMS
 from mimo_gguf.core import shelves
 from mimo_gguf.core.errors import CheckpointError, RecipeError
-from mimo_gguf.core.model_source import Metadata, MetaValue, array, float32, uint32
-
-Dims = Mapping[str, float]  # config.json's numbers by name, plus counts that the checkpoint decides
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Where a group of tensors stands in both namings; `{n}` counts within the group."""
+class TensorGroup:
+    """Where a group of tensors stands in both namings; `{n}` in a prefix counts within the group.
 
+    Attributes:
+        count: expression for how many there are; None for one.
+        declared_by: config.json's name for that number, where the tensors themselves are counted.
+        layouts: the layouts that have it; None for all. In others its tensors are dropped: `else_dropped` says why.
+    """
+
+    name: str
     hf: str
     gguf: str
     count: str | None
+    declared_by: str | None
     layouts: tuple[str, ...] | None
     else_dropped: str
 
-    def names(self, hf: str, gguf: str, n: int, dims: Dims) -> tuple[str, str]:
-        return _fill(self.hf, n, dims) + hf, _fill(self.gguf, n, dims) + gguf
+    def numbers(self, names: Iterable[str]) -> set[int]:
+        """Which `{n}` there are among checkpoint tensors of these names."""
+        return {int(match["n"]) for match in map(self._pattern().match, names) if match}
+
+    def holds(self, name: str) -> bool:
+        """Whether a checkpoint tensor of this name belongs to the group."""
+        return self._pattern().match(name) is not None
+
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(re.escape(self.hf).replace(re.escape("{n}"), r"(?P<n>[0-9]{1,9})"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +59,8 @@ class TensorRule:
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
-    """A checkpoint tensor (glob) that is left out, and why."""
+class DropRule:
+    """Checkpoint tensors (a glob on their names) that are left out, and why."""
 
     hf: str
     reason: str
@@ -62,10 +72,11 @@ class PreTokenizer:
 
     name: str
     tokenizer_classes: tuple[str, ...]
+    normalizers: tuple[str, ...]
     regex: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """One model family's conversion, as its TOML file states it."""
 
@@ -75,33 +86,11 @@ class Recipe:
     architectures: tuple[str, ...]
     supported: Mapping[str, tuple[Any, ...]]
     defaults: Mapping[str, str]
-    groups: Mapping[str, Group]
+    groups: Mapping[str, TensorGroup]
     tensors: tuple[TensorRule, ...]
-    dropped: tuple[Drop, ...]
+    dropped: tuple[DropRule, ...]
     pre_tokenizers: tuple[PreTokenizer, ...]
     metadata: Mapping[str, Mapping[str, Mapping[str, str]]]
-
-    @cached_property
-    def layouts(self) -> tuple[str, ...]:
-        return tuple(self.metadata)
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """One output tensor: its checkpoint tensor, the shape both must have, and the transform in between."""
-
-    hf: str
-    gguf: str
-    shape: tuple[int, ...]
-    transform: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class TensorMapping:
-    """What becomes of a whole checkpoint: every tensor is either assigned or dropped with a reason."""
-
-    assigned: tuple[Assignment, ...]
-    dropped: tuple[Drop, ...]
 
 
 # ---- reading
@@ -157,10 +146,12 @@ def _recipe(path: Path, table: Mapping[str, Any]) -> Recipe:
         supported={key: tuple(values) for key, values in table["config"]["supported"].items()},
         defaults=dict(table["config"]["defaults"]),
         groups={
-            name: Group(
+            name: TensorGroup(
+                name=name,
                 hf=group["hf"],
                 gguf=group["gguf"],
                 count=group.get("count"),
+                declared_by=group.get("declared_by"),
                 layouts=tuple(group["layouts"]) if "layouts" in group else None,
                 else_dropped=group.get("else_dropped", ""),
             )
@@ -178,16 +169,13 @@ def _recipe(path: Path, table: Mapping[str, Any]) -> Recipe:
             )
             for rule in table["tensors"]
         ),
-        dropped=tuple(Drop(drop["hf"], drop["reason"]) for drop in table.get("dropped", ())),
+        dropped=tuple(DropRule(drop["hf"], drop["reason"]) for drop in table.get("dropped", ())),
         pre_tokenizers=tuple(
-            PreTokenizer(entry["name"], tuple(entry["tokenizer_classes"]), entry["regex"])
+            PreTokenizer(entry["name"], tuple(entry["tokenizer_classes"]), tuple(entry["normalizers"]), entry["regex"])
             for entry in table["pre_tokenizers"]
         ),
         metadata=table["metadata"],
     )
-
-
-# ---- numbers
 
 
 def check_config(recipe: Recipe, config: Mapping[str, Any], where: str) -> None:
@@ -195,176 +183,8 @@ def check_config(recipe: Recipe, config: Mapping[str, Any], where: str) -> None:
     for key, allowed in recipe.supported.items():
         value = config.get(key)
         if ("null" if value is None else value) not in allowed:
+            known = ", ".join("null" if item == "null" else json.dumps(item) for item in allowed)
             raise CheckpointError(
-                f"{where}: config.json has {key} = {value!r}; only {', '.join(map(repr, allowed))} is known for "
-                f"{recipe.family}",
+                f"{where}: config.json has {key} = {json.dumps(value)}; only {known} is known for {recipe.family}",
                 hint="this is another model, or a variant newer than this program",
             )
-
-
-def read_dims(recipe: Recipe, config: Mapping[str, Any], where: str, **counts: int) -> dict[str, float]:
-    """config.json's numbers, with the recipe's defaults for those left out and with `counts`.
-
-    Raises:
-        CheckpointError: a number a shape or metadata value needs is missing or not positive.
-    """
-    dims: dict[str, float] = {
-        key: value for key, value in config.items() if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    dims.update(counts)
-    for key, expression in recipe.defaults.items():
-        if key not in dims:
-            dims[key] = evaluate(expression, dims, where)
-    return dims
-
-
-_TERM: Final = re.compile(r"\s*([*/])\s*")
-
-
-def evaluate(expression: str, dims: Dims, where: str) -> float:
-    """Value of a product such as `2 * head_dim` or `hidden_size / num_attention_heads`.
-
-    Raises:
-        CheckpointError: a name is not in `dims`, is not positive, or a quotient is not whole.
-    """
-    first, *rest = _TERM.split(expression.strip())
-    value = _term(first, dims, where)
-    for operator, term in zip(rest[::2], rest[1::2], strict=True):
-        other = _term(term, dims, where)
-        if operator == "/" and value % other:
-            raise CheckpointError(f"{where}: config.json's {expression} is not whole", hint="config.json is damaged")
-        value = value * other if operator == "*" else value // other
-    return value
-
-
-def _term(term: str, dims: Dims, where: str) -> float:
-    if term.isdigit():
-        return int(term)
-    value = dims.get(term)
-    if value is None or (value <= 0 and term != "mtp_layers") or value > 1e12:
-        state = "is missing from config.json" if value is None else f"is {value} in config.json"
-        raise CheckpointError(f"{where}: {term} {state}", hint="download config.json again")
-    return value
-
-
-def _fill(template: str, n: int, dims: Dims) -> str:
-    def number(match: re.Match[str]) -> str:
-        return str(sum(n if part.strip() == "n" else int(dims[part.strip()]) for part in match[1].split("+")))
-
-    return re.sub(r"\{([^}]*)\}", number, template)
-
-
-# ---- planning
-
-
-def plan_mapping(
-    recipe: Recipe, names: Sequence[str], dims: Dims, layout: str, *, tied: bool, where: str
-) -> TensorMapping:
-    """What becomes of the checkpoint tensors `names`: pure, needs no weights.
-
-    `dims` must hold `mtp_layers`, the number of MTP layers to write (0 drops them).
-
-    Raises:
-        CheckpointError: tensors that are neither mapped nor dropped, or missing ones; the message lists them all.
-    """
-    present = set(names)
-    assigned: list[Assignment] = []
-    dropped: list[Drop] = []
-    for group_name, group in recipe.groups.items():
-        rules = [rule for rule in recipe.tensors if group_name in rule.groups]
-        count = _group_count(group_name, group, dims, where)
-        if group.layouts is not None and layout not in group.layouts:
-            dropped.extend(Drop(name, group.else_dropped) for name in sorted(_in_group(group, present)))
-            continue
-        for n in range(count):
-            for rule in rules:
-                assigned.extend(_assign(rule, group, n, dims, layout, present, dropped, tied=tied, where=where))
-        if group_name == "mtp" and count == 0:
-            dropped.extend(Drop(name, "--no-mtp") for name in sorted(_in_group(group, present)))
-    dropped.extend(
-        Drop(name, drop.reason)
-        for name in sorted(present)
-        for drop in recipe.dropped
-        if fnmatch.fnmatchcase(name, drop.hf)
-    )
-    _check_complete(present, assigned, dropped, where)
-    return TensorMapping(tuple(assigned), tuple(dropped))
-
-
-def _group_count(name: str, group: Group, dims: Dims, where: str) -> int:
-    if name == "mtp":
-        return int(dims["mtp_layers"])
-    return int(evaluate(group.count, dims, where)) if group.count else 1
-
-
-def _in_group(group: Group, names: set[str]) -> set[str]:
-    pattern = re.compile(re.escape(group.hf).replace(re.escape("{n}"), r"\d+"))
-    return {name for name in names if pattern.match(name)}
-
-
-def _assign(
-    rule: TensorRule,
-    group: Group,
-    n: int,
-    dims: Dims,
-    layout: str,
-    present: set[str],
-    dropped: list[Drop],
-    *,
-    tied: bool,
-    where: str,
-) -> list[Assignment]:
-    hf, gguf = group.names(rule.hf, rule.gguf, n, dims)
-    shape = tuple(int(evaluate(extent, dims, where)) for extent in rule.shape)
-    if rule.tied_to is not None and (tied or hf not in present):
-        if hf in present:
-            dropped.append(Drop(hf, f"config.json ties it to {rule.tied_to}"))
-        return [Assignment(rule.tied_to, gguf, shape, None)] if layout in rule.tied_layouts else []
-    return [Assignment(hf, gguf, shape, rule.transform)]
-
-
-def _check_complete(present: set[str], assigned: Sequence[Assignment], dropped: Sequence[Drop], where: str) -> None:
-    used = {assignment.hf for assignment in assigned}
-    missing = sorted(used - present)
-    unknown = sorted(present - used - {drop.hf for drop in dropped})
-    wrong = []
-    if missing:
-        wrong.append(f"{_n_tensors(missing)} missing: {', '.join(missing)}")
-    if unknown:
-        wrong.append(f"the recipe has no place for {_n_tensors(unknown)}: {', '.join(unknown)}")
-    if wrong:
-        raise CheckpointError(
-            f"{where}: {'; '.join(wrong)}",
-            hint="add a row to a recipe in convert/ for each, mapped or dropped with a reason"
-            if unknown
-            else "download the checkpoint again, all of it",
-        )
-
-
-def _n_tensors(names: Sequence[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
-
-
-# ---- metadata
-
-
-def plan_metadata(recipe: Recipe, layout: str, dims: Dims, where: str) -> Metadata:
-    """The `<layout>.*` keys."""
-    blocks = int(dims["num_hidden_layers"]) + (int(dims["mtp_layers"]) if layout != "qwen2" else 0)
-    dims = {**dims, "blocks": blocks}
-    return {
-        f"{layout}.{key}": _meta_value(recipe, key, entry, dims, where)
-        for key, entry in recipe.metadata[layout].items()
-    }
-
-
-def _meta_value(recipe: Recipe, key: str, entry: Mapping[str, str], dims: Dims, where: str) -> MetaValue:
-    ((kind, expression),) = entry.items()
-    if kind == "uint32":
-        return uint32(int(evaluate(expression, dims, where)))
-    if kind == "float32":
-        return float32(float(evaluate(expression, dims, where)))
-    if kind == "bool_per_block" and expression == "is_mtp":
-        trunk = int(dims["num_hidden_layers"])
-        return array(GGUFValueType.BOOL, [block >= trunk for block in range(int(dims["blocks"]))])
-    raise RecipeError(f"{recipe.path}: metadata {key}: unknown kind {kind} = {expression!r}", hint="uint32 or float32")

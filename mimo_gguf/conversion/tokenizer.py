@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from gguf import GGUFValueType, TokenType
 
-from mimo_gguf.conversion.checkpoint import read_json
+from mimo_gguf.conversion.checkpoint import read_json, read_text
 from mimo_gguf.conversion.recipe import PreTokenizer
 from mimo_gguf.core.errors import CheckpointError
 from mimo_gguf.core.model_source import Metadata, array, boolean, string, uint32
@@ -97,52 +97,97 @@ def read_vocabulary(
     )
 
 
-def _from_tokenizer_json(path: Path, pre_tokenizers: Sequence[PreTokenizer]) -> Vocabulary:
-    table = read_json(path, "no tokenizer.json")
+def _from_tokenizer_json(path: Path, known: Sequence[PreTokenizer]) -> Vocabulary:
+    table = read_json(path, "it has no tokenizer.json")
     model = table.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         raise CheckpointError(f"{path}: not a BPE tokenizer", hint="download this file again")
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", ())]
-    added = [
-        AddedToken(int(token["id"]), str(token["content"]), bool(token.get("special", False)))
-        for token in table.get("added_tokens") or ()
-    ]
-    return Vocabulary(model["vocab"], merges, added, _pre_tokenizer_by_regex(table, path, pre_tokenizers))
-
-
-def _pre_tokenizer_by_regex(table: Mapping[str, Any], path: Path, known: Sequence[PreTokenizer]) -> str:
-    stage = table.get("pre_tokenizer") or {}
-    stages = stage.get("pretokenizers", [stage])
-    regexes = [stage["pattern"]["Regex"] for stage in stages if "Regex" in (stage.get("pattern") or {})]
-    for entry in known:
-        if regexes == [entry.regex]:
-            return entry.name
-    raise CheckpointError(
-        f"{path}: splits text by {regexes}; known: {', '.join(entry.name for entry in known)}",
-        hint="the fine-tune changed the tokenizer; llama.cpp would need a name for it",
+    try:
+        merges = [_merge_line(merge) for merge in model["merges"]]
+        added = [_added_token(token["id"], token) for token in table.get("added_tokens") or ()]
+        pre_tokenizer = _pre_tokenizer_of(table, path, known)
+    except _MALFORMED as error:
+        raise _malformed(path, error) from None
+    return Vocabulary(
+        _checked_ids(model.get("vocab"), path), _checked_merges(merges, model["vocab"], path), added, pre_tokenizer
     )
 
 
 def _from_vocab_json(
     folder: Path, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any], known: Sequence[PreTokenizer]
 ) -> Vocabulary:
-    ids = read_json(folder / "vocab.json", "no vocab.json")
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    vocab_path, merges_path = folder / "vocab.json", folder / "merges.txt"
+    ids = _checked_ids(read_json(vocab_path, "it has no vocab.json"), vocab_path)
+    lines = read_text(merges_path).split("\n")
     # The first line may be `#version: 0.2`; `#` may also begin a merge, but then two tokens follow without a colon.
     merges = [line for n, line in enumerate(lines) if line.strip() and not (n == 0 and line.startswith("#version"))]
-    added = [
-        AddedToken(int(number), str(token["content"]), bool(token.get("special", False)))
-        for number, token in (tokenizer_config.get("added_tokens_decoder") or {}).items()
-    ]
-    stated = tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class") or ()
-    classes = {stated} if isinstance(stated, str) else set(stated)
+    try:
+        stated = (tokenizer_config.get("added_tokens_decoder") or {}).items()
+        added = [_added_token(int(number), token) for number, token in stated]
+    except _MALFORMED as error:
+        raise _malformed(folder / "tokenizer_config.json", error) from None
+    name = _pre_tokenizer_by_class(tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class"), known)
+    if name is None:
+        raise CheckpointError(f"{folder}: its tokenizer class is not known here", hint="download tokenizer.json too")
+    return Vocabulary(ids, _checked_merges(merges, ids, merges_path), added, name)
+
+
+# What taking apart JSON of another form than expected raises.
+_MALFORMED: Final = (KeyError, TypeError, AttributeError, ValueError)
+
+
+def _malformed(path: Path, error: Exception) -> CheckpointError:
+    what = f"no {error}" if isinstance(error, KeyError) else str(error)
+    return CheckpointError(f"{path}: malformed: {what}", hint="download this file again")
+
+
+def _merge_line(merge: Any) -> str:
+    """`["h", "e"]` -> `h e`; older files have the line itself."""
+    return merge if isinstance(merge, str) else " ".join(merge)
+
+
+def _added_token(token_id: int, token: Mapping[str, Any]) -> AddedToken:
+    if not isinstance(token["content"], str):
+        raise TypeError(f"added token {token_id} has no text")
+    return AddedToken(token_id, token["content"], bool(token.get("special", False)))
+
+
+def _checked_ids(vocab: Any, path: Path) -> Mapping[str, int]:
+    if not isinstance(vocab, dict) or not vocab:
+        raise CheckpointError(f"{path}: no vocabulary in it", hint="download this file again")
+    return vocab
+
+
+def _checked_merges(merges: Sequence[str], ids: Mapping[str, int], path: Path) -> Sequence[str]:
+    """The merges, if each joins two tokens of the vocabulary to a third, as Hugging Face's tokenizers demand too."""
+    for merge in merges:
+        left, space, right = merge.partition(" ")
+        if not space or left not in ids or right not in ids or left + right not in ids:
+            raise CheckpointError(
+                f"{path}: merge {merge!r} does not join two tokens of the vocabulary", hint="download this file again"
+            )
+    return merges
+
+
+def _pre_tokenizer_of(table: Mapping[str, Any], path: Path, known: Sequence[PreTokenizer]) -> str:
+    """llama.cpp's name for how tokenizer.json normalizes and splits text."""
+    normalizer = (table.get("normalizer") or {"type": "null"})["type"]
+    stage = table.get("pre_tokenizer") or {}
+    stages = stage.get("pretokenizers", [stage])
+    patterns = [stage.get("pattern") for stage in stages if stage.get("type") == "Split"]
     for entry in known:
-        if classes & set(entry.tokenizer_classes):
-            return Vocabulary(ids, merges, added, entry.name)
+        if patterns == [{"Regex": entry.regex}] and normalizer in entry.normalizers:
+            return entry.name
     raise CheckpointError(
-        f"{folder}: tokenizer class {', '.join(sorted(classes)) or 'not stated'} is not known here",
-        hint="download tokenizer.json too",
+        f"{path}: splits text by {patterns} after the normalizer {normalizer}; "
+        f"known: {', '.join(entry.name for entry in known)}",
+        hint="the fine-tune changed the tokenizer; llama.cpp would need a name for it",
     )
+
+
+def _pre_tokenizer_by_class(stated: Any, known: Sequence[PreTokenizer]) -> str | None:
+    classes = [stated] if isinstance(stated, str) else stated if isinstance(stated, list) else []
+    return next((entry.name for entry in known if any(name in classes for name in entry.tokenizer_classes)), None)
 
 
 def _rows(vocabulary: Vocabulary, vocab_size: int, folder: Path) -> tuple[list[str], list[int]]:
@@ -152,9 +197,9 @@ def _rows(vocabulary: Vocabulary, vocab_size: int, folder: Path) -> tuple[list[s
     claims = [(token_id, content, TokenType.NORMAL) for content, token_id in vocabulary.ids.items()]
     claims += [(token.token_id, token.content, _added_type(token)) for token in vocabulary.added]
     for token_id, content, token_type in claims:
-        if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+        if type(token_id) is not int or not 0 <= token_id < vocab_size:
             raise CheckpointError(
-                f"{folder}: token {content!r} has id {token_id}, outside the {vocab_size} rows of the embedding",
+                f"{folder}: token {content!r} has id {token_id!r}, outside the {vocab_size} rows of the embedding",
                 hint="tokenizer and config.json are of two models",
             )
         if types[token_id] != TokenType.UNUSED and tokens[token_id] != content:
@@ -164,7 +209,18 @@ def _rows(vocabulary: Vocabulary, vocab_size: int, folder: Path) -> tuple[list[s
             )
         tokens[token_id] = content
         types[token_id] = int(token_type)
+    _refuse_twins(tokens, folder)
     return tokens, types
+
+
+def _refuse_twins(tokens: Sequence[str], folder: Path) -> None:
+    """llama.cpp aborts on them: https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-vocab.cpp#L2544."""
+    rows: dict[str, int] = {}
+    for row, text in enumerate(tokens):
+        if (first := rows.setdefault(text, row)) != row:
+            raise CheckpointError(
+                f"{folder}: token {text!r} has two ids, {first} and {row}", hint="download the tokenizer files again"
+            )
 
 
 def _added_type(token: AddedToken) -> TokenType:
@@ -189,7 +245,7 @@ def _special_ids(
         candidates = [by_content.get(content) if isinstance(content, str) else None]
         candidates += [_first(source.get(f"{kind}_token_id")) for source in (config, generation_config)]
         for token_id in candidates:
-            if isinstance(token_id, int) and 0 <= token_id < vocab_size:
+            if type(token_id) is int and 0 <= token_id < vocab_size:
                 ids[kind] = token_id
                 break
     return ids
@@ -199,13 +255,13 @@ def read_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str
     """The default chat template: chat_template.jinja, else tokenizer_config.json, else chat_template.json."""
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
+        return read_text(jinja)
     stated = tokenizer_config.get("chat_template")
     if stated is None:
         stated = _optional_json(folder / "chat_template.json").get("chat_template")
     if isinstance(stated, list):  # several named templates
-        named = {entry.get("name"): entry.get("template") for entry in stated if isinstance(entry, dict)}
-        stated = named.get("default")
+        named = (entry for entry in stated if isinstance(entry, dict) and entry.get("name") == "default")
+        stated = next(named, {}).get("template")
     return stated if isinstance(stated, str) else None
 
 

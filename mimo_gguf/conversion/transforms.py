@@ -24,6 +24,3 @@ def swap_halves(rows: NDArray[np.uint8]) -> None:
 
 
 TRANSFORMS: Final[Mapping[str, Transform]] = {"swap_halves": swap_halves}
-
-# The transform that undoes each of them.
-INVERSES: Final[Mapping[str, Transform]] = {"swap_halves": swap_halves}

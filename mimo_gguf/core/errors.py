@@ -6,6 +6,7 @@
     ├── HubError                  1   the Hub could not be reached, or has no such repository
     ├── GgufError                 1   a GGUF file that is broken or of another model
     ├── RecipeError               1   a conversion recipe or quantization profile with a mistake in it
+    ├── WeightsError              1   weights that no output can hold: Inf, NaN, or changed while they were read
     ├── OutputError               1   the output exists, cannot be written, or the disk is full
     ├── BackendError              1   llama.cpp refused a model or a context
     └── DoesNotFit                3   the plan needs more memory than the machine has free
@@ -53,6 +54,13 @@ class GgufError(MimoGgufError):
 
 class RecipeError(MimoGgufError):
     """A conversion recipe or quantization profile with a mistake in it."""
+
+
+class WeightsError(MimoGgufError):
+    """Weights that no output can hold: Inf, NaN, beyond the type's range, or changed while they were read.
+
+    A run that meets them cannot be resumed.
+    """
 
 
 class OutputError(MimoGgufError):

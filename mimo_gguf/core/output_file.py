@@ -5,25 +5,75 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
-from mimo_gguf.core.errors import OutputError
+from mimo_gguf.core.errors import OutputError, UsageError
+from mimo_gguf.core.paths import path_kind
 from mimo_gguf.core.units import format_size
+
+# Files that are built beside an output have longer names (".NAME.sums.json.PID.partial"); 255 is the usual limit.
+_LONGEST_NAME_BYTES: Final = 210
 
 
 def check_output(path: Path, *, force: bool) -> None:
-    """Raises OutputError where `path` exists (without `force`), is a folder, or its folder is missing or read-only."""
-    if path.is_dir():
+    """Raises OutputError where `path` exists (without `force`), is no plain file, has a name too long for what is built
+    beside it, or lies in a folder that is missing or read-only."""
+    if len(os.fsencode(path.name)) > _LONGEST_NAME_BYTES:
+        raise OutputError(f"{path}: the name is too long", hint="give a shorter file name with -o")
+    kind = path_kind(path)
+    if kind == "folder":
         raise OutputError(f"{path}: is a folder, not a file", hint="give a file name with -o")
-    if path.exists() and not force:
+    if kind == "special":
+        raise OutputError(f"{path}: is a device or pipe, not a file", hint="give a file name with -o")
+    if kind == "file" and not force:
         raise OutputError(f"{path}: exists already", hint="add --force to replace it, or choose another name with -o")
-    folder = path.parent
-    if not folder.is_dir():
-        raise OutputError(f"{folder}: no such folder", hint=f"mkdir -p {folder}")
+    check_folder(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises OutputError where `folder` is missing, is no folder, or is read-only."""
+    kind = path_kind(folder)
+    if kind != "folder":
+        what, hint = ("no such folder", f"mkdir -p {folder}") if kind == "nothing" else ("is a file", "give a folder")
+        raise OutputError(f"{folder}: {what}", hint=hint)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{folder}: the folder is read-only", hint="choose another place with -o")
+
+
+def is_file_name(out: Path | None) -> bool:
+    """Whether `-o OUT` names a file (it ends in .gguf and is no folder) rather than a folder."""
+    return out is not None and out.suffix.lower() == ".gguf" and path_kind(out) != "folder"
+
+
+def name_outputs(out: Path | None, default_folder: Path, model: str, ftypes: Sequence[str]) -> tuple[Path, ...]:
+    """Where files of these types go: `out` itself if it names a file, else `<model>-<TYPE>.gguf` in the folder `out`
+    (without it: in `default_folder`). A leading ~ is the home folder: the shell leaves that of `--out=~/models` alone.
+
+    Raises:
+        UsageError: one file name for several types.
+    """
+    if out is not None:
+        with contextlib.suppress(RuntimeError):  # ~nobody
+            out = out.expanduser()
+    if out is not None and is_file_name(out):
+        if len(ftypes) > 1:
+            raise UsageError(f"{out}: one file name for {len(ftypes)} outputs", hint="give a folder with -o")
+        return tuple(out for _ in ftypes)
+    return tuple((out or default_folder) / f"{model}-{ftype}.gguf" for ftype in ftypes)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of an output where it is missing.
+
+    Raises:
+        OutputError: that is impossible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: {error.strerror or error}", hint="choose another place with -o") from None
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +53,24 @@ def edit_header(change: Callable[[dict[str, dict[str, object]]], object]) -> Cal
     return edit
 
 
+def edit_json(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        table = json.loads((folder / name).read_text())
+        change(table)
+        (folder / name).write_text(json.dumps(table))
+
+    return edit
+
+
+def edit_tokenizer(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    return edit_json("tokenizer.json", change)
+
+
+def added(table: dict[str, Any]) -> dict[str, Any]:
+    """The first added token."""
+    return table["added_tokens"][0]
+
+
 def cut(name: str, n_bytes: int) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         raw = (folder / name).read_bytes()
@@ -71,6 +91,14 @@ def remove(*names: str) -> Callable[[Path], None]:
     return edit
 
 
+def replace_by_folder(name: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return edit
+
+
 def rename_tensor(old: str, new: str) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         for path in folder.glob("*.safetensors"):
@@ -87,14 +115,34 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (remove("config.json"), "no config.json"),
     "config is no JSON": (write("config.json", b"{"), "config.json: not valid JSON"),
     "config is a list": (write("config.json", b"[]"), "a JSON list, not an object"),
-    "config is binary": (write("config.json", b"\xff\xfe\x00"), "not valid JSON"),
+    "config is binary": (write("config.json", b"\xff\xfe\x00"), "config.json: not UTF-8 text"),
     "another architecture": (edit_config(architectures=["LlamaForCausalLM"]), "'LlamaForCausalLM'"),
     "no architecture": (edit_config(architectures=None), "names no architecture"),
-    "gelu": (edit_config(hidden_act="gelu"), "hidden_act = 'gelu'"),
-    "sliding window": (edit_config(use_sliding_window=True), "use_sliding_window = True"),
+    "gelu": (edit_config(hidden_act="gelu"), 'hidden_act = "gelu"'),
+    "sliding window": (edit_config(use_sliding_window=True), "use_sliding_window = true"),
     "rope scaling": (edit_config(rope_scaling={"type": "yarn", "factor": 4.0}), "rope_scaling"),
+    "words for booleans": (edit_config(tie_word_embeddings="false"), 'tie_word_embeddings = "false"'),
+    "words for numbers": (edit_config(rope_theta="640000"), "rope_theta is '640000', not a sensible number"),
+    "boolean for a number": (edit_config(vocab_size=True), "vocab_size is True, not a sensible number"),
+    "list for a number": (edit_config(hidden_size=[64]), "hidden_size is [64]"),
+    "NaN for a number": (edit_config(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
+    "NaN for a count": (edit_config(num_hidden_layers=float("nan")), "num_hidden_layers is nan"),
+    "half a number": (edit_config(max_position_embeddings=128.5), "max_position_embeddings is 128.5, not a whole"),
+    "no whole head": (
+        edit_config(num_attention_heads=3, head_dim=None),
+        "hidden_size / num_attention_heads is not whole",
+    ),
+    "context beyond 32 bits": (edit_config(max_position_embeddings=1 << 33), "max_position_embeddings is 8589934592"),
+    "a billion layers": (edit_config(num_hidden_layers=10**9), "num_hidden_layers is 1000000000, with only 43 tensors"),
+    "a billion MTP layers": (edit_config(num_nextn_predict_layers=10**9), "mtp_layers is 1000000000, with only 43"),
+    "MTP count in words": (edit_config(num_nextn_predict_layers="1"), "num_nextn_predict_layers is '1', not a count"),
+    "MTP count negative": (edit_config(num_nextn_predict_layers=-1), "num_nextn_predict_layers is -1, not a count"),
+    "MTP count in a list": (edit_config(num_nextn_predict_layers=[1]), "num_nextn_predict_layers is [1], not a count"),
+    "config nested without end": (write("config.json", b'{"a":' * 100_000), "nested too deeply"),
+    "config is a folder": (replace_by_folder("config.json"), "config.json: not a file"),
+    "generation config is no JSON": (write("generation_config.json", b"\xff\xfe"), "generation_config.json: not UTF-8"),
     "no hidden_size": (edit_config(hidden_size=None), "hidden_size is missing"),
-    "negative heads": (edit_config(num_attention_heads=-4), "num_attention_heads is -4"),
+    "negative heads": (edit_config(num_attention_heads=-4), "num_attention_heads is -4, not a sensible number"),
     "absurd vocabulary": (edit_config(vocab_size=10**15), "vocab_size is 1000000000000000"),
     "width of another model": (edit_config(intermediate_size=128), "has shape [96, 64], config.json says [128, 64]"),
     "more layers than there are": (edit_config(num_hidden_layers=3), "12 tensors missing: model.layers.2."),
@@ -160,6 +208,31 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         ),
         "splits text by",
     ),
+    "normalizer llama.cpp has not": (
+        edit_tokenizer(lambda table: table.update(normalizer={"type": "Lowercase"})),
+        "after the normalizer Lowercase",
+    ),
+    "pre-tokenizer is text": (edit_tokenizer(lambda table: table.update(pre_tokenizer="x")), "malformed"),
+    "no merges": (edit_tokenizer(lambda table: table["model"].update(merges=None)), "malformed"),
+    "merges of numbers": (edit_tokenizer(lambda table: table["model"].update(merges=[1, 2])), "malformed"),
+    "merge of three": (edit_tokenizer(lambda table: table["model"].update(merges=[["h", "e", "l"]])), "merge 'h e l'"),
+    "merge of unknown tokens": (edit_tokenizer(lambda table: table["model"].update(merges=["zz q"])), "merge 'zz q'"),
+    "no vocabulary": (edit_tokenizer(lambda table: table["model"].update(vocab={})), "no vocabulary in it"),
+    "token id in words": (edit_tokenizer(lambda table: table["model"]["vocab"].update(he="262")), "has id '262'"),
+    "token id true": (edit_tokenizer(lambda table: table["model"]["vocab"].update(he=True)), "has id True"),
+    "added token without id": (edit_tokenizer(lambda table: added(table).pop("id")), "malformed: no 'id'"),
+    "added token is text": (edit_tokenizer(lambda table: table.update(added_tokens=["x"])), "malformed"),
+    "added token of half a character": (
+        edit_tokenizer(lambda table: added(table).update(content="\ud800")),
+        "tokenizer.json: not valid JSON: 'utf-8' codec",
+    ),
+    "two tokens with one id": (edit_tokenizer(lambda table: added(table).update(id=257)), "id 257 is both"),
+    "one token with two ids": (
+        edit_tokenizer(lambda table: table["added_tokens"].append({"id": 265, "content": "<|im_end|>"})),
+        "token '<|im_end|>' has two ids, 258 and 265",
+    ),
+    "tokenizer nested without end": (write("tokenizer.json", b'{"model":' * 100_000), "nested too deeply"),
+    "chat template is no text": (write("chat_template.jinja", b"\xff\xfe"), "chat_template.jinja: not UTF-8 text"),
     "tokens outside the embedding": (
         lambda folder: (
             (folder / "tokenizer.json").write_text(
@@ -187,9 +260,19 @@ def test_bad_checkpoint(tmp_path: Path, case: str) -> None:
     assert str(tmp_path) in caught.value.message or "config.json" in caught.value.message
 
 
-def test_not_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["nothing", "x" * 5000, "a\0b", "x/" * 3000])
+def test_not_a_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
-        open_model(str(tmp_path / "nothing"))
+        open_model(f"{tmp_path}/{name}")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json: not a file"):
+        open_model(str(tmp_path))
 
 
 def test_wrong_dtype_is_named(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_dropped_tensors_are_declared(tmp_path: Path) -> None:
     dropped = {drop.hf for drop in plan.dropped}
     assert dropped == mtp_shapes(0, CONFIG).keys()
     assert all(drop.reason for drop in plan.dropped)
-    assert dropped | {assignment.hf for assignment in plan.mapping.assigned} == tensor_shapes(CONFIG).keys()
+    assert dropped | {tensor.hf for tensor in plan.mapping.mapped} == tensor_shapes(CONFIG).keys()
 
 
 def test_rows_read_in_any_portion_are_the_same(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_full_size(tmp_path: Path) -> None:
     source = as_model_source(plan, "test")
     names = expected_names(36, 1)
     assert {tensor.info.name for tensor in source.tensors} == names.keys()
-    assert {assignment.gguf: assignment.hf for assignment in plan.mapping.assigned} == names
+    assert {tensor.gguf: tensor.hf for tensor in plan.mapping.mapped} == names
     assert len(source.tensors) == 451
     assert sum(tensor.info.n_elements for tensor in source.tensors) == 7_833_409_536
     assert sum(t.info.n_elements for t in source.tensors if t.info.name.startswith("blk.36.")) == 210_790_400

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -71,6 +72,20 @@ def test_dry_run_reads_headers_only(hub: FakeHub, tmp_path: Path) -> None:
     assert all(part is not None for _, part in weights)
     assert not list(tmp_path.glob("*.gguf"))
     assert not list(tmp_path.glob("hf/**/*.safetensors"))
+
+
+def test_index_that_leads_out_of_the_folder(hub: FakeHub, tmp_path: Path) -> None:
+    """A hostile index names a shard elsewhere: refused before anything is fetched or written there."""
+    path = hub.repositories[MODEL] / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["lm_head.weight"] = "../../outside.safetensors"
+    path.write_text(json.dumps(index))
+    with mock.patch.dict(os.environ, {"TMPDIR": str(tmp_path / "tmp" / "tmp")}):
+        (tmp_path / "tmp" / "tmp").mkdir(parents=True)
+        done = run_cli(hub, tmp_path, "convert", MODEL, "--dry-run")
+    assert done.returncode == 1
+    assert "'../../outside.safetensors', no file name" in done.stderr
+    assert not list(tmp_path.rglob("outside*"))
 
 
 def test_broken_download_resumes(hub: FakeHub, tmp_path: Path) -> None:

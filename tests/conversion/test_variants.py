@@ -14,6 +14,7 @@ from mimo_gguf.conversion.checkpoint_source import ConversionOptions, Conversion
 from mimo_gguf.conversion.open_model import open_model
 from mimo_gguf.core.errors import CheckpointError
 from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.gguf_header import lay_out
 from tests.checkpoints import CONFIG, mtp_shapes, tensor_shapes, write_checkpoint
 
 CARD = """---
@@ -79,6 +80,66 @@ def test_broken_model_card_costs_only_its_metadata(tmp_path: Path) -> None:
     assert "general.license" not in values(planned(tmp_path))
 
 
+ODD_CARDS = {
+    "numbers": "license: 5\nbase_model: 7\ntags: 3\nlanguage: {a: b}\nmodel_name: [x]\nname: 5",
+    "nested": "base_model: [[a]]\nlanguage: [1, 2]\ntags: [true, null, [x]]\nlicense: [mit, apache-2.0]\nauthor: 3",
+    "tables": "base_model: [{name: 5}]\ndatasets: [{x: 1}]\nlicense: {a: 1}\nmodel_name: {a: 1}\nversion: 2024-01-01",
+    "a list": "- a\n- b",
+    "a date": "license: 2024-01-01",
+    "half a character": 'license: "\\uD800"',
+    "nested without end": "a: " + "[" * 1500,
+}
+
+
+@pytest.mark.parametrize("case", ODD_CARDS)
+def test_odd_model_card_converts(tmp_path: Path, case: str) -> None:
+    """Whatever its entries are, the header can be written, and texts stay texts."""
+    write_checkpoint(tmp_path)
+    (tmp_path / "README.md").write_text(f"---\n{ODD_CARDS[case]}\n---\n")
+    plan = planned(tmp_path)
+    assert lay_out(plan.metadata, ()).header
+    general = {key: value for key, value in values(plan).items() if key.startswith("general.")}
+    assert all(isinstance(general.get(key, ""), str) for key in ("general.name", "general.license", "general.author"))
+    assert all(isinstance(tag, str) for tag in general.get("general.tags", []) + general.get("general.languages", []))
+    assert {"nested": "mit", "a date": "2024-01-01", "numbers": "5"}.get(case) == general.get("general.license")
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"temperature": 1, "top_p": 0.9, "top_k": 20}, {"temp": 1.0, "top_p": 0.9, "top_k": 20}),
+        ({"temperature": 0.6, "do_sample": False}, {}),
+        ({"temperature": "warm", "top_p": True, "top_k": 10**30, "min_p": float("nan")}, {}),
+        ({"top_k": 2.5}, {"top_k": 2}),
+    ],
+)
+def test_recommended_sampling(tmp_path: Path, stated: dict[str, Any], expected: dict[str, float]) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(stated))
+    plan = planned(tmp_path)
+    assert lay_out(plan.metadata, ()).header
+    found = {key: value for key, value in values(plan).items() if key.startswith("general.sampling")}
+    assert found == {f"general.sampling.{key}": value for key, value in expected.items()}
+
+
+def test_snapshot_in_the_hubs_cache(tmp_path: Path) -> None:
+    """A folder named after a commit, files that are links out of it: the model keeps its name and source."""
+    cache = tmp_path / "models--XiaomiMiMo--MiMo-7B-RL"
+    write_checkpoint(cache / "blobs")
+    snapshot = cache / "snapshots" / ("c" * 40)
+    snapshot.mkdir(parents=True)
+    for blob in (cache / "blobs").iterdir():
+        try:
+            (snapshot / blob.name).symlink_to(Path("../../blobs") / blob.name)
+        except OSError:
+            pytest.skip("no symbolic links here")
+    plan = plan_conversion(read_checkpoint(snapshot))
+    assert plan.checkpoint.name == "MiMo-7B-RL"
+    assert values(plan)["general.source.url"] == f"https://huggingface.co/XiaomiMiMo/MiMo-7B-RL/tree/{'c' * 40}"
+    with open_model(str(snapshot)) as source:
+        source.tensors[0].read_rows(0, 1, np.empty((1, source.tensors[0].info.row_bytes), np.uint8))
+
+
 def test_fine_tune_with_a_name_of_its_own(tmp_path: Path) -> None:
     """`_name_or_path` names the base model in a fine-tune; the folder's name is the model's."""
     write_checkpoint(tmp_path / "My-Tune-v2", config=CONFIG | {"_name_or_path": "XiaomiMiMo/MiMo-7B-SFT"})
@@ -105,19 +166,43 @@ def test_tied_embeddings(tmp_path: Path, layout: str, lm_head: bool) -> None:
 
 def test_missing_lm_head_is_tied(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, shapes=tensor_shapes(CONFIG, lm_head=False))
-    assigned = {assignment.gguf: assignment.hf for assignment in planned(tmp_path).mapping.assigned}
+    assigned = {tensor.gguf: tensor.hf for tensor in planned(tmp_path).mapping.mapped}
     assert assigned["output.weight"] == "model.embed_tokens.weight"
 
 
 def test_single_file(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, n_shards=1)
-    assert len(planned(tmp_path).mapping.assigned) == len(tensor_shapes(CONFIG))
+    assert len(planned(tmp_path).mapping.mapped) == len(tensor_shapes(CONFIG))
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
 def test_default_type_is_lossless(tmp_path: Path, dtype: str) -> None:
     write_checkpoint(tmp_path, dtype=dtype)
     assert planned(tmp_path).float_type is GgmlType[dtype]
+
+
+def test_mixed_types_are_told(tmp_path: Path) -> None:
+    """The commonest type is the default; which matrices it would round is known."""
+    odd = "model.mtp_layers.0.input_proj.weight"
+    write_checkpoint(tmp_path, dtypes={odd: "F32", "model.norm.weight": "F32"})
+    plan = planned(tmp_path)
+    assert plan.float_type is GgmlType.BF16
+    assert plan.matrix_types[1:] == ((GgmlType.F32, 1),)
+
+
+def test_dropped_once_whatever_the_reasons(tmp_path: Path) -> None:
+    """A rope table of an MTP layer in the qwen2 layout falls under two rules."""
+    name = "model.mtp_layers.0.self_attn.rotary_emb.inv_freq"
+    write_checkpoint(tmp_path, shapes=tensor_shapes(CONFIG) | {name: (8,)})
+    dropped = [tensor.hf for tensor in planned(tmp_path, options=ConversionOptions(mtp=False)).dropped]
+    assert sorted(dropped) == sorted([*mtp_shapes(0, CONFIG), name])
+
+
+def test_numbers_written_as_floats(tmp_path: Path) -> None:
+    config = CONFIG | {"hidden_size": 64.0, "num_hidden_layers": 2.0}
+    write_checkpoint(tmp_path, config=config, shapes=tensor_shapes(CONFIG))
+    metadata = values(planned(tmp_path))
+    assert metadata["step35.embedding_length"] == 64 and isinstance(metadata["step35.embedding_length"], int)
 
 
 def test_without_mtp_the_layout_is_qwen2(tmp_path: Path) -> None:
@@ -145,7 +230,7 @@ def test_further_mtp_layers(tmp_path: Path) -> None:
     assert plan.n_mtp == metadata["step35.nextn_predict_layers"] == 3
     assert metadata["step35.block_count"] == 5
     assert metadata["step35.attention.sliding_window_pattern"] == [False, False, True, True, True]
-    assigned = {assignment.gguf: assignment.hf for assignment in plan.mapping.assigned}
+    assigned = {tensor.gguf: tensor.hf for tensor in plan.mapping.mapped}
     assert assigned["blk.4.nextn.eh_proj.weight"] == "model.mtp_layers.2.input_proj.weight"
     assert plan.weights["model.mtp_layers.2.input_proj.weight"].path.parent == tmp_path / "MTPs"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,17 @@ def test_hostile(tmp_path: Path, case: str) -> None:
     assert expected in caught.value.message
     assert str(path) in caught.value.message
     assert caught.value.hint
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(GgufError, match="is a folder") as caught:
+        read_gguf(tmp_path)
+    assert caught.value.hint == f"mimo-gguf convert {tmp_path}"
+    with pytest.raises(GgufError, match="is a device"):
+        read_gguf(os.devnull)
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(GgufError):
+            read_gguf(tmp_path / name)
 
 
 @settings(max_examples=300, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,15 @@ from mimo_gguf.core.errors import GgufError, OutputError, RecipeError, UsageErro
 from mimo_gguf.core.geometry import block_number, read_geometry, tensor_group
 from mimo_gguf.core.ggml_types import GgmlType, canonical_name, ftype_name, parse_ggml_type, row_bytes
 from mimo_gguf.core.model_source import string, uint32
-from mimo_gguf.core.output_file import atomic_output, check_free_space, check_output
+from mimo_gguf.core.output_file import (
+    atomic_output,
+    check_free_space,
+    check_output,
+    is_file_name,
+    make_folder,
+    name_outputs,
+)
+from mimo_gguf.core.paths import path_kind
 from mimo_gguf.core.units import format_count, format_duration, format_size, parse_size
 
 
@@ -95,6 +104,52 @@ def test_output_checks(tmp_path: Path) -> None:
         check_output(tmp_path / "no" / "b.gguf", force=False)
     with pytest.raises(OutputError, match="needed"):
         check_free_space(tmp_path, 1 << 60)
+
+
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [
+        (None, ["here/M-F16.gguf", "here/M-Q8_0.gguf"]),
+        (Path("models"), ["models/M-F16.gguf", "models/M-Q8_0.gguf"]),
+        (Path("MiMo-v1.5"), ["MiMo-v1.5/M-F16.gguf", "MiMo-v1.5/M-Q8_0.gguf"]),
+        (Path("~/x"), [f"{Path.home()}/x/M-F16.gguf", f"{Path.home()}/x/M-Q8_0.gguf"]),
+    ],
+)
+def test_outputs_in_a_folder(out: Path | None, expected: list[str]) -> None:
+    assert list(name_outputs(out, Path("here"), "M", ["F16", "Q8_0"])) == [Path(name) for name in expected]
+    assert not is_file_name(out)
+
+
+def test_one_output_by_its_own_name(tmp_path: Path) -> None:
+    assert name_outputs(Path("x.GGUF"), Path("here"), "M", ["F16"]) == (Path("x.GGUF"),)
+    with pytest.raises(UsageError, match="one file name for 2 outputs"):
+        name_outputs(Path("x.gguf"), Path("here"), "M", ["F16", "Q8_0"])
+    (tmp_path / "folder.gguf").mkdir()
+    assert name_outputs(tmp_path / "folder.gguf", Path(), "M", ["F16"]) == (tmp_path / "folder.gguf" / "M-F16.gguf",)
+
+
+@pytest.mark.parametrize("name", ["y" * 300 + ".gguf", "y" * 230 + ".gguf", "\u4f60" * 80 + ".gguf"])
+def test_names_too_long_for_what_is_built_beside_them(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="name is too long"):
+        check_output(tmp_path / name, force=False)
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputError):
+            make_folder(place)
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_path_kinds(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert path_kind(tmp_path) == "folder"
+    assert path_kind(tmp_path / "file") == "file"
+    assert path_kind(os.devnull) == "special"
+    for name in ("none", "x" * 5000, "a\0b", "file/below"):
+        assert path_kind(tmp_path / name) == "nothing"
 
 
 def test_atomic_output_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""What becomes of a checkpoint by its recipe: the table of all tensors, and the layout's metadata. Pure: no weights."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from gguf import GGUFValueType
+
+from mimo_gguf.conversion.dimensions import Dimensions
+from mimo_gguf.conversion.recipe import Recipe, TensorGroup, TensorRule
+from mimo_gguf.core.errors import CheckpointError, RecipeError
+from mimo_gguf.core.model_source import Metadata, MetaValue, array, float32, uint32
+
+
+@dataclass(frozen=True, slots=True)
+class MappedTensor:
+    """One output tensor: its checkpoint tensor, the shape both must have (row-major), the transform in between."""
+
+    hf: str
+    gguf: str
+    shape: tuple[int, ...]
+    transform: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedTensor:
+    """One checkpoint tensor that is left out, and why."""
+
+    hf: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMapping:
+    """What becomes of a whole checkpoint: every tensor is either mapped or dropped with a reason."""
+
+    mapped: tuple[MappedTensor, ...]
+    dropped: tuple[DroppedTensor, ...]
+
+
+def plan_mapping(recipe: Recipe, names: Sequence[str], dims: Dimensions, layout: str, *, tied: bool) -> TensorMapping:
+    """What becomes of the checkpoint tensors `names`.
+
+    Args:
+        dims: its counts hold `mtp_layers`, the number of MTP layers to write.
+        tied: config.json says that the output matrix is the embedding.
+
+    Raises:
+        CheckpointError: tensors that are neither mapped nor dropped, or missing ones; the message lists them all.
+    """
+    outcomes = list(_Mapper(recipe, frozenset(names), dims, layout, tied).outcomes())
+    mapped = tuple(outcome for outcome in outcomes if isinstance(outcome, MappedTensor))
+    # A tensor may be dropped for two reasons; the first is told.
+    reasons = {outcome.hf: outcome for outcome in reversed(outcomes) if isinstance(outcome, DroppedTensor)}
+    mapping = TensorMapping(mapped, tuple(reasons[name] for name in sorted(reasons)))
+    _check_complete(mapping, frozenset(names), dims.where)
+    return mapping
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapper:
+    recipe: Recipe
+    present: frozenset[str]
+    dims: Dimensions
+    layout: str
+    tied: bool
+
+    def outcomes(self) -> Iterator[MappedTensor | DroppedTensor]:
+        """Every rule applied, in the order an output lists its tensors: as groups and rules stand in the recipe."""
+        for group in self.recipe.groups.values():
+            if group.layouts is not None and self.layout not in group.layouts:
+                yield from (DroppedTensor(name, group.else_dropped) for name in self.present if group.holds(name))
+                continue
+            rules = [rule for rule in self.recipe.tensors if group.name in rule.groups]
+            for n in range(self._count(group)):
+                for rule in rules:
+                    yield from self._apply(rule, group, n)
+        for drop in self.recipe.dropped:
+            matching = (name for name in self.present if fnmatch.fnmatchcase(name, drop.hf))
+            yield from (DroppedTensor(name, drop.reason) for name in matching)
+
+    def _count(self, group: TensorGroup) -> int:
+        count = self.dims.whole(group.count) if group.count else 1
+        if count > max(len(self.present), 1):  # before a billion names are made up to be missed
+            raise CheckpointError(
+                f"{self.dims.where}: {group.count} is {count}, with only {len(self.present)} tensors in the checkpoint",
+                hint="download config.json again",
+            )
+        return count
+
+    def _apply(self, rule: TensorRule, group: TensorGroup, n: int) -> Iterator[MappedTensor | DroppedTensor]:
+        dims = self.dims.with_count(n=n)
+        hf, gguf = _numbered(group.hf, dims) + rule.hf, _numbered(group.gguf, dims) + rule.gguf
+        shape = tuple(self.dims.whole(extent) for extent in rule.shape)
+        if rule.tied_to is None or (hf in self.present and not self.tied):
+            yield MappedTensor(hf, gguf, shape, rule.transform)
+            return
+        if hf in self.present:
+            yield DroppedTensor(hf, f"config.json ties it to {rule.tied_to}")
+        if self.layout in rule.tied_layouts:
+            yield MappedTensor(rule.tied_to, gguf, shape, None)
+
+
+def _numbered(prefix: str, dims: Dimensions) -> str:
+    """`blk.{n + num_hidden_layers}.` -> `blk.36.`."""
+    return re.sub(r"\{([^}]*)\}", lambda match: str(dims.whole(match[1])), prefix)
+
+
+def _check_complete(mapping: TensorMapping, present: frozenset[str], where: str) -> None:
+    used = {tensor.hf for tensor in mapping.mapped}
+    missing = sorted(used - present)
+    unknown = sorted(present - used - {tensor.hf for tensor in mapping.dropped})
+    wrong = []
+    if missing:
+        wrong.append(f"{_n_tensors(missing)} missing: {', '.join(missing)}")
+    if unknown:
+        wrong.append(f"the recipe has no place for {_n_tensors(unknown)}: {', '.join(unknown)}")
+    if wrong:
+        raise CheckpointError(
+            f"{where}: {'; '.join(wrong)}",
+            hint="add a row to a recipe in convert/ for each, mapped or dropped with a reason"
+            if unknown
+            else "download the checkpoint again, all of it",
+        )
+
+
+def _n_tensors(names: Sequence[str]) -> str:
+    return f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
+
+
+def plan_metadata(recipe: Recipe, layout: str, dims: Dimensions) -> Metadata:
+    """The `<layout>.*` keys.
+
+    Raises:
+        CheckpointError: config.json lacks a number, or it is a senseless one.
+        RecipeError: the recipe asks for a kind of value there is not.
+    """
+    return {f"{layout}.{key}": _meta_value(recipe, key, entry, dims) for key, entry in recipe.metadata[layout].items()}
+
+
+def _meta_value(recipe: Recipe, key: str, entry: Mapping[str, str], dims: Dimensions) -> MetaValue:
+    ((kind, expression),) = entry.items()
+    if kind == "uint32":
+        return uint32(dims.whole(expression))
+    if kind == "float32":
+        return float32(float(dims.number(expression)))
+    if kind == "bool_per_block" and expression == "is_mtp":
+        trunk = dims.whole("num_hidden_layers")
+        return array(GGUFValueType.BOOL, [False] * trunk + [True] * dims.whole("mtp_layers"))
+    raise RecipeError(f"{recipe.path}: metadata {key}: unknown kind {kind} = {expression!r}", hint="uint32 or float32")

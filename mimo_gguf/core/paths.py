@@ -1,0 +1,23 @@
+"""What a path leads to, asked so that any text a user types has an answer."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Literal
+
+PathKind = Literal["file", "folder", "nothing", "special"]
+
+
+def path_kind(path: str | Path) -> PathKind:
+    """`file`, `folder`, `special` (a pipe or device) or `nothing`.
+
+    `Path.exists` and its like raise for a name that no system can have (too long, a NUL in it); here that is nothing.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return "nothing"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "file" if stat.S_ISREG(mode) else "special"
