@@ -16,7 +16,7 @@ import numpy as np
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from mimo_gguf.core.errors import MimoGgufError
+from mimo_gguf.core.errors import MimoGgufError, WeightsError
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
 from mimo_gguf.core.model_source import Bytes, TensorInfo
 from mimo_gguf.quantization.block_scales import first_bad_row
@@ -196,15 +196,15 @@ def _first_row_not_held(rows: NDArray[np.generic], out: Bytes, tensor: TensorPla
     return int(beyond.argmax()) if beyond.any() else None
 
 
-def _not_finite(info: TensorInfo, row: int, origin: str) -> MimoGgufError:
-    return MimoGgufError(
+def _not_finite(info: TensorInfo, row: int, origin: str) -> WeightsError:
+    return WeightsError(
         f"{info.name}: row {row} holds Inf or NaN ({origin})",
         hint="the weights are damaged; download them again",
     )
 
 
-def _too_large(tensor: TensorPlan, row: int) -> MimoGgufError:
-    return MimoGgufError(
+def _too_large(tensor: TensorPlan, row: int) -> WeightsError:
+    return WeightsError(
         f"{tensor.info.name}: row {row} holds a value too large for {tensor.info.ggml_type.name} "
         f"({tensor.source.origin})",
         hint=f"keep this tensor as it is: --tensor-type {tensor.info.name}=BF16",

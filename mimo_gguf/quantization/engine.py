@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
-from mimo_gguf.core.errors import OutputError
+from mimo_gguf.core.errors import OutputError, WeightsError
 from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.output_file import check_free_space
 from mimo_gguf.core.progress import Job, Progress, Silence
@@ -41,7 +42,8 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
 
     Raises:
         OutputError: an output exists, another run is writing it, or the disk is full or failing.
-        MimoGgufError: Inf, NaN or values that the type cannot hold; the source changed while it was read.
+        WeightsError: Inf, NaN or values that the type cannot hold; the source changed while it was read. As going on is
+            impossible, nothing is left behind.
     """
     watcher = progress or Silence()
     started = time.perf_counter()
@@ -50,6 +52,7 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
     chunks = cut_into_chunks([tensor.info for tensor in plan.source.tensors], plan.options.chunk_weights)
     with ExitStack() as stack:
         writers = _open_outputs(plan, kernels, chunks, stack)
+        stack.push(partial(_tidy_up, writers))
         _check_space(writers, chunks)
         loop = Loop(plan, kernels, chunks, writers, plan.options.n_threads or os.cpu_count() or 1)
         _watch(loop, watcher)
@@ -58,6 +61,15 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
             watcher.note("syncing to disk")
         _complete(writers, chunks)
         return _report(loop, time.perf_counter() - started)
+
+
+def _tidy_up(
+    writers: Sequence[OutputWriter], _: type[BaseException] | None, error: BaseException | None, __: object
+) -> None:
+    """After a failure: removes what the next run could not go on from."""
+    for writer in writers:
+        if not writer.finished and (isinstance(error, WeightsError) or (error is not None and not writer.journal.done)):
+            writer.abandon()
 
 
 def _load_kernels(plan: QuantizePlan, progress: Progress) -> dict[KernelKey, Kernel]:

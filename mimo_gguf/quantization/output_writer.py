@@ -13,6 +13,7 @@ from mimo_gguf import __version__
 from mimo_gguf.core.gguf_header import GgufLayout, lay_out
 from mimo_gguf.core.model_source import Bytes, Metadata, ModelSource, string
 from mimo_gguf.core.output_file import check_output
+from mimo_gguf.core.paths import path_kind
 from mimo_gguf.quantization.checksums import Checksums, TensorSum, checksum_path
 from mimo_gguf.quantization.chunks import Chunk, chunk_rows, digest_of, digest_of_digests
 from mimo_gguf.quantization.journal import Journal, open_journal
@@ -102,6 +103,13 @@ class OutputWriter:
         self.close_files()
         self.journal.close()
 
+    def abandon(self) -> None:
+        """Removes everything written for this output."""
+        self.close_files()
+        for part in self.plan.parts:
+            partial_path(part.path).unlink(missing_ok=True)
+        self.journal.discard()
+
     def _final_layouts(self, chunks: Sequence[Chunk]) -> list[GgufLayout]:
         """The parts' layouts with the digests filled in; made once."""
         if self._layouts:
@@ -179,7 +187,7 @@ def check_places(plans: Sequence[OutputPlan], *, force: bool) -> None:
     Raises:
         OutputError: an output exists (without `force`), or its place cannot be written.
     """
-    interrupted = any(_journal_path(plan).exists() for plan in plans)
+    interrupted = any(path_kind(_journal_path(plan)) == "file" for plan in plans)
     for plan in plans:
         _check_parts(plan, force=force or interrupted)
 
