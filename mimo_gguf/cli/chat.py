@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mimo_gguf.cli import ui
 from mimo_gguf.core.errors import UsageError
 
 if TYPE_CHECKING:
     from mimo_gguf.cli.chat_screen import Screen
-    from mimo_gguf.runtime.conversation import Conversation
+    from mimo_gguf.runtime.chat_template import Message
+    from mimo_gguf.runtime.fit import FitPlan
+    from mimo_gguf.runtime.memory_watch import MemoryWatch
     from mimo_gguf.runtime.model import Answer, AnswerOptions, Model
     from mimo_gguf.runtime.sampling import SamplingOptions
-    from mimo_gguf.runtime.session import SessionOptions
 
 
 def command(
@@ -31,13 +33,17 @@ def command(
     ] = None,
     system: Annotated[str, typer.Option(metavar="TEXT", help="System message; empty, as Xiaomi recommends.")] = "",
     ctx: Annotated[
-        int | None, typer.Option(metavar="N", help="Context window in tokens, 0 the model's own [default: up to 8192].")
+        int | None,
+        typer.Option(min=0, metavar="N", help="Context window in tokens, 0 the model's own [default: what fits]."),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer, reasoning included.")] = None,
     think_budget: Annotated[
         int | None, typer.Option(metavar="N", help="Reasoning tokens after which the answer is asked for.")
     ] = None,
-    no_think_display: Annotated[bool, typer.Option("--no-think-display", help="Do not show the reasoning.")] = False,
+    think: Annotated[
+        str, typer.Option(metavar="show|fold|hide", help="Reasoning in full, as one line, or not at all.")
+    ] = "show",
+    no_think_display: Annotated[bool, typer.Option("--no-think-display", help="The same as --think hide.")] = False,
     temp: Annotated[float, typer.Option(metavar="T", help="Temperature; 0 is greedy.")] = 0.6,
     top_p: Annotated[float, typer.Option(metavar="P")] = 0.95,
     top_k: Annotated[int, typer.Option(metavar="K", help="0 is off.")] = 0,
@@ -51,7 +57,9 @@ def command(
     json_schema: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON schema the answer must follow.")
     ] = None,
-    no_mtp: Annotated[bool, typer.Option("--no-mtp", help="Do not load or use the MTP layer.")] = False,
+    mtp: Annotated[
+        bool | None, typer.Option("--mtp/--no-mtp", help="Draft with the MTP layer [default: where it fits].")
+    ] = None,
     draft: Annotated[int, typer.Option(metavar="N", help="Tokens drafted at a time.")] = 1,
     always_draft: Annotated[
         bool, typer.Option("--always-draft", help="Draft even where that is slower than not drafting.")
@@ -72,7 +80,15 @@ def command(
     rpc: Annotated[
         list[str] | None, typer.Option(metavar="HOST:PORT", help="Also use this worker; may be repeated.")
     ] = None,
-    kv_type: Annotated[str, typer.Option(metavar="TYPE", help="KV cache: f16, q8_0 or q4_0.")] = "f16",
+    kv_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="KV cache: f16, q8_0 or q4_0 [default: f16 if that fits].")
+    ] = None,
+    ubatch: Annotated[
+        int | None, typer.Option("--ubatch", min=1, metavar="N", help="Prompt tokens computed at a time.")
+    ] = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Choose for the free memory whatever is not given; this is the default.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of text.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's log on stderr.")] = False,
     log_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Write llama.cpp's log here.")] = None,
@@ -82,11 +98,16 @@ def command(
 
     Without -p, -f or a pipe it is a conversation; /help lists its commands.
     """
+    from mimo_gguf.runtime.conversation import Conversation
+    from mimo_gguf.runtime.devices import add_workers
     from mimo_gguf.runtime.llama_api import use_log
-    from mimo_gguf.runtime.model import AnswerOptions
+    from mimo_gguf.runtime.memory_watch import MemoryWatch
+    from mimo_gguf.runtime.model import AnswerOptions, Model
     from mimo_gguf.runtime.sampling import SamplingOptions
     from mimo_gguf.runtime.session import SessionOptions
 
+    if think not in ("show", "fold", "hide"):
+        raise UsageError(f"--think {think}?", hint="--think show, --think fold or --think hide")
     if hidden not in ("pre", "post"):
         raise UsageError(f"no hidden state {hidden!r}", hint="--hidden pre or --hidden post")
     sampling = SamplingOptions(
@@ -95,6 +116,7 @@ def command(
     )  # fmt: skip
     answers = AnswerOptions(max_tokens=max_tokens, stop=tuple(stop or ()), think_budget=think_budget)
     question = _question(prompt, prompt_file)
+    reasoning = "hide" if no_think_display else think
     with contextlib.ExitStack() as stack:
         if log_file is not None:
             use_log(copy_to=stack.enter_context(_open_log(log_file)))
@@ -102,16 +124,27 @@ def command(
             use_log(copy_to=sys.stderr)
         stack.callback(use_log, copy_to=None)
         options = SessionOptions(
-            n_ctx=_window(file, ctx), kv_type=kv_type, n_threads=threads, mtp=not no_mtp, n_draft=draft,
-            p_min=draft_p_min, adaptive=not always_draft, hidden="post" if hidden == "post" else "pre",
+            n_threads=threads, n_draft=draft, p_min=draft_p_min, adaptive=not always_draft,
+            hidden="post" if hidden == "post" else "pre",
         )  # fmt: skip
-        model = stack.enter_context(_load(file, options, gpu_layers, rpc or [], force))
+        if rpc:
+            add_workers(rpc)
+        model = stack.enter_context(
+            Model.load(
+                file, n_ctx=ctx, kv_type=kv_type, mtp=mtp, n_ubatch=ubatch, n_gpu_layers=gpu_layers, options=options,
+                force=force, tell=plan_teller(not as_json and (verbose or _somebody_watches())),
+            )
+        )  # fmt: skip
+        if model.launch_note:
+            ui.print_warning(model.launch_note)
+        watch = MemoryWatch([fit.device.name for fit in model.plan.devices] if model.plan else [])
         if question is None:
             from mimo_gguf.cli.chat_loop import ChatLoop
 
-            ChatLoop(model, system, sampling, answers, show_reasoning=not no_think_display).run()
+            ChatLoop(model, system, sampling, answers, reasoning=reasoning, watch=watch).run()
             return
-        answer = ask(model, system, question, sampling, answers, _screen(as_json, not no_think_display))
+        screen = _screen(as_json, reasoning)
+        answer = ask(model, Conversation(system).messages(question), sampling, answers, screen, watch)
     if answer.finish_reason == "cancelled":
         raise typer.Exit(130)
 
@@ -159,67 +192,49 @@ def _open_log(path: Path) -> Any:
         raise UsageError(f"{path}: {error.strerror or error}", hint="choose another --log-file") from None
 
 
-def _window(file: Path, ctx: int | None) -> int:
-    from mimo_gguf.core.gguf_file import read_gguf
-    from mimo_gguf.runtime.model import default_window
-
-    return default_window(read_gguf(file)) if ctx is None else ctx
+def _somebody_watches() -> bool:
+    return sys.stdout.isatty() and sys.stderr.isatty()
 
 
-def _load(file: Path, options: SessionOptions, gpu_layers: int | None, rpc: list[str], force: bool) -> Model:
-    """The model where the plan puts it.
+def plan_teller(wanted: bool) -> Callable[[FitPlan], None]:
+    """Prints a plan's two lines on stderr before it is loaded, where somebody is there to read them."""
 
-    Raises:
-        DoesNotFit: it needs more memory than is free, and `force` was not given.
-    """
-    from mimo_gguf.runtime.devices import add_workers
-    from mimo_gguf.runtime.fit import plan_fit
-    from mimo_gguf.runtime.llama_api import ModelOptions
-    from mimo_gguf.runtime.model import Model
+    def tell(plan: FitPlan) -> None:
+        if wanted:
+            for line in plan.summary():
+                ui.print_note(line)
 
-    if rpc:
-        add_workers(rpc)
-    context = options.for_context()
-    plan = plan_fit(
-        file, n_ctx=context.n_ctx, type_k=options.kv_type, type_v=options.kv_type, n_ubatch=context.n_ubatch,
-        mtp=options.mtp, n_gpu_layers=gpu_layers, n_outputs_max=context.n_outputs_max,
-    )  # fmt: skip
-    if not force:
-        plan.require()
-    devices = tuple(fit.device.pointer for fit in plan.devices[:-1])
-    layers = plan.settings.n_gpu_layers
-    return Model.load(
-        file, session=options, model=ModelOptions(n_gpu_layers=layers, devices=devices, load_mtp=options.mtp)
-    )
+    return tell
 
 
-def _screen(as_json: bool, show_reasoning: bool) -> Screen:
+def _screen(as_json: bool, reasoning: str) -> Screen:
     from mimo_gguf.cli.chat_screen import JsonScreen, PipeScreen, TerminalScreen
 
     if as_json:
         return JsonScreen()
-    return TerminalScreen(show_reasoning=show_reasoning) if sys.stdout.isatty() else PipeScreen()
+    return TerminalScreen(reasoning) if sys.stdout.isatty() else PipeScreen()
 
 
 def ask(
     model: Model,
-    system: str,
-    question: str,
+    messages: Sequence[Message],
     sampling: SamplingOptions,
     options: AnswerOptions,
     screen: Screen,
-    conversation: Conversation | None = None,
+    watch: MemoryWatch | None = None,
 ) -> Answer:
-    """Asks and shows the answer as it comes. Ctrl-C ends the answer, a second one the program."""
-    from mimo_gguf.runtime.conversation import Conversation
+    """Asks and shows the answer as it comes. Ctrl-C ends the answer, a second one the program.
 
-    messages = (conversation or Conversation(system)).messages(question)
+    `watch` is polled as the tokens come; it looks at the devices once in a while only.
+    """
     with (
         interruptible(model),
         model.chat(messages, stream=True, sampling=sampling, options=options, progress=screen.progress) as stream,
     ):
         for piece in stream:
-            screen.show(piece)
+            screen.show(piece, stream.n_tokens)
+            for warning in watch.poll() if watch is not None else ():
+                screen.warn(warning)
     screen.end(stream.answer, model)
     return stream.answer
 

@@ -12,11 +12,14 @@ import typer
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.chat import ask
-from mimo_gguf.cli.chat_screen import TerminalScreen
+from mimo_gguf.cli.chat_screen import REASONING_VIEWS, TerminalScreen
 from mimo_gguf.core.errors import MimoGgufError, UsageError
 from mimo_gguf.core.output_file import atomic_output
+from mimo_gguf.core.units import format_size
 from mimo_gguf.runtime.chat_template import Message
 from mimo_gguf.runtime.conversation import FULL, Conversation
+from mimo_gguf.runtime.fit import plan_fit
+from mimo_gguf.runtime.memory_watch import MemoryWatch
 from mimo_gguf.runtime.model import AnswerOptions, Model
 from mimo_gguf.runtime.sampling import SamplingOptions
 from mimo_gguf.runtime.session_state import load_state, save_state, state_key
@@ -37,13 +40,21 @@ class ChatLoop:
     """Reads lines until Ctrl-D or /quit, and answers them."""
 
     def __init__(
-        self, model: Model, system: str, sampling: SamplingOptions, options: AnswerOptions, *, show_reasoning: bool
+        self,
+        model: Model,
+        system: str,
+        sampling: SamplingOptions,
+        options: AnswerOptions,
+        *,
+        reasoning: str = "show",
+        watch: MemoryWatch | None = None,
     ) -> None:
         self.model = model
         self.sampling = sampling
         self.options = options
         self.conversation = Conversation(system)
-        self.screen = TerminalScreen(show_reasoning=show_reasoning)
+        self.screen = TerminalScreen(reasoning)
+        self.watch = watch
         self._draft_line = ""  # what the next line begins with (/edit)
         self._running = True
 
@@ -52,6 +63,7 @@ class ChatLoop:
         session = _line_editor()
         self._greet()
         while self._running:
+            self._look_at_memory()
             start, self._draft_line = self._draft_line, ""
             try:
                 line = session.prompt("> ", default=start).strip()
@@ -69,6 +81,10 @@ class ChatLoop:
         mtp = "MTP drafting on" if self.model.has_mtp else "no MTP"
         ui.print_note(f"{self.model.file.path.name} · {mtp} · context {self.model.session.n_ctx} · /help for commands")
 
+    def _look_at_memory(self) -> None:
+        for warning in self.watch.poll() if self.watch is not None else ():
+            ui.print_warning(warning)
+
     def take(self, line: str) -> None:
         """One line: a command or a question."""
         if not line.startswith("/") or line.startswith("//"):
@@ -85,25 +101,25 @@ class ChatLoop:
         """Answers a question and keeps both."""
         self._make_room(question)
         sampling = sampling or self.sampling
-        answer = ask(self.model, "", question, sampling, self.options, self.screen, conversation=self.conversation)
+        messages = self.conversation.messages(question)
+        answer = ask(self.model, messages, sampling, self.options, self.screen, self.watch)
         if answer.tokens:
             self.conversation.add(question, answer)
         self._tell_when_full(answer.n_prompt + len(answer.tokens))
 
     def _make_room(self, question: str) -> None:
-        window = self.model.session.n_ctx
-        kept = self.conversation.keep_reasoning
-        n = self.conversation.make_room(question, self._count, int(window * (1 - _ANSWER_ROOM)))
-        if kept and not self.conversation.keep_reasoning:
-            ui.print_note("the window is full: earlier reasoning is left out from now on")
-        if n:
-            ui.print_note(f"the window is full: the {n} oldest turn{'s are' if n > 1 else ' is'} left out from now on")
+        room = int(self.model.session.n_ctx * (1 - _ANSWER_ROOM))
+        for n, what in zip(self.conversation.make_room(question, self._count, room), ("reasoning of", ""), strict=True):
+            if n:
+                turns = f"{what} the {n} oldest turns is" if what else f"the {n} oldest turns are"
+                one = f"{what} the oldest turn is".strip()
+                ui.print_note(f"the window is full: {one if n == 1 else turns} left out from now on")
 
     def _tell_when_full(self, used: int) -> None:
         window = self.model.session.n_ctx
-        if used > FULL * window:
-            first = "earlier reasoning" if self.conversation.keep_reasoning else "the oldest turns"
-            ui.print_note(f"{used} of {window} tokens used: {first} will be left out next")
+        first = self.conversation.next_to_leave_out()
+        if used > FULL * window and first:
+            ui.print_note(f"{used} of {window} tokens used ({used / window:.0%}): next to be left out is {first}")
 
     def _count(self, messages: list[Message]) -> int:
         return len(self.model.prompt_tokens(messages))
@@ -176,9 +192,10 @@ class ChatLoop:
         ui.print_note(f"written to {path}")
 
     def think(self, word: str) -> None:
-        """`on`, `off`, `keep`, `drop`, a number of tokens, or nothing: the last reasoning."""
-        if word in ("on", "off"):
-            self.screen.show_reasoning = word == "on"
+        """`show`, `fold`, `hide`, `keep`, `drop`, a number of tokens, or nothing: the last reasoning."""
+        word = {"on": "show", "off": "hide"}.get(word, word)
+        if word in REASONING_VIEWS:
+            self.screen.reasoning = word
         elif word in ("keep", "drop"):
             self.conversation.keep_reasoning = word == "keep"
         elif word == "unlimited" or word.isdigit():
@@ -187,7 +204,7 @@ class ChatLoop:
             ui.print_note(self.conversation.turns[-1].reasoning or "no reasoning in the last answer")
             return
         else:
-            raise UsageError(f"/think {word}?", hint="/think on, off, keep, drop, 500 (a budget), unlimited")
+            raise UsageError(f"/think {word}?", hint="/think show, fold, hide, keep, drop, 500 (a budget), unlimited")
         ui.print_note(f"reasoning: {word}")
 
     def stats(self, _: str) -> None:
@@ -215,7 +232,10 @@ class ChatLoop:
             ui.out.print(" ".join(f"{i}:{self.model.vocabulary.name(i)!r}" for i in ids), markup=False)
             return
         n = self._count(self.conversation.messages())
-        ui.print_note(f"{n} tokens of {self.model.session.n_ctx}, {len(self.conversation.turns)} turns")
+        note = f"{n} tokens of {self.model.session.n_ctx}, {len(self.conversation.turns)} turns"
+        whole = replace(self.conversation, keep_reasoning=True, n_without_reasoning=0)
+        saved = self._count(whole.messages()) - n
+        ui.print_note(f"{note}; {saved} tokens of earlier reasoning are left out" if saved else note)
 
     def set_option(self, text: str) -> None:
         for assignment in shlex.split(text):
@@ -234,6 +254,22 @@ class ChatLoop:
             raise UsageError(f"/mtp {word}?", hint="/mtp on or /mtp off")
         ui.print_note(f"MTP drafting is {'on' if session.drafting_allowed else 'off'}")
 
+    def fit(self, _: str) -> None:
+        """The plan it runs by, and what is free beside it now."""
+        from mimo_gguf.cli.fit import print_plan
+        from mimo_gguf.runtime.devices import list_devices
+
+        session = self.model.session
+        plan = self.model.plan or plan_fit(
+            self.model.file.path, n_ctx=session.n_ctx, type_k=session.options.kv_type, type_v=session.options.kv_type,
+            n_ubatch=session.options.n_batch, mtp=self.model.has_mtp,
+            n_gpu_layers=self.model.native.options.n_gpu_layers,
+        )  # fmt: skip
+        print_plan(plan)
+        free = {device.name: format_size(device.free_bytes) for device in list_devices()}
+        now = ", ".join(f"{name}: {free[name]}" for name in plan.needed_bytes if name in free)
+        ui.print_note(f"free is what was free before loading; free now: {now}")
+
     def quit(self, _: str) -> None:
         self._running = False
 
@@ -248,11 +284,14 @@ COMMANDS: Final[dict[str, ChatCommand]] = {
     "save": ChatCommand("FILE [kv]", "save the conversation, with its cache", ChatLoop.save),
     "load": ChatCommand("FILE", "go on with a saved one", ChatLoop.load),
     "export": ChatCommand("FILE", "write it as Markdown", ChatLoop.export),
-    "think": ChatCommand("on|off|keep|drop|N", "reasoning: show, hide, keep in context, budget", ChatLoop.think),
+    "think": ChatCommand(
+        "show|fold|hide|keep|drop|N", "reasoning: its display, in context, budget; alone: the last", ChatLoop.think
+    ),
     "stats": ChatCommand("", "speeds, drafts, acceptance", ChatLoop.stats),
     "tokens": ChatCommand("[TEXT]", "tokens used, or those of a text", ChatLoop.tokens),
     "set": ChatCommand("NAME=VALUE", "temp, top_p, top_k, min_p, seed, max_tokens, ...", ChatLoop.set_option),
     "mtp": ChatCommand("on|off", "MTP drafting", ChatLoop.mtp),
+    "fit": ChatCommand("", "the memory it takes, part by part", ChatLoop.fit),
     "quit": ChatCommand("", "leave (or Ctrl-D)", ChatLoop.quit),
 }
 

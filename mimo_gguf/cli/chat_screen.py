@@ -15,6 +15,7 @@ from mimo_gguf.cli import ui
 from mimo_gguf.runtime.model import Answer, Model
 from mimo_gguf.runtime.reasoning import Kind, Piece
 
+REASONING_VIEWS: Final = ("show", "fold", "hide")
 _REFRESH_S: Final = 0.05
 
 
@@ -24,7 +25,11 @@ class Screen(Protocol):
     def progress(self, done: int, total: int) -> None:
         """Prompt tokens read so far."""
 
-    def show(self, piece: Piece) -> None: ...
+    def show(self, piece: Piece, n_tokens: int) -> None:
+        """A piece of the answer; `n_tokens` have been generated with it."""
+
+    def warn(self, text: str) -> None:
+        """Something to know while the answer comes."""
 
     def end(self, answer: Answer, model: Model) -> None: ...
 
@@ -35,7 +40,10 @@ class PipeScreen:
     def progress(self, done: int, total: int) -> None:
         pass
 
-    def show(self, piece: Piece) -> None:
+    def warn(self, text: str) -> None:
+        ui.print_warning(text)
+
+    def show(self, piece: Piece, n_tokens: int) -> None:
         if piece.kind is Kind.ANSWER:
             sys.stdout.write(piece.text)
             sys.stdout.flush()
@@ -55,8 +63,11 @@ class JsonScreen:
     def progress(self, done: int, total: int) -> None:
         pass
 
-    def show(self, piece: Piece) -> None:
+    def show(self, piece: Piece, n_tokens: int) -> None:
         pass
+
+    def warn(self, text: str) -> None:
+        ui.print_warning(text)
 
     def end(self, answer: Answer, model: Model) -> None:
         print(json.dumps(answer_json(answer, model), ensure_ascii=False), flush=True)
@@ -65,8 +76,10 @@ class JsonScreen:
 class TerminalScreen:
     """Reasoning dimmed, the answer as Markdown: each block is rendered when it is complete, the last one shown raw."""
 
-    def __init__(self, *, show_reasoning: bool = True) -> None:
-        self.show_reasoning = show_reasoning
+    def __init__(self, reasoning: str = "show") -> None:
+        self.reasoning = reasoning  # one of REASONING_VIEWS
+        self._thinking_since_s = 0.0
+        self._n_reasoning = 0
         self._block = ""
         self._kind: Kind | None = None
         self._live: Live | None = None
@@ -77,14 +90,18 @@ class TerminalScreen:
         if total > 512:
             self._preview(Text(f"reading {done} of {total} tokens", style="note"), now=True)
 
-    def show(self, piece: Piece) -> None:
+    def warn(self, text: str) -> None:
+        self._stop_preview()
+        if self._kind is Kind.REASONING and self.reasoning == "show":
+            ui.out.print()
+        ui.print_warning(text)
+
+    def show(self, piece: Piece, n_tokens: int) -> None:
         if piece.kind is Kind.REASONING:
-            self._show_reasoning(piece.text)
+            self._show_reasoning(piece.text, n_tokens)
             return
         if self._kind is not Kind.ANSWER:
-            self._stop_preview()
-            if self._kind is Kind.REASONING and self.show_reasoning:
-                ui.out.print("\n")
+            self._end_reasoning()
             self._kind = Kind.ANSWER
         self._block += piece.text
         whole, self._block = split_blocks(self._block)
@@ -94,13 +111,25 @@ class TerminalScreen:
             ui.out.print()
         self._preview(Text(_tail(self._block)))
 
-    def _show_reasoning(self, text: str) -> None:
-        self._kind = Kind.REASONING
-        if self.show_reasoning:
+    def _show_reasoning(self, text: str, n_tokens: int) -> None:
+        if self._kind is not Kind.REASONING:
+            self._kind, self._thinking_since_s = Kind.REASONING, time.monotonic()
+        self._n_reasoning = n_tokens
+        if self.reasoning == "show":
             self._stop_preview()
             ui.out.print(Text(text, style="note"), end="")
         else:
-            self._preview(Text("thinking ...", style="note"))
+            self._preview(Text(f"thinking ... {n_tokens} tokens", style="note"))
+
+    def _end_reasoning(self) -> None:
+        self._stop_preview()
+        if self._kind is not Kind.REASONING:
+            return
+        if self.reasoning == "show":
+            ui.out.print("\n")
+        elif self.reasoning == "fold":
+            seconds = time.monotonic() - self._thinking_since_s
+            ui.out.print(f"thought for {self._n_reasoning} tokens, {seconds:.1f} s", style="note")
 
     def _preview(self, text: Text, *, now: bool = False) -> None:
         if self._live is None:
@@ -117,11 +146,9 @@ class TerminalScreen:
             self._live = None
 
     def end(self, answer: Answer, model: Model) -> None:
-        self._stop_preview()
+        self._end_reasoning()
         if self._block.strip():
             ui.out.print(Markdown(self._block), soft_wrap=False)
-        elif self._kind is Kind.REASONING and self.show_reasoning:
-            ui.out.print()
         self._block, self._kind = "", None
         ui.print_note(status_line(answer, model))
         for warning in warnings(answer, model):

@@ -102,7 +102,7 @@ def command(
     if as_json:
         ui.print_json(plans[0].as_json() | ({"asked_bytes": answers} if answers else {}))
     else:
-        _print_plan(plans[0], answers)
+        print_plan(plans[0], answers)
     plans[0].require()
 
 
@@ -261,7 +261,8 @@ def _show_comparison(plans: Sequence[FitPlan], *, as_json: bool) -> None:
         )
 
 
-def _print_plan(plan: FitPlan, answers: dict[str, int] | None) -> None:
+def print_plan(plan: FitPlan, answers: dict[str, int] | None = None) -> None:
+    """The plan part by part, a column per device; `answers` are llama.cpp's own totals by device."""
     first, _ = plan.summary()
     kind = f" ({plan.file_type})" if plan.file_type not in ("", Path(plan.model.label).name) else ""
     ui.out.print(f"{Path(plan.model.label).name}{kind}: {first}", markup=False)

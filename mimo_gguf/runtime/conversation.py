@@ -34,20 +34,22 @@ class Conversation:
 
     Attributes:
         keep_reasoning: give the model its earlier reasoning back; by default it is left out, as Qwen-family chats do.
-        n_left_out: turns at the beginning that no longer fit into the window.
+        n_without_reasoning: turns at the beginning whose reasoning, though kept, no longer fits into the window.
+        n_left_out: turns at the beginning that no longer fit at all.
     """
 
     system: str = ""
     turns: list[Turn] = field(default_factory=list)
     keep_reasoning: bool = False
+    n_without_reasoning: int = 0
     n_left_out: int = 0
 
     def messages(self, question: str | None = None) -> list[Message]:
         """What the template is given: the turns that still fit, and the question to be answered."""
         messages: list[Message] = [{"role": "system", "content": self.system}]
-        for turn in self.turns[self.n_left_out :]:
+        for place, turn in enumerate(self.turns[self.n_left_out :], self.n_left_out):
             said = turn.answer
-            if self.keep_reasoning and turn.reasoning:
+            if self.keep_reasoning and turn.reasoning and place >= self.n_without_reasoning:
                 said = f"{THINK_OPEN}\n{turn.reasoning}\n{THINK_CLOSE}\n\n{turn.answer}"
             messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": said}]
         if question is not None:
@@ -63,23 +65,43 @@ class Conversation:
             return None
         turn = self.turns.pop()
         self.n_left_out = min(self.n_left_out, len(self.turns))
+        self.n_without_reasoning = min(self.n_without_reasoning, len(self.turns))
         return turn
 
     def clear(self) -> None:
         self.turns.clear()
-        self.n_left_out = 0
+        self.n_left_out = self.n_without_reasoning = 0
 
-    def make_room(self, question: str, count_tokens: Callable[[list[Message]], int], room: int) -> int:
-        """Leaves out the oldest turns until the prompt has at most `room` tokens; how many were left out now.
+    def make_room(self, question: str, count_tokens: Callable[[list[Message]], int], room: int) -> tuple[int, int]:
+        """Leaves out what is oldest until the prompt has at most `room` tokens: (reasonings, turns) left out now.
 
         Reasoning goes first, where it was kept. The question itself is never touched, even when it alone is too long.
         """
-        before = self.n_left_out
-        if self.keep_reasoning and count_tokens(self.messages(question)) > room:
-            self.keep_reasoning = False
-        while self.n_left_out < len(self.turns) and count_tokens(self.messages(question)) > room:
-            self.n_left_out += 1
-        return self.n_left_out - before
+        reasonings, turns = 0, self.n_left_out
+        while count_tokens(self.messages(question)) > room:
+            oldest = self._oldest_reasoning()
+            if oldest is not None:
+                self.n_without_reasoning = oldest + 1
+                reasonings += 1
+            elif self.n_left_out < len(self.turns):
+                self.n_left_out += 1
+            else:
+                break
+        return reasonings, self.n_left_out - turns
+
+    def _oldest_reasoning(self) -> int | None:
+        """Place of the first turn whose reasoning is in the context."""
+        first = max(self.n_without_reasoning, self.n_left_out) if self.keep_reasoning else len(self.turns)
+        return next((place for place in range(first, len(self.turns)) if self.turns[place].reasoning), None)
+
+    def next_to_leave_out(self) -> str:
+        """What `make_room` would take first, in words; empty when there is nothing."""
+        place = self._oldest_reasoning()
+        if place is not None:
+            return f"the reasoning of turn {place + 1} ({_short(self.turns[place].question)})"
+        if self.n_left_out < len(self.turns):
+            return f"turn {self.n_left_out + 1} ({_short(self.turns[self.n_left_out].question)})"
+        return ""
 
     def save(self, path: Path) -> None:
         """Writes the conversation as JSON.
@@ -106,6 +128,7 @@ class Conversation:
                 system=str(data["system"]),
                 turns=turns,
                 keep_reasoning=bool(data["keep_reasoning"]),
+                n_without_reasoning=min(int(data.get("n_without_reasoning", 0)), len(turns)),
                 n_left_out=min(int(data["n_left_out"]), len(turns)),
             )
         except OSError as error:
@@ -124,3 +147,9 @@ class Conversation:
                 parts.append(f"<details><summary>Reasoning</summary>\n\n{turn.reasoning}\n\n</details>\n")
             parts.append(f"{turn.answer}\n")
         return "\n".join(parts)
+
+
+def _short(question: str) -> str:
+    """The beginning of a question, on one line."""
+    line = " ".join(question.split())
+    return f'"{line}"' if len(line) <= 40 else f'"{line[:37]}..."'

@@ -9,24 +9,28 @@ with Model.load("MiMo-7B-RL-Q4_K_M.gguf") as model:
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, overload
+from typing import Any, Literal, overload
 
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.gguf_file import GgufFile, read_gguf
 from mimo_gguf.runtime.chat_template import ChatTemplate, Message, with_system
+from mimo_gguf.runtime.devices import Device
+from mimo_gguf.runtime.fit import FitPlan
+from mimo_gguf.runtime.launch import Launch, choose_plan, launch
 from mimo_gguf.runtime.llama_api import LlamaModel, ModelOptions, load_model
 from mimo_gguf.runtime.reasoning import THINK_CLOSE, Kind, Piece, ReasoningSplitter
 from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
 from mimo_gguf.runtime.session import Cancelled, Progress, Session, SessionOptions, WindowFull
 from mimo_gguf.runtime.session_stats import SessionStats
+from mimo_gguf.runtime.solver import Wishes
 from mimo_gguf.runtime.text_stream import TextStream
 from mimo_gguf.runtime.vocabulary import Vocabulary
 
-DEFAULT_WINDOW: Final = 8192
 FinishReason = Literal["stop", "stop_string", "length", "context", "cancelled"]
 
 
@@ -113,6 +117,11 @@ class AnswerStream(Iterator[Piece]):
         return self.answer
 
     @property
+    def n_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self._tokens)
+
+    @property
     def answer(self) -> Answer:
         """What has come so far; complete once the iteration has ended."""
         return Answer(
@@ -174,12 +183,14 @@ class Model:
     """A loaded model with one conversation's cache: turns that share a beginning evaluate only what is new."""
 
     def __init__(self, file: GgufFile, native: LlamaModel, session: Session) -> None:
-        """Use `Model.load`."""
+        """Use `Model.load`, or `Model.open`."""
         self.file = file
         self.native = native
         self.session = session
         self.vocabulary = Vocabulary(native)
         self.template = ChatTemplate.of_file(file)
+        self.plan: FitPlan | None = None  # what `load` chose
+        self.launch_note = ""  # one line where a first plan had failed
         self._running: AnswerStream | None = None
 
     @classmethod
@@ -188,32 +199,75 @@ class Model:
         path: str | Path,
         *,
         n_ctx: int | None = None,
-        mtp: bool = True,
-        n_gpu_layers: int = -1,
-        n_threads: int = 0,
-        session: SessionOptions | None = None,
-        model: ModelOptions | None = None,
+        kv_type: str | None = None,
+        mtp: bool | None = None,
+        n_ubatch: int | None = None,
+        n_gpu_layers: int | None = None,
+        devices: Sequence[Device] | None = None,
+        options: SessionOptions | None = None,
+        force: bool = False,
+        tell: Callable[[FitPlan], None] = lambda _: None,
     ) -> Model:
-        """Loads a GGUF. MTP drafting is on when the file has an MTP layer, unless `mtp` is False.
+        """Loads a GGUF in the best way for the memory that is free; what is None is chosen, the rest kept as given.
 
         Args:
-            n_ctx: context window in tokens; 0 takes what the model was trained with, None at most 8192 of that.
-            n_gpu_layers: blocks on the GPU; -1 all.
-            session, model: everything else there is to choose; they take precedence over the arguments before.
+            n_ctx: context window in tokens; 0 takes what the model was trained with.
+            kv_type: "f16", "q8_0", ...: type of the KV cache.
+            mtp: draft with the file's MTP layer.
+            n_ubatch: prompt tokens computed at a time.
+            n_gpu_layers: layers on the GPU; -1 all.
+            devices: where it may lie, the host last; None: this machine's, as `devices.list_devices` gives them.
+            options: threads, drafts and so on; context, KV type, MTP and micro-batch are not taken from it.
+            force: start even where the plan does not fit.
+            tell: hears the plan before anything is loaded.
 
         Raises:
             GgufError: the file is broken.
+            DoesNotFit: it needs more memory than is free; the hint names what would fit.
             BackendError: llama.cpp cannot load it or make its contexts.
         """
         file = read_gguf(path)
-        window = default_window(file) if n_ctx is None else n_ctx
-        options = session or SessionOptions(n_ctx=window, mtp=mtp, n_threads=n_threads)
-        native = load_model(file.path, model or ModelOptions(n_gpu_layers=n_gpu_layers, load_mtp=options.mtp))
+        options = options or SessionOptions()
+        wishes = Wishes(
+            n_ctx=n_ctx,
+            kv_type=parse_ggml_type(kv_type) if kv_type else None,
+            mtp=mtp,
+            n_ubatch=n_ubatch,
+            n_gpu_layers=n_gpu_layers,
+            n_outputs_max=1 + options.n_draft,
+            flash_attn=options.flash_attn is not False,
+        )
+        plan = choose_plan(file, wishes, devices)
+        if not force:
+            plan.require()
+        tell(plan)
+        return cls._of(file, launch(file, plan, wishes, options))
+
+    @classmethod
+    def open(cls, path: str | Path, session: SessionOptions, model: ModelOptions | None = None) -> Model:
+        """Loads a GGUF exactly so, with no plan made and no memory looked at.
+
+        Raises:
+            GgufError, BackendError: as `load`.
+        """
+        file = read_gguf(path)
+        native = load_model(file.path, model or ModelOptions(load_mtp=session.mtp))
         try:
-            return cls(file, native, Session(native, options))
+            return cls(file, native, Session(native, session))
         except BaseException:
             native.close()
             raise
+
+    @classmethod
+    def _of(cls, file: GgufFile, started: Launch) -> Model:
+        try:
+            model = cls(file, started.native, started.session)
+        except BaseException:
+            started.session.close()
+            started.native.close()
+            raise
+        model.plan, model.launch_note = started.plan, started.note
+        return model
 
     def close(self) -> None:
         """Frees contexts and weights."""
@@ -321,12 +375,6 @@ class Model:
         if self._running is not None:
             self._running.close()
             self._running = None
-
-
-def default_window(file: GgufFile) -> int:
-    """The context window where none is asked for: what the model was trained with, at most 8192 tokens."""
-    trained = file.value(f"{file.architecture}.context_length", DEFAULT_WINDOW)
-    return min(DEFAULT_WINDOW, int(trained))
 
 
 def _overridden(

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.ggml_types import GgmlType, block_size
 from mimo_gguf.core.units import format_size
 from mimo_gguf.runtime.devices import Device
 from mimo_gguf.runtime.fit import FitPlan, largest_context, plan_model
 from mimo_gguf.runtime.memory_model import ModelSizes, RunSettings
 
+SMALLEST_CONTEXT: Final = 1024  # less is no conversation
 USABLE_CONTEXT: Final = 4096
 GOOD_CONTEXT: Final = 8192
 BETTER_CONTEXT: Final = 16384
@@ -158,7 +159,9 @@ def _partial_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wish
 
 def _combinations(model: ModelSizes, wishes: Wishes, n_ubatch: int) -> Iterator[RunSettings]:
     """KV types and drafting, where they are free to choose, at a good context."""
-    kv_types = [wishes.kv_type] if wishes.kv_type else [GgmlType.F16, GgmlType.Q8_0][: 2 if wishes.flash_attn else 1]
+    heads = (model.geometry.key_length, model.geometry.value_length)
+    can_q8 = wishes.flash_attn and not any(length % block_size(GgmlType.Q8_0) for length in heads)
+    kv_types = [wishes.kv_type] if wishes.kv_type else [GgmlType.F16, GgmlType.Q8_0][: 2 if can_q8 else 1]
     drafting = [wishes.mtp] if wishes.mtp is not None else [True, False][: 2 if model.has_mtp else 1]
     for kv_type, mtp in itertools.product(kv_types, drafting):
         yield RunSettings(
@@ -175,11 +178,15 @@ def _combinations(model: ModelSizes, wishes: Wishes, n_ubatch: int) -> Iterator[
 
 
 def _with_best_context(plan: FitPlan, wishes: Wishes) -> FitPlan:
-    """The plan with the largest context that fits, unless the context is given or none fits."""
+    """The plan with the largest context that fits, unless the context is given or none worth having fits."""
     if wishes.n_ctx:
         return plan
-    n_ctx = largest_context(plan, plan.model.geometry.context_length)
-    return _at(plan, n_ctx) if n_ctx else plan
+    trained = plan.model.geometry.context_length
+    whole = _at(plan, trained)
+    if whole.fits:  # the usual case, without the search
+        return whole
+    n_ctx = largest_context(plan, trained)
+    return _at(plan, n_ctx) if n_ctx >= min(SMALLEST_CONTEXT, trained) else plan
 
 
 def _at(plan: FitPlan, n_ctx: int, **changes: Any) -> FitPlan:

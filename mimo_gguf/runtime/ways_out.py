@@ -41,7 +41,9 @@ def _attempts(plan: FitPlan) -> Iterator[Attempt]:
         return changed(plan, n_ctx=n_ctx, **changes) if n_ctx >= SMALLEST_CONTEXT else None
 
     q8: dict[str, Any] = {"type_k": GgmlType.Q8_0, "type_v": GgmlType.Q8_0}
-    can_q8 = plan.settings.type_k is not GgmlType.Q8_0 and plan.settings.flash_attn
+    heads = (plan.model.geometry.key_length, plan.model.geometry.value_length)
+    storable = not any(length % block_size(GgmlType.Q8_0) for length in heads)
+    can_q8 = plan.settings.type_k is not GgmlType.Q8_0 and plan.settings.flash_attn and storable
     yield (lambda c: f"--ctx {c.settings.n_ctx}"), context, smaller_context
     if can_q8:
         yield (lambda _: "--kv-type q8_0"), (lambda _: ("--kv-type", "q8_0")), lambda: changed(plan, **q8)

@@ -22,6 +22,7 @@ from mimo_gguf.cli.chat_loop import COMMANDS, ChatLoop, changed_option
 from mimo_gguf.cli.chat_screen import split_blocks
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
 from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
+from mimo_gguf.runtime.devices import CPU, Device
 from mimo_gguf.runtime.model import AnswerOptions, Model
 from mimo_gguf.runtime.sampling import SamplingOptions
 from mimo_gguf.runtime.session import SessionOptions
@@ -118,10 +119,10 @@ def test_wrong_usage(path: Path, arguments: tuple[str, ...], error: type[MimoGgu
 
 
 def test_what_does_not_fit_is_refused_with_a_way_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mimo_gguf.runtime.fit as fit
+    import mimo_gguf.runtime.launch as launch
 
-    host = fit.list_devices()[-1]
-    monkeypatch.setattr(fit, "list_devices", lambda: (type(host)(**_fields(host) | {"free_bytes": 1 << 20}),))
+    host = launch.list_devices()[-1]
+    monkeypatch.setattr(launch, "list_devices", lambda: (type(host)(**_fields(host) | {"free_bytes": 1 << 20}),))
     with pytest.raises(DoesNotFit, match="free") as caught:
         run(path, "-p", "x", *GREEDY)
     assert caught.value.exit_code == 3 and caught.value.hint
@@ -138,8 +139,8 @@ def _fields(value: Any) -> dict[str, Any]:
 @pytest.fixture
 def loop(path: Path) -> Iterator[ChatLoop]:
     options = SessionOptions(n_ctx=512, n_threads=1)
-    with Model.load(path, session=options) as model:
-        yield ChatLoop(model, "", SamplingOptions(temperature=0), AnswerOptions(max_tokens=60), show_reasoning=True)
+    with Model.open(path, session=options) as model:
+        yield ChatLoop(model, "", SamplingOptions(temperature=0), AnswerOptions(max_tokens=60))
 
 
 def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +171,8 @@ def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[
         "/tokens some text",
         "/think",
         "/think off",
+        "/think fold",
+        "/fit",
         "/think 5",
         "/help",
         "/system Be kind",
@@ -200,6 +203,27 @@ def test_a_long_conversation_leaves_the_oldest_out(loop: ChatLoop, capsys: pytes
     assert len(loop.conversation.turns) == 12
     assert all(turn.answer or turn.reasoning for turn in loop.conversation.turns)
     assert "left out" in capsys.readouterr().err
+
+
+def test_reasoning_is_folded_into_a_line(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
+    loop.take("/think fold")
+    loop.take("Who are you?")
+    shown, reasoning = capsys.readouterr().out, loop.conversation.turns[0].reasoning
+    assert re.search(r"^thought for \d+ tokens, [\d.]+ s$", shown, re.MULTILINE)
+    assert reasoning and reasoning not in shown
+    loop.take("/think show")
+    loop.take("/regen")
+    assert reasoning in capsys.readouterr().out
+
+
+def test_little_memory_is_told_once(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
+    from mimo_gguf.runtime.memory_watch import MemoryWatch
+
+    host = Device("CPU", "host memory", CPU, "CPU", 1 << 20, 1 << 30)
+    loop.watch = MemoryWatch(["CPU"], interval_s=0, read=lambda: [host])
+    loop.take("Who are you?")
+    loop.take("Who are you?")
+    assert capsys.readouterr().err.count("are left on CPU") == 1
 
 
 def test_settings() -> None:

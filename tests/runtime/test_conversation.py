@@ -30,11 +30,16 @@ def test_reasoning_of_earlier_turns_is_left_out() -> None:
 def test_room_is_made_reasoning_first_then_the_oldest() -> None:
     conversation = talk(4)
     conversation.keep_reasoning = True
-    assert conversation.make_room("next", n_words, 1000) == 0 and conversation.keep_reasoning
-    assert conversation.make_room("next", n_words, 12) == 0 and not conversation.keep_reasoning
-    assert conversation.make_room("next", n_words, 6) == 2
+    assert conversation.make_room("next", n_words, 1000) == (0, 0)
+    assert conversation.next_to_leave_out() == 'the reasoning of turn 1 ("q0")'
+    assert conversation.make_room("next", n_words, 40) == (2, 0)
+    assert ["r" in m["content"] for m in conversation.messages()[2::2]] == [False, False, True, True]
+    assert conversation.make_room("next", n_words, 12) == (2, 0)
+    assert conversation.next_to_leave_out() == 'turn 1 ("q0")'
+    assert conversation.make_room("next", n_words, 6) == (0, 2)
     assert [m["content"] for m in conversation.messages("n")] == ["sys", "q2", "a2", "q3", "a3", "n"]
-    assert conversation.make_room("next", n_words, 0) == 2
+    assert conversation.make_room("next", n_words, 0) == (0, 2)
+    assert conversation.next_to_leave_out() == ""
     assert [m["content"] for m in conversation.messages("n")] == ["sys", "n"]
     conversation.undo()
     assert conversation.n_left_out == 3 and len(conversation.turns) == 3

@@ -101,7 +101,7 @@ def test_a_day_of_chat(tmp_path: Path) -> None:
     with open_checkpoint(MIMO_TINY) as source:
         exact = quantized(write_gguf(source, tmp_path / "tiny.gguf"), "F32")
     process = psutil.Process()
-    with Model.load(exact, session=OPTIONS) as model:
+    with Model.open(exact, session=OPTIONS) as model:
         day = Day(model, tmp_path, 0)
         day.run(80)
         gc.collect()
@@ -113,5 +113,5 @@ def test_a_day_of_chat(tmp_path: Path) -> None:
             day.conversation.make_room(question, day.count, 384)
             messages = day.conversation.messages(question)
             said = model.chat(messages, temperature=0, max_tokens=30).tokens
-            with Model.load(exact, session=replace(OPTIONS, mtp=False)) as fresh:
+            with Model.open(exact, session=replace(OPTIONS, mtp=False)) as fresh:
                 assert fresh.chat(messages, temperature=0, max_tokens=30).tokens == said

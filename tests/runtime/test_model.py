@@ -32,7 +32,7 @@ def trained_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(trained_path: Path) -> Iterator[Model]:
-    with Model.load(quantized(trained_path, "Q4_K_M"), session=OPTIONS) as model:
+    with Model.open(quantized(trained_path, "Q4_K_M"), session=OPTIONS) as model:
         yield model
 
 
@@ -57,7 +57,7 @@ def test_streaming_gives_the_same(model: Model) -> None:
 
 
 def test_drafting_changes_no_answer(model: Model, trained_path: Path) -> None:
-    with Model.load(model.file.path, session=replace(OPTIONS, mtp=False)) as plain:
+    with Model.open(model.file.path, session=replace(OPTIONS, mtp=False)) as plain:
         assert not plain.has_mtp
         for question in ("Who are you?", "What is 17 + 25?", "Tell me a story.", "What is the capital of France?"):
             messages = [{"role": "user", "content": question}]
@@ -71,7 +71,7 @@ def test_the_halves_decide_the_acceptance(trained_path: Path, tmp_path: Path) ->
         swapped = write_gguf(_swapped(source), tmp_path / "swapped.gguf")
     shares = []
     for path in (trained_path, swapped):
-        with Model.load(path, session=OPTIONS) as model:
+        with Model.open(path, session=OPTIONS) as model:
             for question in ("Who are you?", "What is 12 + 7?", "Tell me a story.", "What is the opposite of hot?"):
                 model.chat([{"role": "user", "content": question}], temperature=0, max_tokens=80)
             shares.append(model.session.stats.acceptance or 0.0)
@@ -104,7 +104,7 @@ def test_limits_and_stops(model: Model) -> None:
 
 
 def test_the_window_can_fill(trained_path: Path) -> None:
-    with Model.load(trained_path, session=replace(OPTIONS, n_ctx=256)) as model:
+    with Model.open(trained_path, session=replace(OPTIONS, n_ctx=256)) as model:
         story = "Tell me a story. " * 8
         answer = model.chat([{"role": "user", "content": story}], temperature=2.0, seed=1, logit_bias=_no_end(model))
         assert answer.finish_reason == "context"
@@ -129,12 +129,12 @@ def test_a_reasoning_budget_brings_the_answer(model: Model) -> None:
 
 def test_turns_reuse_what_they_share(trained_path: Path) -> None:
     """On BF16: with quantized weights another batch size rounds the activations otherwise, and near ties may turn."""
-    with Model.load(trained_path, session=OPTIONS) as model:
+    with Model.open(trained_path, session=OPTIONS) as model:
         first = model.chat(WHO, temperature=0)
         messages = [*WHO, {"role": "assistant", "content": first.text}, {"role": "user", "content": "What is 2 + 2?"}]
         second = model.chat(messages, temperature=0)
         assert second.stats.n_reused >= first.n_prompt - 1
-    with Model.load(trained_path, session=OPTIONS) as fresh:
+    with Model.open(trained_path, session=OPTIONS) as fresh:
         assert fresh.chat(messages, temperature=0).tokens == second.tokens
 
 
@@ -177,7 +177,7 @@ def test_unknown_options_are_named(model: Model) -> None:
 def test_the_post_norm_state_can_be_chosen(trained_path: Path) -> None:
     answers = []
     for hidden in ("pre", "post"):
-        with Model.load(trained_path, session=replace(OPTIONS, hidden=hidden)) as model:
+        with Model.open(trained_path, session=replace(OPTIONS, hidden=hidden)) as model:
             answers.append(model.chat(WHO, temperature=0))
     assert answers[0].tokens == answers[1].tokens
     assert all(answer.stats.acceptance is not None for answer in answers)

@@ -1,0 +1,128 @@
+"""Starting a run the way the plan chose, and one step smaller where llama.cpp runs out of memory all the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.core.ggml_types import ftype_name
+from mimo_gguf.core.gguf_file import GgufFile
+from mimo_gguf.core.units import format_size
+from mimo_gguf.runtime.devices import Device, list_devices
+from mimo_gguf.runtime.fit import FitPlan
+from mimo_gguf.runtime.llama_api import LlamaModel, ModelOptions, load_model
+from mimo_gguf.runtime.memory_model import Part, model_sizes
+from mimo_gguf.runtime.session import Session, SessionOptions
+from mimo_gguf.runtime.solver import Wishes, candidate_of, solve
+
+_MOVABLE: Final = ("KV cache", "compute buffers")  # parts of a plan that a smaller one has less of
+_OUT_OF_MEMORY: Final = re.compile(r"alloc|memory", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What was started: the model, its session, the plan they follow, and a line where a first plan had failed."""
+
+    native: LlamaModel
+    session: Session
+    plan: FitPlan
+    note: str = ""
+
+
+def choose_plan(file: GgufFile, wishes: Wishes, devices: Sequence[Device] | None = None) -> FitPlan:
+    """The best plan for `file` on `devices` (the host last; None looks at this machine) that keeps to `wishes`.
+
+    It may not fit: `FitPlan.require` refuses it and names ways out.
+
+    Raises:
+        GgufError: not a MiMo file.
+        UsageError: settings llama.cpp would refuse.
+    """
+    model = model_sizes(file)
+    if wishes.n_ctx == 0:
+        wishes = replace(wishes, n_ctx=model.geometry.context_length)
+    if wishes.mtp and not model.has_mtp:
+        raise UsageError(f"{file.path.name}: has no MTP layer", hint="leave --mtp out")
+    number = file.value("general.file_type")
+    file_type = ftype_name(number) if isinstance(number, int) else ""
+    plan = solve([candidate_of(model, file_type)], devices or list_devices(), wishes).plan
+    return replace(plan, file_type=file_type)
+
+
+def launch(file: GgufFile, plan: FitPlan, wishes: Wishes, options: SessionOptions) -> Launch:
+    """Loads `file` as `plan` says. Where memory runs out, once more with the next smaller plan that keeps to `wishes`.
+
+    Args:
+        options: what a plan does not decide (threads, drafts); its context, KV type and MTP are the plan's.
+
+    Raises:
+        BackendError: llama.cpp refused, for another reason, or the smaller plan too.
+    """
+    try:
+        return _start(file, plan, options)
+    except BackendError as error:
+        smaller = next_smaller(file, plan, wishes) if _is_memory(error) else None
+        if smaller is None:
+            raise
+        note = (
+            f"this plan did not hold: {plan.summary()[0]}, with {_spare(plan)} to spare by our count "
+            f"({_reason(error)}). Running with {smaller.summary()[0]}. Our estimate is wrong by at least that: "
+            f"please report it with the output of mimo-gguf fit {file.path.name} --json"
+        )
+        return replace(_start(file, smaller, options), note=note)
+
+
+def next_smaller(file: GgufFile, plan: FitPlan, wishes: Wishes) -> FitPlan | None:
+    """The best plan in half of what the caches and buffers of `plan` took; None where `wishes` leave no room for one.
+
+    The GPUs count as that much smaller, or, on a machine without one, the host.
+    """
+    blamed = plan.devices[:-1] or plan.devices
+    free = {fit.device.name: fit.needed_bytes - _movable_bytes(fit.tree.parts) // 2 for fit in blamed}
+    devices = [
+        replace(fit.device, free_bytes=min(fit.free_bytes, free.get(fit.device.name, fit.free_bytes)))
+        for fit in plan.devices
+    ]
+    smaller = choose_plan(file, wishes, devices)
+    return smaller if smaller.fits and smaller.settings != plan.settings else None
+
+
+def session_options(plan: FitPlan, options: SessionOptions) -> SessionOptions:
+    """`options` with what the plan decides: window, KV type, MTP, micro-batch."""
+    s = plan.settings
+    return replace(options, n_ctx=s.n_ctx, kv_type=s.type_k.name.lower(), mtp=s.mtp, n_batch=s.n_ubatch)
+
+
+def model_options(plan: FitPlan) -> ModelOptions:
+    """How the plan's model is loaded."""
+    devices = tuple(fit.device.pointer for fit in plan.devices[:-1])
+    return ModelOptions(n_gpu_layers=plan.settings.n_gpu_layers, devices=devices, load_mtp=plan.settings.mtp)
+
+
+def _start(file: GgufFile, plan: FitPlan, options: SessionOptions) -> Launch:
+    native = load_model(file.path, model_options(plan))
+    try:
+        return Launch(native, Session(native, session_options(plan, options)), plan)
+    except BaseException:
+        native.close()
+        raise
+
+
+def _movable_bytes(parts: Sequence[Part]) -> int:
+    return sum(part.n_bytes for part in parts if part.name in _MOVABLE)
+
+
+def _reason(error: BackendError) -> str:
+    """llama.cpp's words, without the file's name, in which anything may stand."""
+    return error.message.rpartition("llama.cpp cannot")[2].partition(": ")[2]
+
+
+def _is_memory(error: BackendError) -> bool:
+    return bool(_OUT_OF_MEMORY.search(_reason(error)))
+
+
+def _spare(plan: FitPlan) -> str:
+    return format_size(max(plan.tightest.free_bytes - plan.tightest.needed_bytes, 0))

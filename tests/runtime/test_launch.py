@@ -1,0 +1,99 @@
+"""Starting by the plan: what is chosen is what runs, pins are kept, and a failed allocation means one step down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mimo_gguf.core.errors import BackendError, DoesNotFit, UsageError
+from mimo_gguf.core.gguf_file import read_gguf
+from mimo_gguf.core.units import GIB, MIB
+from mimo_gguf.runtime import launch as launching
+from mimo_gguf.runtime.devices import CPU, Device
+from mimo_gguf.runtime.fit import FitPlan
+from mimo_gguf.runtime.launch import choose_plan, next_smaller
+from mimo_gguf.runtime.model import Model
+from mimo_gguf.runtime.session import Session, SessionOptions
+from mimo_gguf.runtime.solver import Wishes
+from tests.runtime.tiny_models import make_model
+
+THREADS = SessionOptions(n_threads=1)
+
+
+def host(free: int) -> tuple[Device, ...]:
+    return (Device("CPU", "host memory", CPU, "CPU", free, free),)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a long window, so that there is something to choose."""
+    return make_model(tmp_path_factory.mktemp("launch"), max_position_embeddings=32768, head_dim=32)
+
+
+def test_what_is_chosen_is_what_runs(path: Path) -> None:
+    heard: list[FitPlan] = []
+    with Model.load(path, options=THREADS, devices=host(8 * GIB), tell=heard.append) as model:
+        assert heard == [model.plan] and model.launch_note == ""
+        assert model.session.n_ctx == 32768 and model.has_mtp
+    with Model.load(path, n_ctx=512, mtp=False, kv_type="q8_0", n_ubatch=64, options=THREADS) as model:
+        assert model.session.n_ctx == 512 and not model.has_mtp
+        assert (model.session.options.kv_type, model.session.target.options.n_ubatch) == ("q8_0", 64)
+
+
+def test_less_memory_means_a_smaller_window(path: Path) -> None:
+    file = read_gguf(path)
+    need = choose_plan(file, Wishes(), host(8 * GIB)).needed_bytes["CPU"]
+    plan = choose_plan(file, Wishes(mtp=True), host(need - MIB))
+    assert plan.fits and plan.settings != choose_plan(file, Wishes(mtp=True), host(8 * GIB)).settings
+
+
+def test_refusal(path: Path) -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        Model.load(path, n_ctx=32768, devices=host(64 * MIB))
+    assert caught.value.exit_code == 3 and caught.value.hint
+
+
+def test_one_step_down_when_memory_runs_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first context of the planned size fails as llama.cpp fails; the next smaller plan runs, and it is said."""
+    tried = []
+
+    def session(native: Any, options: SessionOptions) -> Session:
+        tried.append(options)
+        if len(tried) == 1:
+            raise BackendError(f"{path}: llama.cpp cannot make a context of 1 tokens: failed to allocate buffer")
+        return Session(native, options)
+
+    monkeypatch.setattr(launching, "Session", session)
+    with Model.load(path, options=THREADS, devices=host(8 * GIB)) as model:
+        assert len(tried) == 2 and model.session.options != tried[0]
+        assert "failed to allocate buffer" in model.launch_note and "report" in model.launch_note
+        assert model.plan is not None and model.plan.settings.n_ctx == model.session.n_ctx
+    tried.clear()
+    with pytest.raises(BackendError):  # nothing is left to choose
+        Model.load(path, n_ctx=8192, kv_type="f16", mtp=True, n_ubatch=512, options=THREADS, devices=host(8 * GIB))
+    assert len(tried) == 1
+
+
+def test_other_failures_are_not_tried_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Session:
+        raise BackendError("/memory/alloc.gguf: llama.cpp cannot make a context of 1 tokens: no such type")
+
+    monkeypatch.setattr(launching, "Session", refuse)
+    with pytest.raises(BackendError, match="no such type"):
+        Model.load(path, options=THREADS, devices=host(8 * GIB))
+
+
+def test_the_next_smaller_plan_fits_in_less(path: Path) -> None:
+    file = read_gguf(path)
+    plan = choose_plan(file, Wishes(), host(8 * GIB))
+    smaller = next_smaller(file, plan, Wishes())
+    assert smaller is not None and smaller.needed_bytes["CPU"] < plan.needed_bytes["CPU"]
+    pinned = Wishes(n_ctx=plan.settings.n_ctx, kv_type=plan.settings.type_k, mtp=True, n_ubatch=512)
+    assert next_smaller(file, plan, pinned) is None
+
+
+def test_an_absent_layer_is_not_promised(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no MTP"):
+        choose_plan(read_gguf(make_model(tmp_path, n_mtp=0)), Wishes(mtp=True), host(8 * GIB))
