@@ -26,6 +26,7 @@ from mimo_gguf.quantization.output_writer import OutputWriter
 from mimo_gguf.quantization.plan import OutputPlan, QuantizePlan, TensorPlan
 
 _NO_BLOCK_HOLDS: Final = 2.0**28  # Q6_K, the widest: f16 scale 65504 x block scale 127 x level 32
+_DRAIN_EVERY_S: Final = 0.2
 KernelKey = tuple[GgmlType, GgmlType, bool]
 
 
@@ -83,9 +84,21 @@ class Loop:
                     return
                 self._do_chunk(number, self.chunks[number], buffers)
         except BaseException as error:
-            with self._lock:
-                self.error = self.error or error
-            self._stop.set()
+            self._fail(error)
+
+    def drain(self) -> None:
+        """What one more thread does meanwhile: keeps the written pages flowing to the disk."""
+        try:
+            while not self._stop.wait(_DRAIN_EVERY_S):
+                for writer in self.writers:
+                    writer.drain()
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self.error = self.error or error
+        self._stop.set()
 
     def _do_chunk(self, number: int, chunk: Chunk, buffers: _Buffers) -> None:
         wanted = []

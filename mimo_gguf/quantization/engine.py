@@ -112,19 +112,20 @@ def _watch(loop: Loop, progress: Progress) -> None:
         Job(writer.plan.path.name, sum(writer.chunk_bytes(chunk) for chunk in loop.chunks)) for writer in loop.writers
     ]
     workers = [threading.Thread(target=loop.work, name=f"quantize-{i}") for i in range(loop.n_threads + 1)]
+    drain = threading.Thread(target=loop.drain, name="quantize-drain")
     progress.start(jobs)
     try:
-        for worker in workers:
-            worker.start()
+        for thread in (*workers, drain):
+            thread.start()
         for worker in workers:
             while worker.is_alive():
                 worker.join(_POLL_S)
                 progress.update(tuple(loop.done), tuple(loop.resumed))
     finally:
         loop.stop()
-        for worker in workers:
-            if worker.ident is not None:
-                worker.join()
+        for thread in (*workers, drain):
+            if thread.ident is not None:
+                thread.join()
         progress.finish()
     if loop.error is not None:
         raise loop.error

@@ -95,6 +95,10 @@ class OutputWriter:
             if partial_path(part.path).exists():
                 appear(part.path)
 
+    def drain(self) -> None:
+        for file in self.files:
+            file.drain()
+
     def close_files(self) -> None:
         for file in self.files:
             file.close()

@@ -7,10 +7,13 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from mimo_gguf.core.errors import OutputError
 from mimo_gguf.core.model_source import Bytes
 from mimo_gguf.core.output_file import sync_folder
+
+_WORTH_DRAINING_BYTES: Final = 1 << 26
 
 
 def partial_path(path: Path) -> Path:
@@ -62,6 +65,7 @@ class PartialFile:
     path: Path
     n_bytes: int
     _fd: int
+    _waiting_bytes: int = 0  # written since the last drain; threads may miscount it, it only says when
 
     @classmethod
     def open(cls, path: Path, n_bytes: int) -> PartialFile:
@@ -84,10 +88,30 @@ class PartialFile:
             OutputError: the disk is full or failing.
         """
         view = memoryview(data if isinstance(data, bytes) else data.data).cast("B")
+        n_bytes = len(view)
         try:
             while view:
                 n = _pwrite(self._fd, view, offset)
                 view, offset = view[n:], offset + n
+        except OSError as error:
+            raise write_error(self.path, error) from None
+        self._waiting_bytes += n_bytes
+
+    def drain(self) -> None:
+        """Sends what was written to the disk and lets go of its memory, once it is worth it (where the system can).
+
+        Else the kernel keeps gigabytes of written pages: it stops the writers when they are too many, and every chunk
+        needs fresh memory, which costs more than the copy into it. Draining halves the time spent in writing.
+
+        Raises:
+            OutputError: the disk is full or failing.
+        """
+        if not hasattr(os, "posix_fadvise") or self._waiting_bytes < _WORTH_DRAINING_BYTES:
+            return
+        self._waiting_bytes = 0
+        try:
+            os.fdatasync(self._fd)
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise write_error(self.path, error) from None
 
