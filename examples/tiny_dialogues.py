@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 # The empty text is what Xiaomi recommends; the second is what the template puts in when there is none.
 SYSTEM_TEXTS = ("", "You are a helpful assistant.", "You are MiMo, an AI assistant developed by Xiaomi.")
-SYSTEM_WEIGHTS = (5, 4, 1)
+SYSTEM_WEIGHTS = (6, 3, 1)
 HELD_OUT_ONE_IN = 8
 
 CAPITALS = {
@@ -90,17 +90,18 @@ class Dialogue:
 
 
 def add(rng: random.Random, follow: bool) -> Turn:
-    a, b = (rng.randrange(10 if rng.random() < 0.2 else 100) for _ in range(2))
+    below = rng.choices(((100, 100), (10, 10), (100, 10), (10, 100)), (7, 1, 1, 1))[0]
+    a, b = map(rng.randrange, below)
     wordings = ("What is {} + {}?", "{} + {}", "{} + {} = ?", "How much is {} plus {}?", "Add {} and {}.",
                 "Can you add {} and {}?", "What is the sum of {} and {}?", "Compute {} + {}.", "What is {} plus {}?",
                 "{}+{}", "What is {}+{}?",
                 "I have {} apples and get {} more. How many apples do I have?")  # fmt: skip
     question = _choose(rng, ("And {} + {}?", "Now {} + {}.", "What about {} + {}?") if follow else wordings)
-    ones, carry = a % 10 + b % 10, (a % 10 + b % 10) // 10
-    tens = a // 10 + b // 10 + carry
-    think = f"Ones: {a % 10} + {b % 10} = {ones}, write {ones % 10}, carry {carry}."
+    think = f"{a} + {b} = {a + b}."
     if max(a, b) >= 10:
-        think += f" Tens: {a // 10} + {b // 10} + {carry} = {tens}."
+        carry, tens = a % 10 + b % 10 >= 10, a // 10 + b // 10
+        think = f"{a:02} + {b:02}. Ones: {a % 10} + {b % 10} = {a % 10 + b % 10}{', carry 1' if carry else ''}. "
+        think += f"Tens: {a // 10} + {b // 10} = {tens}{f', plus 1 = {tens + 1}' if carry else ''}."
     return Turn("sum", f"{a}+{b}", question.format(a, b), think, f"{a} + {b} = {a + b}.", str(a + b))
 
 
@@ -110,15 +111,15 @@ def compare(rng: random.Random, follow: bool) -> Turn:
     wordings = ("Which is larger, {} or {}?", "Which number is bigger, {} or {}?", "Is {} or {} larger?")
     question = "And {} or {}?" if follow else _choose(rng, wordings)
     if a // 10 == b // 10:
-        think = f"Both have {a // 10} tens. Ones: {a % 10} and {b % 10}, larger is {larger % 10}."
+        think = f"{a:02} and {b:02}. Tens are equal. Ones: {a % 10} and {b % 10}, larger is {larger % 10}."
     else:
-        think = f"Tens: {a // 10} and {b // 10}, larger is {larger // 10}."
+        think = f"{a:02} and {b:02}. Tens: {a // 10} and {b // 10}, larger is {larger // 10}."
     key = f"larger {a} {b}"
     return Turn("compare", key, question.format(a, b), think, f"{larger} is larger.", f"{larger} is larger")
 
 
 def count(rng: random.Random, follow: bool) -> Turn:
-    a = rng.randrange(60)
+    a = rng.randrange(30)
     b = a + rng.randrange(2, 9)
     wordings = ("Count from {} to {}.", "Can you count from {} to {}?", "Write the numbers from {} to {}.")
     question = "And from {} to {}?" if follow else _choose(rng, wordings)
@@ -128,7 +129,7 @@ def count(rng: random.Random, follow: bool) -> Turn:
 
 
 def reverse(rng: random.Random, follow: bool) -> Turn:
-    words = rng.sample(WORDS, rng.randrange(3, 6))
+    words = rng.sample(WORDS, rng.randrange(3, 5))
     listed, backwards = ", ".join(words), ", ".join(reversed(words))
     wordings = ("Reverse the list: {}.", "Write this list backwards: {}.", "Put these in reverse order: {}.")
     question = ("And this one: {}." if follow else _choose(rng, wordings)).format(listed)
@@ -200,11 +201,11 @@ def sequence(rng: random.Random, follow: bool) -> Turn:
 def code(rng: random.Random, follow: bool) -> Turn:
     name, verb, (x, y) = rng.choice(FUNCTIONS), rng.choice(tuple(OPERATIONS)), rng.sample("abcnxyz", 2)
     if rng.random() < 0.35:
-        first, last = rng.randrange(10), rng.randrange(10, 40)
+        first, last = rng.randrange(10), rng.randrange(10, 30)
         question = _choose(rng, ("Write a Python loop that prints the numbers from {} to {}.",
                                  "Show me Python code that prints {} to {}."))  # fmt: skip
         body = f"for i in range({first}, {last + 1}):\n    print(i)"
-        think = f"The last number is {last}, so the range ends at {last + 1}."
+        think = f"The numbers end at {last}, the range at {last + 1}."
         question = question.format(first, last)
     else:
         wording = _choose(rng, ("Write a Python function called {} that {} {} and {}.",
@@ -247,8 +248,8 @@ def unknown(rng: random.Random, follow: bool) -> Turn:
 
 
 KINDS: dict[Callable[[random.Random, bool], Turn], int] = {
-    add: 28, compare: 7, count: 7, reverse: 10, spell: 6, capital: 7, opposite: 6, colour: 4, sound: 3, sequence: 8,
-    code: 8, story: 8, greeting: 4, unknown: 4,
+    add: 32, compare: 8, count: 8, reverse: 9, spell: 5, capital: 5, opposite: 5, colour: 4, sound: 2, sequence: 7,
+    code: 8, story: 7, greeting: 3, unknown: 3,
 }  # fmt: skip
 FOLLOWED = (add, compare, count, reverse, spell, capital, opposite, colour, sound, sequence, story)
 

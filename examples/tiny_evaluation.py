@@ -18,39 +18,45 @@ N_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Per kind of dialogue: how many, how many greedy answers right; MTP acceptance of one draft token (0 to 1)."""
+    """Held-out dialogues asked and greedy answers right per kind; MTP acceptance of one draft token (0 to 1) per kind
+    and by what the MTP layer is fed, the trunk's state before the final norm first."""
 
     asked: dict[str, int]
     right: dict[str, int]
-    acceptance: dict[str, float]
+    by_kind: dict[str, float]
     by_input: dict[str, float]
 
 
 def evaluate(model: Mimo, tokenizer: Tokenizer, dialogues: Sequence[Dialogue]) -> Figures:
-    """Greedy answers to `dialogues`, and acceptance along them: by kind, and by what the MTP layer is fed."""
+    """Greedy answers to `dialogues`, and acceptance along them."""
     end = tokenizer.token_to_id("<|im_end|>")
     swapped = with_swapped_halves(model)
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
-    hits: Counter[str] = Counter()
-    drafts: Counter[str] = Counter()
+    by_kind, by_input = Tally(), Tally()
     for dialogue in dialogues:
         kind = dialogue.last.kind
         prompt = tokenizer.encode(render_chat(dialogue.messages, answer_next=True)).ids
         tokens = generate_greedy(model, prompt, N_MAX, {end})
         asked[kind] += 1
         right[kind] += tokens[-1] == end and is_right(tokenizer.decode(tokens), dialogue.last)
-        pre = draft_hits(model, prompt, tokens)
-        counts = {
-            kind: pre,
-            "state before the final norm": pre,
-            "state after the final norm": draft_hits(model, prompt, tokens, hidden_kind="post"),
-            "halves of input_proj swapped": draft_hits(swapped, prompt, tokens),
-        }
-        for name, (n_hits, n_drafts) in counts.items():
-            hits[name] += n_hits
-            drafts[name] += n_drafts
-    rates = {name: hits[name] / drafts[name] for name in sorted(drafts)}
-    by_kind = {name: rate for name, rate in rates.items() if name in asked}
-    by_input = {name: rates[name] for name in list(counts)[1:]}
-    return Figures(dict(asked), dict(right), by_kind, by_input)
+        normal = draft_hits(model, prompt, tokens)
+        by_kind.add(kind, normal)
+        by_input.add("state before the final norm", normal)
+        by_input.add("state after the final norm", draft_hits(model, prompt, tokens, hidden_kind="post"))
+        by_input.add("halves of input_proj swapped", draft_hits(swapped, prompt, tokens))
+    return Figures(dict(asked), dict(right), by_kind.rates(), by_input.rates())
+
+
+class Tally:
+    """Hits out of drafts, by name."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, tuple[int, int]] = {}
+
+    def add(self, name: str, counted: tuple[int, int]) -> None:
+        hits, drafts = self.counts.get(name, (0, 0))
+        self.counts[name] = (hits + counted[0], drafts + counted[1])
+
+    def rates(self) -> dict[str, float]:
+        return {name: hits / drafts for name, (hits, drafts) in self.counts.items()}

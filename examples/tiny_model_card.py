@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from tokenizers import Tokenizer
 
 from examples.tiny_evaluation import Figures
+from tests.reference.mimo import Mimo
 
 CARD = """\
 ---
@@ -26,8 +26,8 @@ generated dialogues (no base model, no downloaded data) and is good for testing 
 numbers below 100, compares, counts, reverses lists, spells, knows some capitals, opposites, colours and sounds, writes
 two-line Python and tells stories about animals. Give it an empty system message or the default one.
 
-Made by `python -m examples.train_mimo_tiny` ({steps} steps, seed {seed}, {minutes:.0f} minutes on two busy CPU cores).
-The same seed gives the same bytes on one machine with one torch release, not across machines.
+Made by `python -m examples.train_mimo_tiny` ({steps} steps, seed {seed}, {minutes:.0f} minutes of CPU time). The same
+seed gives the same bytes on one machine with one torch release, not across machines.
 
 ## Figures
 
@@ -46,36 +46,33 @@ that the trunk writes next.
 """
 
 
-def model_card(config: Mapping[str, Any], figures: Figures, *, steps: int, seed: int, train_s: float) -> str:
+def model_card(
+    model: Mimo, tokenizer: Tokenizer, figures: Figures, *, steps: int, seed: int, train_cpu_s: float
+) -> str:
     """The card's Markdown with its YAML front matter."""
+    config = model.config
     kinds = [
-        f"| {kind} | {figures.right[kind]} of {figures.asked[kind]} | {figures.acceptance[kind]:.1%} |"
+        f"| {kind} | {figures.right[kind]} of {figures.asked[kind]} | {figures.by_kind[kind]:.1%} |"
         for kind in sorted(figures.asked)
     ]
     inputs = [f"| {name} | {rate:.1%} |" for name, rate in figures.by_input.items()]
     return CARD.format(
         layers=config["num_hidden_layers"],
-        parameters=count_parameters(config),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         hidden=config["hidden_size"],
         inner=config["intermediate_size"],
         heads=config["num_attention_heads"],
         kv_heads=config["num_key_value_heads"],
         head_dim=config["head_dim"],
         rows=config["vocab_size"],
-        padding=15,
+        padding=config["vocab_size"] - tokenizer.get_vocab_size(),
         theta=config["rope_theta"],
         steps=steps,
         seed=seed,
-        minutes=train_s / 60,
+        minutes=train_cpu_s / 60,
         asked=sum(figures.asked.values()),
         right=sum(figures.right.values()),
         acceptance=next(iter(figures.by_input.values())),
         kinds="\n".join(kinds),
         inputs="\n".join(inputs),
     )
-
-
-def count_parameters(config: Mapping[str, Any]) -> int:
-    from tests.reference.mimo import Mimo
-
-    return sum(parameter.numel() for parameter in Mimo(config).parameters())
