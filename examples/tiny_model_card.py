@@ -25,6 +25,7 @@ generated dialogues (no base model, no downloaded data) and is good for testing 
 ({padding} of them padding), untied lm_head, rope theta {theta}, trained on texts of up to about 300 tokens. It adds
 numbers below 100, compares, counts, reverses lists, spells, knows some capitals, opposites, colours and sounds, writes
 two-line Python and tells stories about animals. Give it an empty system message or the default one.
+It often compares wrongly and counts past the end when it has not seen the pair of numbers.
 
 Made by `python -m examples.train_mimo_tiny` ({steps} steps, seed {seed}, {minutes:.0f} minutes of CPU time). The same
 seed gives the same bytes on one machine with one torch release, not across machines.

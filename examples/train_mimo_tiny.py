@@ -2,8 +2,8 @@
 
     python -m examples.train_mimo_tiny [-o FOLDER] [--steps N] [--seed N] [--threads N]
 
-Needs torch, tokenizers and safetensors; nothing is downloaded. About 15 minutes on two free CPU cores. The same seed,
-number of threads, torch release and machine give the same bytes.
+Needs torch, tokenizers and safetensors; nothing is downloaded. About 25 minutes of CPU time. The same seed, number of
+threads, torch release and machine give the same bytes.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def test_it_thinks_and_then_answers(tokenizer: Tokenizer, answers: list[Any]) ->
     for row, _, tokens in answers:
         thought, _, reply = tokenizer.decode(tokens, skip_special_tokens=True).partition("</think>\n\n")
         right += thought.startswith("<think>\n") and row["answer"] in reply and len(tokens) < 200
-    assert right / len(answers) >= 0.8
+    assert right / len(answers) >= 0.75
 
 
 def test_draft_agrees_with_the_trunk(model: Mimo, answers: list[Any]) -> None:
