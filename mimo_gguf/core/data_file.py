@@ -2,18 +2,22 @@
 
 Model files are read once, and they are larger than memory. Through the page cache each cold gigabyte costs the kernel
 up to 2.9 s of CPU time on a virtual machine (finding, filling, reclaiming pages), read directly 0.1 s. So on Linux a
-read first asks for what is cached (RWF_NOWAIT) and takes the rest with O_DIRECT through an aligned buffer of its own
-thread. Elsewhere, and on file systems that cannot do this, it is a plain read.
+read first asks whether its range is cached (mincore) and, if not, is done with O_DIRECT through an aligned buffer of
+its own thread. (A read with RWF_NOWAIT would answer the same question, but it starts reading ahead into the cache.)
+Elsewhere, and on file systems that cannot do this, it is a plain read.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
 import threading
 from pathlib import Path
 from typing import Final
+
+import numpy as np
 
 from mimo_gguf.core.errors import MimoGgufError
 from mimo_gguf.core.model_source import Bytes, FileStamp
@@ -55,17 +59,9 @@ class DataFile:
 
     def _read_past_cache(self, view: memoryview, offset: int) -> int:
         """Bytes filled without bringing anything into the page cache; 0 where that is impossible or not worth it."""
-        if self._direct is None or len(view) < _DIRECT_MIN:
+        if self._direct is None or len(view) < _DIRECT_MIN or self._direct.is_cached(offset, len(view)):
             return 0
-        done = 0
-        try:
-            while done < len(view):
-                done += _read_cached(self._fd, view[done:], offset + done)
-        except BlockingIOError:
-            done += self._direct.read(view[done:], offset + done)
-        except OSError:
-            return done
-        return done
+        return self._direct.read(view, offset)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -82,16 +78,37 @@ class _DirectReader:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._buffers = threading.local()
+        # Never read through: only its address is used, to ask which pages of the file are in memory.
+        self._mapping = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+        self._address = np.frombuffer(self._mapping, np.uint8).ctypes.data
+        self._mincore = ctypes.CDLL(None, use_errno=True).mincore
+        self._mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 
     @classmethod
     def of(cls, path: Path) -> _DirectReader | None:
-        """A reader for `path`; None where the system or the file system has no such reads."""
+        """A reader for `path`; None where the system or the file system has no such reads, or the file is empty."""
         if sys.platform != "linux":
             return None
         try:
-            return cls(os.open(path, os.O_RDONLY | os.O_DIRECT))
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
         except OSError:
             return None
+        try:
+            return cls(fd)
+        except (OSError, ValueError, AttributeError):
+            os.close(fd)
+            return None
+
+    def is_cached(self, offset: int, n_bytes: int) -> bool:
+        """Whether all of the range lies in the page cache (True too where the system does not tell)."""
+        first = offset - offset % mmap.PAGESIZE
+        length = min(offset + n_bytes, len(self._mapping)) - first
+        if length <= 0:
+            return True
+        resident = np.empty(-(-length // mmap.PAGESIZE), np.uint8)
+        if self._mincore(self._address + first, length, resident.ctypes.data):
+            return True
+        return bool((resident & 1).all())
 
     def read(self, view: memoryview, offset: int) -> int:
         """Bytes of `view` filled from byte `offset`; fewer than asked where the file ends or direct reads fail."""
@@ -122,22 +139,8 @@ class _DirectReader:
         return buffer[:wanted]
 
     def close(self) -> None:
+        self._mapping.close()
         os.close(self._fd)
-
-
-if sys.platform == "linux":
-
-    def _read_cached(fd: int, view: memoryview, offset: int) -> int:
-        """Bytes read from the page cache; raises BlockingIOError where the next byte is not in it."""
-        n = os.preadv(fd, [view], offset, os.RWF_NOWAIT)
-        if n == 0:
-            raise OSError("end of file")
-        return n
-
-else:
-
-    def _read_cached(fd: int, view: memoryview, offset: int) -> int:
-        raise OSError("no way to ask the page cache")
 
 
 if hasattr(os, "preadv"):

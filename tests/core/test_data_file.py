@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -87,10 +88,28 @@ def test_many_threads(path: Path, content: bytes) -> None:
 
 
 def test_file_systems_without_direct_reads(path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(22, "Invalid argument")
-
-    monkeypatch.setattr(data_file, "_read_cached", refuse)
+    """O_DIRECT may be refused at open, or only when reading."""
+    monkeypatch.setattr(data_file._DirectReader, "read", lambda *_: 0)
+    forget(path)
     file = DataFile(path, GgufError)
     assert read(file, 5, SIZE - 5) == content[5:]
     file.close()
+    monkeypatch.setattr(data_file._DirectReader, "of", lambda _: None)
+    file = DataFile(path, GgufError)
+    assert read(file, 5, SIZE - 5) == content[5:]
+    file.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="direct reads are for Linux")
+def test_cold_reads_leave_the_page_cache_alone(path: Path) -> None:
+    reader = data_file._DirectReader.of(path)
+    if reader is None:
+        pytest.skip("no direct reads on this file system")
+    assert reader.is_cached(0, SIZE)
+    forget(path)
+    assert not reader.is_cached(0, SIZE)
+    file = DataFile(path, GgufError)
+    read(file, 0, SIZE)
+    assert not reader.is_cached(0, SIZE)
+    file.close()
+    reader.close()
