@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,9 +34,18 @@ def command(
     ctx: Annotated[int, typer.Option(metavar="N", help="Context window [default: what is needed].")] = 0,
     threads: Annotated[int, typer.Option(metavar="N", help="CPU threads [default: the physical cores].")] = 0,
     gpu_layers: Annotated[
-        int, typer.Option("--gpu-layers", "-ngl", metavar="N", help="Layers on the GPU, -1 all.")
-    ] = -1,
-    kv_type: Annotated[str, typer.Option(metavar="TYPE", help="KV cache: f16, q8_0 or q4_0.")] = "f16",
+        int | None,
+        typer.Option("--gpu-layers", "-ngl", metavar="N", help="Layers on the GPU, -1 all [default: what fits]."),
+    ] = None,
+    kv_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="KV cache: f16, q8_0 or q4_0 [default: f16 if that fits].")
+    ] = None,
+    rpc: Annotated[
+        list[str] | None, typer.Option(metavar="HOST:PORT", help="Also use this worker; may be repeated.")
+    ] = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Choose for the free memory whatever is not given; this is the default.")
+    ] = True,
     against: Annotated[
         list[Path] | None,
         typer.Option(metavar="PROGRAM", help="Also measure with this llama-bench or llama-server; may be repeated."),
@@ -45,23 +56,42 @@ def command(
 
     A table for people on stdout; its last line is one JSON document.
     """
+    from mimo_gguf.cli.chat import plan_teller
+    from mimo_gguf.core.ggml_types import parse_ggml_type
     from mimo_gguf.core.gguf_file import read_gguf
-    from mimo_gguf.runtime.bench import PROMPTS, BenchOptions, run_bench
+    from mimo_gguf.runtime.bench import PROMPTS, BenchOptions, run_bench, window_needed
     from mimo_gguf.runtime.bench_peers import PeerOptions, measure_peer
     from mimo_gguf.runtime.chat_template import ChatTemplate
-    from mimo_gguf.runtime.llama_api import ModelOptions, load_model
+    from mimo_gguf.runtime.devices import add_workers
+    from mimo_gguf.runtime.launch import choose_plan, model_options, session_options
+    from mimo_gguf.runtime.llama_api import load_model
     from mimo_gguf.runtime.session import SessionOptions
+    from mimo_gguf.runtime.solver import Wishes
 
     options = BenchOptions(n_prompt, n_generate, _numbers(drafts), tuple(kinds.split(",")), repetitions)
-    session = SessionOptions(n_ctx=ctx, n_threads=threads, kv_type=kv_type)
-    template = ChatTemplate.of_file(read_gguf(file))
+    header = read_gguf(file)
+    template = ChatTemplate.of_file(header)
+    if rpc:
+        add_workers(rpc)
+    plan = choose_plan(
+        header,
+        Wishes(
+            n_ctx=ctx or window_needed(options),
+            kv_type=parse_ggml_type(kv_type) if kv_type else None,
+            n_gpu_layers=gpu_layers,
+            n_outputs_max=1 + max(options.drafts),
+        ),
+    )
+    plan.require()
+    plan_teller(not as_json and sys.stderr.isatty())(plan)
     start = time.perf_counter()
-    with load_model(file, ModelOptions(n_gpu_layers=gpu_layers)) as model:
+    with load_model(file, model_options(plan)) as model:
         load_s = time.perf_counter() - start
-        report = run_bench(model, template, session, options, load_s=load_s, tell=_tell(as_json))
+        session = replace(session_options(plan, SessionOptions(n_threads=threads)), n_ctx=ctx)
+        report = run_bench(model, template, session, options, load_s=load_s, tell=_tell(as_json), plan=plan)
     prompts = [template.render([{"role": "system", "content": ""}, _user(PROMPTS[kind])]) for kind in options.kinds]
     window = n_prompt + n_generate + 256
-    peer_options = PeerOptions(n_prompt, n_generate, report.n_threads, gpu_layers, window, repetitions)
+    peer_options = PeerOptions(n_prompt, n_generate, report.n_threads, plan.settings.n_gpu_layers, window, repetitions)
     peers = [figure for program in against or () for figure in measure_peer(program, file, peer_options, prompts)]
     if not as_json:
         _print_report(report, peers)
@@ -90,6 +120,11 @@ def _print_report(report: BenchReport, peers: Sequence[PeerFigure]) -> None:
         f"loaded in {report.load_s:.1f} s",
         markup=False,
     )
+    used = ", ".join(f"{format_size(n_bytes)} on {name}" for name, n_bytes in report.memory_bytes.items())
+    reads = "bandwidth not known"
+    if report.bandwidth:
+        reads = f"memory delivers {report.bandwidth.bytes_per_s / 1e9:.1f} GB/s ({report.bandwidth.source})"
+    ui.out.print(f"in use: {used}; {reads}", markup=False)
     rows = []
     for figure in report.generation:
         speed_up = report.speed_up(figure)
@@ -101,14 +136,15 @@ def _print_report(report: BenchReport, peers: Sequence[PeerFigure]) -> None:
                 "-" if speed_up is None else f"{speed_up:.2f}",
                 " ".join("-" if share is None else f"{share:.0%}" for share in figure.acceptance) or "-",
                 f"{report.read_bytes_per_s(figure) / 1e9:.1f}",
+                "-" if (share := report.bandwidth_share(figure)) is None else f"{share:.0%}",
                 "" if figure.same_text else "near ties turned",
             )
         )
     for peer in peers:
         how = f"{peer.n_draft} drafts" if peer.n_draft else "plain"
         share = "-" if peer.acceptance is None else f"{peer.acceptance:.0%}"
-        rows.append((peer.program, how, f"{peer.tokens_per_s:.1f}", "-", share, "-", ""))
-    ui.print_table(("text", "way", "tok/s", "speed-up", "drafts right", "GB/s of weights", ""), rows)
+        rows.append((peer.program, how, f"{peer.tokens_per_s:.1f}", "-", share, "-", "-", ""))
+    ui.print_table(("text", "way", "tok/s", "speed-up", "drafts right", "GB/s of weights", "of memory", ""), rows)
 
 
 def _peer_json(peer: PeerFigure) -> dict[str, Any]:

@@ -13,7 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.runtime.bandwidth import Bandwidth, find_bandwidth
 from mimo_gguf.runtime.chat_template import ChatTemplate
+from mimo_gguf.runtime.devices import Device, host_device, list_devices
+from mimo_gguf.runtime.fit import FitPlan
 from mimo_gguf.runtime.llama_api import LlamaModel, default_threads
 from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
 from mimo_gguf.runtime.session import Session, SessionOptions
@@ -80,7 +83,12 @@ class GenerationFigure:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """All figures of one model on this machine."""
+    """All figures of one model on this machine.
+
+    Attributes:
+        memory_bytes: device name -> most that was in use; for the host what this process had resident.
+        bandwidth: of the memory that holds the weights.
+    """
 
     model: str
     size_bytes: int
@@ -89,6 +97,8 @@ class BenchReport:
     prompt_tokens_per_s: float
     first_token_s: float
     generation: tuple[GenerationFigure, ...]
+    memory_bytes: dict[str, int]
+    bandwidth: Bandwidth | None
 
     def plain(self, kind: str) -> float | None:
         """tok/s without drafts for one kind of text."""
@@ -102,11 +112,16 @@ class BenchReport:
         """Weights read per second, every pass reading all of them: what the memory has to deliver at least."""
         return self.size_bytes * figure.tokens_per_s / figure.tokens_per_pass
 
+    def bandwidth_share(self, figure: GenerationFigure) -> float | None:
+        """`read_bytes_per_s` as a share of what the memory delivers; beyond 1 where weights fit into a cache."""
+        return self.read_bytes_per_s(figure) / self.bandwidth.bytes_per_s if self.bandwidth else None
+
     def as_json(self) -> dict[str, Any]:
         document = asdict(self)
         for figure, entry in zip(self.generation, document["generation"], strict=True):
             entry["speed_up"] = self.speed_up(figure)
             entry["read_bytes_per_s"] = self.read_bytes_per_s(figure)
+            entry["bandwidth_share"] = self.bandwidth_share(figure)
         return document
 
 
@@ -118,8 +133,9 @@ def run_bench(
     *,
     load_s: float,
     tell: Tell = lambda _: None,
+    plan: FitPlan | None = None,
 ) -> BenchReport:
-    """Measures `model`. `tell` hears what is being measured.
+    """Measures `model`. `tell` hears what is being measured; `plan` says where the model lies (None: on the host).
 
     Raises:
         UsageError: the window is too small for prompt and answer.
@@ -138,16 +154,47 @@ def run_bench(
     session_options = replace(session_options, n_ctx=session_options.n_ctx or longest, adaptive=False)
     tell("reading a prompt")
     prompt_speed, first_token_s = _measure_prompt(model, session_options, vocabulary, options)
-    figures = tuple(_measure_generation(model, session_options, prompts, options, tell))
+    used: dict[str, int] = {}
+    figures = tuple(_measure_generation(model, session_options, prompts, options, tell, plan, used))
+    n_threads = session_options.n_threads or default_threads()
     return BenchReport(
         model=model.path.name,
         size_bytes=model.size_bytes,
-        n_threads=session_options.n_threads or default_threads(),
+        n_threads=n_threads,
         load_s=load_s,
         prompt_tokens_per_s=prompt_speed,
         first_token_s=first_token_s,
         generation=figures,
+        memory_bytes=used,
+        bandwidth=find_bandwidth(_weight_devices(plan), n_threads),
     )
+
+
+def window_needed(options: BenchOptions) -> int:
+    """Tokens of context that `options` need at most; the texts' prompts are shorter than 256 tokens."""
+    return max(options.n_prompt, 256 + options.n_generate) + 10
+
+
+def _weight_devices(plan: FitPlan | None) -> list[Device]:
+    """Where the layers lie."""
+    if plan is None or len(plan.devices) == 1 or not plan.settings.n_gpu_layers:
+        return [plan.devices[-1].device if plan else host_device()]
+    gpus = [fit.device for fit in plan.devices[:-1]]
+    whole = plan.settings.n_gpu_layers == plan.n_layers
+    return gpus if whole else [*gpus, plan.devices[-1].device]
+
+
+def _note_memory(plan: FitPlan | None, used: dict[str, int]) -> None:
+    """Raises the entries of `used` to what is in use now."""
+    import psutil
+
+    now = {"CPU": int(psutil.Process().memory_info().rss)}
+    if plan is not None and len(plan.devices) > 1:
+        free = {device.name: device.free_bytes for device in list_devices()}
+        for fit in plan.devices[:-1]:
+            now[fit.device.name] = max(fit.free_bytes - free.get(fit.device.name, fit.free_bytes), 0)
+    for name, n_bytes in now.items():
+        used[name] = max(used.get(name, 0), n_bytes)
 
 
 def _measure_prompt(
@@ -175,6 +222,8 @@ def _measure_generation(
     prompts: dict[str, list[int]],
     options: BenchOptions,
     tell: Tell,
+    plan: FitPlan | None,
+    used: dict[str, int],
 ) -> Iterator[GenerationFigure]:
     texts: dict[str, list[int]] = {}
     ways = [n for n in options.drafts if n == 0 or (model.n_mtp and session_options.mtp)]
@@ -184,6 +233,7 @@ def _measure_generation(
             for kind, prompt in prompts.items():
                 tell(f"{kind}, {f'{n_draft} drafts' if n_draft else 'plain'}")
                 yield _measure_text(session, kind, prompt, n_draft, options, texts)
+            _note_memory(plan, used)
 
 
 def _measure_text(

@@ -74,10 +74,10 @@ def _llama_bench(program: Path, model: Path, options: PeerOptions) -> PeerFigure
 
 def _llama_server(program: Path, model: Path, options: PeerOptions, prompts: list[str], n_draft: int) -> PeerFigure:
     speeds, drafted, accepted = [], 0, 0
-    with _server(program, model, options, n_draft) as address:
+    with running_server(program, model, options, n_draft) as address:
         for _ in range(options.repetitions):
             for prompt in prompts:
-                timings = _complete(address, prompt, options.n_generate)
+                timings = serve_once(address, prompt, options.n_generate)
                 speeds.append(float(timings["predicted_per_second"]))
                 drafted += int(timings.get("draft_n", 0))
                 accepted += int(timings.get("draft_n_accepted", 0))
@@ -86,7 +86,7 @@ def _llama_server(program: Path, model: Path, options: PeerOptions, prompts: lis
 
 
 @contextlib.contextmanager
-def _server(program: Path, model: Path, options: PeerOptions, n_draft: int) -> Iterator[str]:
+def running_server(program: Path, model: Path, options: PeerOptions, n_draft: int) -> Iterator[str]:
     """A server on loopback, stopped at the end whatever happens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -125,7 +125,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Any, 
     raise BackendError(f"{program} did not start: {log.read()[-300:].strip()}", hint="run it by hand to see more")
 
 
-def _complete(address: str, prompt: str, n_generate: int) -> dict[str, Any]:
+def serve_once(address: str, prompt: str, n_generate: int) -> dict[str, Any]:
+    """Has the server at `address` continue `prompt` greedily, from nothing cached; its own timings."""
     body = {
         "prompt": prompt, "n_predict": n_generate, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
         "top_k": 1,

@@ -341,12 +341,17 @@ class Batch:
         `hidden`, where there is one, is filled by the caller: row i belongs to token i.
         """
         n = len(tokens)
+        self._native.n_tokens = n
+        if n == 1:  # every token of plain generation: no arrays made
+            self.tokens[0], self.positions[0], self.seq_ids[0], self.outputs[0] = (
+                tokens[0], first_position, seq_id, n_outputs,
+            )  # fmt: skip
+            return self._native
         self.tokens[:n] = tokens
         self.positions[:n] = np.arange(first_position, first_position + n, dtype=np.int32)
         self.seq_ids[:n] = seq_id
         self.outputs[:n] = 0
         self.outputs[n - n_outputs : n] = 1
-        self._native.n_tokens = n
         return self._native
 
 

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 from mimo_gguf.cli import bench
 from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.runtime.bandwidth import find_bandwidth, measure_host
 from mimo_gguf.runtime.bench import BenchOptions, run_bench
 from mimo_gguf.runtime.bench_peers import PeerOptions, measure_peer
 from mimo_gguf.runtime.chat_template import CHATML, ChatTemplate
+from mimo_gguf.runtime.devices import imagined_gpu
 from mimo_gguf.runtime.llama_api import LlamaModel
 from mimo_gguf.runtime.session import SessionOptions
 
@@ -37,6 +39,10 @@ def test_figures(tiny: LlamaModel) -> None:
     )
     assert report.prompt_tokens_per_s > 0 and 0 < report.first_token_s < 60
     assert "code, plain" in heard
+    assert report.memory_bytes["CPU"] > tiny.size_bytes
+    plain = report.generation[0]
+    assert report.bandwidth is not None and report.bandwidth.bytes_per_s > 1e8
+    assert report.bandwidth_share(plain) == report.read_bytes_per_s(plain) / report.bandwidth.bytes_per_s
     assert json.loads(json.dumps(report.as_json()))["generation"][1]["n_draft"] == 1
 
 
@@ -95,3 +101,12 @@ def test_llama_bench_is_read(tmp_path: Path) -> None:
     program.chmod(0o755)
     (figure,) = measure_peer(program, tmp_path / "x.gguf", PEER, [])
     assert (figure.prompt_tokens_per_s, figure.tokens_per_s) == (80.0, 9.5)
+
+
+def test_the_bandwidth_of_what_holds_the_weights() -> None:
+    card = imagined_gpu(12 << 30, "CUDA0", "NVIDIA GeForce RTX 3060 12GB")
+    known = find_bandwidth([card], 1)
+    assert known is not None and known.bytes_per_s == 360e9
+    assert find_bandwidth([card, card], 1) is None
+    assert find_bandwidth([imagined_gpu(1 << 30, "CUDA0", "no such card")], 1) is None
+    assert 1e8 < measure_host(2, 1 << 22).bytes_per_s < 1e14
