@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mimo_gguf.cli import ui
+from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import format_size
 
 if TYPE_CHECKING:
@@ -31,6 +33,12 @@ def command(
     src: Annotated[
         str | None, typer.Option("--file", metavar="SRC", help="This file or checkpoint, not the published MiMo-7B.")
     ] = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option("--gpu", metavar="NAME", help="With --plot: this card's line; repeatable.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw memory against context: a .png or .svg.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Show which graphics cards run it: fits or not, largest context, tokens per second, price.
@@ -39,6 +47,17 @@ def command(
     """
     from mimo_gguf.runtime.gpu_catalogue import MTP_ACCEPTANCE, Filters, best_picks, judge_cards, select
 
+    if plot is not None:
+        from mimo_gguf.cli.fit import USUAL_TYPES
+        from mimo_gguf.cli.gpus_plot import draw, need_curves
+        from mimo_gguf.runtime.gpu_catalogue import find_card
+
+        chosen_cards = [find_card(name) for name in gpu or ("RTX 3060 12GB",)]
+        draw(need_curves([(name, _model(src, name)) for name in USUAL_TYPES]), chosen_cards, plot)
+        ui.print_note(f"written to {plot}")
+        return
+    if gpu:
+        raise UsageError("--gpu chooses the lines of a picture", hint="add --plot memory.png")
     filters = Filters(budget, min_tps, vendor.lower(), sort)
     model = _model(src, ftype)
     verdicts = judge_cards(model, ctx)

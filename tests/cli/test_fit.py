@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import typer
 from typer.testing import CliRunner, Result
 
 from mimo_gguf.cli import fit, gpus
+from mimo_gguf.cli.gpus_plot import need_curves
 from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
 from mimo_gguf.core.geometry import STEP35
+from mimo_gguf.runtime.gpu_catalogue import published_model
 from tests.checkpoints import write_checkpoint
 from tests.cli import command_line
 from tests.conversion.fake_hub import serve_hub
@@ -112,3 +115,35 @@ def test_a_model_on_the_hub_is_planned_from_its_headers(tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     assert document["fits"] and document["settings"]["mtp"] and document["devices"][0]["needed_bytes"] > 0
     assert not [path for path in whole if path.endswith(".safetensors")]
+
+
+def run_gpus(*arguments: str | Path) -> None:
+    result = run(gpus.command, *map(str, arguments))
+    if isinstance(result.exception, MimoGgufError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+
+
+def test_the_picture(tmp_path: Path) -> None:
+    run_gpus("--plot", tmp_path / "m.svg", "--gpu", "RTX 3060 12GB", "--gpu", "RTX 4090")
+    picture = (tmp_path / "m.svg").read_text()
+    assert picture.startswith("<?xml") and "</svg>" in picture
+    run_gpus("--plot", tmp_path / "m.png")
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+    for wrong in (("--plot", tmp_path / "m.pdf"), ("--gpu", "RTX 4090"), ("--plot", tmp_path / "m.png", "--gpu", "x9")):
+        with pytest.raises(UsageError) as caught:
+            run_gpus(*wrong)
+        assert caught.value.hint
+
+
+def test_a_picture_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MimoGgufError, match="matplotlib") as caught:
+        run_gpus("--plot", tmp_path / "m.png")
+    assert caught.value.hint and "plot" in caught.value.hint and not list(tmp_path.iterdir())
+
+
+def test_curves_rise_and_cross_where_the_plan_says() -> None:
+    (curve,) = need_curves([("Q4_K_M", published_model())])
+    needs = [n_bytes for _, n_bytes in curve.points]
+    assert needs == sorted(needs) and curve.points[-1][0] == published_model().geometry.context_length

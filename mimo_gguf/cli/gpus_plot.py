@@ -1,0 +1,83 @@
+"""The picture of `mimo-gguf gpus --plot`: memory on the card against context, a line per file type, the card across."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mimo_gguf.core.errors import MimoGgufError, UsageError
+from mimo_gguf.core.output_file import atomic_output
+from mimo_gguf.core.units import GIB
+
+if TYPE_CHECKING:
+    from mimo_gguf.runtime.gpu_catalogue import Card
+    from mimo_gguf.runtime.memory_model import ModelSizes
+
+_FORMATS: Final = ("png", "svg")
+_N_POINTS: Final = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What one file type needs on the card, all layers there: (context, bytes) pairs."""
+
+    label: str
+    points: tuple[tuple[int, int], ...]
+
+
+def need_curves(models: Sequence[tuple[str, ModelSizes]]) -> list[Curve]:
+    """A curve per (file type, sizes): everything on a CUDA-like card, f16 cache, MTP, up to the trained context."""
+    from mimo_gguf.runtime.devices import host_device, imagined_gpu
+    from mimo_gguf.runtime.fit import plan_model
+    from mimo_gguf.runtime.memory_model import RunSettings
+
+    devices = (imagined_gpu(64 * GIB), host_device())
+    driver = devices[0].total_bytes - devices[0].free_bytes
+    curves = []
+    for label, model in models:
+        step = max(model.geometry.context_length // (_N_POINTS - 1), 256)
+        contexts = [max(step * i, 256) for i in range(_N_POINTS)]
+        needs = [
+            plan_model(model, RunSettings(n_ctx=n), devices, -1).devices[0].needed_bytes + driver for n in contexts
+        ]
+        curves.append(Curve(label, tuple(zip(contexts, needs, strict=True))))
+    return curves
+
+
+def draw(curves: Sequence[Curve], cards: Sequence[Card], path: Path) -> None:
+    """Writes the picture as PNG or SVG, by the name's ending.
+
+    Raises:
+        UsageError: another ending.
+        MimoGgufError: matplotlib is not installed.
+        OutputError: it cannot be written.
+    """
+    kind = path.suffix.lower().lstrip(".")
+    if kind not in _FORMATS:
+        raise UsageError(f"{path}: a picture is a .png or .svg file", hint="--plot memory.png")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MimoGgufError(
+            "drawing needs matplotlib, which is not installed", hint='pip install "mimo-gguf[plot]"'
+        ) from None
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for curve in curves:
+        contexts, needs = zip(*curve.points, strict=True)
+        (line,) = axes.plot([n / 1024 for n in contexts], [n / GIB for n in needs], label=curve.label)
+        axes.annotate(
+            curve.label, (contexts[-1] / 1024, needs[-1] / GIB), (5, 0), textcoords="offset points",
+            va="center", color=line.get_color(),
+        )  # fmt: skip
+    for card in cards:
+        height = card.memory_bytes / GIB
+        axes.axhline(height, color="0.4", linestyle="--", linewidth=1)
+        axes.annotate(card.name, (0, height), (4, 3), textcoords="offset points", color="0.3", fontsize=9)
+    axes.set(xlabel="context (1024 tokens)", ylabel="memory on the card (GiB)", xlim=(0, None), ylim=(0, None))
+    axes.set_title("What a chat takes on the card: all layers there, f16 cache, MTP")
+    axes.grid(alpha=0.3)
+    with atomic_output(path) as file:
+        figure.savefig(file, format=kind, dpi=150)
