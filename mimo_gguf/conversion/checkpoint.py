@@ -97,13 +97,23 @@ def read_text(path: Path) -> str:
         raise CheckpointError(f"{path}: not UTF-8 text", hint="download this file again") from None
 
 
+def _is_missing(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # a folder that may not be looked into, say: reading will tell
+        return False
+    return False
+
+
 def read_json(path: Path, if_missing: str) -> dict[str, Any]:
     """The JSON object in `path`; every text in it can be written as UTF-8.
 
     Raises:
         CheckpointError: missing (`if_missing` says what that means), unreadable, or not a JSON object.
     """
-    if not os.path.lexists(path):
+    if _is_missing(path):
         raise CheckpointError(f"{path.parent}: {if_missing}", hint="give the folder that has it, or download it again")
     text = read_text(path)
     try:

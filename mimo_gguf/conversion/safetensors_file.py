@@ -47,20 +47,20 @@ def read_header(path: Path) -> dict[str, StoredWeights]:
     """The tensors of the file at `path`, by name.
 
     Raises:
-        CheckpointError: no such file, truncated, or a header that the safetensors library refuses (bad JSON,
+        CheckpointError: no such file, unreadable, truncated, or a header the safetensors library refuses (bad JSON,
             hostile sizes, overlapping or missing ranges).
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy"):
-            pass
-        with path.open("rb") as file:
+        with path.open("rb") as file, safe_open(path, framework="numpy"):
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file", hint="download the checkpoint again, all of it") from None
-    except (OSError, SafetensorError, ValueError, struct.error) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}", hint="check the file's permissions") from None
+    except (SafetensorError, ValueError, struct.error) as error:
         raise CheckpointError(
             f"{path}: not a complete safetensors file: {_first_line(error)}", hint="download this file again"
         ) from None

@@ -148,6 +148,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "more layers than there are": (edit_config(num_hidden_layers=3), "12 tensors missing: model.layers.2."),
     "fewer layers than there are": (edit_config(num_hidden_layers=1), "the recipe has no place for 12 tensors"),
     "MTP declared, not there": (edit_config(num_nextn_predict_layers=2), "16 tensors missing: model.mtp_layers.1."),
+    "shard is a folder": (replace_by_folder(SHARD_2), f"{SHARD_2} missing"),
     "shard missing": (remove(SHARD_2), f"{SHARD_2} missing"),
     "shard truncated": (cut(SHARD_2, 10), f"{SHARD_2}: not a complete safetensors file"),
     "shard truncated in its header": (
@@ -264,6 +265,18 @@ def test_bad_checkpoint(tmp_path: Path, case: str) -> None:
 def test_not_a_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         open_model(f"{tmp_path}/{name}")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.parametrize("name", [SHARD_1, "config.json", "tokenizer.json", "."])
+def test_what_may_not_be_read(tmp_path: Path, name: str) -> None:
+    write_checkpoint(tmp_path / "model")
+    (tmp_path / "model" / name).chmod(0)
+    try:
+        with pytest.raises(CheckpointError, match="Permission denied"):
+            open_model(str(tmp_path / "model"))
+    finally:
+        (tmp_path / "model" / name).chmod(0o755)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
