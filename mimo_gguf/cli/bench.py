@@ -142,8 +142,8 @@ def _print_report(report: BenchReport, peers: Sequence[PeerFigure]) -> None:
         )
     for peer in peers:
         how = f"{peer.n_draft} drafts" if peer.n_draft else "plain"
-        share = "-" if peer.acceptance is None else f"{peer.acceptance:.0%}"
-        rows.append((peer.program, how, f"{peer.tokens_per_s:.1f}", "-", share, "-", "-", ""))
+        right = "-" if peer.acceptance is None else f"{peer.acceptance:.0%}"
+        rows.append((peer.program, how, f"{peer.tokens_per_s:.1f}", "-", right, "-", "-", ""))
     ui.print_table(("text", "way", "tok/s", "speed-up", "drafts right", "GB/s of weights", "of memory", ""), rows)
 
 

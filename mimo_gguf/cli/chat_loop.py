@@ -284,9 +284,7 @@ COMMANDS: Final[dict[str, ChatCommand]] = {
     "save": ChatCommand("FILE [kv]", "save the conversation, with its cache", ChatLoop.save),
     "load": ChatCommand("FILE", "go on with a saved one", ChatLoop.load),
     "export": ChatCommand("FILE", "write it as Markdown", ChatLoop.export),
-    "think": ChatCommand(
-        "show|fold|hide|keep|drop|N", "reasoning: its display, in context, budget; alone: the last", ChatLoop.think
-    ),
+    "think": ChatCommand("show|fold|hide|keep|drop|N", "reasoning: display, context, budget", ChatLoop.think),
     "stats": ChatCommand("", "speeds, drafts, acceptance", ChatLoop.stats),
     "tokens": ChatCommand("[TEXT]", "tokens used, or those of a text", ChatLoop.tokens),
     "set": ChatCommand("NAME=VALUE", "temp, top_p, top_k, min_p, seed, max_tokens, ...", ChatLoop.set_option),

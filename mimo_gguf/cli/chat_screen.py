@@ -10,12 +10,14 @@ from typing import Any, Final, Protocol
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.text import Text
+from rich.theme import Theme
 
 from mimo_gguf.cli import ui
 from mimo_gguf.runtime.model import Answer, Model
 from mimo_gguf.runtime.reasoning import Kind, Piece
 
 REASONING_VIEWS: Final = ("show", "fold", "hide")
+_MARKDOWN: Final = Theme({"markdown.code": "bold cyan", "markdown.code_block": "cyan"})  # rich's are on black
 _REFRESH_S: Final = 0.05
 
 
@@ -107,7 +109,7 @@ class TerminalScreen:
         whole, self._block = split_blocks(self._block)
         if whole.strip():
             self._stop_preview()
-            ui.out.print(Markdown(whole), soft_wrap=False)
+            _print_markdown(whole)
             ui.out.print()
         self._preview(Text(_tail(self._block)))
 
@@ -148,13 +150,19 @@ class TerminalScreen:
     def end(self, answer: Answer, model: Model) -> None:
         self._end_reasoning()
         if self._block.strip():
-            ui.out.print(Markdown(self._block), soft_wrap=False)
+            _print_markdown(self._block)
         self._block, self._kind = "", None
-        ui.print_note(status_line(answer, model))
+        ui.err.print(status_line(answer, model), style="note", markup=False, emoji=False, soft_wrap=False)
         for warning in warnings(answer, model):
             if warning not in self._warned:
                 ui.print_warning(warning)
         self._warned.update(warnings(answer, model))
+
+
+def _print_markdown(text: str) -> None:
+    """In the terminal's own colours, so that it can be read on light and on dark backgrounds."""
+    with ui.out.use_theme(_MARKDOWN):
+        ui.out.print(Markdown(text, code_theme="ansi_light"), soft_wrap=False)
 
 
 def split_blocks(text: str) -> tuple[str, str]:
@@ -205,7 +213,7 @@ def _draft_text(answer: Answer, model: Model) -> str:
     text = "no drafts" if answer.stats.acceptance is None else f"MTP drafts {answer.stats.acceptance:.0%} right"
     if verdict.speed_up is not None:
         text += f", x{verdict.speed_up:.2f}"
-    return text if verdict.drafting else f"{text}, switched off: slower than plain here"
+    return text if verdict.drafting else f"{text}, off: slower here"
 
 
 def warnings(answer: Answer, model: Model) -> list[str]:

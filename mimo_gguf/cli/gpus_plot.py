@@ -63,6 +63,7 @@ def draw(curves: Sequence[Curve], cards: Sequence[Card], path: Path) -> None:
         raise MimoGgufError(
             "drawing needs matplotlib, which is not installed", hint='pip install "mimo-gguf[plot]"'
         ) from None
+    widest = max(curve.points[-1][0] for curve in curves) / 1024
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for curve in curves:
@@ -76,7 +77,7 @@ def draw(curves: Sequence[Curve], cards: Sequence[Card], path: Path) -> None:
         height = card.memory_bytes / GIB
         axes.axhline(height, color="0.4", linestyle="--", linewidth=1)
         axes.annotate(card.name, (0, height), (4, 3), textcoords="offset points", color="0.3", fontsize=9)
-    axes.set(xlabel="context (1024 tokens)", ylabel="memory on the card (GiB)", xlim=(0, None), ylim=(0, None))
+    axes.set(xlabel="context (1024 tokens)", ylabel="memory on the card (GiB)", xlim=(0, 1.12 * widest), ylim=(0, None))
     axes.set_title("What a chat takes on the card: all layers there, f16 cache, MTP")
     axes.grid(alpha=0.3)
     with atomic_output(path) as file:
