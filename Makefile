@@ -55,7 +55,7 @@ types: $(VENV)/.dev ## mypy, strict
 
 check: lint types test ## everything CI runs
 
-tiny: $(VENV)/.dev ## train examples/mimo-tiny again (20 minutes on 2 cores)
+tiny: $(VENV)/.dev ## train examples/mimo-tiny again (25 minutes of CPU time)
 	@$(BIN)/python -m examples.train_mimo_tiny
 
 clean: ## remove .venv and build output; compiled wheels stay

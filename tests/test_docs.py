@@ -1,0 +1,78 @@
+"""Documents are held to the program: commands and options they name exist, every command is documented, links lead."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from mimo_gguf.cli.app import COMMANDS, build_app
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+INVOCATION = re.compile(r"mimo-gguf ([a-z][a-z-]*)([^`\n|]*)")
+OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)")
+
+
+def options_of_commands() -> dict[str, set[str]]:
+    group = typer.main.get_command(build_app())
+    return {
+        name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_exist(page: Path) -> None:
+    known = options_of_commands()
+    for command, rest in INVOCATION.findall(page.read_text(encoding="utf-8")):
+        assert command in known, f"{page.name}: mimo-gguf {command}"
+        for option in OPTION.findall(rest.split("#")[0]):
+            assert option in known[command], f"{page.name}: mimo-gguf {command} {option}"
+
+
+@pytest.mark.parametrize(("page", "command"), [("convert", "convert"), ("quantize", "quantize"), ("chat", "chat")])
+def test_options_in_tables_exist(page: str, command: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `--") or "| `--" in line]
+    assert rows
+    known = options_of_commands()[command]
+    for row in rows:
+        for option in OPTION.findall(row):
+            assert option in known, f"docs/{page}.md: {option}"
+
+
+def test_every_command_is_documented() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for command in COMMANDS:
+        assert f"mimo-gguf {command}" in text, command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_make_targets_in_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"(?:^    |`)make ([a-z]+)", readme, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_python_of_the_readme_runs(tmp_path: Path) -> None:
+    """The ten lines of the README, word for word, on the tiny model."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    make = [sys.executable, "-m", "mimo_gguf.cli.app", "quantize", str(ROOT / "examples" / "mimo-tiny"), "--quiet"]
+    subprocess.run(
+        [*make, "--type", "Q4_K_M", "-o", "MiMo-7B-RL-Q4_K_M.gguf"], cwd=tmp_path, check=True, capture_output=True
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
