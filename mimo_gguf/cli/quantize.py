@@ -95,8 +95,6 @@ def command(
         if not is_file_name(out):
             make_folder(paths[0].parent)
         with open_progress(quiet=quiet or as_json) as progress:
-            for note in (note for output in plan.outputs for note in output.notes):
-                progress.note(note)
             report = run_quantization(plan, progress)
     ui.print_json(report.as_json()) if as_json else ui.print_report(report)
 

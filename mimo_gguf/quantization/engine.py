@@ -12,7 +12,7 @@ from typing import Final
 
 from mimo_gguf.core.errors import OutputError, WeightsError
 from mimo_gguf.core.ggml_types import parse_ggml_type
-from mimo_gguf.core.output_file import check_free_space
+from mimo_gguf.core.output_file import check_free_space, sync_folder
 from mimo_gguf.core.progress import Job, Progress, Silence
 from mimo_gguf.quantization.chunk_loop import KernelKey, Loop, kernel_key, kernel_keys
 from mimo_gguf.quantization.chunks import Chunk, cut_into_chunks
@@ -138,6 +138,8 @@ def _complete(writers: Sequence[OutputWriter], chunks: Sequence[Chunk]) -> None:
             writer.seal(chunks)
     for writer in writers:
         writer.publish(chunks)
+    for folder in {writer.plan.path.parent for writer in writers}:
+        sync_folder(folder)
     for writer in reversed(writers):
         writer.journal.discard()
 

@@ -11,7 +11,6 @@ from typing import Final
 
 from mimo_gguf.core.errors import OutputError
 from mimo_gguf.core.model_source import Bytes
-from mimo_gguf.core.output_file import sync_folder
 
 _WORTH_DRAINING_BYTES: Final = 1 << 26
 
@@ -31,7 +30,7 @@ def write_error(path: Path, error: OSError) -> OutputError:
 
 
 def appear(path: Path) -> None:
-    """Gives a finished, synced partial its name.
+    """Gives a finished, synced partial its name; the folder has still to be synced.
 
     Raises:
         OutputError: the system refuses.
@@ -40,7 +39,6 @@ def appear(path: Path) -> None:
         partial_path(path).replace(path)
     except OSError as error:
         raise write_error(path, error) from None
-    sync_folder(path.parent)
 
 
 def write_whole(path: Path, data: bytes) -> None:

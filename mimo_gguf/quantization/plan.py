@@ -203,7 +203,7 @@ def _refuse_lacking(profile: Profile, choices: Sequence[TypeChoice], importance:
     lacking = [choice.info for choice in choices if choice.lacks_importance]
     if not lacking:
         return
-    names = ", ".join(info.name for info in lacking[:3]) + (f" and {len(lacking) - 3} more" if lacking[3:] else "")
+    names = _listed([info.name for info in lacking])
     if importance is None:
         raise UsageError(
             f"{profile.name} needs an importance matrix (for {names})", hint="give one with --imatrix, or use Q2_K"
@@ -252,22 +252,25 @@ def _metadata(
 def _notes(
     choices: Sequence[TypeChoice], tensors: Sequence[TensorPlan], importance: ImportanceMatrix | None
 ) -> tuple[str, ...]:
-    notes = [
-        f"{choice.info.name} is {choice.info.ggml_type.name} instead of {choice.fallback_from.name}: {choice.why}"
-        for choice in choices
-        if choice.fallback_from is not None
-    ]
-    if importance is not None:
-        without = [
-            tensor.info.name
-            for tensor in tensors
-            if tensor.importance is None
-            and tensor.info.ggml_type not in FLOAT_TYPES
-            and tensor.info.ggml_type is not tensor.source.info.ggml_type
-        ]
-        if without:
-            notes.append(f"no importance entries for {len(without)} tensors: {', '.join(without)}")
+    replaced: dict[str, list[str]] = {}
+    for choice in choices:
+        if choice.fallback_from is not None:
+            line = f"{choice.info.ggml_type.name} instead of {choice.fallback_from.name}: {choice.why}"
+            replaced.setdefault(line, []).append(choice.info.name)
+    notes = [f"{line} ({_listed(names)})" for line, names in replaced.items()]
+    without = [tensor.info.name for tensor in tensors if importance is not None and _is_without_importance(tensor)]
+    if without:
+        notes.append(f"no importance entries for {', '.join(without)}")
     return tuple(notes)
+
+
+def _is_without_importance(tensor: TensorPlan) -> bool:
+    is_changed = tensor.info.ggml_type is not tensor.source.info.ggml_type
+    return tensor.importance is None and tensor.info.ggml_type not in FLOAT_TYPES and is_changed
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
 
 
 # ---- parts of a split file

@@ -1,0 +1,189 @@
+"""`mimo-gguf quantize`, `verify` and `profiles` as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from mimo_gguf.cli.app import main
+from tests.checkpoints import write_checkpoint
+from tests.cli.command_line import PROGRAM, assert_clear_error, run
+from tests.quantization.models import Model, write_random
+
+MODEL = Model(n_trunk=1, width=64, ffn=96, vocab=72, heads=2, kv_heads=1, head_dim=32)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_random(tmp_path / "Random-BF16.gguf", MODEL)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_several_types_in_one_read_named_after_the_model(source: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, "quantize", source, "--type", "q8_0", "-t", "FP16", "-o", "models/")
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path / "models") == {
+        f"Random-{name}.gguf{more}" for name in ("Q8_0", "F16") for more in ("", ".sums.json")
+    }
+    assert "bits per weight" in done.stdout
+    assert "bit for bit" in done.stdout
+
+
+def test_the_default_place_is_beside_a_gguf_and_here_for_a_checkpoint(source: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    write_checkpoint(tmp_path / "My-MiMo")
+    assert run(here, "quantize", source, "-t", "Q8_0").returncode == 0
+    assert (tmp_path / "Random-Q8_0.gguf").is_file()
+    assert run(here, "quantize", tmp_path / "My-MiMo", "-t", "Q8_0").returncode == 0
+    assert (here / "My-MiMo-Q8_0.gguf").is_file()
+
+
+def test_a_dry_run_writes_nothing_and_knows_the_sizes(source: Path, tmp_path: Path) -> None:
+    before = names(tmp_path)
+    shown = run(tmp_path, "quantize", source, "-t", "Q4_K_M", "-o", "new/", "--dry-run")
+    assert "new/Random-Q4_K_M.gguf" in shown.stdout
+    assert "arithmetic" in shown.stdout
+    plan = json.loads(run(tmp_path, "quantize", source, "-t", "Q4_K_M", "-o", "new/", "--dry-run", "--json").stdout)
+    assert names(tmp_path) == before
+    report = json.loads(run(tmp_path, "quantize", source, "-t", "Q4_K_M", "-o", "new/", "--json").stdout)
+    assert plan["outputs"][0]["n_bytes"] == report["outputs"][0]["n_bytes"]
+    assert Path(tmp_path, report["outputs"][0]["paths"][0]).stat().st_size == report["outputs"][0]["n_bytes"]
+
+
+def test_types_can_be_chosen(source: Path, tmp_path: Path) -> None:
+    options = [
+        "--mtp",
+        "Q8_0",
+        "--tensor-type",
+        "attn_k=F16",
+        "--output-type",
+        "q5_0",
+        "--token-embedding-type",
+        "Q4_1",
+    ]
+    plan = json.loads(run(tmp_path, "quantize", source, "-t", "Q4_0", *options, "--dry-run", "--json").stdout)
+    types = {tensor["name"]: tensor["to"] for tensor in plan["outputs"][0]["tensors"]}
+    assert types["blk.1.ffn_up.weight"] == "Q8_0"
+    assert types["blk.0.ffn_up.weight"] == "Q4_0"
+    assert types["blk.0.attn_k.weight"] == "F16"
+    assert (types["output.weight"], types["token_embd.weight"]) == ("Q5_0", "Q4_1")
+
+
+def test_a_profile_of_ones_own(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('summary = "x"\nfile_type = "Q8_0"\ndefault = "Q8_0"\n[mtp]\ntype = "F16"\n')
+    assert run(tmp_path, "profiles", "--check", "mine.toml").returncode == 0
+    assert run(tmp_path, "quantize", source, "--profile", "mine.toml").returncode == 0
+    assert (tmp_path / "Random-mine.gguf").is_file()
+    (tmp_path / "mine.toml").write_text('summary = "x"\nfile_type = "Q8_0"\ndefault = "Q8"\n')
+    assert_clear_error(run(tmp_path, "profiles", "--check", "mine.toml"), "mine.toml: default: 'Q8'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["none.gguf", "-t", "Q8_0"], "none.gguf", 1),
+        (["Random-BF16.gguf"], "no output", 2),
+        (["Random-BF16.gguf", "-t", "Q9"], "'Q9'", 2),
+        (["Random-BF16.gguf", "-t", "Q8_0", "-t", "F16", "-o", "a.gguf"], "2 outputs", 2),
+        (["Random-BF16.gguf", "-t", "Q8_0", "-o", "none/a.gguf"], "none: no such folder", 1),
+        (["Random-BF16.gguf", "-t", "BF16"], "is the source itself", 2),
+        (["Random-BF16.gguf", "-t", "Q8_0", "-o", "Random-BF16.gguf"], "is the source itself", 2),
+        (["Random-BF16.gguf", "-t", "Q8_0", "--mtp", "Q1"], "'Q1'", 2),
+        (["Random-BF16.gguf", "-t", "Q8_0", "--tensor-type", "x"], "PATTERN=TYPE", 2),
+        (["Random-BF16.gguf", "-t", "Q8_0", "--imatrix", "none.dat"], "none.dat", 1),
+        (["Random-BF16.gguf", "-t", "Q8_0", "--split-max-size", "much"], "'much' is not a size", 2),
+    ],
+)
+def test_wrong_arguments_are_explained(
+    arguments: list[str],
+    message: str,
+    code: int,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = names(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["mimo-gguf", "quantize", *arguments])
+    with pytest.raises(SystemExit) as caught:  # in this process: a dozen starts of the program would take too long
+        main()
+    shown = capsys.readouterr()
+    done = subprocess.CompletedProcess(arguments, int(caught.value.code or 0), shown.out, shown.err)
+    assert_clear_error(done, message, code=code)
+    assert names(tmp_path) == before
+
+
+def test_quiet_says_nothing_on_stderr(source: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, "quantize", source, "-t", "Q8_0", "--quiet").stderr == ""
+
+
+def test_existing_outputs_need_force(source: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, "quantize", source, "-t", "Q8_0").returncode == 0
+    assert_clear_error(run(tmp_path, "quantize", source, "-t", "Q8_0"), "exists already")
+    assert run(tmp_path, "quantize", source, "-t", "Q8_0", "--force").returncode == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
+    source = write_random(
+        tmp_path / "Random-BF16.gguf", Model(n_trunk=8, width=512, ffn=1024, vocab=4096, head_dim=128)
+    )
+    command = [*PROGRAM, "quantize", str(source), "-t", "IQ4_XS", "--threads", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / ".Random-IQ4_XS.gguf.journal"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (journal.exists() and journal.stat().st_size > 300):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "the same command goes on from here" in errors
+    report = json.loads(run(tmp_path, *command[len(PROGRAM) :], "--json").stdout)
+    assert report["outputs"][0]["resumed_bytes"] > 0
+
+
+# ---- verify and profiles
+
+
+def test_verify_says_intact_or_where_the_damage_is(source: Path, tmp_path: Path) -> None:
+    run(tmp_path, "quantize", source, "-t", "Q8_0", "-o", "a.gguf")
+    assert run(tmp_path, "verify", "a.gguf").returncode == 0
+    data = bytearray((tmp_path / "a.gguf").read_bytes())
+    data[-500] ^= 16
+    (tmp_path / "a.gguf").write_bytes(data)
+    damaged = run(tmp_path, "verify", "a.gguf", "--json")
+    assert damaged.returncode == 1
+    assert json.loads(damaged.stdout)["problems"] == ["a.gguf: the data of output.weight changed"]
+    assert "output.weight" in run(tmp_path, "verify", "a.gguf").stdout
+    assert_clear_error(run(tmp_path, "verify", "none.gguf"), "none.gguf")
+
+
+def test_profiles_lists_every_file_type_with_its_size(tmp_path: Path) -> None:
+    listed = json.loads(run(tmp_path, "profiles", "--json").stdout)
+    assert listed["model"] == "MiMo-7B"
+    sizes = {profile["name"]: profile["n_bytes"] for profile in listed["profiles"]}
+    assert len(sizes) == 30
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+    table = run(tmp_path, "profiles").stdout
+    assert all(name in table for name in sizes)
+
+
+def test_profiles_shows_one_with_its_reasons(tmp_path: Path) -> None:
+    shown = run(tmp_path, "profiles", "q4_k_m", COLUMNS="200").stdout
+    assert "4.90 bits per weight, 4.47 GiB" in shown
+    assert "V passes its error straight into the attended values" in shown
+    document = json.loads(run(tmp_path, "profiles", "Q4_K_M", "--json").stdout)
+    assert document["tensors"]["blk.36.nextn.eh_proj.weight"] == "Q4_K"
+    assert_clear_error(run(tmp_path, "profiles", "Q77"), "'Q77'", code=2)
