@@ -136,9 +136,7 @@ def test_existing_outputs_need_force(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
-    source = write_random(
-        tmp_path / "Random-BF16.gguf", Model(n_trunk=8, width=512, ffn=1024, vocab=4096, head_dim=128)
-    )
+    source = write_random(tmp_path / "Random-BF16.gguf", Model(n_trunk=12, width=256, ffn=512))
     command = [*PROGRAM, "quantize", str(source), "-t", "IQ4_XS", "--threads", "1"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / ".Random-IQ4_XS.gguf.journal"
