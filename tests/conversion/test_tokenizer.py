@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import random
 import shutil
@@ -20,7 +19,7 @@ from mimo_gguf.conversion.recipe import load_recipe
 from mimo_gguf.conversion.tokenizer import read_tokenizer
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import Metadata, string, uint32
-from tests.checkpoints import CONFIG, PUBLISHED, QWEN2_VOCAB, write_checkpoint
+from tests.checkpoints import ADDED, CONFIG, PUBLISHED, QWEN2_VOCAB, write_checkpoint
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "mimo-tiny"
 FOLDERS = [
@@ -40,8 +39,9 @@ def tokenizer_metadata(folder: Path) -> Metadata:
 @contextmanager
 def llama_tokenizer(folder: Path, scratch: Path) -> Iterator[Callable[[str], list[int]]]:
     """llama.cpp's tokenizer over a GGUF that holds only the vocabulary."""
-    import llama_cpp
+    from mimo_gguf.runtime.llama_api import api
 
+    llama_cpp = api()
     metadata = {"general.architecture": string("qwen2"), "qwen2.context_length": uint32(8)}
     for key in ("embedding_length", "block_count", "feed_forward_length", "attention.head_count"):
         metadata[f"qwen2.{key}"] = uint32(8)
@@ -49,8 +49,6 @@ def llama_tokenizer(folder: Path, scratch: Path) -> Iterator[Callable[[str], lis
     path.write_bytes(lay_out(metadata | dict(tokenizer_metadata(folder)), ()).header)
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
-    quiet = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     assert model
     vocab = llama_cpp.llama_model_get_vocab(model)
@@ -158,6 +156,44 @@ def test_tokenizer_json_and_vocab_json_agree(tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys()
     for key in ours:
         assert ours[key] == theirs[key], key
+
+
+def test_rows_of_a_small_vocabulary(tmp_path: Path) -> None:
+    """As above, wherever the tests run: padding, and the type of each kind of added token."""
+    write_checkpoint(tmp_path)
+    table = json.loads((tmp_path / "tokenizer.json").read_text())
+    table["added_tokens"][2]["special"] = False  # <|im_end|>: looks like a control token, so it is one to llama.cpp
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    metadata = tokenizer_metadata(tmp_path)
+    tokens, types = (metadata[f"tokenizer.ggml.{key}"].value for key in ("tokens", "token_type"))
+    assert tokens[256:263] == [*ADDED, "he"]
+    assert tokens[263:] == [f"[PAD{row}]" for row in range(263, 272)]
+    control, user, normal, unused = TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.NORMAL, TokenType.UNUSED
+    assert types == [normal] * 256 + [control] * 3 + [user] * 2 + [control] + [normal] + [unused] * 9
+    assert metadata["tokenizer.ggml.merges"].value == ["h e"]
+
+
+def test_ids_by_what_states_them_first(tmp_path: Path) -> None:
+    """The tokenizer's own word, then config.json, then generation_config.json; lists by their first item."""
+    write_checkpoint(tmp_path, config=CONFIG | {"bos_token_id": [257, 256], "eos_token_id": 256, "pad_token_id": "258"})
+    (tmp_path / "generation_config.json").write_text(json.dumps({"bos_token_id": 256, "pad_token_id": 258}))
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"pad_token": "<none such>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    metadata = tokenizer_metadata(tmp_path)
+    ids = {kind: metadata[f"tokenizer.ggml.{kind}_token_id"].value for kind in ("bos", "eos", "padding")}
+    assert ids == {"bos": 257, "eos": 258, "padding": 258}
+
+
+def test_vocab_json_and_merges_txt(tmp_path: Path) -> None:
+    """Without tokenizer.json; a merge may begin with `#`, only the first line may be the version."""
+    write_checkpoint(tmp_path)
+    vocab = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"] | {"##": 263}
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nh e\n# #\n\n")
+    metadata = tokenizer_metadata(tmp_path)
+    assert metadata["tokenizer.ggml.merges"].value == ["h e", "# #"]
+    assert metadata["tokenizer.ggml.tokens"].value[256:264] == [*ADDED, "he", "##"]
 
 
 def test_base_has_no_ids_in_its_config(tmp_path: Path) -> None:
