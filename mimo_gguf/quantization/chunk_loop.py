@@ -1,4 +1,4 @@
-"""The loop over a model's chunks: read, check, convert to every output's type, write. Many threads, no shared state.
+"""The loop over a model's chunks: read, check, convert to every output's type, write; on many threads.
 
 Each worker takes the next chunk, reads its rows once, and for every output runs a kernel and writes the result where it
 belongs. Reading and writing wait for the disk while other workers compute: there is one worker more than kernels may
@@ -162,9 +162,8 @@ class _Buffers:
     @classmethod
     def for_plan(cls, plan: QuantizePlan) -> _Buffers:
         def largest(infos: Sequence[TensorInfo]) -> int:
-            return max(
-                min(chunk_rows(info, plan.options.chunk_weights), info.n_rows) * info.row_bytes for info in infos
-            )
+            rows = (min(chunk_rows(info, plan.options.chunk_weights), info.n_rows) for info in infos)
+            return max((n_rows * info.row_bytes for n_rows, info in zip(rows, infos, strict=True)), default=0)
 
         return cls(
             np.empty(largest([tensor.info for tensor in plan.source.tensors]), np.uint8),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Final
 
 from mimo_gguf.core.errors import OutputError, WeightsError
 from mimo_gguf.core.ggml_types import parse_ggml_type
+from mimo_gguf.core.machine import available_cores
 from mimo_gguf.core.output_file import check_free_space, sync_folder
 from mimo_gguf.core.progress import Job, Progress, Silence
 from mimo_gguf.quantization.chunk_loop import KernelKey, Loop, kernel_key, kernel_keys
@@ -54,7 +54,7 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
         writers = _open_outputs(plan, kernels, chunks, stack)
         stack.push(partial(_tidy_up, writers))
         _check_space(writers, chunks)
-        loop = Loop(plan, kernels, chunks, writers, plan.options.n_threads or os.cpu_count() or 1)
+        loop = Loop(plan, kernels, chunks, writers, plan.options.n_threads or available_cores())
         _watch(loop, watcher)
         plan.source.check_unchanged()
         if loop.written_bytes > _WORTH_A_NOTE_BYTES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from typing import Final
@@ -10,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType, block_size, row_bytes
+from mimo_gguf.core.machine import available_cores
 from mimo_gguf.quantization.kernels import Kernel, kernel_for
 from mimo_gguf.quantization.plan import QuantizePlan
 
@@ -26,7 +26,7 @@ def estimate_seconds(plan: QuantizePlan) -> float:
             stored = tensor.source.info.ggml_type
             if stored in FLOAT_TYPES and tensor.info.ggml_type is not stored:
                 weights[tensor.info.ggml_type, stored, tensor.importance is not None] += tensor.info.n_elements
-    n_threads = min(plan.options.n_threads or os.cpu_count() or 1, os.cpu_count() or 1)
+    n_threads = min(plan.options.n_threads or available_cores(), available_cores())
     return sum(count / _weights_per_second(kernel_for(*key), key[2]) for key, count in weights.items()) / n_threads
 
 

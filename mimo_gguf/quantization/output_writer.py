@@ -23,7 +23,7 @@ from mimo_gguf.quantization.plan import SOURCE_DIGEST, TENSORS_DIGEST, OutputPla
 
 @dataclass(slots=True)
 class OutputWriter:
-    """Writes the chunks of one output. `put`, `holds` and `skip` may be called from any thread.
+    """Writes the chunks of one output. `put` and `holds` may be called from any thread.
 
     Attributes:
         places: for every tensor the part it lies in and the byte where its data starts there.

@@ -7,7 +7,6 @@ where. For any other file: is it well formed, of the right length, and are all f
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -21,6 +20,7 @@ import numpy as np
 from mimo_gguf.core.data_file import DataFile
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.gguf_file import GgufFile, GgufPart, StoredTensor, read_gguf
+from mimo_gguf.core.machine import available_cores
 from mimo_gguf.core.model_source import Bytes, TensorInfo
 from mimo_gguf.core.progress import Job, Progress, Silence
 from mimo_gguf.quantization.block_scales import first_bad_row
@@ -78,7 +78,7 @@ def verify_gguf(path: Path, progress: Progress | None = None, n_threads: int | N
         if sums is None or not path.is_file():
             raise
         return Verification((path,), CHECKSUMS, len(sums.tensors), path.stat().st_size, (error.message,))
-    readers = _Readers(progress or Silence(), n_threads or os.cpu_count() or 1)
+    readers = _Readers(progress or Silence(), n_threads or available_cores())
     beside = [_sums_beside(part.path) for part in model.parts]
     all_sums = [part_sums for part_sums in beside if part_sums is not None]
     if len(all_sums) == len(model.parts):

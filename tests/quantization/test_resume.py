@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -177,7 +178,9 @@ def test_ctrl_c_stops_within_a_chunk_and_can_be_resumed(source: Path, tmp_path: 
                 raise KeyboardInterrupt
 
     n_before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
+    pwrite = os.pwrite
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "pwrite", lambda *args: time.sleep(0.02) or pwrite(*args))  # time to interrupt
         run(source, tmp_path / "out", progress=Interrupter())
     assert threading.active_count() == n_before
     run(source, tmp_path / "out")
