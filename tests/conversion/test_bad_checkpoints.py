@@ -126,6 +126,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "boolean for a number": (edit_config(vocab_size=True), "vocab_size is True, not a sensible number"),
     "list for a number": (edit_config(hidden_size=[64]), "hidden_size is [64]"),
     "NaN for a number": (edit_config(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
+    "nothing for a number": (edit_config(rms_norm_eps=0), "rms_norm_eps is 0, not a sensible number"),
     "NaN for a count": (edit_config(num_hidden_layers=float("nan")), "num_hidden_layers is nan"),
     "half a number": (edit_config(max_position_embeddings=128.5), "max_position_embeddings is 128.5, not a whole"),
     "no whole head": (
@@ -218,6 +219,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "merges of numbers": (edit_tokenizer(lambda table: table["model"].update(merges=[1, 2])), "malformed"),
     "merge of three": (edit_tokenizer(lambda table: table["model"].update(merges=[["h", "e", "l"]])), "merge 'h e l'"),
     "merge of unknown tokens": (edit_tokenizer(lambda table: table["model"].update(merges=["zz q"])), "merge 'zz q'"),
+    "merge to an unknown token": (edit_tokenizer(lambda table: table["model"].update(merges=["a b"])), "merge 'a b'"),
     "no vocabulary": (edit_tokenizer(lambda table: table["model"].update(vocab={})), "no vocabulary in it"),
     "token id in words": (edit_tokenizer(lambda table: table["model"]["vocab"].update(he="262")), "has id '262'"),
     "token id true": (edit_tokenizer(lambda table: table["model"]["vocab"].update(he=True)), "has id True"),

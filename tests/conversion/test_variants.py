@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,12 @@ import numpy as np
 import pytest
 
 from mimo_gguf.conversion.checkpoint import read_checkpoint
-from mimo_gguf.conversion.checkpoint_source import ConversionOptions, ConversionPlan, plan_conversion
+from mimo_gguf.conversion.checkpoint_source import (
+    ConversionOptions,
+    ConversionPlan,
+    as_model_source,
+    plan_conversion,
+)
 from mimo_gguf.conversion.open_model import open_model
 from mimo_gguf.core.errors import CheckpointError
 from mimo_gguf.core.ggml_types import GgmlType
@@ -194,8 +201,9 @@ def test_dropped_once_whatever_the_reasons(tmp_path: Path) -> None:
     """A rope table of an MTP layer in the qwen2 layout falls under two rules."""
     name = "model.mtp_layers.0.self_attn.rotary_emb.inv_freq"
     write_checkpoint(tmp_path, shapes=tensor_shapes(CONFIG) | {name: (8,)})
-    dropped = [tensor.hf for tensor in planned(tmp_path, options=ConversionOptions(mtp=False)).dropped]
-    assert sorted(dropped) == sorted([*mtp_shapes(0, CONFIG), name])
+    dropped = planned(tmp_path, options=ConversionOptions(mtp=False)).dropped
+    assert sorted(tensor.hf for tensor in dropped) == sorted([*mtp_shapes(0, CONFIG), name])
+    assert {tensor.reason for tensor in dropped} == {"the qwen2 layout has no place for MTP layers"}
 
 
 def test_numbers_written_as_floats(tmp_path: Path) -> None:
@@ -222,9 +230,10 @@ def test_no_mtp(tmp_path: Path) -> None:
 
 
 def test_further_mtp_layers(tmp_path: Path) -> None:
-    """MiMo-7B-MTPs holds layers 1 and 2, for a checkpoint that has layer 0."""
+    """MiMo-7B-MTPs holds layers 1 and 2, for a checkpoint that has layer 0; a layer 0 of its own is not taken."""
     write_checkpoint(tmp_path / "model")
-    write_checkpoint(tmp_path / "MTPs", shapes=mtp_shapes(1, CONFIG) | mtp_shapes(2, CONFIG), tokenizer=False, seed=5)
+    shapes = mtp_shapes(0, CONFIG) | mtp_shapes(1, CONFIG) | mtp_shapes(2, CONFIG)
+    write_checkpoint(tmp_path / "MTPs", shapes=shapes, tokenizer=False, seed=5)
     plan = planned(tmp_path / "model", options=ConversionOptions(mtp_layers=tmp_path / "MTPs"))
     metadata = values(plan)
     assert plan.n_mtp == metadata["step35.nextn_predict_layers"] == 3
@@ -232,7 +241,8 @@ def test_further_mtp_layers(tmp_path: Path) -> None:
     assert metadata["step35.attention.sliding_window_pattern"] == [False, False, True, True, True]
     assigned = {tensor.gguf: tensor.hf for tensor in plan.mapping.mapped}
     assert assigned["blk.4.nextn.eh_proj.weight"] == "model.mtp_layers.2.input_proj.weight"
-    assert plan.weights["model.mtp_layers.2.input_proj.weight"].path.parent == tmp_path / "MTPs"
+    folders = [plan.weights[f"model.mtp_layers.{n}.input_proj.weight"].path.parent.name for n in range(3)]
+    assert folders == ["model", "MTPs", "MTPs"]
 
 
 def test_further_mtp_layers_with_a_gap(tmp_path: Path) -> None:
@@ -240,6 +250,23 @@ def test_further_mtp_layers_with_a_gap(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "MTPs", shapes=mtp_shapes(2, CONFIG), tokenizer=False)
     with pytest.raises(CheckpointError, match=r"16 tensors missing: model\.mtp_layers\.1\."):
         planned(tmp_path / "model", options=ConversionOptions(mtp_layers=tmp_path / "MTPs"))
+
+
+def test_fingerprint_tells_inputs_apart(tmp_path: Path) -> None:
+    """A run is only resumed where nothing changed: the shards, the options, or the recipe."""
+    write_checkpoint(tmp_path)
+    plan = planned(tmp_path)
+
+    def fingerprint(plan: ConversionPlan) -> str:
+        with as_model_source(plan, "test") as source:
+            return source.fingerprint
+
+    seen = [fingerprint(plan), fingerprint(replace(plan, recipe=replace(plan.recipe, digest="another")))]
+    seen.append(fingerprint(planned(tmp_path, options=ConversionOptions(mtp=False))))
+    shard = next(tmp_path.glob("*.safetensors"))
+    os.utime(shard, ns=(0, shard.stat().st_mtime_ns + 1_000_000_000))
+    seen.append(fingerprint(plan))
+    assert len(set(seen)) == 4
 
 
 def test_head_dim_defaults_to_the_quotient(tmp_path: Path) -> None:
