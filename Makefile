@@ -45,7 +45,7 @@ demo: $(VENV)/.installed ## the main job on a tiny trained MiMo: convert, inspec
 	@PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh $(TINY) $(DEMO)
 
 test: $(VENV)/.dev ## install what the tests need, then run them all
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 lint: $(VENV)/.dev ## ruff: rules and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
