@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
 
 PROGRAM = [sys.executable, "-m", "mimo_gguf.cli.app"]
+
+
+def hear_interrupts() -> None:
+    """For `preexec_fn`: background jobs of a shell ignore Ctrl-C, and so would every process they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(cwd: Path, *arguments: str | Path, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:

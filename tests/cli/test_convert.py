@@ -15,7 +15,7 @@ from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import TensorInfo, string
 from tests.checkpoints import CONFIG, tensor_shapes, write_checkpoint, write_hollow, write_tokenizer
-from tests.cli.command_line import PROGRAM, assert_clear_error, run, run_here
+from tests.cli.command_line import PROGRAM, assert_clear_error, hear_interrupts, run, run_here
 
 ROOT = Path(__file__).resolve().parents[2]
 NAN = b"\xc0\x7f"
@@ -225,7 +225,11 @@ def test_interrupted_run_goes_on(tmp_path: Path) -> None:
     write_hollow(tmp_path / "big", config, dict.fromkeys(shapes, "model-00001-of-00001.safetensors"), shapes)
     write_tokenizer(tmp_path / "big")
     process = subprocess.Popen(
-        [*PROGRAM, "convert", "big", "--type", "F32"], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        [*PROGRAM, "convert", "big", "--type", "F32"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=hear_interrupts,
     )
     for _ in range(600):
         if any(path.stat().st_blocks > 10_000 for path in tmp_path.glob(".*")):

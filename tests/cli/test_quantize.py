@@ -13,7 +13,7 @@ import pytest
 
 from mimo_gguf.cli.app import main
 from tests.checkpoints import write_checkpoint
-from tests.cli.command_line import PROGRAM, assert_clear_error, run
+from tests.cli.command_line import PROGRAM, assert_clear_error, hear_interrupts, run
 from tests.quantization.models import Model, write_random
 
 MODEL = Model(n_trunk=1, width=64, ffn=96, vocab=72, heads=2, kv_heads=1, head_dim=32)
@@ -138,7 +138,7 @@ def test_existing_outputs_need_force(source: Path, tmp_path: Path) -> None:
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     source = write_random(tmp_path / "Random-BF16.gguf", Model(n_trunk=12, width=256, ffn=512))
     command = [*PROGRAM, "quantize", str(source), "-t", "IQ4_XS", "--threads", "1"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
     journal = tmp_path / ".Random-IQ4_XS.gguf.journal"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (journal.exists() and journal.stat().st_size > 300):
