@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mimo_gguf.conversion.checkpoint import INDEX_NAME, SINGLE_NAME, read_weight_map
-from mimo_gguf.core.errors import HubError
+from mimo_gguf.core.errors import HubError, first_line
 
 if TYPE_CHECKING:
     from huggingface_hub.utils._safetensors import SafetensorsFileMetadata
@@ -131,15 +131,11 @@ def _translated(hub_id: HubId) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         raise HubError(f"{hub_id}: no such revision", hint="leave @revision away for the newest") from None
     except (errors.HfHubHTTPError, errors.SafetensorsParsingError, errors.HFValidationError) as error:
-        raise HubError(f"{hub_id}: {_first_line(error)}", hint="run it again, it resumes") from None
+        raise HubError(f"{hub_id}: {first_line(error)}", hint="run it again, it resumes") from None
     except (errors.LocalEntryNotFoundError, errors.HTTPError) as error:  # type: ignore[attr-defined]
         raise HubError(
-            f"{hub_id}: the Hub could not be reached: {_first_line(error)}",
+            f"{hub_id}: the Hub could not be reached: {first_line(error)}",
             hint="check the connection; run it again, it resumes",
         ) from None
     except OSError as error:
-        raise HubError(f"{hub_id}: {_first_line(error)}", hint="free some space or set HF_HOME; it resumes") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+        raise HubError(f"{hub_id}: {first_line(error)}", hint="free some space or set HF_HOME; it resumes") from None

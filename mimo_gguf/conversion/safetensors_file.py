@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mimo_gguf.core.errors import CheckpointError
+from mimo_gguf.core.errors import CheckpointError, first_line
 from mimo_gguf.core.ggml_types import GgmlType
 
 _DTYPES: Final = {"BF16": GgmlType.BF16, "F16": GgmlType.F16, "F32": GgmlType.F32}
@@ -62,14 +62,10 @@ def read_header(path: Path) -> dict[str, StoredWeights]:
         raise CheckpointError(f"{path}: {error.strerror or error}", hint="check the file's permissions") from None
     except (SafetensorError, ValueError, struct.error) as error:
         raise CheckpointError(
-            f"{path}: not a complete safetensors file: {_first_line(error)}", hint="download this file again"
+            f"{path}: not a complete safetensors file: {first_line(error)}", hint="download this file again"
         ) from None
     return {
         name: StoredWeights(name, tuple(entry["shape"]), entry["dtype"], path, 8 + length + entry["data_offsets"][0])
         for name, entry in header.items()
         if name != "__metadata__"
     }
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

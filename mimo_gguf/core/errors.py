@@ -75,3 +75,8 @@ class DoesNotFit(MimoGgufError):
     """A plan that needs more memory than is free."""
 
     exit_code = 3
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or the name of its error where it has none."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
