@@ -8,7 +8,8 @@ page cache count as free.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -225,46 +226,75 @@ def plan_fit(
 
 
 def plan_model(
-    model: ModelSizes, settings: RunSettings, devices: Sequence[Device], n_gpu_layers: int | None = None
+    model: ModelSizes,
+    settings: RunSettings,
+    devices: Sequence[Device],
+    n_gpu_layers: int | None = None,
+    *,
+    at_least: int = 0,
 ) -> FitPlan:
-    """The plan of running `model`; `devices` ends with the host. See `plan_fit`."""
+    """The plan of running `model`; `devices` ends with the host. See `plan_fit`.
+
+    Args:
+        at_least: layers on the GPUs; where fewer fit, the plan returned is one that does not fit.
+    """
     if not devices or devices[-1].is_gpu:
         raise UsageError("the devices of a plan end with the host", hint="take them from list_devices()")
     n_layers = model.geometry.block_count + 1
     if n_gpu_layers is not None:
         wanted = n_layers if n_gpu_layers < 0 else min(n_gpu_layers, n_layers)
         return _weigh(model, replace(settings, n_gpu_layers=wanted if len(devices) > 1 else 0), devices, pinned=True)
-    best = _weigh(model, replace(settings, n_gpu_layers=n_layers if len(devices) > 1 else 0), devices)
-    if len(devices) == 1 or best.fits:
-        return best
-    for count in range(_most_layers(model, settings, devices, n_layers), -1, -1):
-        plan = _weigh(model, replace(settings, n_gpu_layers=count), devices)
-        if plan.fits:
-            return plan
-    return best
+    everything = _weigh(model, replace(settings, n_gpu_layers=n_layers if len(devices) > 1 else 0), devices)
+    if len(devices) == 1 or everything.fits:
+        return everything
+
+    def put(count: int) -> FitPlan:
+        return _weigh(model, replace(settings, n_gpu_layers=count), devices)
+
+    guess = at_least or n_layers + _spare_layers(everything)
+    most = _largest_with_room(put, _spare_layers, at_least, n_layers, guess)
+    return most if most is not None and most.fits else everything
 
 
-def _most_layers(model: ModelSizes, settings: RunSettings, devices: Sequence[Device], n_layers: int) -> int:
-    """The most layers, fewer than all, that the GPUs hold: a search by what a layer costs, as that is nearly constant.
+def _spare_layers(plan: FitPlan) -> int:
+    """About how many more layers the GPUs have room for; below zero: so many are too many."""
+    return min(_spare_steps(fit, plan.settings.n_gpu_layers, ("weights", "KV cache")) for fit in plan.devices[:-1])
 
-    The first and the last steps are bisection's, so that it ends wherever the need is not quite linear.
+
+def _spare_context(plan: FitPlan) -> int:
+    """About how many more steps of context every device has room for; below zero: so many are too many."""
+    return min(_spare_steps(fit, plan.settings.n_ctx // CONTEXT_STEP, ("KV cache",)) for fit in plan.devices)
+
+
+def _spare_steps(fit: DeviceFit, n_steps: int, growing: Sequence[str]) -> int:
+    """The room left in steps, `n_steps` of which make up the parts called `growing`."""
+    grown = sum(part.n_bytes for part in fit.tree.parts if part.name in growing)
+    return (fit.free_bytes - fit.needed_bytes) // max(grown // max(n_steps, 1), 1)
+
+
+def _largest_with_room(
+    plan_of: Callable[[int], FitPlan], spare: Callable[[FitPlan], int], low: int, high: int, guess: int
+) -> FitPlan | None:
+    """The plan of the largest number in [low, high) with room to spare; None where there is none.
+
+    The need grows with the number (of layers, of context steps), and nearly in proportion: what a plan has to spare
+    tells where to look next, and three or four plans are enough. Where that goes wrong, bisection ends it.
     """
-
-    def room(count: int) -> int:
-        plan = _weigh(model, replace(settings, n_gpu_layers=count), devices)
-        return min(fit.free_bytes - fit.needed_bytes for fit in plan.devices[:-1])
-
-    low, high = 0, n_layers
-    room_low, room_high = room(low), room(high)
-    while low < high - 1 and room_low >= 0:
-        guess = low + (high - low) * room_low // max(room_low - room_high, 1)
-        middle = min(max(guess, low + 1), high - 1)
-        left = room(middle)
-        if left >= 0:
-            low, room_low = middle, left
+    best = None
+    for attempt in itertools.count():
+        if low >= high:
+            return best
+        number = min(max(guess, low), high - 1) if attempt < _GUESSES else (low + high) // 2
+        plan = plan_of(number)
+        guess = number + spare(plan)
+        if guess >= number:
+            best, low = plan, number + 1
         else:
-            high, room_high = middle, left
-    return low
+            high = number
+    raise AssertionError  # the loop has no other end
+
+
+_GUESSES: Final = 5
 
 
 def _weigh(model: ModelSizes, settings: RunSettings, devices: Sequence[Device], *, pinned: bool = False) -> FitPlan:
@@ -289,14 +319,12 @@ def _with_overhead(device: Device, tree: Part, extra: Sequence[Part] = ()) -> Pa
 def largest_context(plan: FitPlan, at_most: int) -> int:
     """The largest context (a multiple of 256, up to `at_most`) that fits with everything else as planned; 0 if none."""
 
-    def fits(steps: int) -> bool:
-        return changed(plan, n_ctx=steps * CONTEXT_STEP).fits
+    def at(steps: int) -> FitPlan:
+        return changed(plan, n_ctx=steps * CONTEXT_STEP)
 
-    low, high = 0, at_most // CONTEXT_STEP + 1
-    while low < high - 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * CONTEXT_STEP
+    guess = plan.settings.n_ctx // CONTEXT_STEP + _spare_context(plan)
+    largest = _largest_with_room(at, _spare_context, 1, at_most // CONTEXT_STEP + 1, guess)
+    return largest.settings.n_ctx if largest is not None else 0
 
 
 def changed(plan: FitPlan, *, model: ModelSizes | None = None, **changes: Any) -> FitPlan:

@@ -223,19 +223,6 @@ class _Arena:
             free.insert(at, [offset, size])
 
 
-class _Place:
-    """Where a tensor lies, and who still needs it."""
-
-    __slots__ = ("arena", "children", "is_own", "offset", "views")
-
-    def __init__(self) -> None:
-        self.children = 0
-        self.views = 0
-        self.arena = -1
-        self.offset = 0
-        self.is_own = False
-
-
 def _allocate(
     nodes: list[Tensor],
     owners: list[int],
@@ -244,42 +231,33 @@ def _allocate(
     devices: Sequence[DeviceTraits],
 ) -> list[int]:
     arenas = [_Arena(device.alignment) for device in devices]
-    places: dict[Tensor, _Place] = {}
-
-    def place_of(tensor: Tensor) -> _Place:
-        place = places.get(tensor)
-        if place is None:
-            place = places[tensor] = _Place()
-        return place
 
     def allocate(tensor: Tensor, device: int) -> None:
-        place = place_of(tensor)
-        if place.is_own or tensor.home is not None or tensor.view_of is not None:
+        if tensor.is_own or tensor.home is not None or tensor.view_of is not None:
             return
-        place.is_own = True
+        tensor.is_own = True
         if tensor.op in INPLACE:
             for parent in tensor.sources:
-                other = place_of(parent)
-                reusable = other.is_own and not parent.is_output and parent.shape == tensor.shape
-                if reusable and other.children == 1 and other.views == 0:
-                    place.arena, place.offset = other.arena, other.offset
-                    other.is_own = False
+                reusable = parent.is_own and not parent.is_output and parent.shape == tensor.shape
+                if reusable and parent.n_children == 1 and parent.n_views == 0:
+                    tensor.arena, tensor.offset = parent.arena, parent.offset
+                    parent.is_own = False
                     return
-        place.arena = device
-        place.offset = arenas[device].take(devices[device].size_of(tensor))
+        tensor.arena = device
+        tensor.offset = arenas[device].take(devices[device].size_of(tensor))
 
-    def release(tensor: Tensor, place: _Place) -> None:
+    def release(tensor: Tensor) -> None:
         if not tensor.is_output:
-            arenas[place.arena].give_back(place.offset, devices[place.arena].size_of(tensor))
-            place.is_own = False
+            arenas[tensor.arena].give_back(tensor.offset, devices[tensor.arena].size_of(tensor))
+            tensor.is_own = False
 
     for leaf in leafs:
         allocate(leaf, assigned[leaf])
     for node, device in zip(nodes, owners, strict=True):
         if node.view_of is not None and node.op is not Op.NONE:
-            place_of(node.view_of).views += 1
+            node.view_of.n_views += 1
         for source in node.sources:
-            place_of(source).children += 1
+            source.n_children += 1
             if source.is_input:
                 allocate(source, device)
     for node, device in zip(nodes, owners, strict=True):
@@ -287,15 +265,14 @@ def _allocate(
             allocate(source, device)
         allocate(node, device)
         for source in node.sources:
-            place = places[source]
-            place.children -= 1
-            if place.children or place.views:
+            source.n_children -= 1
+            if source.n_children or source.n_views:
                 continue
-            if source.view_of is not None:
-                root = places[source.view_of]
-                root.views -= 1
-                if not root.views and not root.children and root.is_own:
-                    release(source.view_of, root)
-            elif place.is_own:
-                release(source, place)
+            root = source.view_of
+            if root is not None:
+                root.n_views -= 1
+                if not root.n_views and not root.n_children and root.is_own:
+                    release(root)
+            elif source.is_own:
+                release(source)
     return [arena.top for arena in arenas]

@@ -62,11 +62,13 @@ class Tensor:
         n_rows: what a backend's offload rule takes as batch size.
         scratch_bytes: room behind a flash-attention result for f16 copies of a cache of another type, which CUDA-like
             backends ask for.
+        arena, offset, is_own, n_children, n_views: the allocator's: where it lies, whether that room is its own, and
+            how many tensors have yet to read it or show it.
     """
 
     __slots__ = (
-        "home", "is_input", "is_output", "is_weight", "n_bytes", "n_rows", "op", "scratch_bytes", "shape",
-        "sources", "view_of",
+        "arena", "home", "is_input", "is_output", "is_own", "is_weight", "n_bytes", "n_children", "n_rows", "n_views",
+        "offset", "op", "scratch_bytes", "shape", "sources", "view_of",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +85,8 @@ class Tensor:
         self.is_weight = False
         self.n_rows = 0
         self.scratch_bytes = 0
+        self.arena = self.offset = self.n_children = self.n_views = 0
+        self.is_own = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ Everything is bytes that llama.cpp itself asks its backends for, at commit 0c1e5
 - KV cache: `n_ctx * head_count_kv * (row_bytes(type_k, key_length) + row_bytes(type_v, value_length))` per trunk block,
   on the block's device, and the same per MTP block for the MTP context; n_ctx is padded to 256
   (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-kv-cache.cpp).
-- compute buffers: the worst-case graph replayed through ggml's own allocator rules (`memory_graph`,
-  `memory_allocator`), for the target and for the MTP context.
+- compute buffers: the worst-case graph replayed through ggml's own allocator rules (`memory_compute`), for the target
+  and for the MTP context.
 - output rows: logits of a batch and, with MTP, the hidden state of every token of it
   (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-context.cpp, `output_reserve`).
 """
@@ -17,8 +17,8 @@ Everything is bytes that llama.cpp itself asks its backends for, at commit 0c1e5
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -30,8 +30,9 @@ from mimo_gguf.core.geometry import STEP35, Geometry, block_number, read_geometr
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType, row_bytes
 from mimo_gguf.core.gguf_file import GgufFile
 from mimo_gguf.core.model_source import TensorInfo
-from mimo_gguf.runtime.memory_allocator import CPU_TRAITS, PIPELINE_COPIES, DeviceTraits, compute_bytes
-from mimo_gguf.runtime.memory_graph import Graph, GraphSettings, mtp_graph, trunk_graph
+from mimo_gguf.runtime.memory_allocator import CPU_TRAITS, DeviceTraits
+from mimo_gguf.runtime.memory_compute import compute_buffers
+from mimo_gguf.runtime.memory_graph import GraphSettings
 
 CONTEXT_STEP: Final = 256  # llama.cpp rounds n_ctx up to a multiple
 ALL_LAYERS: Final = -1
@@ -69,7 +70,7 @@ def group(name: str, parts: Iterable[Part]) -> Part:
     return Part(name, sum(part.n_bytes for part in kept), kept)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # an identity, so that what follows from it can be cached by it
 class ModelSizes:
     """What the model says about its memory: geometry, and every tensor's name, type and shape."""
 
@@ -245,24 +246,52 @@ _LOADED_WITHOUT_MTP: Final = (".ffn_gate.", ".ffn_up.", ".ffn_down.", ".nextn.sh
 def _weights(
     model: ModelSizes, settings: RunSettings, homes: Sequence[int], places: Sequence[Placement]
 ) -> list[list[Part]]:
-    names = ("input embedding", "blocks", "MTP", "output")
-    sums: list[dict[str, int]] = [dict.fromkeys(names, 0) for _ in places]
     n_trunk = model.geometry.n_trunk
     host = len(places) - 1
+    trees = []
+    for index, place in enumerate(places):
+        held = _placed_weights(model, place.traits, settings.mtp)
+        blocks = [n_bytes if home == index else 0 for n_bytes, home in zip(held.blocks, homes, strict=False)]
+        output = (held.output if homes[-1] == index else 0) + (held.tied if homes[-1] == index != host else 0)
+        trees.append(
+            [
+                Part("input embedding", held.embedding if index == host else 0),
+                Part("blocks", sum(blocks[:n_trunk])),
+                Part("MTP", sum(blocks[n_trunk:])),
+                Part("output", output),
+            ]
+        )
+    return trees
+
+
+@dataclass(frozen=True, slots=True)
+class _PlacedWeights:
+    """Bytes the weights take on one kind of device; `tied`: a copy of the embedding where there is no output matrix."""
+
+    blocks: tuple[int, ...]
+    embedding: int
+    output: int
+    tied: int
+
+
+@lru_cache(maxsize=64)
+def _placed_weights(model: ModelSizes, traits: DeviceTraits, mtp: bool) -> _PlacedWeights:
+    blocks = [0] * model.geometry.block_count
+    embedding = output = tied = 0
     for info in model.tensors:
         block = block_number(info.name)
-        if block is None:
-            is_input = info.name.startswith("token_embd")
-            name, home = ("input embedding", host) if is_input else ("output", homes[-1])
+        n_bytes = _placed_bytes(info, traits)
+        if block is not None:
+            is_skipped = block >= model.geometry.n_trunk and not mtp
+            if not is_skipped or any(text in info.name for text in _LOADED_WITHOUT_MTP):
+                blocks[block] += n_bytes
+        elif info.name.startswith("token_embd"):
+            embedding += n_bytes
+            tied += padded(info.n_bytes, traits.alignment)
         else:
-            if block >= n_trunk and not settings.mtp and not any(text in info.name for text in _LOADED_WITHOUT_MTP):
-                continue
-            name, home = ("blocks" if block < n_trunk else "MTP"), homes[block]
-        sums[home][name] += _placed_bytes(info, places[home].traits)
-    if not any(info.name == "output.weight" for info in model.tensors) and homes[-1] != host:
-        tied = sum(info.n_bytes for info in model.tensors if info.name == "token_embd.weight")
-        sums[homes[-1]]["output"] += padded(tied, places[homes[-1]].traits.alignment)
-    return [[Part(name, amounts[name]) for name in names] for amounts in sums]
+            output += n_bytes
+    has_output = any(info.name == "output.weight" for info in model.tensors)
+    return _PlacedWeights(tuple(blocks), embedding, output, 0 if has_output else tied)
 
 
 def _placed_bytes(info: TensorInfo, traits: DeviceTraits) -> int:
@@ -305,71 +334,7 @@ def _compute(
         host=len(places) - 1,
         is_fully_offloaded=settings.n_gpu_layers < 0 or settings.n_gpu_layers > model.geometry.block_count,
     )
-    traits = tuple(place.traits for place in places)
-    tensors: tuple[TensorInfo, ...] = ()
-    if len(places) - 1 in homes and any(t.offload_min_batch is not None for t in traits):
-        tensors = model.tensors  # a device may copy weights over from the host, so their sizes matter
-    geometry, tensors, graph_settings = _condensed(model.geometry, tensors, graph_settings)
-    return list(_replay(geometry, tensors, graph_settings, traits, is_mtp))
-
-
-_REPEATS: Final = 3  # blocks in a row on one device after which every further one reuses the same memory
-
-
-def _condensed(
-    geometry: Geometry, tensors: tuple[TensorInfo, ...], settings: GraphSettings
-) -> tuple[Geometry, tuple[TensorInfo, ...], GraphSettings]:
-    """The same need with fewer blocks: of each run of trunk blocks on one device the first few.
-
-    Not where weights may be copied (`tensors` is not empty) and blocks differ in their types: then their order counts.
-    """
-    if len(set(_block_kinds(tensors, geometry.n_trunk).values())) > 1:
-        return geometry, tensors, settings
-    kept: list[int] = []
-    for block, home in enumerate(settings.layer_home[: geometry.n_trunk]):
-        if [settings.layer_home[before] for before in kept[-_REPEATS:]] != [home] * _REPEATS:
-            kept.append(block)
-    kept += range(geometry.n_trunk, geometry.block_count)
-    homes = tuple(settings.layer_home[block] for block in kept)
-    number_of = {block: number for number, block in enumerate(kept)}
-    renumbered = tuple(_renumbered(tensors, number_of))
-    return replace(geometry, block_count=len(kept)), renumbered, replace(settings, layer_home=homes)
-
-
-def _block_kinds(tensors: Iterable[TensorInfo], n_trunk: int) -> dict[int, str]:
-    """Trunk block -> the types of its tensors, as text."""
-    kinds: dict[int, str] = {}
-    for info in tensors:
-        block = block_number(info.name)
-        if block is not None and block < n_trunk:
-            kinds[block] = f"{kinds.get(block, '')} {info.ggml_type.name}"
-    return kinds
-
-
-def _renumbered(tensors: Iterable[TensorInfo], number_of: Mapping[int, int]) -> Iterator[TensorInfo]:
-    for info in tensors:
-        block = block_number(info.name)
-        if block is None or number_of.get(block) == block:
-            yield info
-        elif block in number_of:
-            yield replace(info, name=f"blk.{number_of[block]}.{info.name.split('.', 2)[2]}")
-
-
-@lru_cache(maxsize=512)
-def _replay(
-    geometry: Geometry,
-    tensors: tuple[TensorInfo, ...],
-    settings: GraphSettings,
-    traits: tuple[DeviceTraits, ...],
-    is_mtp: bool,
-) -> tuple[int, ...]:
-    sizes = {info.name: info.n_bytes for info in tensors}
-    sizes.setdefault("output.weight", sizes.get("token_embd.weight", 0))
-    build: Callable[..., Graph] = mtp_graph if is_mtp else trunk_graph
-    graph = build(geometry, settings, lambda name: sizes.get(name, 0))
-    accelerators = traits[:-1]
-    in_pipeline = len(accelerators) > 1 and settings.is_fully_offloaded and all(t.is_asynchronous for t in accelerators)
-    return tuple(compute_bytes(graph, traits, PIPELINE_COPIES if in_pipeline else 1))
+    return compute_buffers(model, graph_settings, tuple(place.traits for place in places), is_mtp=is_mtp)
 
 
 def _output_rows(model: ModelSizes, settings: RunSettings, contexts: Sequence[str]) -> Iterable[Part]:

@@ -93,12 +93,12 @@ def solve(candidates: Sequence[Candidate], devices: Sequence[Device], wishes: Wi
     if not candidates:
         raise UsageError("no file to choose a plan for", hint="name a GGUF file, or a checkpoint with --type")
     plans: list[tuple[int, FitPlan]] = []
-    for stage in (_whole_plans, _frugal_plans, _partial_plans):
+    for stage, is_enough in ((_whole_plans, _is_good), (_frugal_plans, _is_usable), (_partial_plans, _is_good)):
         plans += [
             (rank, plan) for rank, candidate in enumerate(candidates) for plan in stage(candidate, devices, wishes)
         ]
         fitting = [(rank, plan) for rank, plan in plans if plan.fits]
-        if any(_is_good(plan, wishes) for _, plan in fitting):
+        if any(is_enough(plan, wishes) for _, plan in fitting):
             break
     if fitting:
         rank, plan = max(fitting, key=lambda entry: _worth(*entry))
@@ -127,10 +127,14 @@ def _worth(rank: int, plan: FitPlan) -> tuple[float, ...]:
 
 def _is_good(plan: FitPlan, wishes: Wishes) -> bool:
     """Whether nothing that the later, more desperate stages try could be worth more."""
+    return _is_usable(plan, wishes, GOOD_CONTEXT) and (plan.runs_mtp or not plan.model.has_mtp)
+
+
+def _is_usable(plan: FitPlan, wishes: Wishes, n_ctx: int = USABLE_CONTEXT) -> bool:
+    """Whether no plan with fewer layers on the GPUs could be worth more."""
     s = plan.settings
     on_gpu = len(plan.devices) == 1 or s.n_gpu_layers == plan.n_layers or wishes.n_gpu_layers is not None
-    wanted = min(GOOD_CONTEXT, plan.model.geometry.context_length)
-    return on_gpu and (s.n_ctx >= wanted or bool(wishes.n_ctx)) and (plan.runs_mtp or not plan.model.has_mtp)
+    return on_gpu and (bool(wishes.n_ctx) or s.n_ctx >= min(n_ctx, plan.model.geometry.context_length))
 
 
 def _missing_bytes(plan: FitPlan) -> int:
@@ -151,10 +155,13 @@ def _frugal_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wishe
 
 
 def _partial_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wishes) -> Iterator[FitPlan]:
-    """As many layers on the GPUs as fit beside a good context."""
+    """As many layers on the GPUs as fit beside a good context; of no interest are plans with fewer than another has."""
     if wishes.n_gpu_layers is None and len(devices) > 1:
-        for settings in _combinations(candidate.model, wishes, wishes.n_ubatch or 512):
-            yield plan_model(candidate.model, settings, devices)
+        most = 0
+        for settings in reversed(list(_combinations(candidate.model, wishes, wishes.n_ubatch or 512))):
+            plan = plan_model(candidate.model, settings, devices, at_least=most)
+            most = plan.settings.n_gpu_layers if plan.fits else most
+            yield plan
 
 
 def _combinations(model: ModelSizes, wishes: Wishes, n_ubatch: int) -> Iterator[RunSettings]:
@@ -182,10 +189,10 @@ def _with_best_context(plan: FitPlan, wishes: Wishes) -> FitPlan:
     if wishes.n_ctx:
         return plan
     trained = plan.model.geometry.context_length
-    whole = _at(plan, trained)
+    whole = _at(plan, trained) if plan.fits else plan
     if whole.fits:  # the usual case, without the search
         return whole
-    n_ctx = largest_context(plan, trained)
+    n_ctx = largest_context(plan, whole.settings.n_ctx - 1)
     return _at(plan, n_ctx) if n_ctx >= min(SMALLEST_CONTEXT, trained) else plan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 from mimo_gguf.core.errors import DoesNotFit, GgufError, UsageError
 from mimo_gguf.core.geometry import QWEN2, STEP35
+from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.units import GIB, MIB
+from mimo_gguf.runtime import memory_compute
 from mimo_gguf.runtime.devices import CPU, GPU, IGPU, Device, imagined_gpu
 from mimo_gguf.runtime.fit import FitPlan, largest_context, plan_fit, plan_model
 from mimo_gguf.runtime.memory_allocator import DeviceTraits
@@ -64,6 +67,20 @@ def test_as_many_layers_as_fit_go_to_the_gpu(file: Path) -> None:
         more = plan_fit(file, n_ctx=8192, n_gpu_layers=counts[-1] + 1, devices=(gpu(free), host()))
         assert counts[-1] == 38 or not more.fits
     assert counts == sorted(counts) and counts[-1] == 38 and counts[1] > counts[0]
+
+
+@pytest.mark.parametrize(("n_gpus", "gibs"), [(1, (0.5, 1.3, 4, 5)), (2, (1.3, 5))])
+def test_the_quick_search_finds_what_trying_everything_finds(n_gpus: int, gibs: tuple[float, ...]) -> None:
+    sizes = full_size.sizes(STEP35, "Q4_K_M")
+    for gib, settings in itertools.product(gibs, (RunSettings(8192), RunSettings(30000, type_k=GgmlType.Q8_0))):
+        gpus = (gpu(int(gib * GIB)), gpu(int(gib * GIB / 2), "GPU1"))
+        devices = (*gpus[:n_gpus], host())
+        memory_compute._replay.cache_clear()
+        plan = plan_model(sizes, settings, devices)
+        asked = memory_compute._replay.cache_info().misses
+        assert asked <= 2 * 7, "a search that costs more than 50 ms"
+        counts = [n for n in range(39) if plan_model(sizes, settings, devices, n).fits]
+        assert plan.fits == bool(counts) and (not counts or plan.settings.n_gpu_layers == counts[-1])
 
 
 @pytest.mark.parametrize("layout", [STEP35, QWEN2])

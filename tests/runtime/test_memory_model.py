@@ -17,7 +17,7 @@ from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.geometry import QWEN2, STEP35
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import read_gguf
-from mimo_gguf.runtime import memory_model
+from mimo_gguf.runtime import memory_compute, memory_model
 from mimo_gguf.runtime.memory_allocator import DeviceTraits
 from mimo_gguf.runtime.memory_model import Part, Placement, RunSettings, layer_homes, predict_memory
 from mimo_gguf.runtime.memory_probe import ask_memory, header_only_file
@@ -73,18 +73,31 @@ def test_odd_contexts_and_batches(files: dict[tuple[str, str], Path]) -> None:
         assert_agrees(files[STEP35, "Q8_0"], sizes, RunSettings(n_ctx=n_ctx, n_ubatch=ubatch, n_gpu_layers=0))
 
 
-def test_few_blocks_need_the_same_compute_buffer_as_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shortcut of replaying a few blocks only changes nothing (llama.cpp agrees with both)."""
-    sizes = full_size.sizes(STEP35, "Q4_K_M")
+@pytest.mark.parametrize("kind", ["Q4_K_M", "Q8_0"])
+def test_few_blocks_need_the_same_compute_buffer_as_all(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shortcut of replaying the telling blocks only changes nothing (llama.cpp agrees with both)."""
+    sizes = full_size.sizes(STEP35, kind)
     for traits, layers, flash in itertools.product(
-        (DeviceTraits(32, 32), DeviceTraits()), (0, 5, 20, 38), (True, False)
+        (DeviceTraits(128, 32, True, True), DeviceTraits()), (0, 5, 19, 20, 33, 37, 38), (True, False)
     ):
         devices = [Placement("a", 8 << 30, traits), Placement("b", 4 << 30, traits)]
         settings = RunSettings(n_ctx=4096, n_gpu_layers=layers, flash_attn=flash)
         quick = predict_memory(sizes, settings, devices)
         with monkeypatch.context() as patch:
-            patch.setattr(memory_model, "_condensed", lambda *everything: everything)
+            patch.setattr(memory_compute, "_telling_blocks", lambda model, *_: tuple(range(model.geometry.block_count)))
             assert predict_memory(sizes, settings, devices) == quick
+
+
+@pytest.mark.parametrize("kind", full_size.FILE_TYPES)
+def test_a_layer_more_on_the_gpu_needs_more_there_and_less_here(kind: str) -> None:
+    """What the search for the number of layers relies on."""
+    sizes = full_size.sizes(STEP35, kind)
+    places = [Placement("gpu", 8 << 30, DeviceTraits(128, 32, True, True))]
+    for settings in (RunSettings(8192), RunSettings(2048, n_ubatch=64, type_k=Q8_0, type_v=Q8_0, mtp=False)):
+        trees = [predict_memory(sizes, replace(settings, n_gpu_layers=n), places) for n in range(38)]
+        on_gpu, here = ([tree[index].n_bytes for tree in trees] for index in (0, 1))
+        assert all(fewer < more for fewer, more in itertools.pairwise(on_gpu))
+        assert all(fewer > more for fewer, more in itertools.pairwise(here))
 
 
 def test_parts_sum_up_and_context_costs_what_the_geometry_says() -> None:
