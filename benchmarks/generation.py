@@ -46,17 +46,17 @@ def run_ours(file: Path, options: PeerOptions, texts: list[str], *, mtp: bool) -
     session_options = SessionOptions(n_ctx=options.n_ctx, n_threads=options.n_threads, mtp=mtp, adaptive=False)
     model_options = ModelOptions(n_gpu_layers=options.n_gpu_layers, load_mtp=mtp)
     with load_model(file, model_options) as model, Session(model, session_options) as session:
-        vocabulary = Vocabulary(model)
-        session.feed(vocabulary.tokenize("warm up"))
+        vocabulary, slot = Vocabulary(model), session.slot
+        slot.feed(vocabulary.tokenize("warm up"))
         for text in texts:
             with Sampler(model, SamplingOptions(temperature=0)) as sampler:
-                session.reset()
+                slot.reset()
                 start = time.perf_counter()
-                session.feed(vocabulary.tokenize(text))
-                session.next_token(sampler)
+                slot.feed(vocabulary.tokenize(text))
+                slot.next_token(sampler)
                 first = time.perf_counter()
                 for _ in range(options.n_generate):
-                    session.next_token(sampler)
+                    slot.next_token(sampler)
                 speeds.append(options.n_generate / (time.perf_counter() - first))
                 firsts.append(first - start)
         acceptance = session.stats.acceptance

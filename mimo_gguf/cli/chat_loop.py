@@ -170,7 +170,7 @@ class ChatLoop:
         self.conversation.save(path)
         if word:
             session = self.model.session
-            save_state(session, state_key(self.model.file, session), path.with_suffix(".kv"))
+            save_state(session.slot, state_key(self.model.file, session), path.with_suffix(".kv"))
         ui.print_note(f"saved to {path}" + (" with its cache" if word else ""))
 
     def load(self, name: str) -> None:
@@ -179,7 +179,7 @@ class ChatLoop:
         note, cache = f"{len(self.conversation.turns)} turns loaded", path.with_suffix(".kv")
         if cache.exists():
             session = self.model.session
-            taken = load_state(session, state_key(self.model.file, session), cache)
+            taken = load_state(session.slot, state_key(self.model.file, session), cache)
             note += (
                 " with their cache" if taken else "; their cache is of another model or damaged, so they are read again"
             )

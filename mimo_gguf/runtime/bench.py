@@ -20,6 +20,7 @@ from mimo_gguf.runtime.fit import FitPlan
 from mimo_gguf.runtime.llama_api import LlamaModel, default_threads
 from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
 from mimo_gguf.runtime.session import Session, SessionOptions
+from mimo_gguf.runtime.slot import Slot
 from mimo_gguf.runtime.vocabulary import Vocabulary
 
 PROMPTS: Final[dict[str, str]] = {
@@ -205,12 +206,13 @@ def _measure_prompt(
     prompt = (text * (1 + options.n_prompt // len(text)))[: options.n_prompt]
     speeds, firsts = [], []
     with Session(model, session_options) as session, Sampler(model, SamplingOptions(temperature=0)) as sampler:
-        session.feed(prompt[:8])  # the first decode of a context allocates
+        slot = session.slot
+        slot.feed(prompt[:8])  # the first decode of a context allocates
         for repetition in range(options.repetitions):
             start = time.perf_counter()
-            session.feed([prompt[-1 - repetition], *prompt[1:]])
+            slot.feed([prompt[-1 - repetition], *prompt[1:]])
             read = time.perf_counter()
-            session.next_token(sampler)
+            slot.next_token(sampler)
             firsts.append(time.perf_counter() - start)
             speeds.append(len(prompt) / (read - start))
     return statistics.median(speeds), statistics.median(firsts)
@@ -232,27 +234,27 @@ def _measure_generation(
         with Session(model, one_way) as session:
             for kind, prompt in prompts.items():
                 tell(f"{kind}, {f'{n_draft} drafts' if n_draft else 'plain'}")
-                yield _measure_text(session, kind, prompt, n_draft, options, texts)
+                yield _measure_text(session.slot, kind, prompt, n_draft, options, texts)
             _note_memory(plan, used)
 
 
 def _measure_text(
-    session: Session, kind: str, prompt: Sequence[int], n_draft: int, options: BenchOptions, texts: dict[str, list[int]]
+    slot: Slot, kind: str, prompt: Sequence[int], n_draft: int, options: BenchOptions, texts: dict[str, list[int]]
 ) -> GenerationFigure:
     speeds = []
-    before = session.stats.copy()
+    before = slot.stats.copy()
     same_text = True
     for repetition in range(options.repetitions):
-        session.feed(prompt)
-        with Sampler(session.model, SamplingOptions(temperature=0)) as sampler:
-            tokens = [session.next_token(sampler)]  # from the prompt's logits: not yet generation
+        slot.feed(prompt)
+        with Sampler(slot.session.model, SamplingOptions(temperature=0)) as sampler:
+            tokens = [slot.next_token(sampler)]  # from the prompt's logits: not yet generation
             start = time.perf_counter()
-            tokens += [session.next_token(sampler) for _ in range(options.n_generate)]
+            tokens += [slot.next_token(sampler) for _ in range(options.n_generate)]
             speeds.append(options.n_generate / (time.perf_counter() - start))
-        session.settle()
+        slot.settle()
         if repetition == 0:  # later ones reuse the prompt, and batches of other sizes round otherwise
             same_text = texts.setdefault(kind, tokens) == tokens
-    stats = session.stats.since(before)
+    stats = slot.stats.since(before)
     return GenerationFigure(
         kind=kind,
         n_draft=n_draft,

@@ -13,7 +13,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,7 +47,7 @@ _PRIVATE: Final[dict[str, tuple[str, str, tuple[Any, ...], Any]]] = {
         "_Z26llama_get_embeddings_nextnP13llama_context",
         "?llama_get_embeddings_nextn@@YAPEAMPEAUllama_context@@@Z",
         (ctypes.c_void_p,),
-        ctypes.POINTER(ctypes.c_float),
+        ctypes.c_void_p,
     ),
     "llama_get_embeddings_nextn_ith": (
         "_Z30llama_get_embeddings_nextn_ithP13llama_contexti",
@@ -217,6 +217,9 @@ class ModelOptions:
 class ContextOptions:
     """How a context is made, in llama.cpp's words.
 
+    `n_ctx` counts the cells of the KV cache, for all sequences together; `kv_unified` says that they share one buffer,
+    in which any mix of sequences is one pass.
+
     `n_outputs_max` bounds the rows of logits one batch may ask for. It decides the compute buffer: at the default of
     llama.cpp (n_batch) a vocabulary of 151680 costs 297 MiB at n_ubatch 512, at 4 rows almost nothing.
     """
@@ -225,6 +228,7 @@ class ContextOptions:
     n_batch: int = 512
     n_ubatch: int = 512
     n_seq_max: int = 1
+    kv_unified: bool = False
     n_outputs_max: int = 4
     n_threads: int = 0
     n_threads_batch: int = 0
@@ -308,55 +312,12 @@ def _load_mode(module: Any, options: ModelOptions) -> int:
     return int(module.LLAMA_LOAD_MODE_MMAP if options.use_mmap else module.LLAMA_LOAD_MODE_NONE)
 
 
-class Batch:
-    """Input rows for one decode: tokens, and hidden states beside them where the MTP context wants both."""
-
-    def __init__(self, capacity: int, n_embd: int = 0) -> None:
-        self.capacity = capacity
-        self.tokens = np.zeros(capacity, np.int32)
-        self.positions = np.zeros(capacity, np.int32)
-        self.outputs = np.zeros(capacity, np.int8)
-        self.seq_ids = np.zeros(capacity, np.int32)
-        self.hidden: Floats | None = np.zeros((capacity, n_embd), np.float32) if n_embd else None
-        self._ones = np.ones(capacity, np.int32)
-        self._native = self._native_batch()
-
-    def _native_batch(self) -> Any:
-        int32_p, float_p = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_float)
-        first = self.seq_ids.ctypes.data
-        self._seq_rows = (int32_p * self.capacity)(*(ctypes.cast(first + 4 * i, int32_p) for i in range(self.capacity)))
-        batch = api().llama_batch()
-        batch.token = self.tokens.ctypes.data_as(int32_p)
-        batch.pos = self.positions.ctypes.data_as(int32_p)
-        batch.n_seq_id = self._ones.ctypes.data_as(int32_p)
-        batch.seq_id = ctypes.cast(self._seq_rows, ctypes.POINTER(int32_p))
-        batch.logits = self.outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
-        if self.hidden is not None:
-            batch.embd = self.hidden.ctypes.data_as(float_p)
-        return batch
-
-    def fill(self, tokens: Sequence[int], first_position: int, *, n_outputs: int, seq_id: int = 0) -> Any:
-        """The native batch of `tokens` at consecutive positions; the last `n_outputs` rows give logits.
-
-        `hidden`, where there is one, is filled by the caller: row i belongs to token i.
-        """
-        n = len(tokens)
-        self._native.n_tokens = n
-        if n == 1:  # every token of plain generation: no arrays made
-            self.tokens[0], self.positions[0], self.seq_ids[0], self.outputs[0] = (
-                tokens[0], first_position, seq_id, n_outputs,
-            )  # fmt: skip
-            return self._native
-        self.tokens[:n] = tokens
-        self.positions[:n] = np.arange(first_position, first_position + n, dtype=np.int32)
-        self.seq_ids[:n] = seq_id
-        self.outputs[:n] = 0
-        self.outputs[n - n_outputs : n] = 1
-        return self._native
-
-
 class LlamaContext(_Owner):
-    """A context: a KV cache and the buffers to compute with. The target, or the one that runs the MTP blocks."""
+    """A context: a KV cache and the buffers to compute with. The target, or the one that runs the MTP blocks.
+
+    What is called for every token is bound here once, and arrays over llama.cpp's memory are kept by their address:
+    making either anew costs more than the calls themselves.
+    """
 
     def __init__(self, pointer: int, model: LlamaModel, options: ContextOptions) -> None:
         module = api()
@@ -364,8 +325,11 @@ class LlamaContext(_Owner):
         self.model = model
         self.options = options
         self.memory = module.llama_get_memory(pointer)
-        self.n_ctx = int(module.llama_n_ctx_seq(pointer))
+        self.n_ctx = int(module.llama_n_ctx(pointer))
         self._abort: Any = None
+        self._decode = module.llama_decode
+        self._logits_address = ggml_function("llama_get_logits_ith", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
+        self._views: dict[tuple[int, int], Floats] = {}
 
     def __enter__(self) -> LlamaContext:
         return self
@@ -375,20 +339,27 @@ class LlamaContext(_Owner):
 
     def decode(self, native_batch: Any) -> int:
         """llama_decode's result: 0 done, 1 no room in the KV cache, 2 aborted, negative an error."""
-        return int(api().llama_decode(self.pointer, native_batch))
+        return int(self._decode(self.pointer, native_batch))
 
     def logits(self, row: int) -> Floats:
         """Logits of batch row `row` (which asked for output), shape (n_vocab,). A view: valid until the next decode."""
-        pointer = api().llama_get_logits_ith(self.pointer, row)
-        return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
+        view = self._floats(self._logits_address(self.pointer, row), 1, self.model.n_vocab)
+        return view.reshape(-1)
 
     def hidden(self, n_rows: int) -> Floats:
         """States before the final norm of the last decode, shape (n_rows, n_embd). A view, as `logits`.
 
         The target gives one row per token of the batch, the MTP context one per output row.
         """
-        pointer = private("llama_get_embeddings_nextn")(self.pointer)
-        return np.ctypeslib.as_array(pointer, (n_rows, self.model.n_embd))
+        address = private("llama_get_embeddings_nextn")(self.pointer)
+        return self._floats(address, self.options.n_batch, self.model.n_embd)[:n_rows]
+
+    def _floats(self, address: int, n_rows: int, n_columns: int) -> Floats:
+        view = self._views.get((address, n_rows))
+        if view is None:
+            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+            view = self._views[address, n_rows] = np.ctypeslib.as_array(pointer, (n_rows, n_columns))
+        return view
 
     def give_hidden(self, wanted: bool, *, of_outputs_only: bool) -> None:
         """Switches the copying of hidden states on or off."""
@@ -399,11 +370,18 @@ class LlamaContext(_Owner):
         private("llama_set_nextn_layer_offset")(self.pointer, index)
 
     def forget(self, first_position: int, seq_id: int = 0) -> None:
-        """Removes everything from `first_position` on from the KV cache."""
+        """Removes everything of a sequence from `first_position` on from the KV cache."""
         api().llama_memory_seq_rm(self.memory, seq_id, first_position, -1)
 
+    def share(self, source: int, n_tokens: int, seq_id: int) -> None:
+        """Gives `seq_id`, which is empty, the first `n_tokens` of `source`: the same cells, nothing is copied.
+
+        Needs `kv_unified`.
+        """
+        api().llama_memory_seq_cp(self.memory, source, seq_id, 0, n_tokens)
+
     def last_position(self, seq_id: int = 0) -> int:
-        """Position of the last token in the KV cache, -1 when it is empty."""
+        """Position of a sequence's last token in the KV cache, -1 when it has none."""
         return int(api().llama_memory_seq_pos_max(self.memory, seq_id))
 
     def synchronize(self) -> None:
@@ -439,6 +417,7 @@ def open_mtp_context(target: LlamaContext, *, n_ubatch: int = 64, n_outputs_max:
         n_batch=n_ubatch,
         n_ubatch=n_ubatch,
         n_seq_max=given.n_seq_max,
+        kv_unified=given.kv_unified,
         n_outputs_max=max(n_outputs_max, given.n_seq_max),
         n_threads=given.n_threads,
         n_threads_batch=given.n_threads_batch,
@@ -456,7 +435,9 @@ def open_mtp_context(target: LlamaContext, *, n_ubatch: int = 64, n_outputs_max:
 def _open(model: LlamaModel, options: ContextOptions, ctx_type: int, other: int | None) -> LlamaContext:
     module, since = api(), LOG.mark
     params = module.llama_context_default_params()
-    for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_outputs_max", "type_k", "type_v", "offload_kqv"):
+    for name in (
+        "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "kv_unified", "n_outputs_max", "type_k", "type_v", "offload_kqv",
+    ):  # fmt: skip
         setattr(params, name, getattr(options, name))
     params.n_threads = options.n_threads or default_threads()
     params.n_threads_batch = options.n_threads_batch or options.n_threads or default_threads()

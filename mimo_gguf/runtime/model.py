@@ -25,8 +25,9 @@ from mimo_gguf.runtime.launch import Launch, choose_plan, launch
 from mimo_gguf.runtime.llama_api import LlamaModel, ModelOptions, load_model
 from mimo_gguf.runtime.reasoning import THINK_CLOSE, Kind, Piece, ReasoningSplitter
 from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
-from mimo_gguf.runtime.session import Cancelled, Progress, Session, SessionOptions, WindowFull
+from mimo_gguf.runtime.session import Session, SessionOptions
 from mimo_gguf.runtime.session_stats import SessionStats
+from mimo_gguf.runtime.slot import Cancelled, Progress, Slot, WindowFull
 from mimo_gguf.runtime.solver import Wishes
 from mimo_gguf.runtime.text_stream import TextStream
 from mimo_gguf.runtime.vocabulary import Vocabulary
@@ -82,16 +83,16 @@ class AnswerStream(Iterator[Piece]):
     """
 
     def __init__(
-        self, session: Session, vocabulary: Vocabulary, prompt: Sequence[int], sampling: SamplingOptions,
+        self, slot: Slot, vocabulary: Vocabulary, prompt: Sequence[int], sampling: SamplingOptions,
         options: AnswerOptions, progress: Progress | None = None,
     ) -> None:  # fmt: skip
-        self._session = session
+        self._slot = slot
         self._vocabulary = vocabulary
         self._prompt = list(prompt)
         self._options = options
         self._progress = progress
         self._sampling = sampling.seeded()
-        self._before = session.stats.copy()
+        self._before = slot.stats.copy()
         self._tokens: list[int] = []
         self._texts: dict[Kind, list[str]] = {kind: [] for kind in Kind}
         self._reason: FinishReason = "cancelled"
@@ -131,15 +132,15 @@ class AnswerStream(Iterator[Piece]):
             finish_reason=self._reason,
             n_prompt=len(self._prompt),
             seed=None if self._sampling.greedy else self._sampling.seed,
-            stats=self._session.stats.since(self._before),
+            stats=self._slot.stats.since(self._before),
         )
 
     def _generate(self) -> Generator[Piece, None, None]:
         splitter = ReasoningSplitter() if self._options.split_reasoning else None
         stream = TextStream(self._options.stop)
-        with Sampler(self._session.model, self._sampling, self._prompt) as sampler:
+        with Sampler(self._slot.session.model, self._sampling, self._prompt) as sampler:
             try:
-                self._session.feed(self._prompt, self._progress)
+                self._slot.feed(self._prompt, self._progress)
                 for text in self._texts_of(sampler, stream, splitter):
                     yield from self._keep(splitter.push(text) if splitter else [Piece(Kind.ANSWER, text)])
             except WindowFull:
@@ -147,7 +148,7 @@ class AnswerStream(Iterator[Piece]):
             except Cancelled:
                 self._reason = "cancelled"
             finally:
-                self._session.settle()
+                self._slot.settle()
             rest = stream.finish()
             yield from self._keep(splitter.push(rest) + splitter.finish() if splitter else [Piece(Kind.ANSWER, rest)])
 
@@ -155,7 +156,7 @@ class AnswerStream(Iterator[Piece]):
         options, end_tokens = self._options, self._vocabulary.end_tokens
         budget = options.think_budget
         while options.max_tokens is None or len(self._tokens) < options.max_tokens:
-            token = self._session.next_token(sampler)
+            token = self._slot.next_token(sampler)
             self._tokens.append(token)
             if token in end_tokens:
                 self._reason = "stop"
@@ -166,7 +167,7 @@ class AnswerStream(Iterator[Piece]):
                 return
             if budget is not None and splitter is not None and splitter.thinking and len(self._tokens) >= budget:
                 closing = self._vocabulary.tokenize(f"\n{THINK_CLOSE}\n\n")
-                self._session.insert(closing, sampler)
+                self._slot.insert(closing, sampler)
                 self._tokens += closing
                 yield stream.push(f"\n{THINK_CLOSE}\n\n".encode())
                 budget = None
@@ -187,6 +188,7 @@ class Model:
         self.file = file
         self.native = native
         self.session = session
+        self.slot = session.slot
         self.vocabulary = Vocabulary(native)
         self.template = ChatTemplate.of_file(file)
         self.plan: FitPlan | None = None  # what `load` chose
@@ -290,7 +292,7 @@ class Model:
 
     def cancel(self) -> None:
         """Stops the answer being generated; from any thread or a signal handler."""
-        self.session.cancel()
+        self.slot.cancel()
 
     def prompt_tokens(self, messages: Sequence[Message], *, system: str | None = "", **variables: Any) -> list[int]:
         """The prompt that `chat` would evaluate for `messages`."""
@@ -364,9 +366,9 @@ class Model:
         progress: Progress | None, overrides: dict[str, Any],
     ) -> Answer | AnswerStream:  # fmt: skip
         self._stop_running()
-        self.session.forget_cancel()
+        self.slot.forget_cancel()
         sampling, options = _overridden(sampling or SamplingOptions(), options or AnswerOptions(), overrides)
-        answers = AnswerStream(self.session, self.vocabulary, prompt, sampling, options, progress)
+        answers = AnswerStream(self.slot, self.vocabulary, prompt, sampling, options, progress)
         self._running = answers
         return answers if stream else answers.read()
 

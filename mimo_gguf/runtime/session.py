@@ -1,39 +1,36 @@
-"""One conversation's evaluated tokens: prefill with prefix reuse, then token after token, drafted or plain.
+"""The contexts of a run and the conversations in them: passes over whatever each of them has to evaluate next.
 
-Exactness is by construction. Every token is drawn from the target's own logits by the one sampler chain; a draft is
-accepted if it equals the token drawn. So drafting changes how many tokens one pass yields, never which: greedy text is
-the same, and sampled text uses the same random stream. What was drafted and not drawn is removed from both caches.
+A pass is one decode of the target for all conversations at work: the token each has drawn, what the MTP blocks propose
+after it (one MTP decode for all), and a stretch of the prompts still being read. Each conversation then draws from its
+own rows with its own sampler (`slot`).
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
-
-import numpy as np
+from typing import NamedTuple
 
 from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.runtime.batch import Batch
 from mimo_gguf.runtime.draft_control import DraftControl
-from mimo_gguf.runtime.drafting import Drafter, HiddenState
+from mimo_gguf.runtime.drafting import Drafter, DraftRequest, HiddenState
 from mimo_gguf.runtime.llama_api import (
     LOG,
-    Batch,
     ContextOptions,
+    Floats,
     LlamaContext,
     LlamaModel,
     open_context,
     open_mtp_context,
 )
+from mimo_gguf.runtime.memory_model import RunSettings
 from mimo_gguf.runtime.sampling import Sampler
-from mimo_gguf.runtime.session_stats import SessionStats
+from mimo_gguf.runtime.session_stats import SessionStats, total
+from mimo_gguf.runtime.slot import Cancelled, Slot, WindowFull
 
-Progress = Callable[[int, int], None]  # tokens evaluated, tokens to evaluate
-# Gap of two logits below which another batch size's rounding might order them otherwise. Measured on a CPU: batches of
-# 1 and 2 agree to the bit for quantized weights, to 0.016 for BF16 (whose activations are rounded), to 3e-6 for F32.
-NEAR_TIE: Final = 0.05
+Ended = dict[Slot, Cancelled | WindowFull]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,9 @@ class SessionOptions:
     """How a session is set up.
 
     Attributes:
-        n_ctx: the window in tokens; 0 takes what the model was trained with.
+        n_ctx: the window in tokens, which `n_parallel` conversations share in equal parts; 0 takes what the model was
+            trained with, for each.
+        n_parallel: conversations at a time.
         mtp: draft with the MTP blocks, where the model was loaded with them.
         n_draft: tokens drafted at a time.
         p_min: least probability the MTP block must give a token to propose it.
@@ -53,6 +52,7 @@ class SessionOptions:
     """
 
     n_ctx: int = 4096
+    n_parallel: int = 1
     n_batch: int = 512
     n_threads: int = 0
     kv_type: str = "f16"
@@ -72,16 +72,29 @@ class SessionOptions:
             raise UsageError(f"a probability of {self.p_min}", hint="choose a draft probability between 0 and 1")
         if self.n_ctx < 0 or self.n_batch < 1:
             raise UsageError(f"a context of {self.n_ctx} tokens", hint="give a positive number: --ctx 4096")
+        if not 1 <= self.n_parallel <= 256:
+            raise UsageError(f"{self.n_parallel} conversations at a time", hint="choose 1 to 256")
+
+    @property
+    def n_rows_drawing(self) -> int:
+        """Rows that want logits when every conversation draws."""
+        return self.n_parallel * (1 + self.n_draft)
 
     def for_context(self) -> ContextOptions:
-        """The target context's options."""
+        """The target context's options. The cells are divided as llama.cpp divides them: each share is rounded up.
+
+        The cache is one buffer for all sequences: whichever are at work then run in one pass, whatever their numbers of
+        rows, and a common beginning is kept once. Divided buffers would need a pass for each number of rows.
+        """
         kv_type = ggml_type_number(self.kv_type)
-        n_batch = min(self.n_batch, self.n_ctx) if self.n_ctx else self.n_batch
+        n_batch = max(min(self.n_batch, self.n_ctx), self.n_rows_drawing + 1)
         return ContextOptions(
-            n_ctx=self.n_ctx,
+            n_ctx=RunSettings(n_ctx=self.n_ctx, n_seq_max=self.n_parallel).n_cells,
             n_batch=n_batch,
             n_ubatch=n_batch,
-            n_outputs_max=1 + self.n_draft,
+            n_seq_max=self.n_parallel,
+            kv_unified=True,
+            n_outputs_max=self.n_rows_drawing,
             n_threads=self.n_threads,
             type_k=kv_type,
             type_v=kv_type,
@@ -96,30 +109,25 @@ def ggml_type_number(name: str) -> int:
     return int(parse_ggml_type(name))
 
 
-class Cancelled(Exception):
-    """`Session.cancel` was called while the session was working. Its state is whole: what was evaluated stays."""
+class Part(NamedTuple):
+    """What one slot contributes to a pass; the last `n_outputs` tokens want logits."""
 
-
-class WindowFull(Exception):
-    """The next token does not fit into the context window."""
+    slot: Slot
+    tokens: Sequence[int]
+    n_outputs: int
 
 
 class Session:
-    """The target context and the MTP context of one conversation. Not for two threads at once, but for `cancel`.
+    """The target context, the MTP context and `n_parallel` slots. Not for two threads at once, but for `Slot.cancel`.
 
-    `tokens` is what stands in the target's KV cache. After `feed`, `next_token` gives one token after the other; a
-    token is evaluated when the next one is asked for, so one can stop anywhere.
+    One conversation uses `slot` and the methods it has. Several are served by `step`.
     """
 
     def __init__(self, model: LlamaModel, options: SessionOptions | None = None) -> None:
         """Raises BackendError where llama.cpp cannot make the contexts."""
         self.model = model
-        self.options = options or SessionOptions()
-        if self.options.n_ctx == 0:
-            self.options = replace(self.options, n_ctx=model.n_ctx_train)
-        self.tokens: list[int] = []
-        self.stats = SessionStats(self.options.n_draft)
-        self.control = DraftControl(adaptive=self.options.adaptive)
+        options = options or SessionOptions()
+        self.options = options if options.n_ctx else replace(options, n_ctx=model.n_ctx_train * options.n_parallel)
         self.drafting_allowed = True
         self.target: LlamaContext = open_context(model, self.options.for_context())
         self.drafter: Drafter | None = None
@@ -130,21 +138,37 @@ class Session:
         except BaseException:
             self.close()
             raise
-        self._cancel = threading.Event()
-        self._pending: int | None = None  # drawn, not evaluated
-        self._drafts: list[int] = []  # evaluated after self.tokens, not yet drawn
-        self._row: int | None = None  # row of the last decode that predicts what follows self.tokens
+        self.slots = tuple(Slot(self, seq_id) for seq_id in range(self.options.n_parallel))
+        # What a pass costs, and so whether drafting pays, depends on how many draw from it: a control for each number.
+        self._controls = [DraftControl(adaptive=self.options.adaptive) for _ in self.slots]
+        self._n_drawing = 1
         self._cycle = _Cycle()
 
     def _open_drafter(self) -> Drafter:
-        context = open_mtp_context(self.target, n_ubatch=min(self.options.n_ubatch_mtp, self.target.options.n_batch))
-        options = self.options
+        options, n_batch = self.options, self.target.options.n_batch
+        n_ubatch = min(max(options.n_ubatch_mtp, options.n_rows_drawing), n_batch)
+        context = open_mtp_context(self.target, n_ubatch=n_ubatch)
         return Drafter(context, n_draft=options.n_draft, p_min=options.p_min, hidden=options.hidden)
 
     @property
+    def slot(self) -> Slot:
+        """The first slot: the one of a session for one conversation."""
+        return self.slots[0]
+
+    @property
     def n_ctx(self) -> int:
-        """Tokens the window holds."""
-        return self.target.n_ctx
+        """Tokens one conversation's window holds."""
+        return self.target.n_ctx // self.options.n_parallel
+
+    @property
+    def stats(self) -> SessionStats:
+        """Counts of all slots together."""
+        return total([slot.stats for slot in self.slots])
+
+    @property
+    def control(self) -> DraftControl:
+        """The control for as many conversations as drew together last."""
+        return self._controls[self._n_drawing - 1]
 
     def close(self) -> None:
         """Frees both contexts. The model is not the session's."""
@@ -158,216 +182,164 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def cancel(self) -> None:
-        """Stops `feed` or `next_token`, the one at work or the next, as soon as it can.
+    def step(self, samplers: Mapping[Slot, Sampler]) -> dict[Slot, int | Cancelled | WindowFull]:
+        """Goes on with the slots that `samplers` names: at most one pass, then a token for each that has logits.
 
-        From any thread or a signal handler.
-        """
-        self._cancel.set()
-
-    def forget_cancel(self) -> None:
-        """Takes back a `cancel` that came when nothing was left to stop."""
-        self._cancel.clear()
-
-    def _check_cancel(self) -> None:
-        if self._cancel.is_set():
-            self._cancel.clear()
-            raise Cancelled
-
-    def feed(self, prompt: Sequence[int], progress: Progress | None = None) -> int:
-        """Makes `prompt` the evaluated tokens and readies the logits after it; the number of tokens reused.
+        A slot that is still reading its prompt is not in the result. A slot whose draft was right gives its next token
+        in a step without a pass, before the others go on. One that is cancelled, or has no room left, is in the result
+        with that exception; the others are not disturbed.
 
         Raises:
-            WindowFull: the prompt leaves no room for a token after it.
-            Cancelled: as far as it came stays evaluated.
-            UsageError: the prompt is empty.
+            BackendError: llama.cpp failed; every slot is as it was before.
         """
-        if not prompt:
-            raise UsageError("the prompt has no tokens", hint="give some text")
-        if len(prompt) >= self.n_ctx:
-            raise WindowFull
-        self._check_cancel()
-        start = time.perf_counter()
-        prompt = list(prompt)  # it may be self.tokens
-        reused = self._reuse(prompt)
-        rest = prompt[reused:]
-        self.target.abort_when(self._cancel.is_set)
+        outcomes: dict[Slot, int | Cancelled | WindowFull] = {}
+        for slot in samplers:
+            if slot.take_cancel():
+                outcomes[slot] = Cancelled()
+        slots = [slot for slot in samplers if slot not in outcomes]
+        ready = [slot for slot in slots if slot.can_draw]
+        if slots and not ready:
+            outcomes.update(self.evaluate(slots))
+            ready = [slot for slot in slots if slot.can_draw]
+        started = time.perf_counter()
+        for slot in ready:
+            outcomes[slot] = slot.draw(samplers[slot])
+        self._cycle.seconds += time.perf_counter() - started
+        self._cycle.n_tokens += len(ready)
+        return outcomes
+
+    def evaluate(self, slots: Sequence[Slot]) -> Ended:
+        """One pass over what these slots have waiting; those of them that could not go on.
+
+        Raises:
+            BackendError: llama.cpp failed; every slot is as it was before.
+        """
+        started = time.perf_counter()
+        ended: Ended = {slot: WindowFull() for slot in slots if slot.drawn is not None and not slot.room}
+        slots = [slot for slot in slots if slot not in ended]
+        if not slots:
+            return ended
+        for slot in slots:
+            slot.prepare()
+        parts = self._plan(slots)
+        first_rows = self._decode(parts)
+        if first_rows is None:
+            return ended | {part.slot: Cancelled() for part in parts if part.slot.take_cancel()}
+        seconds = time.perf_counter() - started
+        self._cycle.seconds = seconds
+        for part, first_row in zip(parts, first_rows, strict=True):
+            part.slot.took(part, first_row, seconds)
+        return ended
+
+    def _plan(self, slots: Sequence[Slot]) -> list[Part]:
+        """What each slot contributes: drawn tokens with their drafts, then as much of the prompts as there is room.
+
+        The shortest prompt comes first: its conversation waits least, and the others hardly longer for it.
+        """
+        drawing = [slot for slot in slots if slot.drawn is not None]
+        reading = sorted((slot for slot in slots if slot.prompt), key=lambda slot: len(slot.prompt))
+        self._begin_cycle(len(drawing), is_pure=not reading)
+        drafts = self._draft(drawing)
+        parts = []
+        for slot in drawing:
+            assert slot.drawn is not None
+            tokens = [slot.drawn, *drafts.get(slot, ())]
+            parts.append(Part(slot, tokens, len(tokens)))
+        room = self._batch.capacity - sum(len(part.tokens) for part in parts)
+        for slot in reading:
+            if room:
+                tokens = slot.prompt[:room]
+                parts.append(Part(slot, tokens, int(len(tokens) == len(slot.prompt))))
+                room -= len(tokens)
+        return parts
+
+    def _draft(self, drawing: Sequence[Slot]) -> dict[Slot, list[int]]:
+        if self.drafter is None or not self.drafting_allowed or not drawing or not self.control.wants_draft():
+            return {}
+        wanted = {
+            slot: DraftRequest(slot.rows, slot.drawn, slot.room - 1)
+            for slot in drawing
+            if slot.rows is not None and slot.drawn is not None and slot.rows.knows_state and slot.room > 1
+        }
+        self._cycle.tried = True
+        return dict(zip(wanted, self.drafter.draft(list(wanted.values())), strict=True))
+
+    def _decode(self, parts: Sequence[Part]) -> list[int] | None:
+        """The first row of each part in the batch evaluated; None when all of the slots were cancelled meanwhile."""
+        since, batch = LOG.mark, self._batch
+        batch.clear()
+        rows = [
+            batch.add(tokens, len(slot.tokens), n_outputs=n_outputs, seq_id=slot.seq_id)
+            for slot, tokens, n_outputs in parts
+        ]
+        for slot in self.slots:
+            slot.lose_row()
+        is_reading = any(slot.prompt for slot, _, _ in parts)
+        if is_reading:  # a pass that may take long; asking is not free
+            self.target.abort_when(lambda: all(slot.is_cancelled() for slot, _, _ in parts))
         try:
-            for first in range(0, len(rest), self._batch.capacity):
-                self._check_cancel()
-                self._prefill(
-                    rest[first : first + self._batch.capacity], last=first + self._batch.capacity >= len(rest)
-                )
-                if progress is not None:
-                    progress(min(first + self._batch.capacity, len(rest)), len(rest))
+            result = self.target.decode(batch.native)
+            if result == 0 and self.drafter is not None:
+                for (slot, tokens, _), first in zip(parts, rows, strict=True):
+                    assert slot.rows is not None
+                    n = len(tokens) if slot.prompt else 1  # drafts follow when they are drawn
+                    slot.rows.follow(tokens[:n], len(slot.tokens), self.states(first, n))
+        except BaseException:
+            self._take_back(parts)
+            raise
         finally:
-            self.target.abort_when(None)
-        self.stats.add_prompt(len(rest), reused, time.perf_counter() - start)
-        return reused
-
-    def _reuse(self, prompt: Sequence[int]) -> int:
-        """Drops what differs from `prompt`; how many of its tokens need not be evaluated again."""
-        self.settle()
-        same = common_prefix(self.tokens, prompt)
-        if same == len(prompt) and (same < len(self.tokens) or self._row is None):
-            same -= 1  # its logits are gone
-        if self.drafter is not None:
-            self.drafter.forget(same)
-            if same and same < len(prompt) and not (self.drafter.knows_state and self.drafter.end == same):
-                same = min(same, self.drafter.end) - 1  # its state before the norm is gone
-        if same < len(self.tokens):
-            self.target.forget(same)
-            del self.tokens[same:]
-            self._row = None
-        return same
-
-    def _prefill(self, tokens: Sequence[int], *, last: bool) -> None:
-        first = len(self.tokens)
-        self._decode(tokens, n_outputs=int(last))
-        self._row = len(tokens) - 1 if last else None
-        self.tokens += tokens
-        if self.drafter is not None:
-            self.drafter.follow(tokens, first, self.target.hidden(len(tokens)))
-
-    def _decode(self, tokens: Sequence[int], *, n_outputs: int) -> None:
-        since = LOG.mark
-        self._row = None
-        result = self.target.decode(self._batch.fill(tokens, len(self.tokens), n_outputs=n_outputs))
+            if is_reading:
+                self.target.abort_when(None)
         if result == 0:
-            return
-        self.target.forget(len(self.tokens))
+            return rows
+        self._take_back(parts)
         if result == 2:
-            self._cancel.clear()
-            raise Cancelled
-        if result == 1:
-            raise WindowFull
+            return None
         raise BackendError(
-            f"llama.cpp failed at position {len(self.tokens)} (llama_decode {result}): {LOG.reason(since)}",
+            f"llama.cpp failed at position {len(parts[0].slot.tokens)} (llama_decode {result}): {LOG.reason(since)}",
             hint="run again with --verbose for its log",
         )
 
-    def next_token(self, sampler: Sampler) -> int:
-        """Draws the token that follows.
+    def _take_back(self, parts: Sequence[Part]) -> None:
+        for slot, _, _ in parts:
+            self.target.forget(len(slot.tokens), slot.seq_id)
 
-        Raises:
-            WindowFull: no room is left to evaluate the token drawn before.
-            Cancelled: `cancel` was called.
-        """
-        started = time.perf_counter()
-        self._check_cancel()
-        if self._pending is not None:
-            self._finish_cycle()
-            self._evaluate(self._pending)
-        if self._row is None:
-            raise BackendError("there is nothing to draw a token from", hint="call feed first")
-        token = sampler.sample(self.target, self._row)
-        if sampler.options.greedy and self._cycle.n_drafted:
-            self._count_near_tie(self._row)
-        if self._drafts and token == self._drafts[0]:
-            self._accept(token)
-        else:
-            self._drop_drafts()
-            self._pending = token
-        seconds = time.perf_counter() - started
-        self._cycle.seconds += seconds
-        self._cycle.n_tokens += 1
-        self.stats.add_token(seconds)
-        return token
+    @property
+    def n_rows(self) -> int:
+        """Rows of the last pass."""
+        return self._batch.n_tokens
 
-    def insert(self, tokens: Sequence[int], sampler: Sampler) -> None:
-        """Goes on as if `tokens` had been drawn: the token drawn last is evaluated, then these.
+    def states(self, first_row: int, n: int) -> Floats:
+        """The trunk's states of rows of the last pass, shape (n, n_embd). A view: valid until the next pass."""
+        return self.target.hidden(self.n_rows)[first_row : first_row + n]
 
-        Raises:
-            WindowFull: they do not fit.
-        """
-        drawn = [] if self._pending is None else [self._pending]
-        self._finish_cycle()
-        self._drop_drafts()
-        self._pending = None
-        if len(self.tokens) + len(drawn) + len(tokens) >= self.n_ctx:
-            raise WindowFull
-        self._prefill([*drawn, *tokens], last=True)
-        for token in tokens:
-            sampler.note(token)
+    def _begin_cycle(self, n_drawing: int, *, is_pure: bool) -> None:
+        """Tells the control about the last pass, if nothing but drawing was in it and all it yields was drawn."""
+        cycle = self._cycle
+        if self.drafter is not None and cycle.n_drawing and cycle.n_drained == cycle.n_drawing:
+            self._controls[cycle.n_drawing - 1].record(
+                drafted=cycle.tried, seconds=cycle.seconds, n_tokens=cycle.n_tokens
+            )
+        self._cycle = _Cycle(n_drawing if is_pure else 0)
+        if n_drawing:
+            self._n_drawing = n_drawing
 
-    def _evaluate(self, token: int) -> None:
-        """One pass of the target over `token` and what the MTP block proposes after it."""
-        room = self.n_ctx - len(self.tokens)
-        if room < 1:
-            raise WindowFull
-        drafts: list[int] = []
-        if self.drafter is not None and self.drafting_allowed and room > 1 and self.control.wants_draft():
-            drafts = self.drafter.draft(token, room - 1)
-            self._cycle.tried = True
-        self._cycle.running, self._cycle.n_drafted = True, len(drafts)
-        self._decode([token, *drafts], n_outputs=1 + len(drafts))
-        position = len(self.tokens)
-        self.tokens.append(token)
-        self._pending, self._drafts, self._row = None, drafts, 0
-        if self.drafter is not None:
-            self._states = self.target.hidden(1 + len(drafts))
-            self.drafter.follow([token], position, self._states[:1])
-
-    def _accept(self, token: int) -> None:
-        assert self._row is not None
-        assert self.drafter is not None
-        del self._drafts[0]
-        self._row += 1
-        self._cycle.n_accepted += 1
-        self.drafter.follow([token], len(self.tokens), self._states[self._row : self._row + 1])
-        self.tokens.append(token)
-
-    def _drop_drafts(self) -> None:
-        if self._drafts:
-            self._drafts = []
-            self.target.forget(len(self.tokens))
-
-    def reset(self) -> None:
-        """Forgets everything evaluated."""
-        self.settle()
-        self.target.forget(0)
-        self.tokens, self._row = [], None
-        if self.drafter is not None:
-            self.drafter.forget(0)
-
-    def settle(self) -> None:
-        """Puts the session into the state where exactly `tokens` is evaluated: drops drafts and the undrawn."""
-        self._finish_cycle()
-        self._drop_drafts()
-        self._pending = None
-
-    def _finish_cycle(self) -> None:
-        """Books the pass that just ended, when it was a whole one: all it yields was drawn."""
-        cycle, self._cycle = self._cycle, _Cycle()
-        if not cycle.running:
-            return
-        self.stats.add_pass(cycle.n_drafted, cycle.n_accepted, whole=not self._drafts)
-        if self.drafter is not None and not self._drafts:
-            self.control.record(drafted=cycle.tried, seconds=cycle.seconds, n_tokens=cycle.n_tokens)
-
-    def _count_near_tie(self, row: int) -> None:
-        """Greedy choices so close that another batch size's rounding might turn them are counted, not hidden."""
-        logits = self.target.logits(row)
-        best = int(logits.argmax())
-        if np.count_nonzero(logits > logits[best] - NEAR_TIE) > 1:
-            self.stats.n_near_ties += 1
+    def note_drained(self) -> None:
+        """A slot has drawn all that the last pass yields for it."""
+        self._cycle.n_drained += 1
 
 
 @dataclass(slots=True)
 class _Cycle:
-    """One pass of the target and the tokens drawn from it."""
+    """One pass of the target and the tokens drawn from it.
 
-    running: bool = False
-    tried: bool = False  # a draft was asked for, whether or not the MTP block was sure enough to give one
-    n_drafted: int = 0
-    n_accepted: int = 0
+    Attributes:
+        n_drawing: slots that draw from it; 0 where it also reads prompts, so that its time says nothing.
+        tried: a draft was asked for, whether or not the MTP block was sure enough to give one.
+    """
+
+    n_drawing: int = 0
+    n_drained: int = 0
+    tried: bool = False
     n_tokens: int = 0
     seconds: float = 0.0
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of leading elements two sequences share."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))

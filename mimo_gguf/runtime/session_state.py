@@ -1,4 +1,4 @@
-"""A session's caches on disk, so that a saved conversation goes on without being read again.
+"""A slot's caches on disk, so that a saved conversation goes on without being read again.
 
 llama.cpp ends the process when a state it is given is damaged or of another model. So the file says whose it is and
 carries digests, and nothing reaches llama.cpp that does not agree with both.
@@ -20,6 +20,7 @@ from mimo_gguf.core.gguf_file import GgufFile
 from mimo_gguf.core.output_file import atomic_output
 from mimo_gguf.runtime.llama_api import LlamaContext, api
 from mimo_gguf.runtime.session import Session
+from mimo_gguf.runtime.slot import Slot
 
 _MAGIC: Final = b"mimo-gguf state 1\n"
 _LONGEST_HEADER: Final = 64 << 20
@@ -34,21 +35,22 @@ def state_key(file: GgufFile, session: Session) -> str:
     return f"{version} {parts} {options.kv_type} {options.flash_attn} {options.hidden} {options.n_draft}"
 
 
-def save_state(session: Session, key: str, path: Path) -> None:
-    """Writes the caches of `session` to `path`, completely or not at all.
+def save_state(slot: Slot, key: str, path: Path) -> None:
+    """Writes the caches of `slot` to `path`, completely or not at all.
 
     Raises:
         OutputError: it cannot be written.
     """
-    session.settle()
-    blobs = [_read_cache(session.target)]
+    slot.settle()
+    blobs = [_read_cache(slot.session.target, slot.seq_id)]
     mtp_end = 0
-    if session.drafter is not None:
-        session.drafter.catch_up()
-        mtp_end = session.drafter.end
-        blobs.append(_read_cache(session.drafter.context))
+    drafter = slot.session.drafter
+    if drafter is not None and slot.rows is not None:
+        drafter.catch_up(slot.rows)
+        mtp_end = slot.rows.end
+        blobs.append(_read_cache(drafter.context, slot.seq_id))
     header = {
-        "key": key, "tokens": session.tokens, "mtp_end": mtp_end,
+        "key": key, "tokens": slot.tokens, "mtp_end": mtp_end,
         "sizes": [blob.nbytes for blob in blobs], "digests": [_digest(blob) for blob in blobs],
     }  # fmt: skip
     text = json.dumps(header).encode()
@@ -58,28 +60,29 @@ def save_state(session: Session, key: str, path: Path) -> None:
             file.write(blob.data)
 
 
-def load_state(session: Session, key: str, path: Path) -> bool:
-    """Puts saved caches in place of the session's; False, and an empty session, where they cannot be used."""
-    session.reset()
+def load_state(slot: Slot, key: str, path: Path) -> bool:
+    """Puts saved caches in place of the slot's; False, and an empty slot, where they cannot be used."""
+    slot.reset()
+    drafter = slot.session.drafter
     try:
         with path.open("rb") as file:
             header = _read_header(file)
             blobs = [_read_blob(file, size) for size in header["sizes"]]
-        wanted = 1 + (session.drafter is not None)
+        wanted = 1 + (drafter is not None)
         if header["key"] != key or len(blobs) < wanted or [_digest(blob) for blob in blobs] != header["digests"]:
             return False
         tokens, mtp_end = [int(token) for token in header["tokens"]], int(header["mtp_end"])
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         return False
-    if not 0 < len(tokens) < session.n_ctx or not _write_cache(session.target, blobs[0]):
-        session.reset()
+    if not 0 < len(tokens) < slot.n_ctx or not _write_cache(slot.session.target, slot.seq_id, blobs[0]):
+        slot.reset()
         return False
-    session.tokens = tokens
-    if session.drafter is not None:
-        if not _write_cache(session.drafter.context, blobs[1]):
-            session.reset()
+    slot.tokens = tokens
+    if drafter is not None and slot.rows is not None:
+        if not _write_cache(drafter.context, slot.seq_id, blobs[1]):
+            slot.reset()
             return False
-        session.drafter.resume(mtp_end)
+        slot.rows.resume(mtp_end)
     return True
 
 
@@ -105,14 +108,14 @@ def _digest(blob: Blob) -> str:
     return hashlib.blake2b(blob.data, digest_size=16).hexdigest()
 
 
-def _read_cache(context: LlamaContext) -> Blob:
-    blob = np.empty(api().llama_state_seq_get_size(context.pointer, 0), np.uint8)
-    n = api().llama_state_seq_get_data(context.pointer, _bytes_of(blob), blob.nbytes, 0)
+def _read_cache(context: LlamaContext, seq_id: int) -> Blob:
+    blob = np.empty(api().llama_state_seq_get_size(context.pointer, seq_id), np.uint8)
+    n = api().llama_state_seq_get_data(context.pointer, _bytes_of(blob), blob.nbytes, seq_id)
     return blob[:n]
 
 
-def _write_cache(context: LlamaContext, blob: Blob) -> bool:
-    return bool(api().llama_state_seq_set_data(context.pointer, _bytes_of(blob), blob.nbytes, 0))
+def _write_cache(context: LlamaContext, seq_id: int, blob: Blob) -> bool:
+    return bool(api().llama_state_seq_set_data(context.pointer, _bytes_of(blob), blob.nbytes, seq_id))
 
 
 def _bytes_of(blob: Blob) -> Any:

@@ -1,9 +1,12 @@
-"""What a session counts while it works: tokens, times, and how many drafts were right at which place."""
+"""What a slot counts while it works: tokens, times, and how many drafts were right at which place."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
 
 LOW_ACCEPTANCE: Final = 0.30
 ENOUGH_DRAFTS: Final = 40  # before the share of accepted drafts is worth a warning
@@ -11,7 +14,7 @@ ENOUGH_DRAFTS: Final = 40  # before the share of accepted drafts is worth a warn
 
 @dataclass(slots=True)
 class SessionStats:
-    """Counts since the session began, or, as a difference of two, of one answer. Times in seconds.
+    """Counts since the slot was made, or, as a difference of two, of one answer. Times in seconds.
 
     `n_drafted[i]` counts drafts proposed at place i after the token (0 the first), `n_accepted[i]` those drawn.
     """
@@ -31,13 +34,8 @@ class SessionStats:
         self.n_drafted = self.n_drafted or [0] * self.n_draft
         self.n_accepted = self.n_accepted or [0] * self.n_draft
 
-    def add_prompt(self, n_evaluated: int, n_reused: int, seconds: float) -> None:
-        self.n_prompt += n_evaluated
-        self.n_reused += n_reused
-        self.prompt_s += seconds
-
     def add_token(self, seconds: float) -> None:
-        """Takes one token and the time it took to come by."""
+        """Takes one token and the time it took to draw it."""
         self.n_generated += 1
         self.generation_s += seconds
 
@@ -56,18 +54,19 @@ class SessionStats:
 
     def since(self, earlier: SessionStats) -> SessionStats:
         """What was added after `earlier` was copied."""
-        return SessionStats(
-            self.n_draft,
-            self.n_prompt - earlier.n_prompt,
-            self.n_reused - earlier.n_reused,
-            self.prompt_s - earlier.prompt_s,
-            self.n_generated - earlier.n_generated,
-            self.generation_s - earlier.generation_s,
-            self.n_passes - earlier.n_passes,
-            self.n_near_ties - earlier.n_near_ties,
-            [a - b for a, b in zip(self.n_drafted, earlier.n_drafted, strict=True)],
-            [a - b for a, b in zip(self.n_accepted, earlier.n_accepted, strict=True)],
-        )
+        return self._combined(earlier, operator.sub)
+
+    def __add__(self, other: SessionStats) -> SessionStats:
+        return self._combined(other, operator.add)
+
+    def _combined(self, other: SessionStats, combine: Callable[[Any, Any], Any]) -> SessionStats:
+        """Field by field, and place by place."""
+        result = SessionStats(self.n_draft)
+        for name in (entry.name for entry in fields(self) if entry.name != "n_draft"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            value = list(map(combine, mine, theirs)) if isinstance(mine, list) else combine(mine, theirs)
+            setattr(result, name, value)
+        return result
 
     @property
     def acceptance(self) -> float | None:
@@ -97,3 +96,8 @@ class SessionStats:
             "fewer than 30% of the drafted tokens are right: an MTP layer of another model, one quantized too far, or "
             "text it was not made for; --no-mtp saves its memory"
         )
+
+
+def total(parts: Sequence[SessionStats]) -> SessionStats:
+    """The sum of at least one."""
+    return functools.reduce(operator.add, parts)

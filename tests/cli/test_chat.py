@@ -160,7 +160,7 @@ def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert loop._draft_line == "Who are you?" and not loop.conversation.turns
     loop.take(f"/load {tmp_path / 'talk.json'}")
     assert len(loop.conversation.turns) == 2
-    assert "with their cache" in capsys.readouterr().err and len(loop.model.session.tokens) > 50
+    assert "with their cache" in capsys.readouterr().err and len(loop.model.session.slot.tokens) > 50
     loop.take("/set temp=0.5 top_k=3 max_tokens=7 seed=none")
     assert (loop.sampling.temperature, loop.sampling.top_k, loop.options.max_tokens) == (0.5, 3, 7)
     loop.take("/mtp off")

@@ -85,13 +85,13 @@ class Day:
 
     def save_and_load(self) -> None:
         self.conversation.save(self.folder / "talk.json")
-        save_state(self.model.session, "key", self.folder / "talk.kv")
-        tokens = list(self.model.session.tokens)
+        save_state(self.model.slot, "key", self.folder / "talk.kv")
+        tokens = list(self.model.session.slot.tokens)
         if self.rng.random() < 0.5:
             self.model.chat([{"role": "user", "content": "something else"}], max_tokens=5)
         self.conversation = Conversation.load(self.folder / "talk.json")
-        assert load_state(self.model.session, "key", self.folder / "talk.kv") == bool(tokens)
-        assert self.model.session.tokens == tokens
+        assert load_state(self.model.slot, "key", self.folder / "talk.kv") == bool(tokens)
+        assert self.model.session.slot.tokens == tokens
 
     def think(self) -> None:
         self.ask(think_budget=int(self.rng.integers(1, 12)))

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
 from mimo_gguf.core.model_source import Bytes, ModelSource, float32
-from mimo_gguf.runtime.drafting import Drafter
-from mimo_gguf.runtime.llama_api import Batch, ContextOptions, load_model, open_context, open_mtp_context
+from mimo_gguf.runtime.batch import Batch
+from mimo_gguf.runtime.drafting import Drafter, DraftRequest
+from mimo_gguf.runtime.llama_api import ContextOptions, load_model, open_context, open_mtp_context
 from mimo_gguf.runtime.session import Session, SessionOptions
 from tests.checkpoints import CONFIG
 from tests.reference import Hidden, Mimo
@@ -199,7 +200,8 @@ def test_a_session_feeds_the_mtp_layer_as_the_reference(
         n_ctx=256, n_batch=16, n_ubatch_mtp=8, n_threads=1, kv_type="f32", flash_attn=False, hidden=hidden
     )
     with load_model(write_model(tmp_path, case)) as native, Session(native, options) as session:
-        session.feed(case.tokens[:-1])
+        session.slot.feed(case.tokens[:-1])
         assert session.drafter is not None
-        session.drafter.draft(case.tokens[-1], 1)
+        assert session.slot.rows is not None
+        session.drafter.draft([DraftRequest(session.slot.rows, case.tokens[-1], 1)])
     assert np.abs(seen[0] - wanted).max() < TOLERANCE

@@ -26,9 +26,9 @@ HOT = SamplingOptions(temperature=0.7, top_p=1.0)
 
 
 def probabilities(session: Session, tokens: Sequence[int], temperature: float) -> NDArray[np.float64]:
-    session.feed(tokens)
-    assert session._row is not None
-    logits = session.target.logits(session._row).astype(np.float64) / temperature
+    session.slot.feed(tokens)
+    assert session.slot._row is not None
+    logits = session.target.logits(session.slot._row).astype(np.float64) / temperature
     weights = np.exp(logits - logits.max())
     return np.asarray(weights / weights.sum())
 
@@ -41,8 +41,8 @@ class Favouring(Sampler):
 
     def sample(self, context: LlamaContext, row: int) -> int:
         token = super().sample(context, row)
-        if self.session._drafts and self._rng.random() < self.favour:
-            return self.session._drafts[0]
+        if self.session.slot._drafts and self._rng.random() < self.favour:
+            return self.session.slot._drafts[0]
         return token
 
     _rng = np.random.default_rng(5)
@@ -53,13 +53,13 @@ def third_tokens(session: Session, sampler_type: type[Sampler], first: int, n: i
     counts = np.zeros(session.model.n_vocab, np.int64)
     bias = {first: 100.0}
     for seed in range(n):
-        session.feed(PROMPT)
+        session.slot.feed(PROMPT)
         with Sampler(session.model, SamplingOptions(temperature=0, logit_bias=bias)) as forced:
-            assert session.next_token(forced) == first
+            assert session.slot.next_token(forced) == first
         with sampler_type(session.model, replace(HOT, seed=seed)) as sampler:
             if isinstance(sampler, Favouring):
                 sampler.session = session
-            counts[session.next_token(sampler)] += 1
+            counts[session.slot.next_token(sampler)] += 1
     return counts
 
 
@@ -78,9 +78,9 @@ def test_drafted_text_has_the_models_distribution(tiny: LlamaModel) -> None:
     with Session(tiny, OPTIONS) as session:
         assert session.drafter is not None
         drafted = int(np.abs(expected - 0.1).argmin())
-        session.drafter.draft = lambda token, limit: [drafted]  # type: ignore[method-assign]
+        session.drafter.draft = lambda wanted: [[drafted]] * len(wanted)  # type: ignore[method-assign]
         right = third_tokens(session, Sampler, first, 1500)
-        session.settle()
+        session.slot.settle()
         assert session.stats.n_drafted[0] == 1500
         assert session.stats.n_accepted[0] == right[drafted]
         assert p_value(right, expected) > 0.001
@@ -90,9 +90,9 @@ def test_drafted_text_has_the_models_distribution(tiny: LlamaModel) -> None:
 
 def draws(model: LlamaModel, n: int, **options: Any) -> list[int]:
     with Session(model, replace(OPTIONS, mtp=False)) as session:
-        session.feed(PROMPT)
+        session.slot.feed(PROMPT)
         with Sampler(model, SamplingOptions(**options), PROMPT) as sampler:
-            return [session.next_token(sampler) for _ in range(n)]
+            return [session.slot.next_token(sampler) for _ in range(n)]
 
 
 def test_the_seed_decides(tiny: LlamaModel) -> None:
@@ -114,16 +114,16 @@ def test_penalties_look_back_on_the_prompt(tiny: LlamaModel) -> None:
     assert len(set(said)) > 25 and len(set(said)) > len(set(draws(tiny, 30, temperature=0)))
     with Session(tiny, replace(OPTIONS, mtp=False)) as session:
         first = int(probabilities(session, PROMPT, 1.0).argmax())
-        session.feed(PROMPT)
+        session.slot.feed(PROMPT)
         with Sampler(tiny, SamplingOptions(temperature=0, repeat_penalty=10.0), [first]) as sampler:
-            assert session.next_token(sampler) != first
+            assert session.slot.next_token(sampler) != first
 
 
 def test_grammar_and_bias(tiny: LlamaModel) -> None:
     with Session(tiny, OPTIONS) as session:
-        session.feed(PROMPT)
+        session.slot.feed(PROMPT)
         with Sampler(tiny, SamplingOptions(temperature=1.0, grammar='root ::= [0-9]+ "."')) as sampler:
-            said = [session.next_token(sampler) for _ in range(12)]
+            said = [session.slot.next_token(sampler) for _ in range(12)]
     assert all(chr_of(token) in "0123456789." or token in (256, 258, 261) for token in said)
     assert draws(tiny, 5, temperature=0, logit_bias={42: 1000.0}) == [42] * 5
     with pytest.raises(UsageError, match="GBNF"):

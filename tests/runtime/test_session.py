@@ -1,7 +1,7 @@
 """The session: drafting that changes nothing but speed, exact rollback, prefix reuse, cancelling, a full window.
 
-A model with random weights accepts almost no draft, so acceptance is arranged: the drafter of some tests is told what
-the target will say, now and then, and every mix of right and wrong drafts is met.
+The drafter of some tests is told what the target will say, now and then, so that every mix of right and wrong drafts is
+met.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from mimo_gguf.core.errors import UsageError
 from mimo_gguf.runtime.drafting import Drafter
 from mimo_gguf.runtime.llama_api import LlamaModel
 from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
-from mimo_gguf.runtime.session import Cancelled, Session, SessionOptions, WindowFull
+from mimo_gguf.runtime.session import Session, SessionOptions
+from mimo_gguf.runtime.slot import Cancelled, WindowFull
+from tests.runtime.oracle import Oracle
 
 PROMPT = [int(token) for token in np.random.default_rng(0).integers(0, 256, 70)]
 GREEDY = SamplingOptions(temperature=0)
@@ -28,10 +30,10 @@ PLAIN = replace(OPTIONS, mtp=False)
 
 
 def generate(session: Session, n: int, sampling: SamplingOptions = GREEDY, prompt: Sequence[int] = PROMPT) -> list[int]:
-    session.feed(prompt)
+    session.slot.feed(prompt)
     with Sampler(session.model, sampling, prompt) as sampler:
-        tokens = [session.next_token(sampler) for _ in range(n)]
-    session.settle()
+        tokens = [session.slot.next_token(sampler) for _ in range(n)]
+    session.slot.settle()
     return tokens
 
 
@@ -40,31 +42,12 @@ def plain_tokens(model: LlamaModel, n: int, sampling: SamplingOptions = GREEDY) 
         return generate(session, n, sampling)
 
 
-class Oracle:
-    """Makes a drafter propose what will be drawn, except where `wrong` says otherwise. Keeps the drafter's own work."""
-
-    def __init__(self, session: Session, answer: Sequence[int], share_wrong: float, seed: int = 0) -> None:
-        assert session.drafter is not None
-        self._drafter: Drafter = session.drafter
-        self._session, self._answer = session, answer
-        self._rng = np.random.default_rng(seed)
-        self._share_wrong = share_wrong
-        self._propose = session.drafter.draft
-        session.drafter.draft = self.draft  # type: ignore[method-assign]
-
-    def draft(self, token: int, limit: int) -> list[int]:
-        self._propose(token, limit)
-        at = len(self._session.tokens) + 1 - len(PROMPT)
-        coming = list(self._answer[at : at + min(limit, self._drafter.n_draft)])
-        return [(t + 1) % 256 if self._rng.random() < self._share_wrong else t for t in coming]
-
-
 @pytest.mark.parametrize("n_draft", [1, 2, 3])
 @pytest.mark.parametrize("share_wrong", [0.0, 0.3, 1.0])
 def test_greedy_with_mtp_is_greedy_without(tiny: LlamaModel, n_draft: int, share_wrong: float) -> None:
     wanted = plain_tokens(tiny, 90)
     with Session(tiny, replace(OPTIONS, n_draft=n_draft)) as session:
-        Oracle(session, wanted, share_wrong)
+        Oracle(session, {session.slot: PROMPT + wanted}, share_wrong)
         assert generate(session, 90) == wanted
         accepted = sum(session.stats.n_accepted)
         assert (accepted == 0) == (share_wrong == 1.0)
@@ -84,7 +67,7 @@ def test_greedy_is_the_same_with_further_heads(three_heads: LlamaModel, n_draft:
 def test_greedy_is_the_same_when_quantized(tiny_q8: LlamaModel) -> None:
     wanted = plain_tokens(tiny_q8, 90)
     with Session(tiny_q8, OPTIONS) as session:
-        Oracle(session, wanted, 0.4)
+        Oracle(session, {session.slot: PROMPT + wanted}, 0.4)
         assert generate(session, 90) == wanted
         assert 0 < session.stats.n_accepted[0] < session.stats.n_drafted[0]
 
@@ -98,7 +81,7 @@ def test_sampling_draws_the_same_tokens_with_mtp(tiny: LlamaModel) -> None:
         )  # fmt: skip
         wanted = plain_tokens(tiny, 60, sampling)
         with Session(tiny, replace(OPTIONS, n_draft=1 + seed % 3)) as session:
-            Oracle(session, wanted, 0.3, seed)
+            Oracle(session, {session.slot: PROMPT + wanted}, 0.3, seed)
             assert generate(session, 60, sampling) == wanted
             assert session.stats.n_accepted[0] > 0
 
@@ -114,12 +97,12 @@ def test_drafter_state_is_what_a_fresh_session_has(tiny: LlamaModel, monkeypatch
         return propose(drafter, row)
 
     with Session(tiny, replace(OPTIONS, n_draft=2)) as session, Session(tiny, replace(OPTIONS, n_draft=2)) as fresh:
-        Oracle(session, wanted, 0.3)
+        Oracle(session, {session.slot: PROMPT + wanted}, 0.3)
         generate(session, 60)
         assert session.drafter is not None
         del session.drafter.draft  # type: ignore[method-assign]  # the oracle leaves
         monkeypatch.setattr(Drafter, "_proposal", spy)
-        assert generate(session, 5, prompt=session.tokens) == generate(fresh, 5, prompt=session.tokens[:-4])
+        assert generate(session, 5, prompt=session.slot.tokens) == generate(fresh, 5, prompt=session.slot.tokens[:-4])
     n = len(seen) // 2
     assert n >= 6
     np.testing.assert_allclose(np.stack(seen[:n]), np.stack(seen[n:]), atol=0.02)
@@ -138,7 +121,7 @@ def test_drafter_state_after_going_back(tiny: LlamaModel, monkeypatch: pytest.Mo
     monkeypatch.setattr(Drafter, "_proposal", spy)
     branch = [*PROMPT[:keep], 3, 1, 4]
     with Session(tiny, OPTIONS) as session, Session(tiny, OPTIONS) as fresh:
-        session.feed(PROMPT)
+        session.slot.feed(PROMPT)
         assert generate(session, 3, prompt=branch) == generate(fresh, 3, prompt=branch)
     np.testing.assert_allclose(seen[0], seen[len(seen) // 2], atol=0.02)
 
@@ -148,11 +131,11 @@ def test_rollback_is_exact(tiny: LlamaModel) -> None:
     wanted = plain_tokens(tiny, 80)
     for stop in (1, 2, 7, 20, 33):
         with Session(tiny, replace(OPTIONS, n_draft=3)) as session:
-            Oracle(session, wanted, 0.25, stop)
+            Oracle(session, {session.slot: PROMPT + wanted}, 0.25, stop)
             said = generate(session, stop)
-            assert session.tokens == (PROMPT + said)[: len(session.tokens)]
-            assert len(session.tokens) >= len(PROMPT) + stop - 1
-            assert session.target.last_position() == len(session.tokens) - 1
+            assert session.slot.tokens == (PROMPT + said)[: len(session.slot.tokens)]
+            assert len(session.slot.tokens) >= len(PROMPT) + stop - 1
+            assert session.target.last_position() == len(session.slot.tokens) - 1
             branch = PROMPT + said[: stop // 2] + [5, 6, 7]
             continued = generate(session, 20, prompt=branch)
         with Session(tiny, PLAIN) as fresh:
@@ -161,33 +144,33 @@ def test_rollback_is_exact(tiny: LlamaModel) -> None:
 
 def test_prefix_is_reused_and_only_the_rest_evaluated(tiny: LlamaModel) -> None:
     with Session(tiny, OPTIONS) as session:
-        assert session.feed(PROMPT) == 0
-        assert session.feed(PROMPT) == len(PROMPT)  # the same again: logits are still there
-        assert session.feed([*PROMPT, 1, 2, 3]) == len(PROMPT)
+        assert session.slot.feed(PROMPT) == 0
+        assert session.slot.feed(PROMPT) == len(PROMPT)  # the same again: logits are still there
+        assert session.slot.feed([*PROMPT, 1, 2, 3]) == len(PROMPT)
         assert session.stats.n_prompt == len(PROMPT) + 3
-        assert session.feed([*PROMPT, 1, 9]) == len(PROMPT) + 1
-        assert session.tokens == [*PROMPT, 1, 9]
+        assert session.slot.feed([*PROMPT, 1, 9]) == len(PROMPT) + 1
+        assert session.slot.tokens == [*PROMPT, 1, 9]
         # Further back the trunk's state is gone, so the last token kept is evaluated again.
-        assert session.feed([*PROMPT[:20], 7]) == 19
-        assert session.feed([8, *PROMPT]) == 0
+        assert session.slot.feed([*PROMPT[:20], 7]) == 19
+        assert session.slot.feed([8, *PROMPT]) == 0
     with Session(tiny, PLAIN) as session:
-        session.feed([*PROMPT, 1, 2])
-        assert session.feed([*PROMPT, 1, 9]) == len(PROMPT) + 1
-        assert session.feed(PROMPT) == len(PROMPT) - 1
+        session.slot.feed([*PROMPT, 1, 2])
+        assert session.slot.feed([*PROMPT, 1, 9]) == len(PROMPT) + 1
+        assert session.slot.feed(PROMPT) == len(PROMPT) - 1
 
 
 def test_the_window_ends_cleanly(tiny: LlamaModel) -> None:
     with Session(tiny, replace(OPTIONS, n_draft=3)) as session:
-        session.feed(PROMPT)
+        session.slot.feed(PROMPT)
         said: list[int] = []
         with Sampler(tiny, GREEDY) as sampler, pytest.raises(WindowFull):
             while True:
-                said.append(session.next_token(sampler))
+                said.append(session.slot.next_token(sampler))
         assert len(PROMPT) + len(said) == session.n_ctx + 1  # the last one drawn found no room
         assert said == plain_tokens(tiny, len(said))
-        session.settle()
+        session.slot.settle()
         with pytest.raises(WindowFull):
-            session.feed([1] * session.n_ctx)
+            session.slot.feed([1] * session.n_ctx)
         assert generate(session, 3)  # and life goes on
 
 
@@ -198,19 +181,19 @@ def test_cancel_leaves_a_whole_session(tiny: LlamaModel) -> None:
 
             def stop(done: int, _: int, session: Session = session) -> None:
                 if done >= 32:
-                    session.cancel()
+                    session.slot.cancel()
 
             with pytest.raises(Cancelled):
-                session.feed(PROMPT, stop)
-            assert session.tokens == PROMPT[:32]
+                session.slot.feed(PROMPT, stop)
+            assert session.slot.tokens == PROMPT[:32]
             assert session.target.last_position() == 31
             assert generate(session, 20) == wanted
-            session.feed(PROMPT)
+            session.slot.feed(PROMPT)
             with Sampler(tiny, GREEDY) as sampler:
-                session.next_token(sampler)
-                session.cancel()
+                session.slot.next_token(sampler)
+                session.slot.cancel()
                 with pytest.raises(Cancelled):
-                    session.next_token(sampler)
+                    session.slot.next_token(sampler)
             assert generate(session, 20) == wanted
 
 
@@ -235,24 +218,24 @@ def test_inserted_tokens_are_as_if_drawn(tiny: LlamaModel) -> None:
     penalized = SamplingOptions(temperature=0, repeat_penalty=1.5, presence_penalty=1.0, penalty_last_n=40)
     for sampling in (GREEDY, penalized):
         with Session(tiny, OPTIONS) as session, Session(tiny, PLAIN) as fresh:
-            session.feed(PROMPT)
+            session.slot.feed(PROMPT)
             with Sampler(tiny, sampling, PROMPT) as sampler:
-                said = [session.next_token(sampler) for _ in range(5)]
+                said = [session.slot.next_token(sampler) for _ in range(5)]
                 likely = generate(fresh, 3, GREEDY, [*PROMPT, *said])  # what is not said again once it is counted
-                session.insert(likely, sampler)
-                rest = [session.next_token(sampler) for _ in range(10)]
+                session.slot.insert(likely, sampler)
+                rest = [session.slot.next_token(sampler) for _ in range(10)]
             assert rest == generate(fresh, 10, sampling, [*PROMPT, *said, *likely])
 
 
 def test_drafting_can_be_switched(tiny: LlamaModel) -> None:
     wanted = plain_tokens(tiny, 60)
     with Session(tiny, OPTIONS) as session:
-        session.feed(PROMPT)
+        session.slot.feed(PROMPT)
         said = []
         with Sampler(tiny, GREEDY) as sampler:
             for i in range(60):
                 session.drafting_allowed = i // 20 != 1
-                said.append(session.next_token(sampler))
+                said.append(session.slot.next_token(sampler))
         assert said == wanted
         assert 35 <= session.stats.n_drafted[0] <= 42
 

@@ -20,13 +20,15 @@ def test_a_saved_session_goes_on_alike(tiny: LlamaModel, tmp_path: Path, mtp: bo
     options = replace(OPTIONS, mtp=mtp)
     with Session(tiny, options) as session:
         said = generate(session, 20)
-        save_state(session, "key", tmp_path / "talk.kv")
+        save_state(session.slot, "key", tmp_path / "talk.kv")
         history = [*PROMPT, *said, 7]
         wanted = generate(session, 20, prompt=history)
     with Session(tiny, options) as session:
         generate(session, 3, prompt=[1, 2, 3])
-        assert load_state(session, "key", tmp_path / "talk.kv")
-        assert session.tokens == history[: len(session.tokens)] and len(session.tokens) >= len(history) - 2
+        assert load_state(session.slot, "key", tmp_path / "talk.kv")
+        assert (
+            session.slot.tokens == history[: len(session.slot.tokens)] and len(session.slot.tokens) >= len(history) - 2
+        )
         before = session.stats.n_prompt
         assert generate(session, 20, prompt=history) == wanted
         assert session.stats.n_prompt - before <= 3
@@ -64,16 +66,16 @@ def test_a_damaged_state_leaves_an_empty_session(
 ) -> None:
     with Session(tiny, OPTIONS) as session:
         wanted = generate(session, 10)
-        save_state(session, "key", tmp_path / "talk.kv")
+        save_state(session.slot, "key", tmp_path / "talk.kv")
         harm(tmp_path / "talk.kv")
-        assert not load_state(session, "key", tmp_path / "talk.kv")
-        assert session.tokens == [] and session.target.last_position() == -1
+        assert not load_state(session.slot, "key", tmp_path / "talk.kv")
+        assert session.slot.tokens == [] and session.target.last_position() == -1
         assert generate(session, 10) == wanted
 
 
 def test_nothing_half_written(tiny: LlamaModel, tmp_path: Path) -> None:
     with Session(tiny, OPTIONS) as session:
-        session.feed(PROMPT)
+        session.slot.feed(PROMPT)
         with pytest.raises(OutputError):
-            save_state(session, "key", tmp_path / "no such folder" / "talk.kv")
+            save_state(session.slot, "key", tmp_path / "no such folder" / "talk.kv")
     assert list(tmp_path.iterdir()) == []
