@@ -14,7 +14,8 @@ from mimo_gguf.runtime.slot import Slot
 class Oracle:
     """Makes a drafter propose what will be drawn, except where `share_wrong` says otherwise. Keeps the drafter's work.
 
-    `texts` holds, for each slot, its prompt and its answer, one after the other.
+    `texts` holds, for each slot, its prompt and its answer, one after the other; `proposed` what the drafter itself
+    said at which position of which text.
     """
 
     def __init__(
@@ -22,6 +23,7 @@ class Oracle:
     ) -> None:
         assert session.drafter is not None
         self.texts = dict(texts)
+        self.proposed: dict[tuple[tuple[int, ...], int], list[int]] = {}
         self._drafter: Drafter = session.drafter
         self._session = session
         self._rng = np.random.default_rng(seed)
@@ -30,7 +32,9 @@ class Oracle:
         session.drafter.draft = self.draft  # type: ignore[method-assign]
 
     def draft(self, wanted: Sequence[DraftRequest]) -> list[list[int]]:
-        self._propose(wanted)
+        for request, proposed in zip(wanted, self._propose(wanted), strict=True):
+            slot = self._session.slots[request.rows.seq_id]
+            self.proposed[tuple(self.texts[slot]), len(slot.tokens)] = proposed
         return [self._answer(request) for request in wanted]
 
     def _answer(self, request: DraftRequest) -> list[int]:
