@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from mimo_gguf.quantization.kernels.jit import kernel
-from mimo_gguf.quantization.kernels.lanes import half_bits, load_weights, select, splat, store, to_bits
+from mimo_gguf.quantization.kernels.lanes import LANES, half_bits, load_weights, select, splat, store, to_bits
 
 
 @njit
@@ -27,8 +27,8 @@ def _bf16_bits(value):
 
 @njit
 def _load_rest(src, buffer):
-    """What follows the last whole sixteen, as the first lanes of a vector; `buffer` holds 16 of the source's type."""
-    rest = src.size % 16
+    """What follows the last whole vector, as the first lanes of one; `buffer` holds LANES of the source's type."""
+    rest = src.size % LANES
     for i in range(rest):
         buffer[i] = src[src.size - rest + i]
     return load_weights(buffer, 0)
@@ -36,8 +36,8 @@ def _load_rest(src, buffer):
 
 @njit
 def _copy_rest(vector, out):
-    """Counterpart of `_load_rest`: the first lanes of sixteen results."""
-    rest = out.size % 16
+    """Counterpart of `_load_rest`: the first lanes of the results."""
+    rest = out.size % LANES
     for i in range(rest):
         out[out.size - rest + i] = vector[i]
 
@@ -45,18 +45,18 @@ def _copy_rest(vector, out):
 @kernel
 def cast_to_f16(src, out):
     """Rounds the flat `src` to f16 bits in the flat uint16 `out`."""
-    for i in range(0, src.size - 15, 16):
+    for i in range(0, src.size - LANES + 1, LANES):
         store(out, i, half_bits(load_weights(src, i)))
-    last = np.empty(16, np.uint16)
-    store(last, 0, half_bits(_load_rest(src, np.zeros(16, src.dtype))))
+    last = np.empty(LANES, np.uint16)
+    store(last, 0, half_bits(_load_rest(src, np.zeros(LANES, src.dtype))))
     _copy_rest(last, out)
 
 
 @kernel
 def cast_to_bf16(src, out):
     """Rounds the flat `src` to bf16 bits in the flat uint16 `out`."""
-    for i in range(0, src.size - 15, 16):
+    for i in range(0, src.size - LANES + 1, LANES):
         store(out, i, _bf16_bits(load_weights(src, i)))
-    last = np.empty(16, np.uint16)
-    store(last, 0, _bf16_bits(_load_rest(src, np.zeros(16, src.dtype))))
+    last = np.empty(LANES, np.uint16)
+    store(last, 0, _bf16_bits(_load_rest(src, np.zeros(LANES, src.dtype))))
     _copy_rest(last, out)

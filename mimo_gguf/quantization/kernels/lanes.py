@@ -1,23 +1,25 @@
-"""Sixteen weights at a time, each in a lane of its own: the vectors our kernels are written in.
+"""Thirty-two weights at a time, each in a lane of its own: the vectors our kernels are written in.
 
 The idea. ggml quantises a block of 16 or 32 weights with a search whose sums run over the block in order; rounding
 depends on that order, so a block cannot be split over a vector and stay byte-identical. But blocks do not depend on
-each other. So each lane of a vector takes one whole block, and sixteen blocks go through the search side by side,
+each other. So each lane of a vector takes one whole block, and thirty-two blocks go through the search side by side,
 every lane doing exactly the additions libggml does, in its order.
 
 What that needs, and where it is:
 - *The tile is transposed first* (`transpose`): in memory a block's weights are neighbours; here vector i holds weight
-  i of all sixteen blocks. Widening from bf16 or f16 happens in the same pass, so no f32 copy of the rows is made.
+  i of all thirty-two blocks. Widening from bf16 or f16 happens in the same pass, so no f32 copy of the rows is made.
 - *Plain IEEE operations*: no fast-math and no fused multiply-add, in neither libggml-base (x86 builds) nor here.
   A build that contracts (ARM compilers do by default) rounds differently; the registry notices and does without us.
 - *Branches become `select`*: a lane keeps its old value where its condition fails. A comparison with NaN is false, as
   in C.
 - *Rounding as ggml rounds* (`nearest`): adding 1.5 * 2**23 leaves the integer, rounded half to even, in the low bits
-  of the float. ggml masks those bits, so values out of range wrap around; so do ours.
+  of the float. ggml masks those bits, so values out of range wrap around; so do ours. In range the machine's own
+  rounding to even does the same (`nearest_in_range`).
 - *f16 by integer arithmetic* (`half_bits`, `half_value`): round half to even, overflow to infinity, subnormals.
 
 Explicit vectors rather than scalar loops for LLVM to vectorise: one such loop was silently miscompiled.
-A vector of 16 is two AVX registers, one AVX-512 register or four NEON registers; LLVM splits it as the machine needs.
+A vector of 32 is two AVX-512 registers, four AVX or eight NEON registers; LLVM splits it as the machine needs. More
+than one, because a block's additions wait for each other (three cycles each), and another register's fill the gap.
 
 numba's cache does not notice changed globals or callees; jit.py keeps one cache for each version of this folder.
 """
@@ -36,9 +38,11 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-LANES: Final = 16
+LANES: Final = 32
+SQUARE: Final = 16  # rows and columns that `transpose` turns at a time
 
 _I1, _I8, _I16, _I32, _F32 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
+_MASK_BITS = ir.IntType(LANES)
 
 
 class Lanes(types.Type):
@@ -49,9 +53,9 @@ class Lanes(types.Type):
         self.vector = ir.VectorType(element, LANES)
 
 
-F32Lanes: Final = Lanes("f32x16", _F32)
-I32Lanes: Final = Lanes("i32x16", _I32)
-MaskLanes: Final = Lanes("maskx16", _I1)
+F32Lanes: Final = Lanes("f32_lanes", _F32)
+I32Lanes: Final = Lanes("i32_lanes", _I32)
+MaskLanes: Final = Lanes("mask_lanes", _I1)
 
 
 @register_model(Lanes)
@@ -115,8 +119,8 @@ def _pointer(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Val
     return builder.gep(base, [builder.mul(at, width)])
 
 
-def _load(builder: ir.IRBuilder, pointer: ir.Value, element: ir.Type) -> ir.Value:
-    vector = ir.VectorType(element, LANES)
+def _load(builder: ir.IRBuilder, pointer: ir.Value, element: ir.Type, width: int = LANES) -> ir.Value:
+    vector = ir.VectorType(element, width)
     return builder.load(builder.bitcast(pointer, ir.PointerType(vector)), align=1)
 
 
@@ -126,7 +130,7 @@ def _store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
 
 @intrinsic
 def load(typing_context: Any, array: Any, at: Any) -> Any:
-    """Sixteen neighbours of a float32 or int32 array, from element `at`."""
+    """Neighbours of a float32 or int32 array, one per lane, from element `at`."""
     lanes = {types.float32: F32Lanes, types.int32: I32Lanes}[array.dtype]
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
@@ -138,7 +142,7 @@ def load(typing_context: Any, array: Any, at: Any) -> Any:
 
 @intrinsic
 def store(typing_context: Any, array: Any, at: Any, value: Any) -> Any:
-    """Writes sixteen neighbours; into a uint8 or uint16 array the low bits of each lane."""
+    """Writes one neighbour per lane; into a uint8 or uint16 array the low bits of each."""
     narrow = {types.uint8: _I8, types.uint16: _I16}.get(array.dtype)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
@@ -151,7 +155,7 @@ def store(typing_context: Any, array: Any, at: Any, value: Any) -> Any:
 
 @intrinsic
 def load_weights(typing_context: Any, array: Any, at: Any) -> Any:
-    """Sixteen neighbouring weights as f32; uint16 arrays hold bf16, int16 arrays f16."""
+    """Neighbouring weights as f32; uint16 arrays hold bf16, int16 arrays f16."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
@@ -160,12 +164,12 @@ def load_weights(typing_context: Any, array: Any, at: Any) -> Any:
     return F32Lanes(array, types.intp), codegen
 
 
-def _load_widened(builder: ir.IRBuilder, pointer: ir.Value, dtype: Any) -> ir.Value:
+def _load_widened(builder: ir.IRBuilder, pointer: ir.Value, dtype: Any, width: int = LANES) -> ir.Value:
     if dtype in (types.float32, types.int32):
-        return _load(builder, pointer, _F32 if dtype is types.float32 else _I32)
-    bits = builder.zext(_load(builder, pointer, _I16), I32Lanes.vector)
+        return _load(builder, pointer, _F32 if dtype is types.float32 else _I32, width)
+    bits = builder.zext(_load(builder, pointer, _I16, width), ir.VectorType(_I32, width))
     if dtype is types.uint16:
-        return builder.bitcast(builder.shl(bits, _constant(I32Lanes, 16)), F32Lanes.vector)
+        return builder.bitcast(builder.shl(bits, _constant(bits, 16)), ir.VectorType(_F32, width))
     return _emit_half_value(builder, bits)
 
 
@@ -182,11 +186,11 @@ def transpose(
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         array, first, second, stride, out, out_at, out_stride = args
         rows = []
-        for row in range(LANES):
+        for row in range(SQUARE):
             start, step = (first, row) if row < 8 else (second, row - 8)
             at = builder.add(start, builder.mul(stride, ir.Constant(stride.type, step)))
             pointer = _pointer(context, builder, signature.args[0], array, at)
-            rows.append(_load_widened(builder, pointer, signature.args[0].dtype))
+            rows.append(_load_widened(builder, pointer, signature.args[0].dtype, SQUARE))
         for row, vector in enumerate(_transposed(builder, rows)):
             at = builder.add(out_at, builder.mul(out_stride, ir.Constant(out_stride.type, row)))
             _store(builder, vector, _pointer(context, builder, signature.args[4], out, at))
@@ -199,9 +203,9 @@ def transpose(
 def _transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
     """Swaps ever smaller off-diagonal squares: 8 x 8, 4 x 4, 2 x 2, 1 x 1."""
     for span in (8, 4, 2, 1):
-        low = [lane if not lane & span else LANES + lane - span for lane in range(LANES)]
-        high = [lane + span if not lane & span else LANES + lane for lane in range(LANES)]
-        for row in range(LANES):
+        low = [lane if not lane & span else SQUARE + lane - span for lane in range(SQUARE)]
+        high = [lane + span if not lane & span else SQUARE + lane for lane in range(SQUARE)]
+        for row in range(SQUARE):
             if not row & span:
                 a, b = rows[row], rows[row + span]
                 rows[row] = builder.shuffle_vector(a, b, _indices(low))
@@ -210,14 +214,14 @@ def _transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
 
 
 def _indices(lanes: list[int]) -> ir.Constant:
-    return ir.Constant(ir.VectorType(_I32, LANES), lanes)
+    return ir.Constant(ir.VectorType(_I32, len(lanes)), lanes)
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
 
 
-def _constant(lanes: Lanes, value: float) -> ir.Constant:
-    return ir.Constant(lanes.vector, [value] * LANES)
+def _constant(like: ir.Value, value: float) -> ir.Constant:
+    return ir.Constant(like.type, [value] * like.type.count)
 
 
 @intrinsic
@@ -249,19 +253,30 @@ def any_lane(typing_context: Any, mask: Any) -> Any:
     """Whether the mask holds in any lane."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        bits = builder.bitcast(args[0], _I16)
-        return builder.icmp_unsigned("!=", bits, ir.Constant(_I16, 0))
+        bits = builder.bitcast(args[0], _MASK_BITS)
+        return builder.icmp_unsigned("!=", bits, ir.Constant(_MASK_BITS, 0))
+
+    return types.boolean(mask), codegen
+
+
+@intrinsic
+def all_lanes(typing_context: Any, mask: Any) -> Any:
+    """Whether the mask holds in every lane."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        bits = builder.bitcast(args[0], _MASK_BITS)
+        return builder.icmp_unsigned("==", bits, ir.Constant(_MASK_BITS, -1))
 
     return types.boolean(mask), codegen
 
 
 @intrinsic
 def largest_lane(typing_context: Any, value: Any) -> Any:
-    """The largest of the sixteen (none of them NaN), as a scalar."""
+    """The largest lane (none of them NaN), as a scalar."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         vector = args[0]
-        for span in (8, 4, 2, 1):
+        for span in (16, 8, 4, 2, 1):
             other = builder.shuffle_vector(vector, vector, _indices([lane ^ span for lane in range(LANES)]))
             vector = builder.select(builder.fcmp_ordered(">", vector, other), vector, other)
         return builder.extract_element(vector, ir.Constant(_I32, 0))
@@ -275,7 +290,7 @@ def _unary(name: str) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             vector = F32Lanes.vector
             declared = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(vector, [vector]), f"llvm.{name}.v16f32"
+                builder.module, ir.FunctionType(vector, [vector]), f"llvm.{name}.v{LANES}f32"
             )
             return builder.call(declared, [args[0]])
 
@@ -286,6 +301,7 @@ def _unary(name: str) -> Any:
 
 absolute = _unary("fabs")
 square_root = _unary("sqrt")
+round_to_even = _unary("nearbyint")
 
 
 def _conversion(method: str, source: Lanes, target: Lanes) -> Any:
@@ -309,13 +325,14 @@ truncated = _conversion("fptosi", F32Lanes, I32Lanes)  # every lane must fit an 
 
 def _emit_half_value(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
     """f32 from the 16 bits of an f16: shift into place, then multiply by 2**112 to correct the exponent's bias."""
-    magnitude = builder.shl(builder.and_(bits, _constant(I32Lanes, 0x7FFF)), _constant(I32Lanes, 13))
-    scale = ir.Constant(F32Lanes.vector, [float(2.0**112)] * LANES)
-    scaled = builder.bitcast(builder.fmul(builder.bitcast(magnitude, F32Lanes.vector), scale), I32Lanes.vector)
-    special = builder.icmp_signed(">=", magnitude, _constant(I32Lanes, 0x7C00 << 13))
-    infinite = builder.or_(magnitude, _constant(I32Lanes, 0x7F800000))
-    sign = builder.shl(builder.and_(bits, _constant(I32Lanes, 0x8000)), _constant(I32Lanes, 16))
-    return builder.bitcast(builder.or_(sign, builder.select(special, infinite, scaled)), F32Lanes.vector)
+    floats = ir.VectorType(_F32, bits.type.count)
+    magnitude = builder.shl(builder.and_(bits, _constant(bits, 0x7FFF)), _constant(bits, 13))
+    scale = ir.Constant(floats, [float(2.0**112)] * floats.count)
+    scaled = builder.bitcast(builder.fmul(builder.bitcast(magnitude, floats), scale), bits.type)
+    special = builder.icmp_signed(">=", magnitude, _constant(bits, 0x7C00 << 13))
+    infinite = builder.or_(magnitude, _constant(bits, 0x7F800000))
+    sign = builder.shl(builder.and_(bits, _constant(bits, 0x8000)), _constant(bits, 16))
+    return builder.bitcast(builder.or_(sign, builder.select(special, infinite, scaled)), floats)
 
 
 @intrinsic
@@ -354,9 +371,7 @@ def nearest(value, low, high):
 
 @njit
 def nearest_in_range(value, low, high):
-    """The same in f32 throughout and two operations shorter, for |value| < 4194303: order survives the addition."""
-    shift = splat(12582912.0)
-    shifted = value + shift
-    low, high = low + shift, high + shift
-    raised = select(shifted > low, shifted, low)
-    return select(raised < high, raised, high) - shift
+    """The same in f32 throughout and half as long, for |value| < 4194303, where nothing wraps."""
+    rounded = round_to_even(value)
+    raised = select(rounded > low, rounded, low)
+    return select(raised < high, raised, high)

@@ -39,7 +39,7 @@ NUMBA_STORAGE: Final[dict[GgmlType, type[np.generic]]] = {
 
 
 def instruction_set() -> str:
-    """What the sixteen lanes are made of on this machine, for people."""
+    """What the lanes are made of on this machine, for people."""
     features = llvmlite.binding.get_host_cpu_features()
     for feature, name in (("avx512f", "AVX-512"), ("avx2", "AVX2"), ("avx", "AVX"), ("neon", "NEON")):
         if features.get(feature):

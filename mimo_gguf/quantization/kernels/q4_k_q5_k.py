@@ -1,8 +1,8 @@
 """Q4_K and Q5_K: weight = scale * level - offset, fitted per 32 weights; scales and offsets in 6 bits per 256.
 
-A tile is two super-blocks of 256 weights: sixteen sub-blocks of 32, one to a lane. Steps for each tile:
-fit (scale, offset) by weighted least squares over a table of trial scales; round the sixteen scales and offsets to
-6 bits of the super-block's largest; take the levels again from the rounded values; pack.
+A tile is four super-blocks of 256 weights: thirty-two sub-blocks of 32, one to a lane. Steps for each tile:
+fit (scale, offset) by weighted least squares over a table of trial scales; round the scales and offsets to 6 bits of
+their super-block's largest; take the levels again from the rounded values; pack.
 
 Follows make_qkx2_quants, quantize_row_q4_K_ref and quantize_row_q5_K_ref (the path without an importance matrix) in
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-quants.c
@@ -21,12 +21,16 @@ from numpy.typing import NDArray
 
 from mimo_gguf.quantization.kernels.jit import kernel
 from mimo_gguf.quantization.kernels.lanes import (
+    LANES,
+    SQUARE,
     absolute,
+    all_lanes,
     any_lane,
     half_bits,
     half_value,
     load,
     nearest,
+    nearest_in_range,
     select,
     splat,
     square_root,
@@ -34,6 +38,9 @@ from mimo_gguf.quantization.kernels.lanes import (
     to_float,
     transpose,
 )
+
+TILE: Final = 32 * LANES  # weights
+TILE_BLOCKS: Final = TILE // 256
 
 
 def _trial_numerators(n_levels: int, first: float, n_steps: int) -> NDArray[np.float32]:
@@ -50,14 +57,14 @@ Q5_K_TRIALS: Final = _trial_numerators(31, -0.5, 15)
 def _weigh(x, weight):
     """Writes every weight's weight in the fit, sqrt(mean x**2) + abs(x); returns minimum, maximum and two sums."""
     sum_x2 = splat(0.0)
-    for i in range(0, x.size, 16):
+    for i in range(0, TILE, LANES):
         sum_x2 = sum_x2 + load(x, i) * load(x, i)
     average = square_root(sum_x2 / splat(32.0))
     low = high = load(x, 0)
     sum_w = average + absolute(low)
     sum_x = sum_w * low
     store(weight, 0, sum_w)
-    for i in range(16, x.size, 16):
+    for i in range(LANES, TILE, LANES):
         value = load(x, i)
         w = average + absolute(value)
         store(weight, i, w)
@@ -71,15 +78,16 @@ def _weigh(x, weight):
 @njit
 def _round_levels(x, inverse, low, n_levels, level):
     zero, top = splat(0), splat(n_levels)
-    for i in range(0, x.size, 16):
+    for i in range(0, TILE, LANES):
         store(level, i, to_float(nearest(inverse * (load(x, i) - low), zero, top)))
 
 
 @njit
-def _weighted_sums(x, weight, level):
-    """Sums of w * level, w * level**2 and w * level * x. (Apart from _round_levels: both together spill registers.)"""
+def _round_any_and_sum(x, weight, inverse, low, n_levels, level):
+    """Levels of a trial, and the sums of w * level, w * level**2 and w * level * x."""
+    _round_levels(x, inverse, low, n_levels, level)
     sum_l, sum_l2, sum_xl = splat(0.0), splat(0.0), splat(0.0)
-    for i in range(0, x.size, 16):
+    for i in range(0, TILE, LANES):
         step = load(level, i)
         weighted = load(weight, i) * step
         sum_l = sum_l + weighted
@@ -89,9 +97,25 @@ def _weighted_sums(x, weight, level):
 
 
 @njit
+def _round_and_sum(x, weight, inverse, low, n_levels, level):
+    """The same in one pass, for lanes where rounding does not wrap around: nearly always."""
+    zero, top = splat(0.0), to_float(splat(n_levels))
+    sum_l, sum_l2, sum_xl = splat(0.0), splat(0.0), splat(0.0)
+    for i in range(0, TILE, LANES):
+        value = load(x, i)
+        step = nearest_in_range(inverse * (value - low), zero, top)
+        store(level, i, step)
+        weighted = load(weight, i) * step
+        sum_l = sum_l + weighted
+        sum_l2 = sum_l2 + weighted * step
+        sum_xl = sum_xl + weighted * value
+    return sum_l, sum_l2, sum_xl
+
+
+@njit
 def _weighted_error(x, weight, level, scale, low):
     error = splat(0.0)
-    for i in range(0, x.size, 16):
+    for i in range(0, TILE, LANES):
         difference = scale * load(level, i) + low - load(x, i)
         error = error + load(weight, i) * (difference * difference)
     return error
@@ -101,10 +125,11 @@ def _weighted_error(x, weight, level, scale, low):
 def _fit(x, weight, level, fitted, trials, n_levels):
     """Fits scale and offset of each lane's 32 weights.
 
-    `x`, `weight`, `level`: float32[32 * 16] tiles (the last two are scratch). `fitted`: float32[4 * 16], receives
-    scale, offset, and the inverse scale and minimum that gave the winning levels.
+    `x`, `weight`, `level`: float32[TILE] (the last two are scratch). `fitted`: float32[4 * LANES], receives scale,
+    offset, and the inverse scale and minimum that gave the winning levels.
     """
-    low, high, sum_w, sum_x = _weigh(x, weight)
+    bottom, high, sum_w, sum_x = _weigh(x, weight)
+    low = bottom
     inverse = to_float(splat(n_levels)) / (high - low)
     scale = splat(1.0) / inverse
     _round_levels(x, inverse, low, n_levels, level)
@@ -112,9 +137,12 @@ def _fit(x, weight, level, fitted, trials, n_levels):
     best_inverse, best_low = inverse, low
 
     for trial in range(trials.size):
-        inverse = splat(trials[trial]) / (high - low)  # low moves whenever a trial wins
-        _round_levels(x, inverse, low, n_levels, level)
-        sum_l, sum_l2, sum_xl = _weighted_sums(x, weight, level)
+        span, below = absolute(high - low), absolute(bottom - low)  # low moves whenever a trial wins
+        inverse = splat(trials[trial]) / (high - low)
+        if all_lanes(absolute(inverse) * select(below > span, below, span) < splat(4e6)):  # all |inverse * (x - low)|
+            sum_l, sum_l2, sum_xl = _round_and_sum(x, weight, inverse, low, n_levels, level)
+        else:
+            sum_l, sum_l2, sum_xl = _round_any_and_sum(x, weight, inverse, low, n_levels, level)
         determinant = sum_w * sum_l2 - sum_l * sum_l
         trial_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
         trial_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
@@ -132,20 +160,21 @@ def _fit(x, weight, level, fitted, trials, n_levels):
     # ggml leaves early where high == low; here the inverse is infinite then, so the scale is 0, every level is 0
     # (NaN rounds to 0) and no trial wins, its determinant being 0
     store(fitted, 0, scale)
-    store(fitted, 16, splat(-0.0) - low)
-    store(fitted, 32, best_inverse)
-    store(fitted, 48, best_low)
+    store(fitted, LANES, splat(-0.0) - low)
+    store(fitted, 2 * LANES, best_inverse)
+    store(fitted, 3 * LANES, best_low)
 
 
 @njit
 def _round_scales(fitted, largest, codes, halves, rounded):
     """Rounds the lanes' scales and offsets to 6 bits of their super-block's largest.
 
-    `codes`: int32[2 * 16] receives the 6-bit values, `halves`: int32[2 * 16] the f16 bits of the unit of the lane's
-    super-block, `rounded`: float32[2 * 16] their products; scales first, offsets second. `largest` is scratch.
+    `codes`: int32[2 * LANES] receives the 6-bit values, `halves`: int32[2 * LANES] the f16 bits of the unit of the
+    lane's super-block, `rounded`: float32[2 * LANES] their products; scales first, offsets second. `largest` is
+    scratch.
     """
-    for kind in range(0, 32, 16):
-        for first in range(0, 16, 8):
+    for kind in range(0, 2 * LANES, LANES):
+        for first in range(0, LANES, 8):
             top = np.float32(0.0)
             for lane in range(first, first + 8):
                 if fitted[kind + lane] > top:
@@ -165,15 +194,15 @@ def _round_scales(fitted, largest, codes, halves, rounded):
 
 @njit
 def _take_levels(x, fitted, rounded, level, n_levels):
-    """Writes the final levels, int32[32 * 16]; a lane whose rounded scale is 0 keeps those of the search."""
+    """Writes the final levels, int32[TILE]; a lane whose rounded scale is 0 keeps those of the search."""
     zero, top = splat(0), splat(n_levels)
-    scale, offset = load(rounded, 0), load(rounded, 16)
+    scale, offset = load(rounded, 0), load(rounded, LANES)
     empty = scale == splat(0.0)
-    for i in range(0, x.size, 16):
+    for i in range(0, TILE, LANES):
         store(level, i, nearest((load(x, i) + offset) / scale, zero, top))
     if any_lane(empty):
-        inverse, low = load(fitted, 32), load(fitted, 48)
-        for i in range(0, x.size, 16):
+        inverse, low = load(fitted, 2 * LANES), load(fitted, 3 * LANES)
+        for i in range(0, TILE, LANES):
             searched = nearest(inverse * (load(x, i) - low), zero, top)
             store(level, i, select(empty, searched, load(level, i)))
 
@@ -182,12 +211,12 @@ def _take_levels(x, fitted, rounded, level, n_levels):
 def _pack_scales(codes, halves, lane, out, at):
     """d, dmin and the twelve bytes of 6-bit scales and offsets of the super-block whose first lane is `lane`."""
     for kind in range(2):
-        half = halves[16 * kind + lane]
+        half = halves[LANES * kind + lane]
         out[at + 2 * kind] = half & 0xFF
         out[at + 2 * kind + 1] = half >> 8
     for j in range(4):
         scale, scale4 = codes[lane + j], codes[lane + j + 4]
-        offset, offset4 = codes[16 + lane + j], codes[16 + lane + j + 4]
+        offset, offset4 = codes[LANES + lane + j], codes[LANES + lane + j + 4]
         out[at + 4 + j] = scale | (scale4 >> 4) << 6
         out[at + 8 + j] = offset | (offset4 >> 4) << 6
         out[at + 12 + j] = (scale4 & 15) | (offset4 & 15) << 4
@@ -197,47 +226,61 @@ def _pack_scales(codes, halves, lane, out, at):
 def _pack_low_bits(rows, lane, out, at):
     """Low four bits of eight sub-blocks: 32 bytes for each pair of neighbours."""
     for pair in range(4):
-        for half in range(0, 32, 16):
-            even = load(rows, (lane + 2 * pair) * 32 + half) & splat(15)
-            odd = load(rows, (lane + 2 * pair + 1) * 32 + half) & splat(15)
-            store(out, at + 32 * pair + half, even | (odd << splat(4)))
+        even = load(rows, (lane + 2 * pair) * 32) & splat(15)
+        odd = load(rows, (lane + 2 * pair + 1) * 32) & splat(15)
+        store(out, at + 32 * pair, even | (odd << splat(4)))
 
 
 @njit
 def _pack_high_bits(rows, lane, out, at):
     """The fifth bits of eight sub-blocks: bit j of byte i is sub-block j's weight i."""
-    for half in range(0, 32, 16):
-        byte = splat(0)
-        for j in range(8):
-            byte = byte | ((load(rows, (lane + j) * 32 + half) >> splat(4)) << splat(j))
-        store(out, at + half, byte)
+    byte = splat(0)
+    for j in range(8):
+        byte = byte | ((load(rows, (lane + j) * 32) >> splat(4)) << splat(j))
+    store(out, at, byte)
+
+
+@njit
+def _load_tile(src, first, last, x):
+    """Weight i of each sub-block to x[i * LANES + lane]; blocks after `last` are `last` again."""
+    for lane in range(0, LANES, SQUARE):
+        even = min(first + lane // 8, last) * 256
+        odd = min(first + lane // 8 + 1, last) * 256
+        for weight in range(0, 32, SQUARE):
+            transpose(src, even + weight, odd + weight, 32, x, weight * LANES + lane, LANES)
+
+
+@njit
+def _turn_back(level, rows):
+    """The inverse: rows[lane * 32 + i] is level i of the lane's sub-block."""
+    for lane in range(0, LANES, SQUARE):
+        for weight in range(0, 32, SQUARE):
+            at = weight * LANES + lane
+            transpose(level, at, at + 8 * LANES, LANES, rows, lane * 32 + weight, 32)
 
 
 @kernel
 def quantize_q4_k_or_q5_k(src, out, trials, n_levels):
     """Quantises the flat `src` (whole super-blocks) into the flat uint8 `out`; 15 levels are Q4_K, 31 Q5_K."""
-    x = np.empty(512, np.float32)
-    weight = np.empty(512, np.float32)
-    trial_level = np.empty(512, np.float32)
-    level = np.empty(512, np.int32)
-    rows = np.empty(512, np.int32)
-    fitted = np.empty(64, np.float32)
-    largest = np.empty(16, np.float32)
-    codes = np.empty(32, np.int32)
-    halves = np.empty(32, np.int32)
-    rounded = np.empty(32, np.float32)
+    x = np.empty(TILE, np.float32)
+    weight = np.empty(TILE, np.float32)
+    trial_level = np.empty(TILE, np.float32)
+    level = np.empty(TILE, np.int32)
+    rows = np.empty(TILE, np.int32)
+    fitted = np.empty(4 * LANES, np.float32)
+    largest = np.empty(LANES, np.float32)
+    codes = np.empty(2 * LANES, np.int32)
+    halves = np.empty(2 * LANES, np.int32)
+    rounded = np.empty(2 * LANES, np.float32)
     block_bytes = 144 if n_levels == 15 else 176
     n_blocks = src.size // 256
-    for first in range(0, n_blocks, 2):
-        second = min(first + 1, n_blocks - 1)  # an odd last block fills both halves of its tile
-        for column in range(0, 32, 16):
-            transpose(src, first * 256 + column, second * 256 + column, 32, x, column * 16, 16)
+    for first in range(0, n_blocks, TILE_BLOCKS):
+        _load_tile(src, first, n_blocks - 1, x)
         _fit(x, weight, trial_level, fitted, trials, n_levels)
         _round_scales(fitted, largest, codes, halves, rounded)
         _take_levels(x, fitted, rounded, level, n_levels)
-        for column in range(0, 32, 16):
-            transpose(level, column * 16, column * 16 + 128, 16, rows, column, 32)
-        for block in range(first, second + 1):
+        _turn_back(level, rows)
+        for block in range(first, min(first + TILE_BLOCKS, n_blocks)):
             lane, at = 8 * (block - first), block * block_bytes
             _pack_scales(codes, halves, lane, out, at)
             if n_levels == 15:

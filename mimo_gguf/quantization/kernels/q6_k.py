@@ -1,8 +1,8 @@
 """Q6_K: weight = scale * level, levels -32..31, fitted per 16 weights; scales in 8 bits per 256.
 
-A tile is one super-block of 256 weights: sixteen sub-blocks of 16, one to a lane. Steps for each tile: fit the scale
-by weighted least squares (weights x**2) over nineteen trial scales; round the sixteen scales to 8 bits of the largest;
-take the levels again from the rounded scales; pack.
+A tile is two super-blocks of 256 weights: thirty-two sub-blocks of 16, one to a lane. Steps for each tile: fit the
+scale by weighted least squares (weights x**2) over nineteen trial scales; round the scales to 8 bits of their
+super-block's largest; take the levels again from the rounded scales; pack.
 
 Follows make_qx_quants and quantize_row_q6_K_ref (the path without an importance matrix) in
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-quants.c
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mimo_gguf.quantization.kernels.jit import kernel
 from mimo_gguf.quantization.kernels.lanes import (
+    LANES,
     absolute,
     any_lane,
     half_bits,
@@ -34,6 +35,9 @@ from mimo_gguf.quantization.kernels.lanes import (
     to_float,
     transpose,
 )
+
+TILE: Final = 16 * LANES  # weights
+TILE_BLOCKS: Final = TILE // 256
 
 
 def _trial_numerators() -> NDArray[np.float32]:
@@ -50,18 +54,18 @@ Q6_K_TRIALS: Final = _trial_numerators()
 def _fit(x, weight, weighted, fitted, trials):
     """Fits the scale of each lane's 16 weights.
 
-    `x`, `weight`, `weighted`: float32[16 * 16] tiles (the last two are scratch). `fitted`: float32[2 * 16], receives
-    the scale and the inverse scale that gave the winning levels (NaN for a lane of zeros).
+    `x`, `weight`, `weighted`: float32[TILE] (the last two are scratch). `fitted`: float32[2 * LANES], receives the
+    scale and the inverse scale that gave the winning levels (NaN for a lane of zeros).
     """
     low, high = splat(-32.0), splat(31.0)
     largest, extreme = splat(0.0), splat(0.0)
-    for i in range(0, x.size, 16):
+    for i in range(0, TILE, LANES):
         value = load(x, i)
         magnitude = absolute(value)
         largest = select(magnitude > largest, magnitude, largest)
         store(weight, i, value * value)
         store(weighted, i, value * value * value)
-    for i in range(x.size - 16, -1, -16):  # backwards: the first of equal magnitudes decides
+    for i in range(TILE - LANES, -1, -LANES):  # backwards: the first of equal magnitudes decides
         extreme = select(absolute(load(x, i)) == largest, load(x, i), extreme)
     empty = largest < splat(1e-15)
 
@@ -69,7 +73,7 @@ def _fit(x, weight, weighted, fitted, trials):
     for trial in range(trials.size):
         inverse = splat(trials[trial]) / extreme
         sum_lx, sum_l2 = splat(0.0), splat(0.0)
-        for i in range(0, x.size, 16):
+        for i in range(0, TILE, LANES):
             level = nearest_in_range(inverse * load(x, i), low, high)  # |inverse * x| < 33
             sum_lx = sum_lx + load(weighted, i) * level
             sum_l2 = sum_l2 + load(weight, i) * level * level
@@ -83,23 +87,25 @@ def _fit(x, weight, weighted, fitted, trials):
             best = select(better, trial_scale * sum_lx, best)
             best_inverse = select(better, inverse, best_inverse)
     store(fitted, 0, select(empty, splat(0.0), scale))
-    store(fitted, 16, select(empty, splat(np.nan), best_inverse))
+    store(fitted, LANES, select(empty, splat(np.nan), best_inverse))
 
 
 @njit
-def _extreme_scale(fitted):
-    """The first scale of largest magnitude, and 0 where that magnitude is below ggml's 1e-15."""
-    extreme, largest = np.float32(0.0), np.float32(0.0)
-    for lane in range(16):
-        if abs(fitted[lane]) > largest:
-            extreme, largest = fitted[lane], abs(fitted[lane])
-    return np.float32(0.0) if largest < np.float32(1e-15) else extreme
+def _extreme_scales(fitted, extremes):
+    """For each lane its super-block's first scale of largest magnitude; 0 where that is below ggml's 1e-15."""
+    for first in range(0, LANES, 16):
+        extreme, largest = np.float32(0.0), np.float32(0.0)
+        for lane in range(first, first + 16):
+            if abs(fitted[lane]) > largest:
+                extreme, largest = fitted[lane], abs(fitted[lane])
+        for lane in range(first, first + 16):
+            extremes[lane] = np.float32(0.0) if largest < np.float32(1e-15) else extreme
 
 
 @njit
-def _round_scales(fitted, extreme, codes, halves, rounded):
+def _round_scales(fitted, extremes, codes, halves, rounded):
     """Rounds the lanes' scales to int8 multiples of one f16 unit; `rounded` receives the products."""
-    inverse = splat(-128.0) / splat(extreme)
+    inverse = splat(-128.0) / load(extremes, 0)
     code = nearest(inverse * load(fitted, 0), splat(-0x400000), splat(127))
     code = ((code + splat(128)) & splat(0xFF)) - splat(128)  # stored in an int8
     half = half_bits(splat(1.0) / inverse)
@@ -110,62 +116,70 @@ def _round_scales(fitted, extreme, codes, halves, rounded):
 
 @njit
 def _take_levels(x, fitted, rounded, level):
-    """Writes the final levels plus 32, int32[16 * 16]; a lane whose rounded scale is 0 keeps those of the search."""
+    """Writes the final levels plus 32, int32[TILE]; a lane whose rounded scale is 0 keeps those of the search."""
     low, high = splat(-32), splat(31)
     scale = load(rounded, 0)
-    for i in range(0, x.size, 16):
+    for i in range(0, TILE, LANES):
         store(level, i, nearest(load(x, i) / scale, low, high) + splat(32))
     unscaled = scale == splat(0.0)
     if any_lane(unscaled):
-        inverse = load(fitted, 16)
+        inverse = load(fitted, LANES)
         empty = select(inverse == inverse, splat(0), splat(1)) == splat(1)
-        for i in range(0, x.size, 16):
+        for i in range(0, TILE, LANES):
             searched = nearest(inverse * load(x, i), low, high) + splat(32)
             searched = select(empty, splat(0), searched)
             store(level, i, select(unscaled, searched, load(level, i)))
 
 
 @njit
-def _pack(rows, codes, halves, out, at):
-    """128 bytes of low nibbles, 64 of high bit pairs, 16 scales, d."""
+def _pack(rows, codes, halves, lane, out, at):
+    """128 bytes of low nibbles, 64 of high bit pairs, 16 scales, d, of the super-block whose first lane is `lane`."""
     for part in range(2):
-        for half in range(0, 32, 16):
-            a = load(rows, 128 * part + half)
-            b = load(rows, 128 * part + half + 32)
-            c = load(rows, 128 * part + half + 64)
-            d = load(rows, 128 * part + half + 96)
-            nibble = splat(15)
-            store(out, at + 64 * part + half, (a & nibble) | ((c & nibble) << splat(4)))
-            store(out, at + 64 * part + half + 32, (b & nibble) | ((d & nibble) << splat(4)))
-            high_ab = (a >> splat(4)) | ((b >> splat(4)) << splat(2))
-            high_cd = ((c >> splat(4)) << splat(4)) | ((d >> splat(4)) << splat(6))
-            store(out, at + 128 + 32 * part + half, high_ab | high_cd)
-    store(out, at + 192, load(codes, 0))
-    out[at + 208] = halves[0] & 0xFF
-    out[at + 209] = halves[0] >> 8
+        quarter = lane * 16 + 128 * part
+        a = load(rows, quarter)
+        b = load(rows, quarter + 32)
+        c = load(rows, quarter + 64)
+        d = load(rows, quarter + 96)
+        nibble = splat(15)
+        store(out, at + 64 * part, (a & nibble) | ((c & nibble) << splat(4)))
+        store(out, at + 64 * part + 32, (b & nibble) | ((d & nibble) << splat(4)))
+        high_ab = (a >> splat(4)) | ((b >> splat(4)) << splat(2))
+        high_cd = ((c >> splat(4)) << splat(4)) | ((d >> splat(4)) << splat(6))
+        store(out, at + 128 + 32 * part, high_ab | high_cd)
+    for j in range(16):
+        out[at + 192 + j] = codes[lane + j] & 0xFF
+    out[at + 208] = halves[lane] & 0xFF
+    out[at + 209] = halves[lane] >> 8
 
 
 @kernel
 def quantize_q6_k(src, out, trials):
     """Quantises the flat `src` (whole super-blocks) into the flat uint8 `out`."""
-    x = np.empty(256, np.float32)
-    weight = np.empty(256, np.float32)
-    weighted = np.empty(256, np.float32)
-    level = np.empty(256, np.int32)
-    rows = np.empty(256, np.int32)
-    fitted = np.empty(32, np.float32)
-    codes = np.empty(16, np.int32)
-    halves = np.empty(16, np.int32)
-    rounded = np.empty(16, np.float32)
-    for block in range(src.size // 256):
-        transpose(src, block * 256, block * 256 + 128, 16, x, 0, 16)
+    x = np.empty(TILE, np.float32)
+    weight = np.empty(TILE, np.float32)
+    weighted = np.empty(TILE, np.float32)
+    level = np.empty(TILE, np.int32)
+    rows = np.empty(TILE, np.int32)
+    fitted = np.empty(2 * LANES, np.float32)
+    extremes = np.empty(LANES, np.float32)
+    codes = np.empty(LANES, np.int32)
+    halves = np.empty(LANES, np.int32)
+    rounded = np.empty(LANES, np.float32)
+    n_blocks = src.size // 256
+    for first in range(0, n_blocks, TILE_BLOCKS):
+        for lane in range(0, LANES, 16):
+            at = min(first + lane // 16, n_blocks - 1) * 256  # blocks after the last are the last again
+            transpose(src, at, at + 128, 16, x, lane, LANES)
         _fit(x, weight, weighted, fitted, trials)
-        extreme = _extreme_scale(fitted)
-        if extreme == 0:
-            for i in range(block * 210, block * 210 + 210):
-                out[i] = 0
-            continue
-        _round_scales(fitted, extreme, codes, halves, rounded)
+        _extreme_scales(fitted, extremes)
+        _round_scales(fitted, extremes, codes, halves, rounded)
         _take_levels(x, fitted, rounded, level)
-        transpose(level, 0, 128, 16, rows, 0, 16)
-        _pack(rows, codes, halves, out, block * 210)
+        for lane in range(0, LANES, 16):
+            transpose(level, lane, lane + 8 * LANES, LANES, rows, lane * 16, 16)
+        for block in range(first, min(first + TILE_BLOCKS, n_blocks)):
+            lane, at = 16 * (block - first), block * 210
+            if extremes[lane] == 0:
+                for i in range(at, at + 210):
+                    out[i] = 0
+            else:
+                _pack(rows, codes, halves, lane, out, at)

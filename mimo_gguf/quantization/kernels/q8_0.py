@@ -1,7 +1,7 @@
 """Q8_0: weight = scale * level, levels -127..127, one f16 scale per 32 weights.
 
-No search and no sums, so the order of the weights does not matter: each block is read as two vectors. Only the
-scales of sixteen blocks are computed side by side, a lane to each.
+No search and no sums, so the order of the weights does not matter: each block is read as one vector. Only the scales
+of thirty-two blocks are computed side by side, a lane to each.
 
 Follows quantize_row_q8_0_ref in https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-quants.c
 """
@@ -16,6 +16,7 @@ from numba import njit
 
 from mimo_gguf.quantization.kernels.jit import kernel
 from mimo_gguf.quantization.kernels.lanes import (
+    LANES,
     absolute,
     from_bits,
     half_bits,
@@ -42,22 +43,19 @@ def _rounded(value):
 @kernel
 def quantize_q8_0(src, out):
     """Quantises the flat `src` (whole blocks of 32) into the flat uint8 `out`."""
-    largest = np.zeros(16, np.float32)
-    inverse = np.empty(16, np.float32)
-    halves = np.empty(16, np.int32)
+    largest = np.zeros(LANES, np.float32)
+    inverse = np.empty(LANES, np.float32)
+    halves = np.empty(LANES, np.int32)
     n_blocks = src.size // 32
-    for first in range(0, n_blocks, 16):
-        n = min(16, n_blocks - first)
+    for first in range(0, n_blocks, LANES):
+        n = min(LANES, n_blocks - first)
         for k in range(n):
-            at = (first + k) * 32
-            a, b = absolute(load_weights(src, at)), absolute(load_weights(src, at + 16))
-            largest[k] = largest_lane(select(a > b, a, b))
+            largest[k] = largest_lane(absolute(load_weights(src, (first + k) * 32)))
         scale = load(largest, 0) / splat(127.0)
         store(halves, 0, half_bits(scale))
         store(inverse, 0, select(scale == splat(0.0), splat(0.0), splat(1.0) / scale))
         for k in range(n):
-            at, block = (first + k) * 32, (first + k) * 34
-            out[block] = halves[k] & 0xFF
-            out[block + 1] = halves[k] >> 8
-            store(out, block + 2, _rounded(load_weights(src, at) * splat(inverse[k])))
-            store(out, block + 18, _rounded(load_weights(src, at + 16) * splat(inverse[k])))
+            at = (first + k) * 34
+            out[at] = halves[k] & 0xFF
+            out[at + 1] = halves[k] >> 8
+            store(out, at + 2, _rounded(load_weights(src, (first + k) * 32) * splat(inverse[k])))

@@ -42,7 +42,7 @@ class Kernel:
 
     Attributes:
         with_importance: whether calls carry an importance row.
-        name: what runs, for people: "numba, 16 lanes of AVX2" or "libggml 0.25.3".
+        name: what runs, for people: "numba, 32 lanes of AVX2" or "libggml 0.25.3".
         note: why this one.
     """
 
@@ -147,7 +147,7 @@ def numba_run(ggml_type: GgmlType, source_type: GgmlType, with_importance: bool)
     def run(src: NDArray[Any], out: NDArray[np.uint8], importance: Importance | None) -> None:
         kernel(src.view(storage).reshape(-1), out.reshape(-1))
 
-    return f"numba, 16 lanes of {numba_kernels.instruction_set()}", "", run
+    return f"numba, 32 lanes of {numba_kernels.instruction_set()}", "", run
 
 
 def _difference(ours: Run, reference: Run, ggml_type: GgmlType, source_type: GgmlType) -> str:

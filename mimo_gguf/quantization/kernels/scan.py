@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from mimo_gguf.quantization.kernels.jit import kernel
-from mimo_gguf.quantization.kernels.lanes import any_lane, load_weights, select, splat, to_bits
+from mimo_gguf.quantization.kernels.lanes import LANES, any_lane, load_weights, select, splat, to_bits
 
 
 @kernel
@@ -18,7 +18,7 @@ def first_suspect_strip(src, limit):
     whole = src.size - src.size % 512
     for start in range(0, whole, 512):
         largest = splat(0)
-        for i in range(start, start + 512, 16):
+        for i in range(start, start + 512, LANES):
             magnitude = to_bits(load_weights(src, i)) & splat(0x7FFFFFFF)
             largest = select(magnitude > largest, magnitude, largest)
         if any_lane(largest > splat(limit - 1)):
