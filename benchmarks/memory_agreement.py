@@ -22,7 +22,7 @@ from pathlib import Path
 from mimo_gguf.runtime.devices import Device, add_workers
 from mimo_gguf.runtime.memory_probe import AskedMemory
 from tests.runtime import full_size
-from tests.runtime.agreement import Cell, both, grid, write_files
+from tests.runtime.agreement import Cell, both, grid, parallel_grid, write_files
 from tests.runtime.workers import running_worker
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "memory.md"
@@ -60,14 +60,15 @@ def measure(cells: list[Cell], folder: Path, devices: tuple[Device, ...]) -> dic
     for cell in cells:
         key = (cell.layout, cell.file_type)
         predicted, asked = both(files[key], sizes[key], cell.settings, devices)
-        tallies[f"{cell.layout} | {cell.file_type}"].add(predicted, asked, f"{key} {cell.settings}")
+        several = ", 2 to 4 conversations" if cell.settings.n_seq_max > 1 else ""
+        tallies[f"{cell.layout} | {cell.file_type}{several}"].add(predicted, asked, f"{key} {cell.settings}")
     return dict(tallies)
 
 
 def worker_main(step: int, endpoints: list[str]) -> None:
     """One device set in a process of its own; prints its tallies as JSON."""
     devices = add_workers(endpoints) if endpoints else ()
-    cells = [cell for cell in grid() if endpoints or cell.settings.n_gpu_layers == 0][::step]
+    cells = [cell for cell in (*grid(), *parallel_grid()) if endpoints or cell.settings.n_gpu_layers == 0][::step]
     with tempfile.TemporaryDirectory() as folder:
         tallies = measure(cells, Path(folder), devices)
     print(json.dumps({label: tally.__dict__ for label, tally in tallies.items()}))

@@ -167,28 +167,15 @@ def find_candidates(src: str, types: Sequence[str], *, auto: bool) -> tuple[list
 
 
 def _plan(candidate: Candidate, candidates: Sequence[Candidate], devices: Sequence[Device], wishes: Wishes) -> FitPlan:
-    from mimo_gguf.core.ggml_types import GgmlType
     from mimo_gguf.runtime.fit import plan_model
-    from mimo_gguf.runtime.memory_model import RunSettings
+    from mimo_gguf.runtime.solver import settings_for
     from mimo_gguf.runtime.ways_out import smaller_types
 
-    kv_type = wishes.kv_type or GgmlType.F16
-    n_ubatch = wishes.n_ubatch or 512
-    settings = RunSettings(
-        n_ctx=wishes.n_ctx or min(8192, candidate.model.geometry.context_length),
-        n_batch=max(512, n_ubatch),
-        n_ubatch=n_ubatch,
-        n_seq_max=wishes.n_seq_max,
-        type_k=kv_type,
-        type_v=kv_type,
-        flash_attn=wishes.flash_attn,
-        mtp=wishes.mtp is not False,
-    )
     if wishes.mtp and not candidate.model.has_mtp:
         raise UsageError(f"{candidate.model.label}: has no MTP layer", hint="leave --mtp out")
     known = {other.name: other.model for other in candidates if other.model.file_bytes < candidate.model.file_bytes}
     smaller = tuple(reversed(known.items())) or smaller_types(candidate.model)
-    plan = plan_model(candidate.model, settings, devices, wishes.n_gpu_layers)
+    plan = plan_model(candidate.model, settings_for(candidate.model, wishes), devices, wishes.n_gpu_layers)
     return replace(plan, file_type=candidate.name, smaller=smaller)
 
 

@@ -147,7 +147,8 @@ class FitPlan:
         layers = (
             f"{s.n_gpu_layers} of {self.n_layers} layers on the GPU{'s' * (gpus > 1)}" if gpus else "all on the CPU"
         )
-        first = f"{layers}, context {s.n_ctx}, KV cache {kv}, MTP {mtp}"
+        context = f"context {s.n_ctx}" if s.n_seq_max == 1 else f"{s.n_seq_max} contexts of {s.n_ctx_seq}"
+        first = f"{layers}, {context}, KV cache {kv}, MTP {mtp}"
         second = ", ".join(
             f"{fit.device.name}: {format_size(fit.needed_bytes)} of {format_size(fit.free_bytes)} free"
             for fit in self.devices

@@ -36,6 +36,8 @@ from mimo_gguf.runtime.memory_graph import GraphSettings
 
 CONTEXT_STEP: Final = 256  # llama.cpp rounds n_ctx up to a multiple
 ALL_LAYERS: Final = -1
+MTP_N_UBATCH: Final = 64  # what a session gives the MTP context, unless more conversations than that draft together
+MOST_SEQUENCES: Final = 256  # LLAMA_MAX_SEQ
 # Types llama.cpp can store a KV cache in (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/common/arg.cpp).
 KV_TYPES: Final = (
     GgmlType.F32, GgmlType.F16, GgmlType.BF16, GgmlType.Q8_0, GgmlType.Q4_0, GgmlType.Q4_1, GgmlType.IQ4_NL,
@@ -104,6 +106,7 @@ class RunSettings:
 
     Attributes:
         n_ctx: tokens of context; for `n_seq_max` conversations together.
+        kv_unified: all conversations share one buffer of cells (this package's way), instead of having one each.
         n_outputs_max: rows of logits a batch may ask for; 0 means n_batch, llama.cpp's default.
         n_gpu_layers: layers on the devices, the output layer first, then blocks from the last; -1 all.
         tensor_split: share of each device; empty means by free memory.
@@ -114,12 +117,13 @@ class RunSettings:
     n_batch: int = 512
     n_ubatch: int = 512
     n_seq_max: int = 1
+    kv_unified: bool = True
     n_outputs_max: int = 4
     type_k: GgmlType = GgmlType.F16
     type_v: GgmlType = GgmlType.F16
     flash_attn: bool = True
     mtp: bool = True
-    mtp_n_ubatch: int = 64
+    mtp_n_ubatch: int = MTP_N_UBATCH
     mtp_n_outputs_max: int = 1
     n_gpu_layers: int = ALL_LAYERS
     tensor_split: tuple[float, ...] = ()
@@ -134,6 +138,11 @@ class RunSettings:
     def n_cells(self) -> int:
         """Cells of the KV cache."""
         return self.n_ctx_seq * self.n_seq_max
+
+    @property
+    def n_ctx_asked(self) -> int:
+        """The n_ctx that llama.cpp is given: of several conversations the rounded shares together."""
+        return self.n_cells if self.n_seq_max > 1 else self.n_ctx
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +161,10 @@ def check_settings(model: ModelSizes, settings: RunSettings) -> None:
     """Raises UsageError where llama.cpp would refuse the settings."""
     if settings.n_ctx < 1 or settings.n_ubatch < 1 or settings.n_batch < 1 or settings.n_seq_max < 1:
         raise UsageError("context, batch, ubatch and parallel must be at least 1", hint="for example --ctx 8192")
+    if settings.n_seq_max > MOST_SEQUENCES:
+        raise UsageError(
+            f"{settings.n_seq_max} conversations at a time", hint=f"llama.cpp has {MOST_SEQUENCES} at most"
+        )
     if settings.n_ctx > 1 << 24:
         raise UsageError(
             f"a context of {settings.n_ctx} tokens is beyond any model",
@@ -316,14 +329,14 @@ def _kv_bytes(model: ModelSizes, settings: RunSettings, homes: Sequence[int], in
 def _compute(
     model: ModelSizes, settings: RunSettings, homes: Sequence[int], places: Sequence[Placement], *, is_mtp: bool
 ) -> list[int]:
-    n_batch = min(settings.n_batch, settings.n_ctx)  # llama.cpp compares before it rounds n_ctx up
+    n_batch = min(settings.n_batch, settings.n_ctx_asked)  # llama.cpp compares before it rounds n_ctx up
     n_ubatch = settings.mtp_n_ubatch if is_mtp else min(settings.n_ubatch, n_batch)
     n_outputs_max = settings.mtp_n_outputs_max if is_mtp else (settings.n_outputs_max or n_batch)
     n_tokens = padded(min(settings.n_cells, n_ubatch), settings.n_seq_max)
     graph_settings = GraphSettings(
         n_tokens=n_tokens,
         n_outputs=min(n_tokens, max(n_outputs_max, settings.n_seq_max)),
-        n_kv=settings.n_ctx_seq,
+        n_kv=settings.n_cells if settings.kv_unified else settings.n_ctx_seq,
         k_is_quantized=settings.type_k not in FLOAT_TYPES,
         v_is_quantized=settings.type_v not in FLOAT_TYPES,
         k_is_f16=settings.type_k is GgmlType.F16,
@@ -340,7 +353,7 @@ def _compute(
 def _output_rows(model: ModelSizes, settings: RunSettings, contexts: Sequence[str]) -> Iterable[Part]:
     """Copies of a batch's results in host memory. They grow to what a batch asks for; the largest is counted."""
     g = model.geometry
-    n_batch = min(settings.n_batch, settings.n_ctx)
+    n_batch = min(settings.n_batch, settings.n_ctx_asked)
     rows = {"target": settings.n_outputs_max or n_batch, "MTP": settings.mtp_n_outputs_max}
     for name in contexts:
         floats = max(rows[name], settings.n_seq_max) * g.vocab_size

@@ -88,10 +88,11 @@ def ask_memory(
 def context_options(settings: RunSettings) -> llama_api.ContextOptions:
     """The options that make llama.cpp's target context what the plan was made for."""
     return llama_api.ContextOptions(
-        n_ctx=settings.n_ctx,
+        n_ctx=settings.n_ctx_asked,
         n_batch=settings.n_batch,
         n_ubatch=settings.n_ubatch,
         n_seq_max=settings.n_seq_max,
+        kv_unified=settings.kv_unified,
         n_outputs_max=settings.n_outputs_max,
         type_k=int(settings.type_k),
         type_v=int(settings.type_v),

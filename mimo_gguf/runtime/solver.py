@@ -28,7 +28,7 @@ from mimo_gguf.core.ggml_types import GgmlType, block_size
 from mimo_gguf.core.units import format_size
 from mimo_gguf.runtime.devices import Device
 from mimo_gguf.runtime.fit import FitPlan, largest_context, plan_model
-from mimo_gguf.runtime.memory_model import ModelSizes, RunSettings
+from mimo_gguf.runtime.memory_model import MTP_N_UBATCH, ModelSizes, RunSettings
 
 SMALLEST_CONTEXT: Final = 1024  # less is no conversation
 USABLE_CONTEXT: Final = 4096
@@ -44,7 +44,12 @@ FOUR_BIT_KV: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user has decided already; None leaves it to the solver."""
+    """What the user has decided already; None leaves it to the solver.
+
+    Attributes:
+        n_seq_max: conversations at a time; they share the context in equal parts.
+        n_outputs_max: rows of logits a pass may ask for; 0 is a token and one draft for each conversation.
+    """
 
     n_ctx: int | None = None
     kv_type: GgmlType | None = None
@@ -52,7 +57,7 @@ class Wishes:
     n_ubatch: int | None = None
     n_gpu_layers: int | None = None
     n_seq_max: int = 1
-    n_outputs_max: int = 4
+    n_outputs_max: int = 0
     flash_attn: bool = True
 
 
@@ -171,17 +176,25 @@ def _combinations(model: ModelSizes, wishes: Wishes, n_ubatch: int) -> Iterator[
     kv_types = [wishes.kv_type] if wishes.kv_type else [GgmlType.F16, GgmlType.Q8_0][: 2 if can_q8 else 1]
     drafting = [wishes.mtp] if wishes.mtp is not None else [True, False][: 2 if model.has_mtp else 1]
     for kv_type, mtp in itertools.product(kv_types, drafting):
-        yield RunSettings(
-            n_ctx=wishes.n_ctx or min(GOOD_CONTEXT, model.geometry.context_length),
-            n_batch=max(512, n_ubatch),
-            n_ubatch=n_ubatch,
-            n_seq_max=wishes.n_seq_max,
-            n_outputs_max=wishes.n_outputs_max,
-            type_k=kv_type,
-            type_v=kv_type,
-            flash_attn=wishes.flash_attn,
-            mtp=mtp,
-        )
+        yield settings_for(model, replace(wishes, kv_type=kv_type, mtp=mtp, n_ubatch=n_ubatch))
+
+
+def settings_for(model: ModelSizes, wishes: Wishes) -> RunSettings:
+    """`wishes` as they are, and what is usual where they leave something open."""
+    n_ubatch = wishes.n_ubatch or 512
+    n_outputs_max = wishes.n_outputs_max or 2 * wishes.n_seq_max
+    return RunSettings(
+        n_ctx=wishes.n_ctx or min(GOOD_CONTEXT, model.geometry.context_length),
+        n_batch=max(512, n_ubatch),
+        n_ubatch=n_ubatch,
+        n_seq_max=wishes.n_seq_max,
+        n_outputs_max=n_outputs_max,
+        mtp_n_ubatch=max(MTP_N_UBATCH, n_outputs_max),
+        type_k=wishes.kv_type or GgmlType.F16,
+        type_v=wishes.kv_type or GgmlType.F16,
+        flash_attn=wishes.flash_attn,
+        mtp=wishes.mtp is not False,
+    )
 
 
 def _with_best_context(plan: FitPlan, wishes: Wishes) -> FitPlan:

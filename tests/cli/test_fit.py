@@ -57,6 +57,18 @@ def test_asked_agrees(file: str) -> None:
     assert list(document["asked_bytes"].values()) == counted
 
 
+def test_several_conversations_are_planned_as_they_run(file: str) -> None:
+    """Two rows of logits for each, and what llama.cpp itself counts for that."""
+    document = json.loads(
+        run(fit.command, file, "--parallel", "4", "--ctx", "16384", "--gpu-layers", "0", "--asked", "--json").stdout
+    )
+    assert (document["settings"]["n_seq_max"], document["settings"]["n_outputs_max"]) == (4, 8)
+    by_llama_cpp = ("weights", "KV cache", "compute buffers")
+    parts = document["devices"][-1]["tree"]["parts"]
+    assert document["asked_bytes"]["CPU"] == sum(part["bytes"] for part in parts if part["name"] in by_llama_cpp)
+    assert "4 contexts of 4096" in run(fit.command, file, "--parallel", "4", "--ctx", "16384").stdout
+
+
 def test_several_types_are_compared_and_one_is_chosen(file: str, tmp_path: Path) -> None:
     source = str(full_size.write_header_only(tmp_path / "MiMo-F16.gguf", STEP35, "F16"))
     compared = run(fit.command, source, "--type", "Q8_0", "--type", "q4_k_m", "--vram", "8G")
@@ -84,6 +96,7 @@ def test_several_types_are_compared_and_one_is_chosen(file: str, tmp_path: Path)
         ("--kv-type", "q8_0", "--no-flash-attn"),
         ("--ctx", "999999999999"),
         ("--type", "Q99"),
+        ("--parallel", "257"),
     ],
 )
 def test_mistakes_are_usage_errors(file: str, args: tuple[str, ...]) -> None:

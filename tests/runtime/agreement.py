@@ -12,7 +12,6 @@ import json
 import random
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +53,23 @@ def grid() -> list[Cell]:
     ]  # fmt: skip
 
 
+def parallel_grid() -> list[Cell]:
+    """Several conversations at once: with and without MTP, in one buffer (this package's way) or one each."""
+    return [
+        Cell(
+            layout,
+            "Q4_K_M",
+            RunSettings(
+                n_ctx=n_ctx, n_seq_max=n, kv_unified=unified, type_k=kind, type_v=kind, mtp=mtp, n_gpu_layers=layers,
+                n_outputs_max=2 * n,
+            ),
+        )
+        for layout, n_ctx, n, unified, kind, mtp, layers in itertools.product(
+            (STEP35, QWEN2), CONTEXTS, (2, 3, 4), (True, False), (F16, Q8_0, Q4_0), (True, False), (0, 20, -1)
+        )
+    ]  # fmt: skip
+
+
 def write_files(folder: Path) -> dict[tuple[str, str], Path]:
     return {
         (layout, kind): full_size.write_header_only(folder / f"{layout}-{kind}.gguf", layout, kind)
@@ -91,15 +107,15 @@ def compare(path: Path, sizes: ModelSizes, settings: RunSettings, devices: tuple
 def main(n_cells: int, endpoints: list[str]) -> None:
     devices = add_workers(endpoints)
     assert len(devices) == len(endpoints)
-    chosen = random.Random(len(endpoints)).sample(grid(), n_cells)
+    draw = random.Random(len(endpoints))
+    chosen = [*draw.sample(grid(), n_cells - n_cells // 4), *draw.sample(parallel_grid(), n_cells // 4)]
     differences = []
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(Path(folder))
-        for number, (layout, kind, settings) in enumerate(chosen):
-            several = replace(settings, n_seq_max=2, mtp=False) if number % 4 == 3 else settings
-            difference = compare(files[layout, kind], full_size.sizes(layout, kind), several, devices)
+        for layout, kind, settings in chosen:
+            difference = compare(files[layout, kind], full_size.sizes(layout, kind), settings, devices)
             if difference is not None:
-                differences.append(f"{layout} {kind} {several}: {difference}")
+                differences.append(f"{layout} {kind} {settings}: {difference}")
     sys.stdout.write(json.dumps({"cells": len(chosen), "differences": differences}) + "\n")
 
 

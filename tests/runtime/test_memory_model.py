@@ -44,6 +44,12 @@ def test_agrees_with_llama_cpp_to_the_byte(seed: int, files: dict[tuple[str, str
         assert_agrees(files[layout, kind], full_size.sizes(layout, kind), settings)
 
 
+def test_agrees_for_several_conversations(files: dict[tuple[str, str], Path]) -> None:
+    cells = [cell for cell in agreement.parallel_grid() if cell.settings.n_gpu_layers == 0]
+    for layout, kind, settings in random.Random(0).sample(cells, 20):
+        assert_agrees(files[layout, kind], full_size.sizes(layout, kind), settings)
+
+
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_agrees_on_rpc_devices(n_workers: int) -> None:
     """In a process of its own: workers stay registered with ggml, and would serve every later test.
@@ -162,8 +168,8 @@ def test_llama_cpp_can_be_asked_about_a_file_that_does_not_exist_yet() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"n_ctx": 0}, {"n_ctx": 1 << 30}, {"n_ubatch": 0}, {"n_seq_max": 0}, {"type_k": GgmlType.Q6_K},
-        {"type_v": Q8_0, "flash_attn": False},
+        {"n_ctx": 0}, {"n_ctx": 1 << 30}, {"n_ubatch": 0}, {"n_seq_max": 0}, {"n_seq_max": 257},
+        {"type_k": GgmlType.Q6_K}, {"type_v": Q8_0, "flash_attn": False},
     ],
 )  # fmt: skip
 def test_settings_that_llama_cpp_refuses_are_refused(change: dict[str, object]) -> None:
