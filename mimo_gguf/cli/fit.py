@@ -39,7 +39,7 @@ def command(
         typer.Option("--type", "-t", metavar="TYPE", help="As a file of this type; repeat it to compare several."),
     ] = None,
     ctx: Annotated[
-        int | None, typer.Option("--ctx", min=0, metavar="N", help="Tokens of context, 0 all [default: 8192].")
+        int | None, typer.Option("--ctx", min=0, metavar="N", help="Tokens of context, 0 all [default: 8192 each].")
     ] = None,
     kv_type: Annotated[
         str | None, typer.Option("--kv-type", metavar="TYPE", help="KV cache: f16, q8_0, q4_0 [default: f16].")
@@ -81,7 +81,7 @@ def command(
     devices = choose_devices(vram or [], gpu or [], rpc or [], asked=asked)
     candidates, metadata = find_candidates(src, ftype or [], auto=auto)
     wishes = Wishes(
-        n_ctx=candidates[0].model.geometry.context_length if ctx == 0 else ctx,
+        n_ctx=parallel * candidates[0].model.geometry.context_length if ctx == 0 else ctx,
         kv_type=parse_ggml_type(kv_type) if kv_type else None,
         mtp=mtp,
         n_ubatch=ubatch,

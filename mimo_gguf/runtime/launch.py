@@ -16,7 +16,7 @@ from mimo_gguf.runtime.fit import FitPlan
 from mimo_gguf.runtime.llama_api import LlamaModel, ModelOptions, load_model
 from mimo_gguf.runtime.memory_model import Part, model_sizes
 from mimo_gguf.runtime.session import Session, SessionOptions
-from mimo_gguf.runtime.solver import Wishes, candidate_of, solve
+from mimo_gguf.runtime.solver import Wishes, candidate_of, most_context, solve
 
 _MOVABLE: Final = ("KV cache", "compute buffers")  # parts of a plan that a smaller one has less of
 _OUT_OF_MEMORY: Final = re.compile(r"alloc|memory", re.IGNORECASE)
@@ -43,7 +43,7 @@ def choose_plan(file: GgufFile, wishes: Wishes, devices: Sequence[Device] | None
     """
     model = model_sizes(file)
     if wishes.n_ctx == 0:
-        wishes = replace(wishes, n_ctx=model.geometry.context_length)
+        wishes = replace(wishes, n_ctx=most_context(model, wishes))
     if wishes.mtp and not model.has_mtp:
         raise UsageError(f"{file.path.name}: has no MTP layer", hint="leave --mtp out")
     number = file.value("general.file_type")

@@ -236,7 +236,8 @@ class Model:
             mtp=mtp,
             n_ubatch=n_ubatch,
             n_gpu_layers=n_gpu_layers,
-            n_outputs_max=1 + options.n_draft,
+            n_seq_max=options.n_parallel,
+            n_outputs_max=options.n_rows_drawing,
             flash_attn=options.flash_attn is not False,
         )
         plan = choose_plan(file, wishes, devices)

@@ -1,6 +1,6 @@
 """Choosing how to run: file type, layers on the GPU, context, KV cache and MTP, for the memory there is.
 
-What a user of a reasoning model values decides, in this order (`_worth`):
+What a user of a reasoning model values decides, in this order (`_worth`; contexts are those of one conversation):
 
 1. every layer on the GPU, as long as 4096 tokens of context fit: a layer on the CPU costs more speed than anything
    below can win back;
@@ -115,16 +115,17 @@ def solve(candidates: Sequence[Candidate], devices: Sequence[Device], wishes: Wi
 
 def _worth(rank: int, plan: FitPlan) -> tuple[float, ...]:
     s = plan.settings
+    n_ctx = s.n_ctx // s.n_seq_max
     on_gpu = s.n_gpu_layers if len(plan.devices) > 1 else plan.n_layers
     return (
-        s.n_ctx >= USABLE_CONTEXT,
+        n_ctx >= USABLE_CONTEXT,
         on_gpu == plan.n_layers,
-        min(s.n_ctx, GOOD_CONTEXT),
+        min(n_ctx, GOOD_CONTEXT),
         on_gpu,
         plan.runs_mtp,
-        min(s.n_ctx, BETTER_CONTEXT),
+        min(n_ctx, BETTER_CONTEXT),
         rank,
-        s.n_ctx,
+        n_ctx,
         s.type_k is GgmlType.F16,
         s.n_ubatch,
     )
@@ -139,7 +140,7 @@ def _is_usable(plan: FitPlan, wishes: Wishes, n_ctx: int = USABLE_CONTEXT) -> bo
     """Whether no plan with fewer layers on the GPUs could be worth more."""
     s = plan.settings
     on_gpu = len(plan.devices) == 1 or s.n_gpu_layers == plan.n_layers or wishes.n_gpu_layers is not None
-    return on_gpu and (bool(wishes.n_ctx) or s.n_ctx >= min(n_ctx, plan.model.geometry.context_length))
+    return on_gpu and (bool(wishes.n_ctx) or s.n_ctx >= s.n_seq_max * min(n_ctx, plan.model.geometry.context_length))
 
 
 def _missing_bytes(plan: FitPlan) -> int:
@@ -184,7 +185,7 @@ def settings_for(model: ModelSizes, wishes: Wishes) -> RunSettings:
     n_ubatch = wishes.n_ubatch or 512
     n_outputs_max = wishes.n_outputs_max or 2 * wishes.n_seq_max
     return RunSettings(
-        n_ctx=wishes.n_ctx or min(GOOD_CONTEXT, model.geometry.context_length),
+        n_ctx=wishes.n_ctx or wishes.n_seq_max * min(GOOD_CONTEXT, model.geometry.context_length),
         n_batch=max(512, n_ubatch),
         n_ubatch=n_ubatch,
         n_seq_max=wishes.n_seq_max,
@@ -201,12 +202,17 @@ def _with_best_context(plan: FitPlan, wishes: Wishes) -> FitPlan:
     """The plan with the largest context that fits, unless the context is given or none worth having fits."""
     if wishes.n_ctx:
         return plan
-    trained = plan.model.geometry.context_length
+    trained = most_context(plan.model, wishes)
     whole = _at(plan, trained) if plan.fits else plan
     if whole.fits:  # the usual case, without the search
         return whole
     n_ctx = largest_context(plan, whole.settings.n_ctx - 1)
-    return _at(plan, n_ctx) if n_ctx >= min(SMALLEST_CONTEXT, trained) else plan
+    return _at(plan, n_ctx) if n_ctx >= min(wishes.n_seq_max * SMALLEST_CONTEXT, trained) else plan
+
+
+def most_context(model: ModelSizes, wishes: Wishes) -> int:
+    """Tokens of context beyond which there is no use in more: what the model was trained for, for each conversation."""
+    return wishes.n_seq_max * model.geometry.context_length
 
 
 def _at(plan: FitPlan, n_ctx: int, **changes: Any) -> FitPlan:
@@ -216,7 +222,7 @@ def _at(plan: FitPlan, n_ctx: int, **changes: Any) -> FitPlan:
 
 def _gave_up(plan: FitPlan, wishes: Wishes) -> Iterator[str]:
     s = plan.settings
-    trained = plan.model.geometry.context_length
+    trained = most_context(plan.model, wishes)
     if len(plan.devices) > 1 and s.n_gpu_layers < plan.n_layers and wishes.n_gpu_layers is None:
         yield f"{plan.n_layers - s.n_gpu_layers} of {plan.n_layers} layers run on the CPU"
     if plan.model.has_mtp and not s.mtp and wishes.mtp is None:
@@ -239,7 +245,7 @@ def _next_steps(
         more = format_size(better.model.file_bytes - plan.model.file_bytes)
         alone = solve([better], devices, wishes).plan
         yield f"{better.name} instead of {candidates[rank].name}: {more} more; {_difference(plan, alone)}"
-    trained = plan.model.geometry.context_length
+    trained = most_context(plan.model, wishes)
     if len(plan.devices) > 1 and s.n_gpu_layers < plan.n_layers:
         everything = plan_model(plan.model, s, devices, -1)
         yield f"all layers on the GPU: {format_size(_missing_bytes(everything))} more memory there"

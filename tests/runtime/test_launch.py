@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mimo_gguf.runtime import launch as launching
 from mimo_gguf.runtime.devices import CPU, Device
 from mimo_gguf.runtime.fit import FitPlan
 from mimo_gguf.runtime.launch import choose_plan, next_smaller
+from mimo_gguf.runtime.memory_probe import context_options
 from mimo_gguf.runtime.model import Model
 from mimo_gguf.runtime.session import Session, SessionOptions
 from mimo_gguf.runtime.solver import Wishes
@@ -40,6 +42,19 @@ def test_what_is_chosen_is_what_runs(path: Path) -> None:
     with Model.load(path, n_ctx=512, mtp=False, kv_type="q8_0", n_ubatch=64, options=THREADS) as model:
         assert model.session.n_ctx == 512 and not model.has_mtp
         assert (model.session.options.kv_type, model.session.target.options.n_ubatch) == ("q8_0", 64)
+
+
+def test_several_conversations_run_as_planned(path: Path) -> None:
+    """The contexts made are those the plan was made for: cells, rows of logits, micro-batches, of target and MTP."""
+    options = SessionOptions(n_threads=1, n_parallel=40, n_draft=2, flash_attn=True)
+    with Model.load(path, n_ctx=10_000, options=options, devices=host(8 * GIB)) as model:
+        assert model.plan is not None and model.session.drafter is not None
+        planned, target = model.plan.settings, model.session.target
+        asked = replace(context_options(planned), n_threads=1)
+        assert (target.n_ctx, target.options) == (planned.n_cells, asked)
+        drafting = model.session.drafter.context.options
+        assert (drafting.n_ubatch, drafting.n_outputs_max) == (planned.mtp_n_ubatch, 40)
+    assert choose_plan(read_gguf(path), Wishes(n_seq_max=2), host(8 * GIB)).settings.n_ctx == 2 * 32768
 
 
 def test_less_memory_means_a_smaller_window(path: Path) -> None:

@@ -70,6 +70,13 @@ def test_one_byte_less_changes_the_choice() -> None:
     assert short.plan.settings.n_ctx == roomy.plan.settings.n_ctx - 256
 
 
+def test_contexts_are_counted_for_each_conversation() -> None:
+    several = solved(9, Wishes(n_seq_max=4), "Q4_K_M").plan.settings
+    assert 4 * 4096 <= several.n_ctx < 4 * 32768 and several.n_ctx_seq == several.n_ctx // 4
+    roomy = solved(60, Wishes(n_seq_max=4), "Q4_K_M")
+    assert roomy.plan.settings.n_ctx == 4 * 32768 and roomy.gave_up == ()
+
+
 def test_it_says_what_was_given_up_and_what_comes_next() -> None:
     tight = solved(5.6)
     assert any("q8_0" in text for text in tight.gave_up)
