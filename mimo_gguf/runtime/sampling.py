@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import numpy as np
+
 from mimo_gguf.core.errors import BackendError, UsageError
-from mimo_gguf.runtime.llama_api import LlamaContext, LlamaModel, api
+from mimo_gguf.runtime.llama_api import Floats, LlamaContext, LlamaModel, api
 
 _MAX_SEED: Final = 0xFFFFFFFE  # 0xFFFFFFFF means "random" to llama.cpp
 DRY_BREAKERS: Final = ("\n", ":", '"', "*")
@@ -65,6 +67,12 @@ class SamplingOptions:
     def greedy(self) -> bool:
         return self.temperature <= 0
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the choice is always the largest logit as it comes, grammar aside."""
+        changes = self.logit_bias or self.presence_penalty or self.frequency_penalty or self.dry_multiplier
+        return self.greedy and self.repeat_penalty == 1 and not changes
+
     def seeded(self) -> SamplingOptions:
         """The same options with a seed drawn where there was none, so that an answer can be repeated."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(_MAX_SEED))
@@ -87,7 +95,11 @@ def grammar_of_schema(schema: str) -> str:
 class Sampler:
     """llama.cpp's sampler chain for one answer. Every token it gives counts, once, in penalties, DRY and grammar.
 
-    Order as in llama.cpp: bias, grammar, penalties, DRY, top-k, typical, top-p, min-p, temperature, draw.
+    Order as in llama.cpp: bias, penalties, DRY, top-k, typical, top-p, min-p, temperature, draw. A grammar is asked
+    about the token drawn; if it forbids that one, it is applied to the whole vocabulary and the chain draws again
+    (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/common/sampling.cpp, `grammar_first` = false). Nothing but
+    what it forbids changes: without truncation the odds among what it allows are the model's. To apply it to a
+    vocabulary of 151680 for every token would take 30 to 60 ms a token.
     """
 
     def __init__(self, model: LlamaModel, options: SamplingOptions, history: Sequence[int] = ()) -> None:
@@ -100,7 +112,11 @@ class Sampler:
         self.options = options.seeded()
         self._looking_back: list[Any] = []  # the parts of the chain that count tokens the chain did not draw
         self._chain = module.llama_sampler_chain_init(module.llama_sampler_chain_default_params())
-        self._finalizer = weakref.finalize(self, module.llama_sampler_free, self._chain)
+        self._finalizers = [weakref.finalize(self, module.llama_sampler_free, self._chain)]
+        self._grammar: Any = None
+        self._sample, self._apply, self._accept = (
+            module.llama_sampler_sample, module.llama_sampler_apply, module.llama_sampler_accept,
+        )  # fmt: skip
         try:
             self._build(module, model, history)
         except BaseException:
@@ -113,10 +129,11 @@ class Sampler:
             pairs = (module.llama_logit_bias * len(options.logit_bias))(*options.logit_bias.items())
             self._add(module.llama_sampler_init_logit_bias(model.n_vocab, len(pairs), pairs))
         if options.grammar is not None:
-            grammar = module.llama_sampler_init_grammar(model.vocab, options.grammar.encode(), b"root")
-            if not grammar:
+            self._grammar = module.llama_sampler_init_grammar(model.vocab, options.grammar.encode(), b"root")
+            if not self._grammar:
                 raise UsageError("the grammar is not valid GBNF", hint="a grammar starts with: root ::= ...")
-            self._add(grammar)
+            self._finalizers.append(weakref.finalize(self, module.llama_sampler_free, self._grammar))
+            self._candidates = _Candidates(model.n_vocab)
         penalties = module.llama_sampler_init_penalties(
             model.n_vocab, options.penalty_last_n, options.repeat_penalty,
             options.frequency_penalty, options.presence_penalty,
@@ -152,22 +169,77 @@ class Sampler:
         self._add(sampler)
         self._looking_back.append(sampler)
         for token in history:
-            api().llama_sampler_accept(sampler, token)
+            self._accept(sampler, token)
 
     def note(self, token: int) -> None:
         """Takes a token that was put into the answer without being drawn, for penalties and DRY to count."""
         for sampler in self._looking_back:
-            api().llama_sampler_accept(sampler, token)
+            self._accept(sampler, token)
 
     def sample(self, context: LlamaContext, row: int) -> int:
-        """The next token from row `row` of the last decode's logits. Advances the random stream by one draw."""
-        return int(api().llama_sampler_sample(self._chain, context.pointer, row))
+        """The next token from row `row` of the last decode's logits. What it draws depends on nothing else."""
+        if self._grammar is not None:
+            return self._sample_by_grammar(context.logits(row))
+        if self.options.takes_likeliest:  # 8 times as fast as llama.cpp's, which lists the vocabulary first
+            return int(context.logits(row).argmax())
+        return int(self._sample(self._chain, context.pointer, row))
+
+    def _sample_by_grammar(self, logits: Floats) -> int:
+        plain = self.options.takes_likeliest
+        token = int(logits.argmax()) if plain else self._draw(self._candidates.of(logits))
+        if not self._is_allowed(token):
+            candidates = self._candidates.of(logits)
+            self._apply(self._grammar, candidates)
+            token = self._draw(candidates)
+            if not self._is_allowed(token):  # llama.cpp ends the process when it is told to accept such a token
+                raise BackendError(
+                    "the grammar allows no token here", hint="let it end: root ::= ... with nothing after"
+                )
+        self._accept(self._grammar, token)
+        self._accept(self._chain, token)
+        return token
+
+    def _draw(self, candidates: Any) -> int:
+        self._apply(self._chain, candidates)
+        array = candidates.contents
+        return int(array.data[array.selected].id)
+
+    def _is_allowed(self, token: int) -> bool:
+        module = api()
+        one = module.llama_token_data(token, 1.0, 0.0)
+        self._apply(self._grammar, ctypes.pointer(module.llama_token_data_array(ctypes.pointer(one), 1, -1, False)))
+        return bool(one.logit != -math.inf)
 
     def close(self) -> None:
-        self._finalizer()
+        for finalizer in self._finalizers:
+            finalizer()
 
     def __enter__(self) -> Sampler:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Candidates:
+    """The whole vocabulary as llama.cpp's samplers take it; they reorder and shorten it, so it is laid out anew.
+
+    A row is a llama_token_data: id, logit and p, 4 bytes each.
+    """
+
+    def __init__(self, n_vocab: int) -> None:
+        module = api()
+        self._fresh = np.zeros((n_vocab, 3), np.int32)
+        self._fresh[:, 0] = np.arange(n_vocab)
+        self._rows = self._fresh.copy()
+        self._logits = self._rows.view(np.float32)[:, 1]
+        self._data = self._rows.ctypes.data_as(ctypes.POINTER(module.llama_token_data))
+        self._array = module.llama_token_data_array()
+
+    def of(self, logits: Floats) -> Any:
+        """A pointer to the llama_token_data_array of `logits`, valid until the next call."""
+        self._rows[:] = self._fresh
+        self._logits[:] = logits
+        self._array.data, self._array.size = self._data, len(self._rows)
+        self._array.selected, self._array.sorted = -1, False
+        return ctypes.pointer(self._array)
