@@ -235,7 +235,7 @@ def _source_tensor(tensor: MappedTensor, weights: StoredWeights, files: Mapping[
     if len(tensor.shape) == 1 and stored.ggml_type is not GgmlType.F32:
         info = TensorInfo(tensor.gguf, tensor.shape, GgmlType.F32)
         read = partial(_read_widened, read, stored)
-    return SourceTensor(info, f"{weights.name} in {weights.path.name}", read)
+    return SourceTensor(info, f"{weights.name} in {weights.path.name}", read, weights.offset)
 
 
 def _read_rows(

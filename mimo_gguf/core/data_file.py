@@ -2,9 +2,9 @@
 
 Model files are read once, and they are larger than memory. Through the page cache each cold gigabyte costs the kernel
 up to 2.9 s of CPU time on a virtual machine (finding, filling, reclaiming pages), read directly 0.1 s. So on Linux a
-read first asks whether its range is cached (mincore) and, if not, is done with O_DIRECT through an aligned buffer of
-its own thread. (A read with RWF_NOWAIT would answer the same question, but it starts reading ahead into the cache.)
-Elsewhere, and on file systems that cannot do this, it is a plain read.
+read into a `FileBuffer` first asks whether its range is cached (mincore) and, if not, is done with O_DIRECT: the disk
+writes into the caller's memory. (A read with RWF_NOWAIT would answer the same question, but it starts reading ahead
+into the cache.) Elsewhere, on file systems that cannot do this, and into other memory it is a plain read.
 """
 
 from __future__ import annotations
@@ -19,11 +19,24 @@ from typing import Final
 
 import numpy as np
 
+from mimo_gguf.core import positioned_io
 from mimo_gguf.core.errors import MimoGgufError
 from mimo_gguf.core.model_source import Bytes, FileStamp
 
 _ALIGNMENT: Final = 4096  # of offset, length and address; every block device's sector divides it
 _DIRECT_MIN: Final = 1 << 18  # smaller reads are not worth the detour
+
+
+class FileBuffer:
+    """Memory for ranges of files, laid so that a cold range is read into it without a copy."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._memory = np.frombuffer(mmap.mmap(-1, n_bytes + _ALIGNMENT), np.uint8)
+
+    def at(self, offset: int, n_bytes: int) -> Bytes:
+        """The memory for `n_bytes` from byte `offset` of a file; every call gives the same memory again."""
+        start = offset % _ALIGNMENT
+        return self._memory[start : start + n_bytes]
 
 
 class DataFile:
@@ -47,9 +60,9 @@ class DataFile:
             the error class given: the file ends too early.
         """
         view = out.data.cast("B")
-        done = self._read_past_cache(view, offset)
+        done = self._read_past_cache(view, offset) if (out.ctypes.data - offset) % _ALIGNMENT == 0 else 0
         while done < len(view):
-            n = _read_at(self._fd, view[done:], offset + done)
+            n = positioned_io.read_at(self._fd, view[done:], offset + done)
             if n == 0:
                 raise self._error(
                     f"{self.path}: the file ends at byte {offset + done}, {len(view) - done} bytes too early",
@@ -73,11 +86,11 @@ class DataFile:
 
 
 class _DirectReader:
-    """Reads with O_DIRECT, which wants everything aligned: into a buffer of the thread's own, and copied from there."""
+    """Reads with O_DIRECT, which wants everything aligned: a range's first and last block go by way of a spare one."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._buffers = threading.local()
+        self._spare = threading.local()
         # Never read through: only its address is used, to ask which pages of the file are in memory.
         self._mapping = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
         self._address = np.frombuffer(self._mapping, np.uint8).ctypes.data
@@ -111,49 +124,33 @@ class _DirectReader:
         return bool((resident & 1).all())
 
     def read(self, view: memoryview, offset: int) -> int:
-        """Bytes of `view` filled from byte `offset`; fewer than asked where the file ends or direct reads fail."""
-        first = offset - offset % _ALIGNMENT
-        skip = offset - first
-        buffer = self._buffer(skip + len(view))
-        got = 0
+        """Bytes of `view` filled from byte `offset`; fewer than asked where the file ends or direct reads fail.
+
+        `view` is at least a block long, and its address as far past a block's start as `offset` is.
+        """
+        skip = offset % _ALIGNMENT
+        head = -offset % _ALIGNMENT
+        tail = (len(view) - head) % _ALIGNMENT
+        first, last = self._spare_blocks()
+        blocks = [first] * bool(head) + [view[head : len(view) - tail]] + [last] * bool(tail)
         try:
-            while got < skip + len(view):
-                # only whole blocks are asked for; the kernel returns less at the end of the file
-                n = os.preadv(self._fd, [buffer[got:]], first + got)
-                got += n
-                if n == 0 or n % _ALIGNMENT:
-                    break
+            n = os.preadv(self._fd, blocks, offset - skip)
         except OSError:
             return 0
-        usable = max(0, min(got - skip, len(view)))
-        view[:usable] = buffer[skip : skip + usable]
-        return usable
+        if head:
+            view[:head] = first[skip:]
+        if tail:
+            view[len(view) - tail :] = last[:tail]
+        return max(0, min(n - skip, len(view)))
 
-    def _buffer(self, n_bytes: int) -> memoryview:
-        """This thread's aligned buffer, exactly the blocks that hold `n_bytes`."""
-        wanted = -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
-        buffer: memoryview | None = getattr(self._buffers, "buffer", None)
-        if buffer is None or len(buffer) < wanted:
-            buffer = memoryview(mmap.mmap(-1, wanted))
-            self._buffers.buffer = buffer
-        return buffer[:wanted]
+    def _spare_blocks(self) -> tuple[memoryview, memoryview]:
+        """Two aligned blocks of this thread's own."""
+        blocks: tuple[memoryview, memoryview] | None = getattr(self._spare, "blocks", None)
+        if blocks is None:
+            memory = memoryview(mmap.mmap(-1, 2 * _ALIGNMENT))
+            blocks = self._spare.blocks = (memory[:_ALIGNMENT], memory[_ALIGNMENT:])
+        return blocks
 
     def close(self) -> None:
         self._mapping.close()
         os.close(self._fd)
-
-
-if hasattr(os, "preadv"):
-
-    def _read_at(fd: int, view: memoryview, offset: int) -> int:
-        return os.preadv(fd, [view], offset)
-
-else:  # Windows (neither preadv nor pread), older macOS
-    _seek_lock = threading.Lock()
-
-    def _read_at(fd: int, view: memoryview, offset: int) -> int:
-        with _seek_lock:
-            os.lseek(fd, offset, os.SEEK_SET)
-            data = os.read(fd, len(view))
-        view[: len(data)] = data
-        return len(data)

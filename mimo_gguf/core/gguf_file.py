@@ -325,6 +325,7 @@ def open_gguf(path: str | Path) -> ModelSource:
             tensor.info,
             f"{tensor.info.name} in {part.path.name}",
             partial(_read_rows, files[part.path], tensor.offset, tensor.info.row_bytes),
+            tensor.offset,
         )
         for part, tensor in model.tensors()
     )

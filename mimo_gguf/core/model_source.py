@@ -82,11 +82,16 @@ class ReadRows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """One tensor of a source: what it is, where it comes from (for messages), and how its rows are read."""
+    """One tensor of a source: what it is, where it comes from (for messages), and how its rows are read.
+
+    Attributes:
+        offset: byte of its file at which the rows start; memory from a FileBuffer for it is filled without a copy.
+    """
 
     info: TensorInfo
     origin: str
     read_rows: ReadRows
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The loop over a model's chunks: read, check, convert to every output's type, write; on many threads.
 
 Each worker takes the next chunk, reads its rows once, and for every output runs a kernel and writes the result where it
-belongs. Reading and writing wait for the disk while other workers compute: there is one worker more than kernels may
-run at once. All buffers are allocated once per worker.
+belongs. Reading and writing wait for the disk while other workers compute: there are more workers than kernels may run
+at once. All buffers are allocated once per worker.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from mimo_gguf.core.data_file import FileBuffer
 from mimo_gguf.core.errors import MimoGgufError, WeightsError
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
-from mimo_gguf.core.model_source import Bytes, TensorInfo
+from mimo_gguf.core.model_source import Bytes, SourceTensor, TensorInfo
 from mimo_gguf.quantization.block_scales import first_bad_row
 from mimo_gguf.quantization.chunks import Chunk, chunk_rows, digest_of
 from mimo_gguf.quantization.kernels import Kernel, first_f16_overflow, first_nonfinite
@@ -112,7 +113,7 @@ class Loop:
         if not wanted:
             return
         source = self.plan.source.tensors[chunk.tensor]
-        stored = buffers.source(chunk, source.info)
+        stored = buffers.source(chunk, source)
         try:
             source.read_rows(chunk.first, chunk.last, stored)
         except OSError as error:
@@ -156,7 +157,7 @@ class Loop:
 class _Buffers:
     """One worker's memory: rows as read, and rows of one output. Touched over and over, never allocated anew."""
 
-    _source: Bytes
+    _source: FileBuffer
     _output: Bytes
 
     @classmethod
@@ -166,20 +167,18 @@ class _Buffers:
             return max((n_rows * info.row_bytes for n_rows, info in zip(rows, infos, strict=True)), default=0)
 
         return cls(
-            np.empty(largest([tensor.info for tensor in plan.source.tensors]), np.uint8),
+            FileBuffer(largest([tensor.info for tensor in plan.source.tensors])),
             np.empty(max(largest([t.info for t in output.tensors]) for output in plan.outputs), np.uint8),
         )
 
-    def source(self, chunk: Chunk, info: TensorInfo) -> Bytes:
-        return _rows_of(self._source, chunk, info)
+    def source(self, chunk: Chunk, tensor: SourceTensor) -> Bytes:
+        n_rows, row_bytes = chunk.last - chunk.first, tensor.info.row_bytes
+        rows = self._source.at(tensor.offset + chunk.first * row_bytes, n_rows * row_bytes)
+        return rows.reshape(n_rows, row_bytes)
 
     def output(self, chunk: Chunk, writer: OutputWriter) -> Bytes:
-        return _rows_of(self._output, chunk, writer.plan.tensors[chunk.tensor].info)
-
-
-def _rows_of(buffer: Bytes, chunk: Chunk, info: TensorInfo) -> Bytes:
-    n_rows = chunk.last - chunk.first
-    return buffer[: n_rows * info.row_bytes].reshape(n_rows, info.row_bytes)
+        n_rows, row_bytes = chunk.last - chunk.first, writer.plan.tensors[chunk.tensor].info.row_bytes
+        return self._output[: n_rows * row_bytes].reshape(n_rows, row_bytes)
 
 
 def _check_values(stored: Bytes, info: TensorInfo, chunk: Chunk, origin: str) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mimo_gguf.core import positioned_io
 from mimo_gguf.core.errors import OutputError
 from mimo_gguf.core.model_source import Bytes
 
@@ -89,7 +89,7 @@ class PartialFile:
         n_bytes = len(view)
         try:
             while view:
-                n = _pwrite(self._fd, view, offset)
+                n = positioned_io.write_at(self._fd, view, offset)
                 view, offset = view[n:], offset + n
         except OSError as error:
             raise write_error(self.path, error) from None
@@ -118,7 +118,7 @@ class PartialFile:
         view = out.data.cast("B")
         try:
             while view:
-                n = _pread(self._fd, view, offset)
+                n = positioned_io.read_at(self._fd, view, offset)
                 if n == 0:
                     return False
                 view, offset = view[n:], offset + n
@@ -141,27 +141,3 @@ class PartialFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-if hasattr(os, "pwrite") and hasattr(os, "preadv"):
-
-    def _pwrite(fd: int, view: memoryview, offset: int) -> int:
-        return os.pwrite(fd, view, offset)
-
-    def _pread(fd: int, view: memoryview, offset: int) -> int:
-        return os.preadv(fd, [view], offset)
-
-else:  # pragma: no cover  (Windows has neither)
-    _seek_lock = threading.Lock()
-
-    def _pwrite(fd: int, view: memoryview, offset: int) -> int:
-        with _seek_lock:
-            os.lseek(fd, offset, os.SEEK_SET)
-            return os.write(fd, view)
-
-    def _pread(fd: int, view: memoryview, offset: int) -> int:
-        with _seek_lock:
-            os.lseek(fd, offset, os.SEEK_SET)
-            data = os.read(fd, len(view))
-        view[: len(data)] = data
-        return len(data)

@@ -15,9 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
-from mimo_gguf.core.data_file import DataFile
+from mimo_gguf.core.data_file import DataFile, FileBuffer
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.gguf_file import GgufFile, GgufPart, StoredTensor, read_gguf
 from mimo_gguf.core.machine import available_cores
@@ -237,10 +235,11 @@ class _Readers:
         lock = threading.Lock()
 
         def read(stretch: _Stretch) -> Iterator[Bytes]:
-            buffer = np.empty(min(stretch.chunk_bytes, stretch.n_bytes), np.uint8)
+            buffer = FileBuffer(min(stretch.chunk_bytes, stretch.n_bytes))
             for at in range(0, stretch.n_bytes, max(1, stretch.chunk_bytes)):
-                chunk = buffer[: min(stretch.chunk_bytes, stretch.n_bytes - at)]
-                files[stretch.path].read_into(stretch.offset + at, chunk)
+                offset, n_bytes = stretch.offset + at, min(stretch.chunk_bytes, stretch.n_bytes - at)
+                chunk = buffer.at(offset, n_bytes)
+                files[stretch.path].read_into(offset, chunk)
                 with lock:
                     done[stretch.path] += chunk.size
                 yield chunk

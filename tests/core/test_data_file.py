@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from mimo_gguf.core import data_file
-from mimo_gguf.core.data_file import DataFile
+from mimo_gguf.core.data_file import DataFile, FileBuffer
 from mimo_gguf.core.errors import GgufError
 
 SIZE = 5_000_003  # no multiple of a block
-RANGES = [(0, SIZE), (1, SIZE - 1), (4096, 1 << 20), (4095, (1 << 20) + 1), (777, 300_000), (SIZE - 400_000, 400_000),
-          (SIZE - 3, 3), (2_000_000, 0)]  # fmt: skip
+RANGES = [(0, SIZE), (1, SIZE - 1), (4096, 1 << 20), (4095, (1 << 20) + 1), (4097, (1 << 20) - 1), (777, 300_000),
+          (SIZE - 400_000, 400_000), (SIZE - 3, 3), (2_000_000, 0)]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,20 @@ def forget(path: Path, first: int = 0, length: int = 0) -> None:
 
 
 def read(file: DataFile, offset: int, length: int) -> bytes:
-    out = np.empty(length, np.uint8)
+    out = FileBuffer(length).at(offset, length)
     file.read_into(offset, out)
     return out.tobytes()
+
+
+def test_any_memory(path: Path, content: bytes) -> None:
+    file = DataFile(path, GgufError)
+    memory = np.empty(SIZE + 64, np.uint8)
+    for shift in (0, 1, 7, 64):
+        forget(path)
+        out = memory[shift : shift + 2_000_000]
+        file.read_into(1000, out)
+        assert out.tobytes() == content[1000:2_001_000]
+    file.close()
 
 
 @pytest.mark.parametrize("state", ["cached", "cold", "half cached"])
