@@ -130,6 +130,7 @@ class Session:
         self.options = options if options.n_ctx else replace(options, n_ctx=model.n_ctx_train * options.n_parallel)
         self.drafting_allowed = True
         self.target: LlamaContext = open_context(model, self.options.for_context())
+        self.n_ctx = self.target.n_ctx // self.options.n_parallel  # tokens one conversation's window holds
         self.drafter: Drafter | None = None
         try:
             if self.options.mtp and model.n_mtp:
@@ -154,11 +155,6 @@ class Session:
     def slot(self) -> Slot:
         """The first slot: the one of a session for one conversation."""
         return self.slots[0]
-
-    @property
-    def n_ctx(self) -> int:
-        """Tokens one conversation's window holds."""
-        return self.target.n_ctx // self.options.n_parallel
 
     @property
     def stats(self) -> SessionStats:
@@ -237,7 +233,7 @@ class Session:
         The shortest prompt comes first: its conversation waits least, and the others hardly longer for it.
         """
         drawing = [slot for slot in slots if slot.drawn is not None]
-        reading = sorted((slot for slot in slots if slot.prompt), key=lambda slot: len(slot.prompt))
+        reading = [slot for slot in slots if slot.prompt]
         self._begin_cycle(len(drawing), is_pure=not reading)
         drafts = self._draft(drawing)
         parts = []
@@ -245,8 +241,11 @@ class Session:
             assert slot.drawn is not None
             tokens = [slot.drawn, *drafts.get(slot, ())]
             parts.append(Part(slot, tokens, len(tokens)))
-        room = self._batch.capacity - sum(len(part.tokens) for part in parts)
-        for slot in reading:
+        return parts + self._plan_reading(reading, sum(len(part.tokens) for part in parts)) if reading else parts
+
+    def _plan_reading(self, reading: Sequence[Slot], n_taken: int) -> list[Part]:
+        parts, room = [], self._batch.capacity - n_taken
+        for slot in sorted(reading, key=lambda slot: len(slot.prompt)):
             if room:
                 tokens = slot.prompt[:room]
                 parts.append(Part(slot, tokens, int(len(tokens) == len(slot.prompt))))

@@ -49,6 +49,7 @@ class Slot:
     def __init__(self, session: Session, seq_id: int) -> None:
         self.session = session
         self.seq_id = seq_id
+        self.n_ctx = session.n_ctx  # tokens the window holds
         self.tokens: list[int] = []
         self.stats = SessionStats(session.options.n_draft)
         self.rows = None if session.drafter is None else MtpRows(session.drafter, seq_id)
@@ -58,11 +59,6 @@ class Slot:
         self._row: int | None = None  # row of the last decode that predicts what follows self.tokens
         self._in_pass: tuple[int, int] | None = None  # drafts of the pass being drawn from, and how many were right
         self._cancel = threading.Event()
-
-    @property
-    def n_ctx(self) -> int:
-        """Tokens the window holds."""
-        return self.session.n_ctx
 
     @property
     def room(self) -> int:

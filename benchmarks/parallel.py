@@ -1,0 +1,136 @@
+"""Conversations served together: tokens per second of 1, 2 and 4 at a time, and what Python itself takes of a step.
+
+    python -m benchmarks.parallel MODEL.gguf [--threads 2] [--tokens 128] [--rounds 5] [--parallel 1 2 4]
+
+Every conversation is greedy on one of the texts `mimo-gguf bench` ships with, and all begin together; end tokens are
+ignored. Rounds alternate between the numbers, plain and with MTP, each in a session of its own; the best round counts,
+because whatever else the machine does only adds to it. Python's share is a step's time less that inside llama.cpp. The
+last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measured import machine
+from mimo_gguf.core.gguf_file import read_gguf
+from mimo_gguf.runtime.bench import PROMPTS
+from mimo_gguf.runtime.chat_template import ChatTemplate
+from mimo_gguf.runtime.llama_api import LlamaModel, ModelOptions, default_threads, load_model
+from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
+from mimo_gguf.runtime.session import Session, SessionOptions
+from mimo_gguf.runtime.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One way of serving, in its best round."""
+
+    n_parallel: int
+    mtp: bool
+    tokens_per_s: float
+    python_us_per_step: float
+    acceptance: float | None
+
+
+class Timed:
+    """Calls a function and counts the seconds in it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *arguments: Any) -> Any:
+        started = time.perf_counter()
+        result = self.function(*arguments)
+        self.seconds += time.perf_counter() - started
+        return result
+
+
+def measure(model: LlamaModel, prompts: list[list[int]], n_tokens: int, options: SessionOptions) -> Figure:
+    """Serves `n_parallel` conversations side by side until each has `n_tokens` more than the first token."""
+    n = options.n_parallel
+    with Session(model, options) as session:
+        samplers = {slot: Sampler(model, SamplingOptions(temperature=0)) for slot in session.slots}
+        for slot, prompt in zip(samplers, itertools.cycle(prompts), strict=False):
+            slot.begin(prompt)
+        said = dict.fromkeys(samplers, 0)
+        while not all(said.values()):
+            for slot in session.step({slot: samplers[slot] for slot in samplers if not said[slot]}):
+                said[slot] = 1
+        contexts = [session.target, *([session.drafter.context] if session.drafter is not None else [])]
+        native = []
+        for context in contexts:
+            context._decode = Timed(context._decode)
+            native.append(context._decode)
+        n_steps, started = 0, time.perf_counter()
+        while samplers:
+            n_steps += 1
+            for slot in session.step(samplers):
+                said[slot] += 1
+                if said[slot] > n_tokens:
+                    samplers.pop(slot).close()
+        seconds = time.perf_counter() - started
+        python = (seconds - sum(timed.seconds for timed in native)) / n_steps
+        return Figure(n, options.mtp, n * n_tokens / seconds, 1e6 * python, session.stats.acceptance)
+
+
+def main() -> None:
+    arguments = _arguments()
+    file = read_gguf(arguments.file)
+    has_mtp = bool(file.value(f"{file.architecture}.nextn_predict_layers", 0))
+    template = ChatTemplate.of_file(file)
+    best: dict[tuple[int, bool], Figure] = {}
+    with load_model(arguments.file, ModelOptions(n_gpu_layers=arguments.gpu_layers, load_mtp=has_mtp)) as model:
+        vocabulary = Vocabulary(model)
+        prompts = [
+            vocabulary.tokenize(template.render([{"role": "user", "content": text}])) for text in PROMPTS.values()
+        ]
+        window = max(map(len, prompts)) + arguments.tokens + 16
+        ways = list(itertools.product(arguments.parallel, (False, True) if has_mtp else (False,)))
+        for number in range(arguments.rounds):
+            for n, mtp in ways if number % 2 == 0 else reversed(ways):
+                options = SessionOptions(
+                    n_ctx=n * window, n_parallel=n, n_threads=arguments.threads, mtp=mtp, adaptive=False
+                )
+                figure = measure(model, prompts, arguments.tokens, options)
+                if (n, mtp) not in best or figure.tokens_per_s > best[n, mtp].tokens_per_s:
+                    best[n, mtp] = figure
+    print_report(arguments, best)
+
+
+def print_report(arguments: argparse.Namespace, best: dict[tuple[int, bool], Figure]) -> None:
+    print(f"{arguments.file.name}, {arguments.threads} threads, {arguments.tokens} tokens for each, greedy")
+    print(f"{'at a time':>10}{'':>8}{'tok/s in all':>14}{'tok/s each':>12}{'to one':>8}{'Python/step':>13}{'right':>7}")
+    for (n, mtp), figure in sorted(best.items(), key=lambda item: (item[0][1], item[0][0])):
+        alone = best.get((1, mtp))
+        ratio = f"{figure.tokens_per_s / alone.tokens_per_s:.2f}" if alone else "-"
+        share = f"{figure.acceptance:.0%}" if figure.acceptance is not None else "-"
+        print(
+            f"{n:10}{'MTP' if mtp else 'plain':>8}{figure.tokens_per_s:14.1f}{figure.tokens_per_s / n:12.1f}{ratio:>8}"
+            f"{figure.python_us_per_step:10.1f} us{share:>7}"
+        )
+    print(
+        json.dumps({"machine": machine(), "file": arguments.file.name, "figures": [asdict(f) for f in best.values()]})
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parallel", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--gpu-layers", type=int, default=-1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
