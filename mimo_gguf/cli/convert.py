@@ -22,8 +22,8 @@ def command(
         str, typer.Argument(metavar="SRC", help="A checkpoint folder, or a Hub id: org/name or org/name@revision.")
     ],
     out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", metavar="OUT", help="Output file or folder. Default: ./<Model>-<TYPE>.gguf"),
+        str | None,
+        typer.Option("-o", "--out", metavar="OUT", help="NAME.gguf, or a folder. Default: ./<Model>-<TYPE>.gguf"),
     ] = None,
     ftype: Annotated[
         str | None,
@@ -51,18 +51,20 @@ def command(
     from mimo_gguf.cli.progress import open_progress
     from mimo_gguf.conversion.checkpoint_source import ConversionOptions, as_model_source, plan_conversion
     from mimo_gguf.conversion.open_model import find_checkpoint, find_mtp_layers
-    from mimo_gguf.core.output_file import is_file_name, make_folder, name_outputs
+    from mimo_gguf.core.output_file import make_folder, name_outputs, parse_destination
     from mimo_gguf.quantization.engine import run_quantization
     from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
     from mimo_gguf.quantization.profiles import load_profile
 
-    profile = load_profile(ftype) if ftype is not None else None  # a wrong name is told before 15 GB are downloaded
+    # What is wrong in these is told before 15 GB are downloaded.
+    profile = load_profile(ftype) if ftype is not None else None
+    destination = parse_destination(out) if out is not None else None
     with ExitStack() as stack:
         heads = find_mtp_layers(mtp_layers, stack, headers_only=dry_run) if mtp_layers is not None else None
         checkpoint = find_checkpoint(src, stack, headers_only=dry_run)
         conversion = plan_conversion(checkpoint, ConversionOptions(layout, not no_mtp, heads))
         profile = profile or load_profile(conversion.float_type.name)
-        (path,) = name_outputs(out, Path(), checkpoint.name, [profile.name])
+        (path,) = name_outputs(destination, Path(), checkpoint.name, [profile.name])
         source = stack.enter_context(as_model_source(conversion, src))
         options = QuantizeOptions(n_threads=threads, force=force)
         plan = plan_quantization(source, [OutputRequest(profile, path)], options)
@@ -73,7 +75,7 @@ def command(
             if as_json:
                 ui.print_json(_conversion_json(conversion) | plan.as_json())
             return
-        if not is_file_name(out):
+        if destination is None or not destination.is_file:
             make_folder(path.parent)
         with open_progress(quiet=quiet or as_json) as progress:
             report = run_quantization(plan, progress)

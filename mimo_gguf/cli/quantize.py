@@ -33,8 +33,8 @@ def command(
         list[Path] | None, typer.Option("--profile", metavar="FILE", help="A profile of your own (TOML); repeatable.")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="OUT", help="Output file, or folder (default: beside a GGUF, else here)."),
+        str | None,
+        typer.Option("--out", "-o", metavar="OUT", help="NAME.gguf, or a folder (default: beside a GGUF, else here)."),
     ] = None,
     mtp: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Type of the MTP block: same (as the file), Q8_0, Q6_K ...")
@@ -70,13 +70,14 @@ def command(
     """
     from mimo_gguf.cli.progress import open_progress
     from mimo_gguf.conversion.open_model import is_gguf, open_model
-    from mimo_gguf.core.output_file import is_file_name, make_folder, name_outputs
+    from mimo_gguf.core.output_file import make_folder, name_outputs, parse_destination
     from mimo_gguf.quantization.engine import run_quantization
     from mimo_gguf.quantization.importance import read_importance
     from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
     from mimo_gguf.quantization.profiles import load_profile
 
     profiles = [load_profile(name) for name in [*(ftype or []), *map(str, profile or [])]]
+    destination = parse_destination(out) if out is not None else None
     options = QuantizeOptions(
         types=_type_options(mtp, tensor_type or [], output_type, token_embedding_type),
         importance=read_importance(imatrix) if imatrix else None,
@@ -87,12 +88,12 @@ def command(
     )
     with open_model(src, headers_only=dry_run) as source:
         beside = Path(src).parent if is_gguf(src) else Path()
-        paths = name_outputs(out, beside, source.name, [chosen.name for chosen in profiles])
+        paths = name_outputs(destination, beside, source.name, [chosen.name for chosen in profiles])
         plan = plan_quantization(source, list(map(OutputRequest, profiles, paths)), options)
         if dry_run:
             ui.print_json(plan.as_json()) if as_json else _print_plan(plan)
             return
-        if not is_file_name(out):
+        if destination is None or not destination.is_file:
             make_folder(paths[0].parent)
         with open_progress(quiet=quiet or as_json) as progress:
             report = run_quantization(plan, progress)

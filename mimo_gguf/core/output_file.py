@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -42,26 +43,45 @@ def check_folder(folder: Path) -> None:
         raise OutputError(f"{folder}: the folder is read-only", hint="choose another place with -o")
 
 
-def is_file_name(out: Path | None) -> bool:
-    """Whether `-o OUT` names a file (it ends in .gguf and is no folder) rather than a folder."""
-    return out is not None and out.suffix.lower() == ".gguf" and path_kind(out) != "folder"
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """What `-o OUT` names."""
+
+    path: Path
+    is_file: bool  # otherwise a folder, made where it is missing
 
 
-def name_outputs(out: Path | None, default_folder: Path, model: str, ftypes: Sequence[str]) -> tuple[Path, ...]:
-    """Where files of these types go: `out` itself if it names a file, else `<model>-<TYPE>.gguf` in the folder `out`
-    (without it: in `default_folder`). A leading ~ is the home folder: the shell leaves that of `--out=~/models` alone.
+def parse_destination(text: str) -> Destination:
+    """A folder, if it exists, ends in a slash or has no suffix; a file, if it ends in .gguf. A leading ~ is the home
+    folder: the shell leaves that of `--out=~/models` alone.
+
+    Raises:
+        UsageError: it might be either.
+    """
+    path = Path(text)
+    with contextlib.suppress(RuntimeError):  # ~nobody
+        path = path.expanduser()
+    if path_kind(path) == "folder" or text.endswith(("/", os.sep)) or not path.suffix:
+        return Destination(path, is_file=False)
+    if path.suffix.lower() != ".gguf":
+        hint = f"-o {text}.gguf for a file, -o {text}/ for a folder"
+        raise UsageError(f"{text}: neither ends in .gguf nor is a folder", hint=hint)
+    return Destination(path, is_file=True)
+
+
+def name_outputs(out: Destination | None, default_folder: Path, model: str, ftypes: Sequence[str]) -> tuple[Path, ...]:
+    """Where files of these types go: `out` itself if it is a file, else `<model>-<TYPE>.gguf` in the folder `out`
+    (without it: in `default_folder`).
 
     Raises:
         UsageError: one file name for several types.
     """
-    if out is not None:
-        with contextlib.suppress(RuntimeError):  # ~nobody
-            out = out.expanduser()
-    if out is not None and is_file_name(out):
+    if out is not None and out.is_file:
         if len(ftypes) > 1:
-            raise UsageError(f"{out}: one file name for {len(ftypes)} outputs", hint="give a folder with -o")
-        return tuple(out for _ in ftypes)
-    return tuple((out or default_folder) / f"{model}-{ftype}.gguf" for ftype in ftypes)
+            raise UsageError(f"{out.path}: one file name for {len(ftypes)} outputs", hint="give a folder with -o")
+        return tuple(out.path for _ in ftypes)
+    folder = default_folder if out is None else out.path
+    return tuple(folder / f"{model}-{ftype}.gguf" for ftype in ftypes)
 
 
 def make_folder(folder: Path) -> None:

@@ -95,7 +95,8 @@ def test_existing_output_is_kept(tmp_path: Path, model: Path) -> None:
         (["convert", "My-MiMo", "--mtp-layers", "My-MiMo/config.json"], 1, "is a file, not a folder"),
         (["convert", "My-MiMo", "--mtp-layers", "My-MiMo"], 1, "no MTP layers that My-MiMo lacks"),
         (["convert", "My-MiMo", "-o", "y" * 300 + ".gguf"], 1, "the name is too long"),
-        (["convert", "My-MiMo", "-o", "My-MiMo/config.json"], 1, "My-MiMo/config.json: File exists"),
+        (["convert", "My-MiMo", "-o", "a.bin"], 2, "a.bin: neither ends in .gguf nor is a folder"),
+        (["convert", "My-MiMo", "-o", "My-MiMo/config.json/"], 1, "My-MiMo/config.json: File exists"),
         (["convert", "My-MiMo/config.json"], 1, "is a file, not a checkpoint folder"),
         (["convert", "My-MiMo", "--type", "Q99"], 2, "no file type or profile 'Q99'"),
         (["convert", "My-MiMo", "--layout", "llama"], 2, "no layout 'llama'"),
@@ -170,7 +171,7 @@ def test_nothing_in_a_file_moves_the_cursor(tmp_path: Path) -> None:
 def test_reader_that_goes_away(tmp_path: Path, model: Path) -> None:
     run_here(tmp_path, "convert", model, "-o", "x.gguf")
     done = subprocess.run(
-        f"'{PROGRAM[0]}' -m mimo_gguf.cli.app inspect x.gguf --tensors --metadata --json | head -c 10",
+        f"'{PROGRAM[0]}' -m mimo_gguf inspect x.gguf --tensors --metadata --json | head -c 10",
         cwd=tmp_path, shell=True, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.stderr == ""

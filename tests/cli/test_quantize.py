@@ -95,6 +95,7 @@ def test_a_profile_of_ones_own(source: Path, tmp_path: Path) -> None:
         (["Random-BF16.gguf"], "no output", 2),
         (["Random-BF16.gguf", "-t", "Q9"], "'Q9'", 2),
         (["Random-BF16.gguf", "-t", "Q8_0", "-t", "F16", "-o", "a.gguf"], "2 outputs", 2),
+        (["Random-BF16.gguf", "-t", "Q8_0", "-o", "a.bin"], "neither ends in .gguf nor is a folder", 2),
         (["Random-BF16.gguf", "-t", "Q8_0", "-o", "none/a.gguf"], "none: no such folder", 1),
         (["Random-BF16.gguf", "-t", "BF16"], "is the source itself", 2),
         (["Random-BF16.gguf", "-t", "Q8_0", "-o", "Random-BF16.gguf"], "is the source itself", 2),

@@ -14,12 +14,13 @@ from mimo_gguf.core.geometry import block_number, read_geometry, tensor_group
 from mimo_gguf.core.ggml_types import GgmlType, canonical_name, ftype_name, parse_ggml_type, row_bytes
 from mimo_gguf.core.model_source import string, uint32
 from mimo_gguf.core.output_file import (
+    Destination,
     atomic_output,
     check_free_space,
     check_output,
-    is_file_name,
     make_folder,
     name_outputs,
+    parse_destination,
 )
 from mimo_gguf.core.paths import path_kind
 from mimo_gguf.core.units import format_count, format_duration, format_size, parse_size
@@ -110,22 +111,36 @@ def test_output_checks(tmp_path: Path) -> None:
     ("out", "expected"),
     [
         (None, ["here/M-F16.gguf", "here/M-Q8_0.gguf"]),
-        (Path("models"), ["models/M-F16.gguf", "models/M-Q8_0.gguf"]),
-        (Path("MiMo-v1.5"), ["MiMo-v1.5/M-F16.gguf", "MiMo-v1.5/M-Q8_0.gguf"]),
-        (Path("~/x"), [f"{Path.home()}/x/M-F16.gguf", f"{Path.home()}/x/M-Q8_0.gguf"]),
+        ("models", ["models/M-F16.gguf", "models/M-Q8_0.gguf"]),
+        ("MiMo-v1.5/", ["MiMo-v1.5/M-F16.gguf", "MiMo-v1.5/M-Q8_0.gguf"]),
+        ("x.gguf/", ["x.gguf/M-F16.gguf", "x.gguf/M-Q8_0.gguf"]),
+        ("~/x", [f"{Path.home()}/x/M-F16.gguf", f"{Path.home()}/x/M-Q8_0.gguf"]),
     ],
 )
-def test_outputs_in_a_folder(out: Path | None, expected: list[str]) -> None:
-    assert list(name_outputs(out, Path("here"), "M", ["F16", "Q8_0"])) == [Path(name) for name in expected]
-    assert not is_file_name(out)
+def test_outputs_in_a_folder(out: str | None, expected: list[str]) -> None:
+    destination = None if out is None else parse_destination(out)
+    paths = name_outputs(destination, Path("here"), "M", ["F16", "Q8_0"])
+    assert list(paths) == [Path(name) for name in expected]
 
 
-def test_one_output_by_its_own_name(tmp_path: Path) -> None:
-    assert name_outputs(Path("x.GGUF"), Path("here"), "M", ["F16"]) == (Path("x.GGUF"),)
+def test_an_existing_folder_may_have_any_name(tmp_path: Path) -> None:
+    for name in ("folder.gguf", "MiMo-v1.5"):
+        (tmp_path / name).mkdir()
+        assert parse_destination(str(tmp_path / name)) == Destination(tmp_path / name, is_file=False)
+
+
+def test_one_output_by_its_own_name() -> None:
+    out = parse_destination("x.GGUF")
+    assert name_outputs(out, Path("here"), "M", ["F16"]) == (Path("x.GGUF"),)
     with pytest.raises(UsageError, match="one file name for 2 outputs"):
-        name_outputs(Path("x.gguf"), Path("here"), "M", ["F16", "Q8_0"])
-    (tmp_path / "folder.gguf").mkdir()
-    assert name_outputs(tmp_path / "folder.gguf", Path(), "M", ["F16"]) == (tmp_path / "folder.gguf" / "M-F16.gguf",)
+        name_outputs(out, Path("here"), "M", ["F16", "Q8_0"])
+
+
+@pytest.mark.parametrize("out", ["a.bin", "models/MiMo-v1.5", "x.gguf.part"])
+def test_a_name_that_may_be_either_is_asked_about(out: str) -> None:
+    with pytest.raises(UsageError, match="nor is a folder") as caught:
+        parse_destination(out)
+    assert caught.value.hint == f"-o {out}.gguf for a file, -o {out}/ for a folder"
 
 
 @pytest.mark.parametrize("name", ["y" * 300 + ".gguf", "y" * 230 + ".gguf", "\u4f60" * 80 + ".gguf"])
