@@ -26,7 +26,7 @@ def main() -> None:
     out = arguments.scratch / "out.gguf"
     python = sys.executable
     commands = {
-        "mimo-gguf convert": [python, "-m", "mimo_gguf.cli.app", "convert", arguments.checkpoint, "-o", out, "--json"],
+        "mimo-gguf convert": [python, "-m", "mimo_gguf", "convert", arguments.checkpoint, "-o", out, "--json"],
         "convert_hf_to_gguf.py": [
             python, "-m", "benchmarks.peer_convert", arguments.llama_cpp, arguments.checkpoint, out,
         ],

@@ -21,7 +21,7 @@ from gguf import GGUFReader
 from benchmarks.measured import Measurement, drop_page_cache, machine, measure
 
 FOUR = ("Q4_K_M", "Q6_K", "Q8_0", "F16")
-OURS = (sys.executable, "-m", "mimo_gguf.cli.app", "quantize")
+OURS = (sys.executable, "-m", "mimo_gguf", "quantize")
 
 
 class Bench:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing's, which takes longer to import than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from mimo_gguf.runtime.model import Answer, AnswerStream, Model
 
 __version__ = "0.1.0"

@@ -69,7 +69,7 @@ def test_make_targets_in_the_readme_exist() -> None:
 def test_python_of_the_readme_runs(tmp_path: Path) -> None:
     """The ten lines of the README, word for word, on the tiny model."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    make = [sys.executable, "-m", "mimo_gguf.cli.app", "quantize", str(ROOT / "examples" / "mimo-tiny"), "--quiet"]
+    make = [sys.executable, "-m", "mimo_gguf", "quantize", str(ROOT / "examples" / "mimo-tiny"), "--quiet"]
     subprocess.run(
         [*make, "--type", "Q4_K_M", "-o", "MiMo-7B-RL-Q4_K_M.gguf"], cwd=tmp_path, check=True, capture_output=True
     )

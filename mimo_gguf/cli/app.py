@@ -5,15 +5,20 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 does not fit in memory, 130 inter
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
+import re
 import sys
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import typer
+import typer.main
 
 from mimo_gguf import __version__
 from mimo_gguf.cli import ui
-from mimo_gguf.core.errors import MimoGgufError
+from mimo_gguf.core.errors import MimoGgufError, OutputError, UsageError
 
 # name -> panel of `mimo-gguf --help`. Each command is the function `command` in the module mimo_gguf.cli.<name>.
 COMMANDS: Final[dict[str, str]] = {
@@ -35,7 +40,6 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="mimo-gguf",
         help="MiMo-7B from Hugging Face safetensors to your GPU, with its multi-token-prediction (MTP) layer.",
-        no_args_is_help=True,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -62,19 +66,65 @@ def _global_options(
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Runs the command of `sys.argv` and ends the process with its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: `>&-`
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - as long as the process
     try:
-        build_app()()
+        sys.exit(_run(sys.argv[1:] or ["--help"]))
     except MimoGgufError as error:
         ui.print_error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         ui.print_note("interrupted")
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away: `mimo-gguf inspect ... | head`
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        ui.print_error(OutputError("the output: no space left on the device", hint="send it elsewhere"))
+        os._exit(1)  # what stdout still holds cannot be written
 
 
-if __name__ == "__main__":
-    main()
+def _run(arguments: list[str]) -> int:
+    """The exit code.
+
+    Raises:
+        UsageError: typer does not understand the arguments.
+        MimoGgufError: from the command.
+    """
+    try:
+        result = _program().main(arguments, prog_name="mimo-gguf", standalone_mode=False)
+        sys.stdout.flush()
+    except _Misused as error:
+        raise _usage_error(error, arguments) from None
+    return result if isinstance(result, int) else 0
+
+
+def _program() -> Any:
+    """The click command of the application, its help as it is written: `[default: f16]` is no markup of rich's, and a
+    flag takes no `<bool>`."""
+    program: Any = typer.main.get_command(build_app())
+    for command in (program, *program.commands.values()):
+        for parameter in command.params:
+            parameter.help = (parameter.help or "").replace("[", "\\[")
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+    return program
+
+
+def _usage_error(error: Any, arguments: list[str]) -> UsageError:
+    """click's complaint in our form. What it takes the word for, if it has a guess, becomes the hint."""
+    text, _, guess = error.format_message().partition(" Did you mean ")
+    text = _POSSIBLE.sub("", text).rstrip(".")
+    command = f"mimo-gguf {arguments[0]}" if arguments[0] in COMMANDS else "mimo-gguf"
+    guesses = list(getattr(error, "possibilities", None) or _QUOTED.findall(guess))
+    hint = f"{command} {' or '.join(guesses)}" if guesses else f"{command} --help"
+    return UsageError(text[:1].lower() + text[1:], hint=hint)
+
+
+_Misused: Final[Any] = typer.BadParameter.__base__  # click's UsageError: typer brings a click of its own, or did not
+_POSSIBLE: Final = re.compile(r" \((Possible options|Did you mean).*\)$")
+_QUOTED: Final = re.compile(r"'([^']+)'")

@@ -31,8 +31,12 @@ def command(
     ] = "0,1,2,3",
     kinds: Annotated[str, typer.Option(metavar="KIND,KIND", help="Texts: code, prose, maths.")] = "code,prose,maths",
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", metavar="N", help="The median counts.")] = 3,
-    ctx: Annotated[int, typer.Option(metavar="N", help="Context window [default: what is needed].")] = 0,
-    threads: Annotated[int, typer.Option(metavar="N", help="CPU threads [default: the physical cores].")] = 0,
+    ctx: Annotated[
+        int, typer.Option(metavar="N", show_default=False, help="Context window [default: what is needed].")
+    ] = 0,
+    threads: Annotated[
+        int, typer.Option(metavar="N", show_default=False, help="CPU threads [default: the physical cores].")
+    ] = 0,
     gpu_layers: Annotated[
         int | None,
         typer.Option("--gpu-layers", "-ngl", metavar="N", help="Layers on the GPU, -1 all [default: what fits]."),
@@ -44,7 +48,8 @@ def command(
         list[str] | None, typer.Option(metavar="HOST:PORT", help="Also use this worker; may be repeated.")
     ] = None,
     auto: Annotated[
-        bool, typer.Option("--auto", help="Choose for the free memory whatever is not given; this is the default.")
+        bool,
+        typer.Option("--auto", show_default=False, help="Choose for the free memory what is not given; the default."),
     ] = True,
     against: Annotated[
         list[Path] | None,

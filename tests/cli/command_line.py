@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-PROGRAM = [sys.executable, "-m", "mimo_gguf.cli.app"]
+PROGRAM = [sys.executable, "-m", "mimo_gguf"]
 
 
 def hear_interrupts() -> None:

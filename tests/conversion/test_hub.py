@@ -37,7 +37,7 @@ def run_cli(hub: FakeHub, tmp_path: Path, *arguments: str) -> subprocess.Complet
     }
     environment.pop("HF_HUB_OFFLINE", None)
     return subprocess.run(
-        [sys.executable, "-m", "mimo_gguf.cli.app", *arguments],
+        [sys.executable, "-m", "mimo_gguf", *arguments],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -1,0 +1,103 @@
+"""What is typed wrongly, and Ctrl-C at any moment: one form of error, the promised exit codes, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command_line import PROGRAM, assert_clear_error, hear_interrupts, run, run_here
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "hint"),
+    [
+        (["chta", "x"], "no such command 'chta'", "mimo-gguf chat"),
+        (["xyzzy"], "no such command 'xyzzy'", "mimo-gguf --help"),
+        (["--nope"], "no such option: --nope", "mimo-gguf --help"),
+        (["inspect"], "missing argument 'FILE'", "mimo-gguf inspect --help"),
+        (["inspect", "a", "b"], "unexpected extra argument", "mimo-gguf inspect --help"),
+        (["inspect", "a", "--tensor"], "no such option: --tensor", "mimo-gguf inspect --tensors"),
+        (["chat", "a", "--ctx"], "option '--ctx' requires an argument", "mimo-gguf chat --help"),
+        (["chat", "a", "--ctx", "many"], "invalid value for '--ctx'", "mimo-gguf chat --help"),
+        (["chat", "a", "--max-tokens", "0"], "invalid value for '--max-tokens'", "mimo-gguf chat --help"),
+        (["verify", "a", "--json=3"], "option '--json' does not take a value", "mimo-gguf verify --help"),
+    ],
+)
+def test_wrong_usage(tmp_path: Path, arguments: list[str], says: str, hint: str) -> None:
+    done = run_here(tmp_path, *arguments)
+    assert_clear_error(done, says, code=2)
+    assert done.stderr.splitlines()[-1] == f"hint: {hint}"
+    assert done.stdout == ""
+
+
+def test_help_says_what_is_written(tmp_path: Path) -> None:
+    """Square brackets are not read as markup, and a flag does not look as if it took a value."""
+    done = run_here(tmp_path, "chat", "--help")
+    assert done.returncode == 0
+    text = " ".join(done.stdout.replace("│", " ").split())
+    assert "[default: what fits]" in text and "[default: 0.6]" in text
+    assert not [line for line in done.stdout.splitlines() if "--json " in line and "<bool>" in line]
+    assert run_here(tmp_path).stdout == run_here(tmp_path, "--help").stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_behind_the_output(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run([*PROGRAM, "profiles"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert_clear_error(done, "no space left")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX shells close streams")
+def test_closed_streams(tmp_path: Path) -> None:
+    command = f"'{sys.executable}' -m mimo_gguf profiles >&- 2>&-"
+    assert subprocess.run(command, shell=True, timeout=60).returncode == 0
+
+
+# ---- Ctrl-C while the program is still being imported
+
+_AT_IMPORT = """
+import os, runpy, signal, sys
+def interrupt(event, arguments):
+    if event == "import" and arguments[0] == {module!r}:
+        os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(interrupt)
+sys.argv = ["mimo-gguf", "--help"]
+runpy.run_module("mimo_gguf", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("module", ["mimo_gguf.cli.app", "typer", "rich.console", "mimo_gguf.cli.ui"])
+def test_ctrl_c_in_an_import(module: str) -> None:
+    code = _AT_IMPORT.format(module=module)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, preexec_fn=hear_interrupts
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_at_any_moment(tmp_path: Path) -> None:
+    """Ten real signals over the first half second. Until Python has started, Python itself answers."""
+    codes = set()
+    for step in range(10):
+        process = subprocess.Popen(
+            [*PROGRAM, "profiles"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            preexec_fn=hear_interrupts,
+        )  # fmt: skip
+        time.sleep(0.04 + 0.046 * step)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        codes.add(process.returncode)
+        assert "mimo_gguf" not in errors, errors
+    assert codes <= {0, 1, 130, -signal.SIGINT} and 130 in codes
+
+
+def test_the_module_is_the_program(tmp_path: Path) -> None:
+    assert run(tmp_path, "--version").stdout.startswith("mimo-gguf ")
