@@ -36,9 +36,11 @@ def command(
         int | None,
         typer.Option(min=0, metavar="N", help="Context window in tokens, 0 the model's own [default: what fits]."),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer, reasoning included.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Longest answer, reasoning included.")
+    ] = None,
     think_budget: Annotated[
-        int | None, typer.Option(metavar="N", help="Reasoning tokens after which the answer is asked for.")
+        int | None, typer.Option(min=1, metavar="N", help="Reasoning tokens after which the answer is asked for.")
     ] = None,
     think: Annotated[
         str, typer.Option(metavar="show|fold|hide", help="Reasoning in full, as one line, or not at all.")
@@ -66,7 +68,9 @@ def command(
     ] = False,
     draft_p_min: Annotated[float, typer.Option(metavar="P", help="Draft only tokens at least this likely.")] = 0.0,
     hidden: Annotated[str, typer.Option(metavar="pre|post", help="Trunk state the MTP layer is fed.")] = "pre",
-    threads: Annotated[int, typer.Option(metavar="N", help="CPU threads [default: the physical cores].")] = 0,
+    threads: Annotated[
+        int, typer.Option(metavar="N", show_default=False, help="CPU threads [default: the physical cores].")
+    ] = 0,
     gpu_layers: Annotated[
         int | None,
         typer.Option(
@@ -87,7 +91,8 @@ def command(
         int | None, typer.Option("--ubatch", min=1, metavar="N", help="Prompt tokens computed at a time.")
     ] = None,
     auto: Annotated[
-        bool, typer.Option("--auto", help="Choose for the free memory whatever is not given; this is the default.")
+        bool,
+        typer.Option("--auto", show_default=False, help="Choose for the free memory what is not given; the default."),
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of text.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's log on stderr.")] = False,
@@ -116,6 +121,8 @@ def command(
     )  # fmt: skip
     answers = AnswerOptions(max_tokens=max_tokens, stop=tuple(stop or ()), think_budget=think_budget)
     question = _question(prompt, prompt_file)
+    if question is None and as_json:
+        raise UsageError("--json answers one question", hint='give it: -p "..."')
     reasoning = "hide" if no_think_display else think
     with contextlib.ExitStack() as stack:
         if log_file is not None:
@@ -143,27 +150,33 @@ def command(
 
             ChatLoop(model, system, sampling, answers, reasoning=reasoning, watch=watch).run()
             return
-        screen = _screen(as_json, reasoning)
+        screen = _screen(as_json, reasoning, figures=verbose or sys.stderr.isatty())
         answer = ask(model, Conversation(system).messages(question), sampling, answers, screen, watch)
     if answer.finish_reason == "cancelled":
         raise typer.Exit(130)
+    if answer.finish_reason == "context" and not answer.tokens:  # the screen has said that the prompt is too long
+        raise typer.Exit(1)
 
 
 def _question(prompt: str | None, prompt_file: str | None) -> str | None:
     """What to ask once: -p, then the file, or a pipe; None for a conversation."""
     parts = [] if prompt is None else [prompt]
     if prompt_file is not None:
-        parts.append(sys.stdin.read() if prompt_file == "-" else _read_text(Path(prompt_file)))
+        parts.append(_read_stdin() if prompt_file == "-" else _read_text(Path(prompt_file)))
+    if not parts and not sys.stdin.isatty():
+        parts.append(_read_stdin())
     if parts:
-        return "\n\n".join(parts)
-    if not sys.stdin.isatty():
-        piped = sys.stdin.read()
-        if not piped.strip():
-            raise UsageError("nothing to answer: stdin is no terminal and is empty", hint='give a prompt: -p "..."')
-        return piped
+        question = "\n\n".join(parts)
+        if not question.strip():
+            raise UsageError("nothing to answer: the prompt is empty", hint='give a prompt: -p "..."')
+        return question
     if not sys.stdout.isatty():
         raise UsageError("a conversation needs a terminal", hint='give a prompt: -p "..."')
     return None
+
+
+def _read_stdin() -> str:
+    return _decoded(sys.stdin.buffer.read(), "stdin")
 
 
 def _grammar(grammar: Path | None, json_schema: Path | None) -> str | None:
@@ -178,11 +191,16 @@ def _grammar(grammar: Path | None, json_schema: Path | None) -> str | None:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return _decoded(path.read_bytes(), str(path))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}", hint="check the path") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not UTF-8 text", hint="give a text file") from None
+
+
+def _decoded(data: bytes, source: str) -> str:
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source}: not UTF-8 text (byte {error.start})", hint="give text in UTF-8") from None
 
 
 def _open_log(path: Path) -> Any:
@@ -207,12 +225,12 @@ def plan_teller(wanted: bool) -> Callable[[FitPlan], None]:
     return tell
 
 
-def _screen(as_json: bool, reasoning: str) -> Screen:
+def _screen(as_json: bool, reasoning: str, *, figures: bool) -> Screen:
     from mimo_gguf.cli.chat_screen import JsonScreen, PipeScreen, TerminalScreen
 
     if as_json:
         return JsonScreen()
-    return TerminalScreen(reasoning) if sys.stdout.isatty() else PipeScreen()
+    return TerminalScreen(reasoning) if sys.stdout.isatty() else PipeScreen(figures)
 
 
 def ask(
@@ -229,6 +247,7 @@ def ask(
     """
     with (
         interruptible(model),
+        _without_echo(),
         model.chat(messages, stream=True, sampling=sampling, options=options, progress=screen.progress) as stream,
     ):
         for piece in stream:
@@ -237,6 +256,25 @@ def ask(
                 screen.warn(warning)
     screen.end(stream.answer, model)
     return stream.answer
+
+
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+    """While this lasts a terminal does not show what is typed, which would land in the middle of the answer; the next
+    prompt gets it."""
+    if sys.platform == "win32" or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = [flags & ~termios.ECHO if place == 3 else flags for place, flags in enumerate(before)]
+    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
+import contextlib
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from mimo_gguf.cli.chat import ask
 from mimo_gguf.cli.chat_screen import REASONING_VIEWS, TerminalScreen
 from mimo_gguf.core.errors import MimoGgufError, UsageError
 from mimo_gguf.core.output_file import atomic_output
+from mimo_gguf.core.paths import path_kind
 from mimo_gguf.core.units import format_size
 from mimo_gguf.runtime.chat_template import Message
-from mimo_gguf.runtime.conversation import FULL, Conversation
+from mimo_gguf.runtime.conversation import FULL, Conversation, Turn, shortened
 from mimo_gguf.runtime.fit import plan_fit
 from mimo_gguf.runtime.memory_watch import MemoryWatch
 from mimo_gguf.runtime.model import AnswerOptions, Model
@@ -56,6 +58,8 @@ class ChatLoop:
         self.screen = TerminalScreen(reasoning)
         self.watch = watch
         self._draft_line = ""  # what the next line begins with (/edit)
+        self._editing = False  # the next question replaces the last one
+        self._own_files: set[Path] = set()  # written or read by this chat, so it may write them again
         self._running = True
 
     def run(self) -> None:
@@ -65,9 +69,11 @@ class ChatLoop:
         while self._running:
             self._look_at_memory()
             start, self._draft_line = self._draft_line, ""
+            ui.out.print()
             try:
                 line = session.prompt("> ", default=start).strip()
             except KeyboardInterrupt:
+                self._editing = False
                 ui.print_note("Ctrl-D leaves")
                 continue
             except EOFError:
@@ -87,21 +93,25 @@ class ChatLoop:
 
     def take(self, line: str) -> None:
         """One line: a command or a question."""
+        editing, self._editing = self._editing, False
         if not line.startswith("/") or line.startswith("//"):
+            if line and editing:
+                self.conversation.undo()
             if line:
                 self.answer(line[1:] if line.startswith("//") else line)
             return
         name, _, argument = line[1:].partition(" ")
-        matches = [known for known in COMMANDS if known == name] or [k for k in COMMANDS if name and k.startswith(name)]
-        if len(matches) != 1:
-            raise UsageError(f"no command /{name}", hint="/help lists them; a line with // in front is no command")
-        COMMANDS[matches[0]].run(self, argument.strip())
+        name, argument = _whole_name(name), argument.strip()
+        if argument and not COMMANDS[name].arguments:
+            raise UsageError(f"/{name} takes nothing behind it", hint=f"/{name}")
+        COMMANDS[name].run(self, argument)
 
     def answer(self, question: str, *, sampling: SamplingOptions | None = None) -> None:
         """Answers a question and keeps both."""
         self._make_room(question)
         sampling = sampling or self.sampling
         messages = self.conversation.messages(question)
+        self.screen.n_left_out = self._n_left_out(question)
         answer = ask(self.model, messages, sampling, self.options, self.screen, self.watch)
         if answer.tokens:
             self.conversation.add(question, answer)
@@ -113,16 +123,21 @@ class ChatLoop:
             if n:
                 turns = f"{what} the {n} oldest turns is" if what else f"the {n} oldest turns are"
                 one = f"{what} the oldest turn is".strip()
-                ui.print_note(f"the window is full: {one if n == 1 else turns} left out from now on")
+                ui.print_warning(f"the window is full: {one if n == 1 else turns} left out from now on")
 
     def _tell_when_full(self, used: int) -> None:
         window = self.model.session.n_ctx
         first = self.conversation.next_to_leave_out()
         if used > FULL * window and first:
-            ui.print_note(f"{used} of {window} tokens used ({used / window:.0%}): next to be left out is {first}")
+            ui.print_warning(f"{used} of {window} tokens used ({used / window:.0%}): next to be left out is {first}")
 
     def _count(self, messages: list[Message]) -> int:
         return len(self.model.prompt_tokens(messages))
+
+    def _n_left_out(self, question: str | None = None) -> int:
+        """Tokens by which the prompt is shorter because earlier reasoning is not in it."""
+        whole = replace(self.conversation, keep_reasoning=True, n_without_reasoning=0)
+        return self._count(whole.messages(question)) - self._count(self.conversation.messages(question))
 
     # ---- commands; each takes the text after its name
 
@@ -130,9 +145,7 @@ class ChatLoop:
         ui.print_table(
             ("command", "what it does"), [(f"/{n} {c.arguments}".strip(), c.help) for n, c in COMMANDS.items()]
         )
-        ui.print_note(
-            "Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves; a leading // is a plain slash"
-        )
+        ui.print_note("Alt-Enter new line · Ctrl-C stop the answer · Ctrl-D leave · Tab complete · //x is no command")
 
     def set_system(self, text: str) -> None:
         self.conversation.system = text
@@ -141,21 +154,27 @@ class ChatLoop:
     def regenerate(self, _: str) -> None:
         turn = self._last_turn()
         self.conversation.undo()
-        self.answer(turn, sampling=replace(self.sampling, seed=None))
+        n_turns = len(self.conversation.turns)
+        try:
+            self.answer(turn.question, sampling=replace(self.sampling, seed=None))
+        finally:
+            if len(self.conversation.turns) == n_turns:  # stopped before it said anything
+                self.conversation.turns.append(turn)
 
     def edit(self, _: str) -> None:
-        self._draft_line = self._last_turn()
-        self.conversation.undo()
+        """The last question comes back to be changed; it and its answer stay until the changed one is asked."""
+        self._draft_line = self._last_turn().question
+        self._editing = True
 
     def undo(self, _: str) -> None:
-        question = self._last_turn()
+        turn = self._last_turn()
         self.conversation.undo()
-        ui.print_note(f"taken back: {question.splitlines()[0][:60]}")
+        ui.print_note(f"taken back: {shortened(turn.question)}")
 
-    def _last_turn(self) -> str:
+    def _last_turn(self) -> Turn:
         if not self.conversation.turns:
             raise UsageError("nothing has been said yet", hint="ask something first")
-        return self.conversation.turns[-1].question
+        return self.conversation.turns[-1]
 
     def clear(self, _: str) -> None:
         self.conversation.clear()
@@ -167,6 +186,7 @@ class ChatLoop:
         path = _path(name, ".json", "/save talk.json, or with the cache: /save talk.json kv")
         if word not in ("", "kv"):
             raise UsageError(f"/save {text}?", hint="/save talk.json, or with the cache: /save talk.json kv")
+        self._claim(path)
         self.conversation.save(path)
         if word:
             session = self.model.session
@@ -176,17 +196,25 @@ class ChatLoop:
     def load(self, name: str) -> None:
         path = _path(name, ".json", "/load talk.json")
         self.conversation = Conversation.load(path)
-        note, cache = f"{len(self.conversation.turns)} turns loaded", path.with_suffix(".kv")
+        self._own_files.add(path.resolve())
+        note, cache = _counted(len(self.conversation.turns), "turn") + " loaded", path.with_suffix(".kv")
         if cache.exists():
             session = self.model.session
             taken = load_state(session.slot, state_key(self.model.file, session), cache)
-            note += (
-                " with their cache" if taken else "; their cache is of another model or damaged, so they are read again"
-            )
+            note += " with the cache" if taken else "; the cache is of another model or damaged, so they are read again"
+        if self.conversation.turns:
+            note += f"; the last was {shortened(self.conversation.turns[-1].question)}"
         ui.print_note(note)
+
+    def _claim(self, path: Path) -> None:
+        """Raises UsageError for a file that this chat has neither written nor read."""
+        if path.exists() and path.resolve() not in self._own_files:
+            raise UsageError(f"{path}: exists already", hint="choose another name, or delete it first")
+        self._own_files.add(path.resolve())
 
     def export(self, name: str) -> None:
         path = _path(name, ".md", "/export talk.md")
+        self._claim(path)
         with atomic_output(path) as file:
             file.write(self.conversation.as_markdown().encode())
         ui.print_note(f"written to {path}")
@@ -199,13 +227,15 @@ class ChatLoop:
         elif word in ("keep", "drop"):
             self.conversation.keep_reasoning = word == "keep"
         elif word == "unlimited" or word.isdigit():
-            self.options = replace(self.options, think_budget=int(word) if word.isdigit() else None)
+            budget = "none" if word == "unlimited" else word
+            self.sampling, self.options = changed_option(self.sampling, self.options, "think_budget", budget)
         elif not word and self.conversation.turns:
-            ui.print_note(self.conversation.turns[-1].reasoning or "no reasoning in the last answer")
+            for line in (self.conversation.turns[-1].reasoning or "no reasoning in the last answer").splitlines():
+                ui.print_note(line)
             return
         else:
             raise UsageError(f"/think {word}?", hint="/think show, fold, hide, keep, drop, 500 (a budget), unlimited")
-        ui.print_note(f"reasoning: {word}")
+        ui.print_note(f"reasoning: {f'at most {word} tokens' if word.isdigit() else word}")
 
     def stats(self, _: str) -> None:
         stats, verdict = self.model.session.stats, self.model.session.control.verdict
@@ -224,25 +254,29 @@ class ChatLoop:
                 ("drafted", "measured, in use" if verdict.drafting else "measured, switched off: slower",
                  _rate(verdict.drafted_tokens_per_s)),
             ]  # fmt: skip
-        ui.print_table(("", "", ""), rows)
+        ui.print_table(("", "counted", "speed or share"), rows)
 
     def tokens(self, text: str) -> None:
         if text:
             ids = self.model.vocabulary.tokenize(text)
             ui.out.print(" ".join(f"{i}:{self.model.vocabulary.name(i)!r}" for i in ids), markup=False)
             return
-        n = self._count(self.conversation.messages())
-        note = f"{n} tokens of {self.model.session.n_ctx}, {len(self.conversation.turns)} turns"
-        whole = replace(self.conversation, keep_reasoning=True, n_without_reasoning=0)
-        saved = self._count(whole.messages()) - n
+        n, saved = self._count(self.conversation.messages()), self._n_left_out()
+        note = f"{n} tokens of {self.model.session.n_ctx}, {_counted(len(self.conversation.turns), 'turn')}"
         ui.print_note(f"{note}; {saved} tokens of earlier reasoning are left out" if saved else note)
 
     def set_option(self, text: str) -> None:
-        for assignment in shlex.split(text):
+        """All settings of a line, or none of them where one is wrong; without any, how they are."""
+        sampling, options = self.sampling, self.options
+        for assignment in text.split():
             name, _, value = assignment.partition("=")
-            self.sampling, self.options = changed_option(self.sampling, self.options, name, value)
-        shown = {name: getattr(self.sampling, field) for name, field in _SETTINGS.items() if field in _SAMPLING_FIELDS}
-        ui.print_note("  ".join(f"{k}={v}" for k, v in shown.items()) + f"  max_tokens={self.options.max_tokens}")
+            sampling, options = changed_option(sampling, options, name, value)
+        self.sampling, self.options = sampling, options
+        values = {
+            name: getattr(sampling if field in _SAMPLING_FIELDS else options, field)
+            for name, field in _SETTINGS.items()
+        }
+        ui.print_note("  ".join(f"{name}={'none' if value is None else value}" for name, value in values.items()))
 
     def mtp(self, word: str) -> None:
         session = self.model.session
@@ -276,19 +310,19 @@ class ChatLoop:
 
 COMMANDS: Final[dict[str, ChatCommand]] = {
     "help": ChatCommand("", "this list", ChatLoop.help),
-    "system": ChatCommand("TEXT", "set the system message (nothing: empty)", ChatLoop.set_system),
+    "system": ChatCommand("[TEXT]", "set the system message (nothing: empty)", ChatLoop.set_system),
     "regen": ChatCommand("", "answer the last question again, differently", ChatLoop.regenerate),
     "edit": ChatCommand("", "change the last question and ask again", ChatLoop.edit),
     "undo": ChatCommand("", "take the last question and answer back", ChatLoop.undo),
     "clear": ChatCommand("", "begin a new conversation", ChatLoop.clear),
-    "save": ChatCommand("FILE [kv]", "save the conversation, with its cache", ChatLoop.save),
+    "save": ChatCommand("FILE [kv]", "save the conversation; kv: with its cache", ChatLoop.save),
     "load": ChatCommand("FILE", "go on with a saved one", ChatLoop.load),
     "export": ChatCommand("FILE", "write it as Markdown", ChatLoop.export),
-    "think": ChatCommand("show|fold|hide|keep|drop|N", "reasoning: display, context, budget", ChatLoop.think),
+    "think": ChatCommand("[WORD]", "show, fold, hide; keep or drop in context; N (budget)", ChatLoop.think),
     "stats": ChatCommand("", "speeds, drafts, acceptance", ChatLoop.stats),
     "tokens": ChatCommand("[TEXT]", "tokens used, or those of a text", ChatLoop.tokens),
-    "set": ChatCommand("NAME=VALUE", "temp, top_p, top_k, min_p, seed, max_tokens, ...", ChatLoop.set_option),
-    "mtp": ChatCommand("on|off", "MTP drafting", ChatLoop.mtp),
+    "set": ChatCommand("[NAME=VALUE]", "temp, top_p, top_k, seed, max_tokens, ...", ChatLoop.set_option),
+    "mtp": ChatCommand("[on|off]", "MTP drafting", ChatLoop.mtp),
     "fit": ChatCommand("", "the memory it takes, part by part", ChatLoop.fit),
     "quit": ChatCommand("", "leave (or Ctrl-D)", ChatLoop.quit),
 }
@@ -314,6 +348,8 @@ def changed_option(
     field = _SETTINGS.get(name, name)
     if field not in _SETTINGS.values():
         raise UsageError(f"no setting {name!r}", hint=f"one of: {', '.join(_SETTINGS)}")
+    if not value:
+        raise UsageError(f"{name}: what value?", hint=f"/set {name}=1")
     number: Any = None
     if value != "none" or field not in _WHOLE_NUMBERS - {"top_k"}:
         try:
@@ -322,13 +358,40 @@ def changed_option(
             raise UsageError(f"{name}={value} is no number", hint=f"/set {name}=1") from None
     if field in _SAMPLING_FIELDS:
         return replace(sampling, **{field: number}), options
+    if number is not None and number < 1:
+        raise UsageError(f"{name}={value} is less than 1", hint=f"/set {name}=none takes the limit away")
     return sampling, replace(options, **{field: number})
+
+
+def _whole_name(name: str) -> str:
+    """The command that `name` is, or is the beginning of.
+
+    Raises:
+        UsageError: none, or several.
+    """
+    matches = [name] if name in COMMANDS else [known for known in COMMANDS if name and known.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    near = matches or difflib.get_close_matches(name, COMMANDS, n=1)
+    meant = f"did you mean {' or '.join(f'/{command}' for command in near)}? " if near else ""
+    raise UsageError(
+        f"/{name} may be several commands" if matches else f"no command /{name}",
+        hint=f"{meant}/help lists them; // in front makes it no command",
+    )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _path(name: str, suffix: str, example: str) -> Path:
     if not name:
         raise UsageError("a file name is missing", hint=example)
-    path = Path(name).expanduser()
+    path = Path(name)
+    with contextlib.suppress(RuntimeError):  # ~nobody
+        path = path.expanduser()
+    if not path.name or "\0" in name or path_kind(path) == "folder":
+        raise UsageError(f"{name}: is no file name", hint=example)
     return path if path.suffix else path.with_suffix(suffix)
 
 
@@ -339,9 +402,10 @@ def _rate(tokens_per_s: float | None) -> str:
 def _line_editor() -> Any:
     """prompt_toolkit with history across runs, completion of commands, pasted lines kept together."""
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.completion import NestedCompleter
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.styles import Style
 
     keys = KeyBindings()
 
@@ -358,5 +422,19 @@ def _line_editor() -> Any:
         history = FileHistory(str(path))
     except OSError:
         pass  # no home to write to: this run's history only
-    words = WordCompleter([f"/{name}" for name in COMMANDS], sentence=True)
-    return PromptSession(history=history, completer=words, key_bindings=keys, complete_while_typing=False)
+    return PromptSession(
+        history=history,
+        completer=NestedCompleter.from_nested_dict({f"/{name}": _WORDS.get(name) for name in COMMANDS}),
+        key_bindings=keys,
+        complete_while_typing=False,
+        style=Style.from_dict({"": "bold"}),  # questions stand out when one scrolls back
+        reserve_space_for_menu=6,
+    )
+
+
+# what may follow a command, in the order it is offered
+_WORDS: Final[dict[str, dict[str, None]]] = {
+    "think": dict.fromkeys([*REASONING_VIEWS, "keep", "drop", "unlimited"]),
+    "mtp": dict.fromkeys(["on", "off"]),
+    "set": dict.fromkeys(f"{name}=" for name in _SETTINGS),
+}

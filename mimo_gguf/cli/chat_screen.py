@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from rich.live import Live
-from rich.markdown import Markdown
+from rich.segment import Segment, SegmentLines
 from rich.text import Text
-from rich.theme import Theme
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.markdown import markdown_rows, split_blocks
 from mimo_gguf.runtime.model import Answer, Model
 from mimo_gguf.runtime.reasoning import Kind, Piece
 
 REASONING_VIEWS: Final = ("show", "fold", "hide")
-_MARKDOWN: Final = Theme({"markdown.code": "bold cyan", "markdown.code_block": "cyan"})  # rich's are on black
-_REFRESH_S: Final = 0.05
+_REDRAW_S: Final = 0.05
+_DRAWING_SHARE: Final = 0.03  # of the time at most: a long block is drawn less often
+
+Row = list[Segment]
 
 
 class Screen(Protocol):
@@ -37,7 +40,10 @@ class Screen(Protocol):
 
 
 class PipeScreen:
-    """The answer on stdout as it comes, reasoning nowhere, one line of figures on stderr when that is a terminal."""
+    """The answer on stdout as it comes, reasoning nowhere, one line of figures on stderr where they are wanted."""
+
+    def __init__(self, figures: bool) -> None:
+        self._figures = figures
 
     def progress(self, done: int, total: int) -> None:
         pass
@@ -54,7 +60,8 @@ class PipeScreen:
         if answer.text and not answer.text.endswith("\n"):
             sys.stdout.write("\n")
         sys.stdout.flush()
-        ui.print_note(status_line(answer, model))
+        if self._figures:
+            ui.print_note(status_line(answer, model))
         for warning in warnings(answer, model):
             ui.print_warning(warning)
 
@@ -76,72 +83,99 @@ class JsonScreen:
 
 
 class TerminalScreen:
-    """Reasoning dimmed, the answer as Markdown: each block is rendered when it is complete, the last one shown raw."""
+    """Reasoning dimmed, the answer as Markdown. What may still change is redrawn in place: the row of reasoning that is
+    not full, the Markdown block that is not complete."""
 
     def __init__(self, reasoning: str = "show") -> None:
         self.reasoning = reasoning  # one of REASONING_VIEWS
+        self.n_left_out = 0  # tokens of earlier reasoning that are not in the prompt
+        self._kind: Kind | None = None
         self._thinking_since_s = 0.0
         self._n_reasoning = 0
-        self._block = ""
-        self._kind: Kind | None = None
+        self._unfinished = ""  # row of reasoning, or block of the answer
+        self._gap = False  # a blank row is due before what comes next
         self._live: Live | None = None
-        self._refreshed_s = 0.0
+        self._next_draw_s = 0.0
         self._warned: set[str] = set()
 
     def progress(self, done: int, total: int) -> None:
         if total > 512:
-            self._preview(Text(f"reading {done} of {total} tokens", style="note"), now=True)
+            self._draw(lambda: _dimmed(f"reading {done} of {total} tokens"), now=done == total)
 
     def warn(self, text: str) -> None:
-        self._stop_preview()
-        if self._kind is Kind.REASONING and self.reasoning == "show":
-            ui.out.print()
+        self._print_unfinished()
         ui.print_warning(text)
 
     def show(self, piece: Piece, n_tokens: int) -> None:
-        if piece.kind is Kind.REASONING:
-            self._show_reasoning(piece.text, n_tokens)
-            return
-        if self._kind is not Kind.ANSWER:
-            self._end_reasoning()
-            self._kind = Kind.ANSWER
-        self._block += piece.text
-        whole, self._block = split_blocks(self._block)
-        if whole.strip():
-            self._stop_preview()
-            _print_markdown(whole)
-            ui.out.print()
-        self._preview(Text(_tail(self._block)))
-
-    def _show_reasoning(self, text: str, n_tokens: int) -> None:
-        if self._kind is not Kind.REASONING:
-            self._kind, self._thinking_since_s = Kind.REASONING, time.monotonic()
-        self._n_reasoning = n_tokens
-        if self.reasoning == "show":
-            self._stop_preview()
-            ui.out.print(Text(text, style="note"), end="")
+        if piece.kind is not self._kind:
+            self._begin(piece.kind)
+        text = ui.visible(piece.text)
+        if piece.kind is Kind.ANSWER:
+            self._show_answer(text)
+        elif self.reasoning == "show":
+            self._n_reasoning = n_tokens
+            self._show_reasoning(text)
         else:
-            self._preview(Text(f"thinking ... {n_tokens} tokens", style="note"))
+            self._n_reasoning = n_tokens
+            self._draw(lambda: _dimmed(f"thinking ... {n_tokens} tokens"))
+
+    def _begin(self, kind: Kind) -> None:
+        self._end_reasoning()
+        self._kind = kind
+        if kind is Kind.REASONING:
+            self._thinking_since_s = time.monotonic()
 
     def _end_reasoning(self) -> None:
-        self._stop_preview()
-        if self._kind is not Kind.REASONING:
-            return
-        if self.reasoning == "show":
-            ui.out.print("\n")
-        elif self.reasoning == "fold":
+        self._print_unfinished()
+        if self._kind is Kind.REASONING and self.reasoning == "fold":
             seconds = time.monotonic() - self._thinking_since_s
-            ui.out.print(f"thought for {self._n_reasoning} tokens, {seconds:.1f} s", style="note")
+            self._print(_dimmed(f"thought for {self._n_reasoning} tokens, {seconds:.1f} s"))
+        self._gap = self._kind is Kind.REASONING and self.reasoning != "hide"
 
-    def _preview(self, text: Text, *, now: bool = False) -> None:
+    def _show_reasoning(self, text: str) -> None:
+        *full, row = _dimmed(self._unfinished + text)
+        self._print(full)
+        self._unfinished = "".join(segment.text for segment in row)
+        self._draw(lambda: [row], now=bool(full))
+
+    def _show_answer(self, text: str) -> None:
+        whole, self._unfinished = split_blocks(self._unfinished + text)
+        self._print_block(whole)
+        self._draw(lambda: markdown_rows(self._unfinished, ui.out), now=bool(whole))
+
+    def _print_unfinished(self) -> None:
+        self._stop_drawing()
+        text, self._unfinished = self._unfinished, ""
+        if self._kind is Kind.ANSWER:
+            self._print_block(text)
+        elif text:
+            self._print(_dimmed(text))
+
+    def _print_block(self, text: str) -> None:
+        rows = markdown_rows(text, ui.out)
+        self._print(rows)
+        self._gap = self._gap or bool(rows)
+
+    def _print(self, rows: list[Row]) -> None:
+        if rows:
+            ui.out.print(SegmentLines([[], *rows] if self._gap else rows, new_lines=True))
+            self._gap = False
+
+    def _draw(self, make_rows: Callable[[], list[Row]], *, now: bool = False) -> None:
+        """Replaces what is drawn below the printed rows; not too often, and what does not fit is cut at the top."""
+        started_s = time.monotonic()
+        if not now and started_s < self._next_draw_s:
+            return
         if self._live is None:
             self._live = Live(console=ui.out, transient=True, auto_refresh=False, vertical_overflow="crop")
             self._live.start()
-        if now or time.monotonic() - self._refreshed_s > _REFRESH_S:
-            self._live.update(text, refresh=True)
-            self._refreshed_s = time.monotonic()
+        rows = make_rows()
+        shown = [[], *rows] if rows and self._gap else rows
+        self._live.update(SegmentLines(shown[2 - max(ui.out.height, 5) :], new_lines=True), refresh=True)
+        drawn_s = time.monotonic()
+        self._next_draw_s = drawn_s + max(_REDRAW_S, (drawn_s - started_s) / _DRAWING_SHARE)
 
-    def _stop_preview(self) -> None:
+    def _stop_drawing(self) -> None:
         if self._live is not None:
             self._live.update(Text(""))
             self._live.stop()
@@ -149,39 +183,20 @@ class TerminalScreen:
 
     def end(self, answer: Answer, model: Model) -> None:
         self._end_reasoning()
-        if self._block.strip():
-            _print_markdown(self._block)
-        self._block, self._kind = "", None
-        ui.err.print(status_line(answer, model), style="note", markup=False, emoji=False, soft_wrap=False)
+        self._kind, self._gap = None, False
+        spared = [f"{self.n_left_out} of earlier reasoning left out"] if self.n_left_out else []
+        for line in _wrapped(status_parts(answer, model) + spared, ui.err.width):
+            ui.print_note(line)
         for warning in warnings(answer, model):
             if warning not in self._warned:
                 ui.print_warning(warning)
         self._warned.update(warnings(answer, model))
 
 
-def _print_markdown(text: str) -> None:
-    """In the terminal's own colours, so that it can be read on light and on dark backgrounds."""
-    with ui.out.use_theme(_MARKDOWN):
-        ui.out.print(Markdown(text, code_theme="ansi_light"), soft_wrap=False)
-
-
-def split_blocks(text: str) -> tuple[str, str]:
-    """(complete Markdown blocks, the unfinished rest): cut at the last blank line that is outside a code fence."""
-    cut, at, fenced = 0, 0, False
-    for line in text.splitlines(keepends=True):
-        at += len(line)
-        if line.lstrip().startswith(("```", "~~~")):
-            fenced = not fenced
-        elif not fenced and not line.strip() and line.endswith("\n"):
-            cut = at
-    return text[:cut], text[cut:]
-
-
-def _tail(text: str) -> str:
-    """The end of a block that fits above the cursor."""
-    n_lines = max(ui.out.height - 3, 3)
-    lines = text.splitlines()
-    return "\n".join(line[-4 * ui.out.width :] for line in lines[-n_lines // 2 :])
+def _dimmed(text: str) -> list[Row]:
+    """The rows of `text`, broken between words."""
+    style = ui.out.get_style("note")
+    return [[Segment(line.plain, style)] for line in Text(text).wrap(ui.out, ui.out.width)]
 
 
 _ENDINGS: Final = {
@@ -193,7 +208,15 @@ _ENDINGS: Final = {
 
 
 def status_line(answer: Answer, model: Model) -> str:
-    """`42 tokens, 31.0 tok/s · drafts 87% right, x1.52 · context 512 of 8192`."""
+    """`42 tokens, 31.0 tok/s · MTP drafts 87% right, x1.52 · context 512 of 8192`."""
+    return _SEPARATOR.join(status_parts(answer, model))
+
+
+_SEPARATOR: Final = " · "
+
+
+def status_parts(answer: Answer, model: Model) -> list[str]:
+    """What `status_line` joins."""
     stats = answer.stats
     parts = [f"{stats.n_generated} tokens"]
     if stats.tokens_per_s:
@@ -203,17 +226,30 @@ def status_line(answer: Answer, model: Model) -> str:
     parts.append(f"context {answer.n_prompt + len(answer.tokens)} of {model.session.n_ctx}")
     if answer.finish_reason in _ENDINGS:
         parts.append(_ENDINGS[answer.finish_reason])
-    return " · ".join(parts)
+    return parts
+
+
+def _wrapped(parts: list[str], width: int) -> list[str]:
+    """`parts` in lines of at most `width` columns, each part in one piece."""
+    lines = parts[:1]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(_SEPARATOR) + len(part) <= width:
+            lines[-1] += _SEPARATOR + part
+        else:
+            lines.append(part)
+    return lines
 
 
 def _draft_text(answer: Answer, model: Model) -> str:
     verdict = model.session.control.verdict
     if not model.session.drafting_allowed:
         return "MTP off"
-    text = "no drafts" if answer.stats.acceptance is None else f"MTP drafts {answer.stats.acceptance:.0%} right"
+    facts = [] if answer.stats.acceptance is None else [f"{answer.stats.acceptance:.0%} right"]
     if verdict.speed_up is not None:
-        text += f", x{verdict.speed_up:.2f}"
-    return text if verdict.drafting else f"{text}, off: slower here"
+        facts.append(f"x{verdict.speed_up:.2f}")
+    if not verdict.drafting:
+        facts.append("off")
+    return f"MTP drafts {', '.join(facts)}" if facts else "no drafts"
 
 
 def warnings(answer: Answer, model: Model) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -18,16 +20,26 @@ from mimo_gguf.core.units import format_duration, format_size
 if TYPE_CHECKING:
     from mimo_gguf.quantization.report import QuantizeReport
 
-# Names of meanings, so that one place decides colours; all readable on light and dark backgrounds.
-_THEME = Theme(
+# Colours in the middle between black and white: the terminal's own yellow and cyan cannot be read on a light
+# background, its blue not on a dark one.
+TONES: Final = {
+    "red": "color(160)",
+    "green": "color(29)",
+    "yellow": "color(130)",
+    "blue": "color(32)",
+    "magenta": "color(133)",
+    "cyan": "color(30)",
+}
+# Names of meanings, so that one place decides colours.
+_THEME: Final = Theme(
     {
-        "error": "bold red",
-        "hint": "cyan",
+        "error": f"bold {TONES['red']}",
+        "hint": TONES["cyan"],
         "note": "dim",
-        "good": "green",
-        "warning": "yellow",
+        "good": TONES["green"],
+        "warning": f"bold {TONES['yellow']}",
         "heading": "bold",
-        "figure": "bold cyan",
+        "figure": f"bold {TONES['cyan']}",
     }
 )
 out = Console(theme=_THEME, highlight=False, soft_wrap=True)
@@ -42,16 +54,25 @@ def print_error(error: MimoGgufError) -> None:
 
 
 def print_warning(text: str) -> None:
-    _print_labelled("warning", text)
+    first, *more = _between_words(harmless(f"warning: {text}")).split("\n")
+    err.print(Text.assemble(("warning:", "warning"), first.removeprefix("warning:"), *(f"\n{line}" for line in more)))
 
 
 def _print_labelled(label: str, text: str) -> None:
+    """On one line however long, so that a command in it can be copied."""
     err.print(Text.assemble((f"{label}:", label), " ", harmless(text)))
 
 
 def print_note(text: str) -> None:
-    """A line about what is going on, on stderr."""
-    err.print(Text(harmless(text), style="note"))
+    """A line about what is going on, on stderr; broken between words on a terminal."""
+    err.print(Text(_between_words(harmless(text)), style="note"))
+
+
+def _between_words(text: str) -> str:
+    """The text in lines as wide as the terminal; elsewhere, and where a word is wider, it stays in one piece."""
+    if not err.is_terminal:
+        return text
+    return "\n".join(textwrap.wrap(text, err.width, break_long_words=False, break_on_hyphens=False))
 
 
 def harmless(text: str) -> str:
@@ -60,6 +81,14 @@ def harmless(text: str) -> str:
     A line break becomes `\\n`, an escape `\\x1b`, half a character `\\ud800`.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def visible(text: str) -> str:
+    """The text with its lines, but with pictures for other control characters: a model may say anything."""
+    return _CONTROLS.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text)
+
+
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def print_json(value: Any) -> None:

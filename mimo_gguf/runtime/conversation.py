@@ -98,9 +98,9 @@ class Conversation:
         """What `make_room` would take first, in words; empty when there is nothing."""
         place = self._oldest_reasoning()
         if place is not None:
-            return f"the reasoning of turn {place + 1} ({_short(self.turns[place].question)})"
+            return f"the reasoning of turn {place + 1} ({shortened(self.turns[place].question)})"
         if self.n_left_out < len(self.turns):
-            return f"turn {self.n_left_out + 1} ({_short(self.turns[self.n_left_out].question)})"
+            return f"turn {self.n_left_out + 1} ({shortened(self.turns[self.n_left_out].question)})"
         return ""
 
     def save(self, path: Path) -> None:
@@ -149,7 +149,7 @@ class Conversation:
         return "\n".join(parts)
 
 
-def _short(question: str) -> str:
+def shortened(question: str) -> str:
     """The beginning of a question, on one line."""
     line = " ".join(question.split())
     return f'"{line}"' if len(line) <= 40 else f'"{line[:37]}..."'

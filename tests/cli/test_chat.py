@@ -19,13 +19,15 @@ from typer.testing import CliRunner
 
 from mimo_gguf.cli import chat
 from mimo_gguf.cli.chat_loop import COMMANDS, ChatLoop, changed_option
-from mimo_gguf.cli.chat_screen import split_blocks
+from mimo_gguf.cli.chat_screen import JsonScreen
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
 from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
 from mimo_gguf.runtime.devices import CPU, Device
 from mimo_gguf.runtime.model import AnswerOptions, Model
 from mimo_gguf.runtime.sampling import SamplingOptions
 from mimo_gguf.runtime.session import SessionOptions
+from mimo_gguf.runtime.slot import Cancelled
+from tests.cli.command_line import PROGRAM
 from tests.reference import MIMO_TINY
 from tests.runtime.tiny_models import write_gguf
 
@@ -51,7 +53,8 @@ def run(*arguments: str | Path, stdin: str | None = None) -> tuple[str, str]:
 
 def test_one_question(path: Path) -> None:
     answer, notes = run(path, "-p", "Who are you?", *GREEDY)
-    assert "MiMo" in answer and "think" not in answer
+    assert "MiMo" in answer and "think" not in answer and notes == ""  # nobody watches
+    notes = run(path, "-p", "Who are you?", "--verbose", *GREEDY)[1]
     assert re.search(r"\d+ tokens, [\d.]+ tok/s · MTP drafts \d+% right.* · context \d+ of 512", notes)
     assert run(path, *GREEDY, stdin="Who are you?")[0] == answer
     assert run(path, "-p", "Who are you?", "--no-mtp", *GREEDY)[0] == answer
@@ -66,6 +69,24 @@ def test_json(path: Path) -> None:
     assert 0 < document["mtp"]["acceptance"] <= 1 and document["mtp"]["drafting"]
     again = json.loads(run(path, "-p", "x", "--json", "--seed", "7", "--temp", "1.5", "--max-tokens", "9")[0])
     assert again["seed"] == 7 and again["finish_reason"] in ("length", "stop")
+
+
+def test_ctrl_c_leaves_a_document_that_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JsonScreen, "show", lambda *_: signal.raise_signal(signal.SIGINT))
+    result = CliRunner().invoke(APP, [str(path), "-p", "Tell me a story.", "--json", *GREEDY])
+    assert result.exit_code == 130
+    assert json.loads(result.stdout)["finish_reason"] == "cancelled"
+
+
+def test_a_prompt_that_is_too_long_is_a_failure(path: Path) -> None:
+    result = CliRunner().invoke(APP, [str(path), "-p", "word " * 1000, *GREEDY])
+    assert result.exit_code == 1 and "the window holds 512: try a larger --ctx" in result.stderr
+
+
+def test_what_comes_through_a_pipe_must_be_text(path: Path) -> None:
+    result = CliRunner().invoke(APP, [str(path), *GREEDY], input=b"a\xff")
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.message == "stdin: not UTF-8 text (byte 1)"
 
 
 def test_a_file_joins_the_prompt(path: Path, tmp_path: Path) -> None:
@@ -109,7 +130,8 @@ def test_a_grammar(path: Path, tmp_path: Path) -> None:
         (("-p", "x", "--kv-type", "q9"), UsageError, "q9"),
         (("-f", "absent.txt"), UsageError, "absent.txt"),
         (("-p", "x", "--grammar", "absent.gbnf"), UsageError, "absent.gbnf"),
-        ((), UsageError, "stdin"),
+        ((), UsageError, "empty"),
+        (("-p", " "), UsageError, "empty"),
     ],
 )
 def test_wrong_usage(path: Path, arguments: tuple[str, ...], error: type[MimoGgufError], says: str) -> None:
@@ -157,10 +179,12 @@ def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[
     loop.take("/regen")
     assert loop.conversation.turns == [first]  # greedy: the same again
     loop.take("/edit")
-    assert loop._draft_line == "Who are you?" and not loop.conversation.turns
+    assert loop._draft_line == "Who are you?"
+    loop.take("Who are you, then?")
+    assert [turn.question for turn in loop.conversation.turns] == ["Who are you, then?"]
     loop.take(f"/load {tmp_path / 'talk.json'}")
     assert len(loop.conversation.turns) == 2
-    assert "with their cache" in capsys.readouterr().err and len(loop.model.session.slot.tokens) > 50
+    assert "with the cache" in capsys.readouterr().err and len(loop.model.session.slot.tokens) > 50
     loop.take("/set temp=0.5 top_k=3 max_tokens=7 seed=none")
     assert (loop.sampling.temperature, loop.sampling.top_k, loop.options.max_tokens) == (0.5, 3, 7)
     loop.take("/mtp off")
@@ -189,11 +213,74 @@ def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("line", ["/nosuch", "/", "/s", "/undo", "/regen", "/set x=1", "/set temp=hot", "/think maybe",
-                                  "/save", "/save x y", "/load absent", "/mtp maybe"])  # fmt: skip
+                                  "/save", "/save x y", "/load absent", "/mtp maybe", "/set 'x", "/set temp",
+                                  "/set temp=1 max_tokens=0", "/think 0", "/clear all", "/export",
+                                  "/export /", "/save .", "/load ~", "/save a\0b", "/load ~nobody-here/x"])  # fmt: skip
 def test_mistakes_in_commands(loop: ChatLoop, line: str) -> None:
     with pytest.raises(UsageError) as caught:
         loop.take(line)
     assert caught.value.hint
+    assert loop.sampling.greedy  # of a line that is wrong nothing counts
+
+
+def test_what_was_meant(loop: ChatLoop) -> None:
+    for line, said, hint in (
+        ("/hlep", "no command /hlep", "did you mean /help?"),
+        ("/s", "/s may be several commands", "/system or /save or /stats or /set?"),
+    ):
+        with pytest.raises(UsageError, match=said) as caught:
+            loop.take(line)
+        assert hint in (caught.value.hint or "")
+
+
+def test_a_file_of_somebody_else_is_kept(loop: ChatLoop, tmp_path: Path) -> None:
+    loop.take("Who are you?")
+    (tmp_path / "mine.json").write_text("{}")
+    for line in (f"/save {tmp_path / 'mine'}", f"/export {tmp_path / 'mine.json'}"):
+        with pytest.raises(UsageError, match="exists already"):
+            loop.take(line)
+    assert (tmp_path / "mine.json").read_text() == "{}"
+    for _ in range(2):  # what the chat wrote it may write again
+        loop.take(f"/save {tmp_path / 'new'}")
+
+
+def test_a_stopped_regeneration_keeps_the_answer(loop: ChatLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop.take("Who are you?")
+    (turn,) = loop.conversation.turns
+    monkeypatch.setattr(loop.model.session.slot, "feed", lambda *_: (_ for _ in ()).throw(Cancelled))
+    loop.take("/regen")
+    assert loop.conversation.turns == [turn]
+
+
+def test_editing_ends_with_any_other_line(loop: ChatLoop) -> None:
+    loop.take("Who are you?")
+    for line in ("", "/tokens"):
+        loop.take("/edit")
+        loop.take(line)
+    loop.take("Hi!")
+    assert [turn.question for turn in loop.conversation.turns] == ["Who are you?", "Hi!"]
+
+
+def test_left_out_reasoning_is_counted(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
+    loop.take("Who are you?")
+    assert "left out" not in capsys.readouterr().err
+    reasoning = loop.model.vocabulary.tokenize(f"<think>\n{loop.conversation.turns[0].reasoning}\n</think>\n\n")
+    loop.take("Who are you?")
+    found = re.search(r"(\d+) of earlier reasoning left out", capsys.readouterr().err)
+    assert found and abs(int(found[1]) - len(reasoning)) <= 2  # tokens may join at its ends
+    loop.take("/think keep")
+    loop.take("/regen")
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_a_window_nearly_full_names_what_goes(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
+    loop.take("Who are you?")
+    loop._tell_when_full(round(0.84 * 512))
+    assert "warning" not in capsys.readouterr().err
+    loop._tell_when_full(round(0.86 * 512))
+    assert 'warning: 440 of 512 tokens used (86%): next to be left out is turn 1 ("Who are you?")' in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_long_conversation_leaves_the_oldest_out(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,18 +320,6 @@ def test_settings() -> None:
     assert changed_option(sampling, options, "temperature", "1")[0].temperature == 1.0
 
 
-@pytest.mark.parametrize(
-    ("text", "whole"),
-    [
-        ("one\n\ntwo", "one\n\n"), ("one\ntwo", ""), ("```\na\n\nb", ""),
-        ("```\na\n\nb\n```\n\nc", "```\na\n\nb\n```\n\n"),
-        ("", ""), ("- a\n- b\n\n", "- a\n- b\n\n"),
-    ],
-)  # fmt: skip
-def test_blocks_are_cut_where_they_end(text: str, whole: str) -> None:
-    assert split_blocks(text) == (whole, text[len(whole) :])
-
-
 def test_every_command_is_documented() -> None:
     assert all(command.help for command in COMMANDS.values())
 
@@ -254,21 +329,20 @@ def test_a_conversation_in_a_terminal(path: Path, tmp_path: Path) -> None:
     """Typed into a real terminal: an answer, Ctrl-C that stops only the answer, Ctrl-D that leaves with 0."""
     import pty
 
-    program = "import sys; from mimo_gguf.cli.app import main; main()"
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ |= {"TERM": "xterm-256color", "HOME": str(tmp_path), "COLUMNS": "80", "LINES": "24"}
         arguments = ["chat", str(path), "--threads", "1", "--ctx", "2048", "--temp", "0"]
-        os.execv(sys.executable, [sys.executable, "-c", program, *arguments])
+        os.execv(sys.executable, [*PROGRAM, *arguments])
     try:
         seen = _until(terminal, "/help", ">")
         os.write(terminal, b"Who are you?\r")
-        seen = _until(terminal, "tok/s", "\x1b[0m>")
+        seen = _until(terminal, "tok/s", "[0;1m>")
         assert "MiMo" in seen and "Traceback" not in seen
         os.write(terminal, b"Tell me a story.\r")
         _until(terminal, "story.", "\x1b[2m")  # reasoning has begun, dimmed
         os.write(terminal, b"\x03")
-        _until(terminal, "tok/s", "\x1b[0m>")
+        _until(terminal, "tok/s", "[0;1m>")
         os.write(terminal, b"\x04")
         _until_end(terminal)
     except BaseException:

@@ -1,0 +1,149 @@
+"""Markdown as models write it, for a terminal.
+
+Maths (`\\( x_1 \\)`, `$x$`, `\\[ ... \\]`) and HTML stand as they were written, line ends are kept, links show where
+they lead, and the colours can be read on light and on dark backgrounds.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock
+from markdown_it.rules_inline import StateInline
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markdown import CodeBlock, Heading, Markdown
+from rich.padding import Padding
+from rich.segment import Segment
+from rich.style import Style
+from rich.syntax import ANSI_LIGHT, ANSISyntaxTheme, Syntax
+from rich.theme import Theme
+
+from mimo_gguf.cli.ui import TONES
+
+_THEME: Final = Theme(
+    {
+        "markdown.h1": "bold underline", "markdown.h2": "bold underline", "markdown.h3": "bold",
+        "markdown.h4": "bold", "markdown.h5": "italic", "markdown.h6": "italic",
+        "markdown.code": f"bold {TONES['cyan']}", "markdown.code_block": "none",
+        "markdown.item.bullet": "bold", "markdown.item.number": "bold",
+        "markdown.block_quote": "italic", "markdown.hr": "dim",
+        "markdown.link": "underline", "markdown.link_url": TONES["cyan"],
+        "markdown.table.header": "bold", "markdown.table.border": "dim",
+    }
+)  # fmt: skip
+
+
+def _toned(style: Style) -> Style:
+    """`style` with its colour replaced by the tone of that name."""
+    name = style.color.name.removeprefix("bright_") if style.color else ""
+    return style + Style.parse(TONES[name]) if name in TONES else style.without_color
+
+
+_CODE_THEME: Final = ANSISyntaxTheme({token: _toned(style) for token, style in ANSI_LIGHT.items()})
+
+
+def markdown_rows(text: str, console: Console) -> list[list[Segment]]:
+    """The rows in which `text` is shown on `console`, with no blank one at either end."""
+    with console.use_theme(_THEME):
+        rows = [_without_end(row) for row in console.render_lines(_Document(text), pad=False)]
+    shown = [i for i, row in enumerate(rows) if row]
+    return rows[shown[0] : shown[-1] + 1] if shown else []
+
+
+def _without_end(row: list[Segment]) -> list[Segment]:
+    """`row` without the spaces that only fill it."""
+    while row and not row[-1].text.strip():
+        row = row[:-1]
+    return [*row[:-1], Segment(row[-1].text.rstrip(), row[-1].style)] if row else []
+
+
+def split_blocks(text: str) -> tuple[str, str]:
+    """(complete Markdown blocks, the unfinished rest): cut at the last blank line outside a code fence that a line
+    without indent follows, for an indented one still belongs to the list item above."""
+    cut, at, blank, fence = 0, 0, False, ""
+    for line in text.splitlines(keepends=True):
+        if blank and not fence and line.strip() and not line[0].isspace():
+            cut = at
+        at += len(line)
+        marks = _FENCE.match(line)
+        if marks and not fence:
+            fence = marks[1]
+        elif marks and marks[1].startswith(fence) and not marks[2].strip():
+            fence = ""
+        blank = not line.strip()
+    return text[:cut], text[cut:]
+
+
+_FENCE: Final = re.compile(r"\s*(`{3,}|~{3,})(.*)")
+
+
+# ---- reading: CommonMark with tables, without HTML, with maths
+
+_MATHS: Final = re.compile(r"\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\$(?!\s)[^$\n]+(?<!\s)\$(?!\d)", re.DOTALL)
+_MATHS_END: Final = {"\\[": "\\]", "$$": "$$"}
+
+
+def _inline_maths(state: StateInline, silent: bool) -> bool:
+    found = _MATHS.match(state.src, state.pos)
+    if found is None:
+        return False
+    if not silent:
+        state.push("text", "", 0).content = found.group()
+    state.pos = found.end()
+    return True
+
+
+def _block_maths(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """A paragraph of the lines from an opening mark to its closing one, whatever they begin with."""
+    begin = state.bMarks[start] + state.tShift[start]
+    closing = _MATHS_END.get(state.src[begin : begin + 2])
+    at = state.src.find(closing, begin + 2, state.eMarks[end - 1]) if closing else -1
+    if at < 0:
+        return False
+    if not silent:
+        state.line = next(line for line in range(start, end) if state.eMarks[line] > at) + 1
+        state.push("paragraph_open", "p", 1)
+        inline = state.push("inline", "", 0)
+        inline.content, inline.children = state.getLines(start, state.line, state.blkIndent, False).strip(), []
+        state.push("paragraph_close", "p", -1)
+    return True
+
+
+def _parser() -> MarkdownIt:
+    parser = MarkdownIt().enable(["strikethrough", "table"]).disable(["html_block", "html_inline"])
+    parser.inline.ruler.before("escape", "maths", _inline_maths)
+    parser.block.ruler.before("fence", "maths", _block_maths, {"alt": ["paragraph", "blockquote", "list"]})
+    return parser
+
+
+_PARSER: Final = _parser()
+
+
+# ---- showing: rich's Markdown, with plainer headings and code
+
+
+class _Heading(Heading):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.text
+
+
+class _Code(CodeBlock):
+    """Code two columns in, long lines wrapped, without a background."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        code = Syntax(str(self.text).rstrip(), self.lexer_name, theme=_CODE_THEME, word_wrap=True)
+        yield Padding(code, (0, 0, 0, 2))
+
+
+class _Document(Markdown):
+    elements = {**Markdown.elements, "heading_open": _Heading, "fence": _Code, "code_block": _Code}  # noqa: RUF012
+
+    def __init__(self, text: str) -> None:
+        super().__init__("", hyperlinks=False)
+        self.parsed = _PARSER.parse(text)
+        for token in self.parsed:
+            for child in token.children or ():
+                if child.type == "softbreak":
+                    child.type = "hardbreak"
