@@ -45,14 +45,21 @@ class Card:
 
     Attributes:
         memory_gb: as sold; for Apple's chips the whole machine's memory.
+        bandwidth_gbs: as the vendor or the source gives it.
+        bus_bits, data_rate_gbps: width of the memory bus, and what each of its lines carries: their product over 8 is
+            the bandwidth again (Apple and some others round it down).
         backend: what llama.cpp drives it with; "none: why" where nothing current does.
-        price_usd: 0 where unknown; `price_date` is empty where the source gives no date.
+        price_usd: at launch; of the published list, what that list says. 0 where unknown; `price_date` is empty where
+            the source gives no date.
+        source: addresses, separated by "; "; the published list has none.
     """
 
     name: str
     vendor: str
     memory_gb: float
     bandwidth_gbs: float
+    bus_bits: int
+    data_rate_gbps: float
     kind: str
     backend: str
     price_usd: float
@@ -92,6 +99,8 @@ def _card(row: dict[str, str]) -> Card:
         vendor=row["vendor"],
         memory_gb=float(row["memory_gb"]),
         bandwidth_gbs=float(row["bandwidth_gbs"]),
+        bus_bits=int(row["bus_bits"]),
+        data_rate_gbps=float(row["data_rate_gbps"]),
         kind=row["kind"],
         backend=row["backend"],
         price_usd=float(row["price_usd"] or 0),
@@ -168,6 +177,8 @@ class Verdict:
             "kind": card.kind,
             "memory_gb": card.memory_gb,
             "bandwidth_gbs": card.bandwidth_gbs,
+            "bus_bits": card.bus_bits,
+            "data_rate_gbps": card.data_rate_gbps,
             "backend": card.backend,
             "supported": card.is_supported,
             "fits": self.fits,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from mimo_gguf.core.errors import UsageError
@@ -42,13 +44,34 @@ def verdicts() -> list[Verdict]:
 
 def test_every_card_is_whole_and_unique() -> None:
     catalogue = cards()
-    assert len(catalogue) >= 120
+    assert len(catalogue) >= 200
     assert len({card.name.lower() for card in catalogue}) == len(catalogue)
     for card in catalogue:
         assert card.vendor in ("nvidia", "amd", "intel", "apple") and card.source, card
         assert 1 <= card.memory_gb <= 200 and 50 <= card.bandwidth_gbs <= 10000, card
         assert not card.price_usd or card.price_source, card
         assert card.backend and card.kind in ("desktop", "laptop", "datacenter", "integrated"), card
+
+
+def test_every_figure_has_a_source_and_the_bandwidth_is_what_the_bus_carries() -> None:
+    published = "published GPU list for MiMo-7B"
+    for card in cards():
+        for source in card.source.split("; "):
+            assert source.startswith("https://") or (source == published and card.name in PAGE), card
+        assert "https://" in card.source, card
+        if card.price_usd:
+            assert card.price_source.startswith("https://") != (card.price_source == published), card
+            assert re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", card.price_date) or card.price_source == published, card
+        carried = card.bus_bits * card.data_rate_gbps / 8
+        assert card.bandwidth_gbs == pytest.approx(carried, rel=0.025 if card.vendor == "apple" else 0.01), card
+
+
+def test_the_families_people_own_are_there() -> None:
+    for pattern, n in (
+        ("GTX 10", 10), ("GTX 16", 5), ("RTX 20", 8), ("RTX 30", 15), ("RTX 40", 13), ("RTX 50", 12), ("Laptop", 15),
+        ("RX 6", 13), ("RX 7", 8), ("RX 9", 4), ("Arc A", 4), ("Arc B", 2), ("M1", 8), ("M2", 9), ("M3", 8), ("M4", 8),
+    ):  # fmt: skip
+        assert sum(pattern in card.name for card in cards()) >= n, pattern
 
 
 def test_the_published_lists_cards_are_there_and_old_ones_are_called_old() -> None:
