@@ -13,6 +13,7 @@ from mimo_gguf.core.units import format_duration, format_size, parse_size
 
 if TYPE_CHECKING:
     from mimo_gguf.core.ggml_types import GgmlType
+    from mimo_gguf.quantization.estimate import TimeExpected
     from mimo_gguf.quantization.plan import OutputPlan, QuantizePlan
     from mimo_gguf.quantization.profiles import MtpRule
     from mimo_gguf.quantization.type_choice import TypeOptions
@@ -71,7 +72,9 @@ def command(
     from mimo_gguf.cli.progress import open_progress
     from mimo_gguf.conversion.open_model import is_gguf, open_model
     from mimo_gguf.core.output_file import make_folder, name_outputs, parse_destination
+    from mimo_gguf.core.paths import path_kind
     from mimo_gguf.quantization.engine import run_quantization
+    from mimo_gguf.quantization.estimate import estimate_time
     from mimo_gguf.quantization.importance import read_importance
     from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
     from mimo_gguf.quantization.profiles import load_profile
@@ -91,7 +94,9 @@ def command(
         paths = name_outputs(destination, beside, source.name, [chosen.name for chosen in profiles])
         plan = plan_quantization(source, list(map(OutputRequest, profiles, paths)), options)
         if dry_run:
-            ui.print_json(plan.as_json()) if as_json else _print_plan(plan)
+            expected = estimate_time(plan, weights_here=path_kind(src) != "nothing")
+            document = {**plan.as_json(), "expected": expected.as_json()}
+            ui.print_json(document) if as_json else _print_plan(plan, expected)
             return
         if destination is None or not destination.is_file:
             make_folder(paths[0].parent)
@@ -124,9 +129,7 @@ def _mtp_rule(text: str) -> MtpRule:
     return MtpRule(None) if text.lower() == SAME else MtpRule(parse_ggml_type(text))
 
 
-def _print_plan(plan: QuantizePlan) -> None:
-    from mimo_gguf.quantization.estimate import estimate_seconds
-
+def _print_plan(plan: QuantizePlan, expected: TimeExpected) -> None:
     read_bytes = sum(tensor.info.n_bytes for tensor in plan.source.tensors)
     ui.print_field("source", f"{plan.source.label}, {len(plan.source.tensors)} tensors, {format_size(read_bytes)}")
     ui.print_table(
@@ -135,8 +138,11 @@ def _print_plan(plan: QuantizePlan) -> None:
     )
     total = sum(output.n_bytes for output in plan.outputs)
     ui.print_field("to write", f"{format_size(total)} ({total} bytes)")
+    reading = "" if expected.reading_s is None else f", at the same time reading {format_duration(expected.reading_s)}"
     ui.print_field(
-        "arithmetic", f"about {format_duration(estimate_seconds(plan))} on this machine; the disk is not counted"
+        "time",
+        f"about {format_duration(expected.total_s)}: computing {format_duration(expected.computing_s)} on "
+        f"{expected.n_threads} thread{'s' * (expected.n_threads > 1)}{reading}",
     )
     for note in (note for output in plan.outputs for note in output.notes):
         ui.print_note(note)

@@ -1,33 +1,99 @@
-"""How long the arithmetic of a plan takes on this machine, measured in a moment on random weights."""
+"""How long a plan will take on this machine: kernels timed on random weights, the disk on some of the source's own."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Final
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
+from mimo_gguf.core.data_file import FileBuffer
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType, block_size, row_bytes
 from mimo_gguf.core.machine import available_cores
+from mimo_gguf.core.model_source import ModelSource
+from mimo_gguf.quantization.chunks import CHUNK_WEIGHTS, chunk_rows
 from mimo_gguf.quantization.kernels import Kernel, kernel_for
 from mimo_gguf.quantization.plan import QuantizePlan
 
 _COLUMNS: Final = 4096
 _SAMPLE_S: Final = 0.05
+_SAMPLE_CHUNKS: Final = 48  # about 100 MB
+_SAMPLE_READERS: Final = 4
+# CPU time beside the kernels, measured on the full model: reading, checking and hashing, and hashing and writing.
+_READ_S_PER_BYTE: Final = 0.29e-9
+_WRITE_S_PER_BYTE: Final = 0.9e-9
+_START_S: Final = 1.5
 _SIZES: Final = {GgmlType.F32: np.float32, GgmlType.F16: np.float16, GgmlType.BF16: np.uint16}
 
 
-def estimate_seconds(plan: QuantizePlan) -> float:
-    """Seconds of kernels on the plan's threads; reading and writing come on top where the disk is slower."""
+@dataclass(frozen=True, slots=True)
+class TimeExpected:
+    """Seconds a run will take, and what they are made of.
+
+    Attributes:
+        computing_s: kernels, checks, checksums and copies, spread over the plan's threads.
+        reading_s: the source at the speed of a sample; None where there are no weights to sample yet.
+    """
+
+    computing_s: float
+    reading_s: float | None
+    n_threads: int
+
+    @property
+    def total_s(self) -> float:
+        """Both go on at the same time; writing to a disk slower than both is not counted."""
+        return _START_S + max(self.computing_s, self.reading_s or 0.0)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"seconds": self.total_s, "computing_s": self.computing_s, "reading_s": self.reading_s}
+
+
+def estimate_time(plan: QuantizePlan, *, weights_here: bool = True) -> TimeExpected:
+    """What a run of `plan` will take.
+
+    Args:
+        weights_here: whether the source's weights can be read; not where only headers were fetched.
+    """
+    read_bytes = sum(tensor.info.n_bytes for tensor in plan.source.tensors)
+    written_bytes = sum(output.n_bytes for output in plan.outputs)
+    n_threads = min(plan.options.n_threads or available_cores(), available_cores())
+    cpu_s = _kernel_seconds(plan) + _READ_S_PER_BYTE * read_bytes + _WRITE_S_PER_BYTE * written_bytes
+    reading_s = read_bytes / _bytes_per_second(plan.source) if weights_here else None
+    return TimeExpected(cpu_s / n_threads, reading_s, n_threads)
+
+
+def _kernel_seconds(plan: QuantizePlan) -> float:
+    """On one thread."""
     weights: Counter[tuple[GgmlType, GgmlType, bool]] = Counter()
     for output in plan.outputs:
         for tensor in output.tensors:
             stored = tensor.source.info.ggml_type
             if stored in FLOAT_TYPES and tensor.info.ggml_type is not stored:
                 weights[tensor.info.ggml_type, stored, tensor.importance is not None] += tensor.info.n_elements
-    n_threads = min(plan.options.n_threads or available_cores(), available_cores())
-    return sum(count / _weights_per_second(kernel_for(*key), key[2]) for key, count in weights.items()) / n_threads
+    return sum(count / _weights_per_second(kernel_for(*key), key[2]) for key, count in weights.items())
+
+
+def _bytes_per_second(source: ModelSource) -> float:
+    """Reading speed from the middle of the largest tensor, some chunks at a time, as the workers read."""
+    tensor = max(source.tensors, key=lambda tensor: tensor.info.n_bytes)
+    n_rows = chunk_rows(tensor.info, CHUNK_WEIGHTS)
+    middle = tensor.info.n_rows // 2
+    firsts = range(middle, max(middle + 1, min(middle + _SAMPLE_CHUNKS * n_rows, tensor.info.n_rows - n_rows)), n_rows)
+
+    def read(first: int) -> int:
+        last = min(first + n_rows, tensor.info.n_rows)
+        n_bytes = (last - first) * tensor.info.row_bytes
+        memory = FileBuffer(n_bytes).at(tensor.offset + first * tensor.info.row_bytes, n_bytes)
+        tensor.read_rows(first, last, memory.reshape(last - first, tensor.info.row_bytes))
+        return n_bytes
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(_SAMPLE_READERS) as pool:
+        n_bytes = sum(pool.map(read, firsts))
+    return n_bytes / max(time.perf_counter() - started, 1e-9)
 
 
 def _weights_per_second(kernel: Kernel, with_importance: bool) -> float:

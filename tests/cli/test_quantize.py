@@ -52,9 +52,11 @@ def test_a_dry_run_writes_nothing_and_knows_the_sizes(source: Path, tmp_path: Pa
     before = names(tmp_path)
     shown = run(tmp_path, "quantize", source, "-t", "Q4_K_M", "-o", "new/", "--dry-run")
     assert "new/Random-Q4_K_M.gguf" in shown.stdout
-    assert "arithmetic" in shown.stdout
+    assert "time       about" in shown.stdout
     plan = json.loads(run(tmp_path, "quantize", source, "-t", "Q4_K_M", "-o", "new/", "--dry-run", "--json").stdout)
     assert names(tmp_path) == before
+    expected = plan["expected"]
+    assert expected["seconds"] > max(expected["computing_s"], expected["reading_s"]) > 0
     report = json.loads(run(tmp_path, "quantize", source, "-t", "Q4_K_M", "-o", "new/", "--json").stdout)
     assert plan["outputs"][0]["n_bytes"] == report["outputs"][0]["n_bytes"]
     assert Path(tmp_path, report["outputs"][0]["paths"][0]).stat().st_size == report["outputs"][0]["n_bytes"]
