@@ -5,8 +5,8 @@
 All with the same threads and greedy sampling; the texts are the ones `mimo-gguf bench` ships with. Rounds alternate
 between the candidates, in an order that turns round every time, so that a machine that slows down slows all of them;
 the median of the rounds counts. Only one program is loaded at a time. Time to first token is what a caller waits for:
-reading the prompt and drawing one token, no cache reused. llama-bench measures neither texts nor first tokens. The
-last line is one JSON document.
+reading the prompt and drawing one token, no cache reused. llama-bench measures neither texts nor first tokens and draws
+no token; its cache is filled to the texts' median length before it counts. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -95,8 +95,10 @@ def main() -> None:
         for text in PROMPTS.values()
     ]
     window = window_needed(BenchOptions(n_prompt=1, n_generate=arguments.tokens))
+    with load_model(file, ModelOptions(vocab_only=True)) as model:
+        depth = int(statistics.median(len(Vocabulary(model).tokenize(text)) for text in texts))
     options = PeerOptions(
-        8, arguments.tokens, arguments.threads or default_threads(), arguments.gpu_layers, window, repetitions=1
+        8, arguments.tokens, arguments.threads or default_threads(), arguments.gpu_layers, window, 1, n_depth=depth
     )
     candidates: dict[str, Callable[[], Round]] = {
         "ours, plain": lambda: run_ours(file, options, texts, mtp=False),

@@ -33,7 +33,10 @@ class PeerFigure:
 
 @dataclass(frozen=True, slots=True)
 class PeerOptions:
-    """How a peer is run: as our own measurement is."""
+    """How a peer is run: as our own measurement is.
+
+    `n_depth` is for llama-bench, which reads no text: tokens already in the cache, as the prompt is in ours.
+    """
 
     n_prompt: int
     n_generate: int
@@ -41,6 +44,7 @@ class PeerOptions:
     n_gpu_layers: int
     n_ctx: int
     repetitions: int
+    n_depth: int = 0
 
 
 def measure_peer(program: Path, model: Path, options: PeerOptions, prompts: list[str]) -> list[PeerFigure]:
@@ -62,7 +66,7 @@ def measure_peer(program: Path, model: Path, options: PeerOptions, prompts: list
 def _llama_bench(program: Path, model: Path, options: PeerOptions) -> PeerFigure:
     arguments = [
         "-m", str(model), "-p", str(options.n_prompt), "-n", str(options.n_generate), "-t", str(options.n_threads),
-        "-ngl", str(options.n_gpu_layers), "-r", str(options.repetitions), "-o", "json",
+        "-ngl", str(options.n_gpu_layers), "-r", str(options.repetitions), "-d", str(options.n_depth), "-o", "json",
     ]  # fmt: skip
     run = subprocess.run([str(program), *arguments], capture_output=True, text=True, check=False)
     if run.returncode:

@@ -329,7 +329,8 @@ class LlamaContext(_Owner):
         self._abort: Any = None
         self._decode = module.llama_decode
         self._logits_address = ggml_function("llama_get_logits_ith", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
-        self._views: dict[tuple[int, int], Floats] = {}
+        self._rows: dict[int, Floats] = {}
+        self._tables: dict[int, Floats] = {}
 
     def __enter__(self) -> LlamaContext:
         return self
@@ -343,8 +344,7 @@ class LlamaContext(_Owner):
 
     def logits(self, row: int) -> Floats:
         """Logits of batch row `row` (which asked for output), shape (n_vocab,). A view: valid until the next decode."""
-        view = self._floats(self._logits_address(self.pointer, row), 1, self.model.n_vocab)
-        return view.reshape(-1)
+        return self._view(self._rows, self._logits_address(self.pointer, row), (self.model.n_vocab,))
 
     def hidden(self, n_rows: int) -> Floats:
         """States before the final norm of the last decode, shape (n_rows, n_embd). A view, as `logits`.
@@ -352,13 +352,13 @@ class LlamaContext(_Owner):
         The target gives one row per token of the batch, the MTP context one per output row.
         """
         address = private("llama_get_embeddings_nextn")(self.pointer)
-        return self._floats(address, self.options.n_batch, self.model.n_embd)[:n_rows]
+        return self._view(self._tables, address, (self.options.n_batch, self.model.n_embd))[:n_rows]
 
-    def _floats(self, address: int, n_rows: int, n_columns: int) -> Floats:
-        view = self._views.get((address, n_rows))
+    @staticmethod
+    def _view(known: dict[int, Floats], address: int, shape: tuple[int, ...]) -> Floats:
+        view = known.get(address)
         if view is None:
-            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
-            view = self._views[address, n_rows] = np.ctypeslib.as_array(pointer, (n_rows, n_columns))
+            view = known[address] = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), shape)
         return view
 
     def give_hidden(self, wanted: bool, *, of_outputs_only: bool) -> None:
