@@ -67,7 +67,9 @@ def command(
             ui.print_json([verdict.as_json() | {"why": why} for verdict, why in picks])
             return
         for verdict, why in picks:
-            ui.out.print(f"[heading]{verdict.card.name}[/heading]: {why}. {_sentence(verdict)}")
+            ui.out.print(f"[heading]{verdict.card.name}[/heading]: {why}")
+            for line in _lines(verdict):
+                ui.out.print(f"  {line}", markup=False)
         return
     chosen = select(verdicts, filters)
     if as_json:
@@ -99,7 +101,7 @@ def _model(src: str | None, ftype: str) -> ModelSizes:
 
 def _print_cards(verdicts: Sequence[Verdict]) -> None:
     ui.print_table(
-        ("card", "GB", "GB/s", "fits", "context", "tok/s", "MTP", "USD", "of"),
+        ("card", "GB", "GB/s", "fits", "context", "tok/s", "MTP", "USD", "launch"),
         [
             (
                 verdict.card.name,
@@ -115,6 +117,8 @@ def _print_cards(verdicts: Sequence[Verdict]) -> None:
             for verdict in verdicts
         ],
     )
+    if any(verdict.card.price_date for verdict in verdicts):
+        ui.print_note("USD: the price at launch, in the month beside it; without a month, the published list's price")
     if any(not verdict.card.is_supported for verdict in verdicts):
         ui.print_note("too old: no backend of a current llama.cpp drives it (Kepler and Fermi need CUDA 11 or older)")
 
@@ -125,11 +129,12 @@ def _fits(verdict: Verdict) -> str:
     return {"f16": "yes", "": "no"}.get(verdict.kv_type, f"{verdict.kv_type} KV")
 
 
-def _sentence(verdict: Verdict) -> str:
+def _lines(verdict: Verdict) -> tuple[str, str]:
     card = verdict.card
     mtp = f", {verdict.tps_mtp:.0f} with MTP" if verdict.tps_mtp else ""
-    date = f" ({card.price_date})" if card.price_date else ""
+    cache = f" with a {verdict.kv_type} cache" if verdict.kv_type != "f16" else ""
+    date = f" at launch in {card.price_date}" if card.price_date else ""
     return (
-        f"{card.memory_gb:g} GB, context up to {verdict.largest_context}, about {verdict.tps:.0f} tok/s{mtp}, "
-        f"{card.price_usd:.0f} USD{date}, {card.backend}"
+        f"context up to {verdict.largest_context}{cache}, about {verdict.tps:.0f} tok/s{mtp}",
+        f"{card.memory_gb:g} GB, {card.backend}, {card.price_usd:.0f} USD{date}",
     )

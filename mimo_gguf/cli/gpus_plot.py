@@ -76,8 +76,13 @@ def draw(curves: Sequence[Curve], cards: Sequence[Card], path: Path) -> None:
     for card in cards:
         height = card.memory_bytes / GIB
         axes.axhline(height, color="0.4", linestyle="--", linewidth=1)
-        axes.annotate(card.name, (0, height), (4, 3), textcoords="offset points", color="0.3", fontsize=9)
-    axes.set(xlabel="context (1024 tokens)", ylabel="memory on the card (GiB)", xlim=(0, 1.12 * widest), ylim=(0, None))
+        axes.annotate(
+            f"{card.name}\n{height:g} GiB", (1, height), (5, 0), xycoords=("axes fraction", "data"),
+            textcoords="offset points", va="center", color="0.3", fontsize=9, annotation_clip=False,
+        )  # fmt: skip
+    axes.set(xlabel="context in tokens", ylabel="memory on the card in GiB", xlim=(0, 1.12 * widest), ylim=(0, None))
+    ticks = range(0, int(widest) + 1, max(int(widest) // 8, 1))
+    axes.set_xticks(list(ticks), [f"{tick}k" if tick else "0" for tick in ticks])
     axes.set_title("What a chat takes on the card: all layers there, f16 cache, MTP")
     axes.grid(alpha=0.3)
     with atomic_output(path) as file:
