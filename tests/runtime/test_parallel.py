@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,6 +22,7 @@ from mimo_gguf.runtime.session_state import load_state, save_state
 from mimo_gguf.runtime.slot import Cancelled, Slot, WindowFull
 from tests.runtime.oracle import Oracle
 
+ROOT = Path(__file__).parents[2]
 GREEDY = SamplingOptions(temperature=0)
 ALONE = SessionOptions(n_ctx=256, n_threads=1, adaptive=False, n_batch=32, n_ubatch_mtp=16, mtp=False)
 
@@ -392,3 +395,10 @@ def test_a_slot_without_a_conversation_says_so(tiny: LlamaModel) -> None:
     for n in (0, 257):
         with pytest.raises(UsageError):
             SessionOptions(n_parallel=n)
+
+
+def test_the_example_of_the_docs_runs(tiny_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/engine.md").read_text(encoding="utf-8"), re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(code.replace("MiMo-7B-RL-Q4_K_M.gguf", str(tiny_path)).replace("16384", "1024"), namespace)
+    assert len(namespace["said"]) == 3 and all(namespace["said"].values())
