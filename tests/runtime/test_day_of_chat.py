@@ -1,9 +1,13 @@
 """A day of chat in miniature: hundreds of turns with regenerating, editing, undoing, saving, loading, cancelling at any
-moment and a window that overflows; then memory is as it was, and a fresh session goes on with the same tokens."""
+moment and a window that overflows; then memory is as it was, and a fresh session goes on with the same tokens.
+
+A longer day: MIMO_GGUF_DAY=5000 python -m pytest tests/runtime/test_day_of_chat.py
+"""
 
 from __future__ import annotations
 
 import gc
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from tests.reference import MIMO_TINY
 from tests.runtime.tiny_models import quantized, write_gguf
 
 OPTIONS = SessionOptions(n_ctx=512, n_threads=1, n_batch=64, n_ubatch_mtp=16)
+N_OPERATIONS = int(os.environ.get("MIMO_GGUF_DAY", "240"))
 QUESTIONS = (
     "Who are you?",
     "What is 12 + 9?",
@@ -35,6 +40,7 @@ class Day:
         self.model, self.folder = model, folder
         self.rng = np.random.default_rng(seed)
         self.conversation = Conversation()
+        self.n_overflows = 0
 
     def run(self, n: int) -> None:
         operations = (
@@ -43,9 +49,11 @@ class Day:
             self.ask,
             self.cancelled,
             self.regenerate,
+            self.edit,
             self.undo,
             self.save_and_load,
             self.think,
+            self.keep,
         )
         for _ in range(n):
             operations[self.rng.integers(len(operations))]()
@@ -55,7 +63,7 @@ class Day:
 
     def ask(self, question: str | None = None, **options: object) -> None:
         question = question or str(self.rng.choice(QUESTIONS))
-        self.conversation.make_room(question, self.count, 384)
+        self.n_overflows += any(self.conversation.make_room(question, self.count, 384))
         sampling = {"temperature": float(self.rng.choice([0, 0.7, 1.5])), "seed": int(self.rng.integers(1 << 30))}
         answer = self.model.chat(self.conversation.messages(question), max_tokens=24, **{**sampling, **options})  # type: ignore[call-overload]
         assert answer.finish_reason in ("stop", "length", "context")
@@ -80,6 +88,15 @@ class Day:
         if turn is not None:
             self.ask(turn.question)
 
+    def edit(self) -> None:
+        turn = self.conversation.undo()
+        if turn is not None:
+            self.ask(f"{turn.question} Now.")
+
+    def keep(self) -> None:
+        """Earlier reasoning in the context from now on, or out of it again."""
+        self.conversation.keep_reasoning = not self.conversation.keep_reasoning
+
     def undo(self) -> None:
         self.conversation.undo()
 
@@ -103,10 +120,11 @@ def test_a_day_of_chat(tmp_path: Path) -> None:
     process = psutil.Process()
     with Model.open(exact, session=OPTIONS) as model:
         day = Day(model, tmp_path, 0)
-        day.run(80)
+        day.run(N_OPERATIONS // 3)
         gc.collect()
         before = process.memory_info().rss
-        day.run(160)
+        day.run(N_OPERATIONS - N_OPERATIONS // 3)
+        assert day.n_overflows > N_OPERATIONS // 24
         gc.collect()
         assert process.memory_info().rss - before < 6 << 20
         for question in QUESTIONS:
