@@ -119,11 +119,11 @@ class ChatLoop:
 
     def _make_room(self, question: str) -> None:
         room = int(self.model.session.n_ctx * (1 - _ANSWER_ROOM))
-        for n, what in zip(self.conversation.make_room(question, self._count, room), ("reasoning of", ""), strict=True):
-            if n:
-                turns = f"{what} the {n} oldest turns is" if what else f"the {n} oldest turns are"
-                one = f"{what} the oldest turn is".strip()
-                ui.print_warning(f"the window is full: {one if n == 1 else turns} left out from now on")
+        n_reasonings, n_turns = self.conversation.make_room(question, self._count, room)
+        gone = [f"the reasoning of {_counted(n_reasonings, 'old turn')}"] if n_reasonings else []
+        gone += [_counted(n_turns, "old turn")] if n_turns else []
+        if gone:
+            ui.print_warning(f"the window is full; left out from now on: {', '.join(gone)}")
 
     def _tell_when_full(self, used: int) -> None:
         window = self.model.session.n_ctx
