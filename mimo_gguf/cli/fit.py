@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mimo_gguf.runtime.devices import Device
     from mimo_gguf.runtime.fit import FitPlan
     from mimo_gguf.runtime.memory_model import Part
+    from mimo_gguf.runtime.nvml import OtherUse
     from mimo_gguf.runtime.solver import Candidate, Solution, Wishes
 
 # From the smallest: what a checkpoint is usually made into.
@@ -99,10 +100,14 @@ def command(
         _show_comparison(plans, as_json=as_json)
         return
     answers = _ask(plans[0], metadata) if asked else None
+    others = _others(devices)
     if as_json:
-        ui.print_json(plans[0].as_json() | ({"asked_bytes": answers} if answers else {}))
+        programs = {name: [asdict(use) for use in uses] for name, uses in others.items()}
+        ui.print_json(plans[0].as_json() | {"other_programs": programs} | ({"asked_bytes": answers} if answers else {}))
     else:
         print_plan(plans[0], answers)
+        for name, uses in others.items():
+            ui.out.print(f"also on {name}: {', '.join(map(str, uses))}", markup=False)
     plans[0].require()
 
 
@@ -133,6 +138,22 @@ def choose_devices(
     if rpc:
         add_workers(rpc)
     return list_devices()
+
+
+def _others(devices: Sequence[Device]) -> dict[str, tuple[OtherUse, ...]]:
+    """Device name -> other programs there; says so where a card of this machine is not among `devices`."""
+    from mimo_gguf.runtime.nvml import nvidia_cards, other_uses, unused_cards
+
+    if not any(device.pointer or not device.is_gpu for device in devices[:1]):
+        return {}  # imagined
+    cards = nvidia_cards()
+    for card in unused_cards(devices, cards):
+        ui.print_warning(
+            f"{card.name} with {format_size(card.total_bytes)} is in this machine, but the installed llama.cpp was "
+            "built without CUDA; docs/install.md has the line that builds it in"
+        )
+    uses = {device.name: other_uses(device, cards) for device in devices}
+    return {name: found for name, found in uses.items() if found}
 
 
 def find_candidates(src: str, types: Sequence[str], *, auto: bool) -> tuple[list[Candidate], Metadata]:

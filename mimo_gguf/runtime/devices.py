@@ -1,19 +1,17 @@
-"""The memory of this machine: ggml's own device list, the host's RAM, and who else uses the GPUs.
+"""The memory of this machine: ggml's own device list and the host's RAM.
 
 ggml lists what the installed build of llama-cpp-python can drive (CUDA, ROCm, Vulkan, Metal, SYCL, RPC workers). A
-machine without any is a normal case: the list then holds the host alone. NVML (`pip install nvidia-ml-py`) adds which
-other programs occupy NVIDIA cards; it is never required.
+machine without any is a normal case: the list then holds the host alone. `nvml` tells who else uses NVIDIA's cards.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.units import MIB
@@ -242,49 +240,3 @@ def _check_reachable(endpoint: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
         raise BackendError(f"{endpoint}: {error.strerror or error}", hint=_WORKER_HINT) from None
-
-
-@dataclass(frozen=True, slots=True)
-class OtherUse:
-    """A program that occupies memory of an NVIDIA card."""
-
-    pci_id: str
-    pid: int
-    program: str
-    n_bytes: int
-
-
-def other_uses() -> tuple[OtherUse, ...]:
-    """Programs on NVIDIA cards, the largest first; empty without nvidia-ml-py, a driver, or the right to ask."""
-    try:
-        nvml: Any = importlib.import_module("pynvml")
-    except ImportError:
-        return ()
-    try:
-        nvml.nvmlInit()
-        try:
-            uses = [use for index in range(nvml.nvmlDeviceGetCount()) for use in _uses_of(nvml, index)]
-        finally:
-            nvml.nvmlShutdown()
-    except nvml.NVMLError:
-        return ()
-    return tuple(sorted(uses, key=lambda use: -use.n_bytes))
-
-
-def _uses_of(nvml: Any, index: int) -> list[OtherUse]:
-    import psutil
-
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    bus_id = nvml.nvmlDeviceGetPciInfo(handle).busId
-    pci_id = bus_id.decode() if isinstance(bus_id, bytes) else str(bus_id)
-    uses = []
-    for process in (
-        *nvml.nvmlDeviceGetComputeRunningProcesses(handle),
-        *nvml.nvmlDeviceGetGraphicsRunningProcesses(handle),
-    ):
-        try:
-            program = psutil.Process(process.pid).name()
-        except psutil.Error:
-            program = "?"
-        uses.append(OtherUse(pci_id.lower(), process.pid, program, int(process.usedGpuMemory or 0)))
-    return uses

@@ -8,9 +8,15 @@ from typing import Final
 
 from mimo_gguf.core.units import MIB, format_size
 from mimo_gguf.runtime.devices import Device, list_devices
+from mimo_gguf.runtime.nvml import nvidia_cards, other_uses
 
 LOW_BYTES: Final = 128 * MIB
 _AGAIN_BYTES: Final = 2 * LOW_BYTES  # free again by so much, a device may be warned of once more
+
+
+def other_programs(device: Device) -> str:
+    """Who else is on `device`, in words: the two that take most, where that is known."""
+    return ", ".join(use.program for use in other_uses(device, nvidia_cards())[:2]) or "other programs"
 
 
 class MemoryWatch:
@@ -27,11 +33,13 @@ class MemoryWatch:
         interval_s: float = 2.0,
         read: Callable[[], Sequence[Device]] = list_devices,
         clock: Callable[[], float] = time.monotonic,
+        others: Callable[[Device], str] = other_programs,
     ) -> None:
         self._names = frozenset(names)
         self._interval_s = interval_s
         self._read = read
         self._clock = clock
+        self._others = others
         self._last = -interval_s
         self._warned: set[str] = set()
 
@@ -50,7 +58,7 @@ class MemoryWatch:
             elif device.free_bytes < LOW_BYTES and device.name not in self._warned:
                 self._warned.add(device.name)
                 warnings.append(
-                    f"only {format_size(device.free_bytes)} are left on {device.name}: other programs need it too, "
-                    "and answers will slow down or fail when it is gone"
+                    f"only {format_size(device.free_bytes)} are left on {device.name}: {self._others(device)} need it "
+                    "too, and answers will slow down or fail when it is gone"
                 )
         return tuple(warnings)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import typer
 from typer.testing import CliRunner, Result
@@ -14,11 +16,16 @@ from mimo_gguf.cli import fit, gpus
 from mimo_gguf.cli.gpus_plot import need_curves
 from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
 from mimo_gguf.core.geometry import STEP35
+from mimo_gguf.core.units import GIB
+from mimo_gguf.runtime import devices
+from mimo_gguf.runtime.devices import CPU, GPU, IGPU, Device
 from mimo_gguf.runtime.gpu_catalogue import published_model
+from mimo_gguf.runtime.memory_allocator import DeviceTraits
 from tests.checkpoints import write_checkpoint
 from tests.cli import command_line
 from tests.conversion.fake_hub import serve_hub
 from tests.runtime import full_size
+from tests.runtime.fake_nvml import fake_nvml
 
 
 def run(command: object, *args: str) -> Result:
@@ -80,6 +87,63 @@ def test_several_types_are_compared_and_one_is_chosen(file: str, tmp_path: Path)
     assert chosen["file_type"] == "Q6_K" and chosen["gave_up"]
     shown = run(fit.command, file, "--auto", "--gpu", "RTX 3060 Ti").stdout
     assert "to run it" in shown and "--ctx" in shown
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, *gpus: Device, host_gib: int = 32) -> None:
+    """ggml lists `gpus`, and the host has so much free."""
+    monkeypatch.setattr(devices, "ggml_devices", lambda: list(gpus))
+    host = Device("CPU", "host memory", CPU, "CPU", host_gib * GIB, 2 * host_gib * GIB)
+    monkeypatch.setattr(devices, "host_device", lambda: host)
+
+
+def cuda(name: str, free_gib: float, pci_id: str = "") -> Device:
+    free = int(free_gib * GIB)
+    return Device(name, "a card", GPU, "CUDA", free, 8 * GIB, DeviceTraits(128, 32, True, True), 1, pci_id)
+
+
+def test_other_programs_on_the_card_are_shown(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, cuda("CUDA0", 3, "0000:01:00.0"))
+    parent = psutil.Process(os.getppid())
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(b"00000000:01:00.0", [(parent.pid, 5 * GIB)]))
+    shown = run(fit.command, file)
+    assert f"also on CUDA0: {parent.name()} ({parent.pid}) 5.00 GiB" in " ".join(shown.stdout.split())
+    document = json.loads(run(fit.command, file, "--json").stdout)
+    assert document["other_programs"]["CUDA0"][0]["n_bytes"] == 5 * GIB
+    assert 0 < document["settings"]["n_gpu_layers"] < 38
+    assert json.loads(run(fit.command, file, "--vram", "8GiB", "--json").stdout)["other_programs"] == {}
+
+
+def test_a_card_that_this_llama_cpp_cannot_use_is_named(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch)
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml("0000:01:00.0", []))
+    shown = run(fit.command, file)
+    assert shown.exit_code == 0 and "RTX 4060 with 8.00 GiB" in shown.stderr and "CUDA" in shown.stderr
+
+
+def test_an_integrated_gpu_shares_the_hosts_memory(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is used where there is no other, its need counts on the host too, and the host's memory is the limit."""
+    igpu = Device("Vulkan0", "an iGPU", IGPU, "Vulkan", 24 * GIB, 24 * GIB, DeviceTraits(64, 32), 1)
+    machine(monkeypatch, igpu, host_gib=24)
+    roomy = json.loads(run(fit.command, file, "--json").stdout)
+    on_gpu, on_host = roomy["devices"]
+    assert roomy["fits"] and roomy["settings"]["n_gpu_layers"] == 38 and on_gpu["kind"] == "igpu"
+    shared = [part["bytes"] for part in on_host["tree"]["parts"] if part["name"].startswith("on devices")]
+    assert shared == [on_gpu["needed_bytes"]]
+    machine(monkeypatch, igpu, host_gib=6)
+    tight = run(fit.command, file)
+    assert isinstance(tight.exception, DoesNotFit) and "on CPU" in tight.exception.message
+    machine(monkeypatch, igpu, cuda("CUDA0", 7.5))
+    both = json.loads(run(fit.command, file, "--json").stdout)
+    assert [device["name"] for device in both["devices"]] == ["CUDA0", "CPU"]
+
+
+def test_two_cards_of_different_size(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes where: by free memory, every layer on one of them, and each within its own."""
+    machine(monkeypatch, cuda("CUDA0", 5), cuda("CUDA1", 3))
+    document = json.loads(run(fit.command, file, "--json").stdout)
+    large, small, _ = document["devices"]
+    assert document["fits"] and document["settings"]["n_gpu_layers"] == 38
+    assert 0 < small["needed_bytes"] < large["needed_bytes"]
 
 
 @pytest.mark.parametrize(

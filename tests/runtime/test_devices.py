@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import psutil
@@ -12,7 +11,7 @@ import pytest
 
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.runtime import devices
-from mimo_gguf.runtime.devices import add_workers, host_device, list_devices, other_uses
+from mimo_gguf.runtime.devices import add_workers, host_device, list_devices
 from tests.runtime.workers import running_worker
 
 
@@ -71,32 +70,3 @@ def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     host = host_device()
     assert host.total_bytes == 1 << 30
     assert host.free_bytes == (1 << 30) - (200 << 20)
-
-
-def test_other_programs_on_a_card_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    class NVMLError(Exception):
-        pass
-
-    own = psutil.Process()
-    process = types.SimpleNamespace(pid=own.pid, usedGpuMemory=5 << 20)
-    fake = types.SimpleNamespace(
-        NVMLError=NVMLError,
-        nvmlInit=lambda: None,
-        nvmlShutdown=lambda: None,
-        nvmlDeviceGetCount=lambda: 1,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetPciInfo=lambda handle: types.SimpleNamespace(busId=b"0000:01:00.0"),
-        nvmlDeviceGetComputeRunningProcesses=lambda handle: [process],
-        nvmlDeviceGetGraphicsRunningProcesses=lambda handle: [],
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", fake)
-    (use,) = other_uses()
-    assert (use.pci_id, use.pid, use.program, use.n_bytes) == ("0000:01:00.0", own.pid, own.name(), 5 << 20)
-
-    def no_driver() -> None:
-        raise NVMLError
-
-    fake.nvmlInit = no_driver
-    assert other_uses() == ()
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert other_uses() == ()

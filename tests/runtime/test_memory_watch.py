@@ -25,7 +25,7 @@ def test_one_warning_per_shortage() -> None:
 
     assert watch.poll() == ()
     (warning,) = later(100 * MIB)
-    assert "CUDA0" in warning and "100.0 MiB" in warning
+    assert "CUDA0" in warning and "100.0 MiB" in warning and "other programs need it" in warning
     assert later(90 * MIB) == ()
     assert later(200 * MIB) == ()  # not recovered yet
     assert later(90 * MIB) == ()
