@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]  # tokens evaluated, tokens to evaluate
 # Gap of two logits below which another batch size's rounding might order them otherwise. Measured on a CPU: batches of
-# 1 and 2 agree to the bit for quantized weights, to 0.016 for BF16 (whose activations are rounded), to 3e-6 for F32.
+# 1 and 2 agree to the bit for quantized weights, to 0.016 for BF16 (whose activations are rounded), to 3e-6 for F32. An
+# F16 cache whose cells lie in another order, as those of several conversations do, moves a logit by up to 0.01.
 NEAR_TIE: Final = 0.05
 
 
@@ -221,7 +222,7 @@ class Slot:
         assert self._row is not None
         started = time.perf_counter()
         token = sampler.sample(self.session.target, self._row)
-        if sampler.options.greedy and self.session.n_rows > 1:
+        if sampler.options.greedy and (self.session.n_rows > 1 or len(self.session.slots) > 1):
             self._count_near_tie(self._row)
         if self._drafts and token == self._drafts[0]:
             self._accept(token)
