@@ -1,4 +1,4 @@
-"""How things look in the terminal: the only module that knows rich. Results go to stdout, everything else to stderr."""
+"""How things look in the terminal: colours, tables, errors. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
