@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import textwrap
@@ -93,12 +94,22 @@ _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, indented for people, parseable by programs."""
+    value = _with_finite_numbers(value)
     text = json.dumps(value, indent=2, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # another code page, or a file name that is no text
         text = json.dumps(value, indent=2)
     print(text)
+
+
+def _with_finite_numbers(value: Any) -> Any:
+    """`value` with NaN and the infinities, which JSON does not have, as text: "nan", "inf", "-inf"."""
+    if isinstance(value, dict):
+        return {key: _with_finite_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_finite_numbers(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
