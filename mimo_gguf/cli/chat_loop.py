@@ -14,6 +14,7 @@ import typer
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.chat import ask
 from mimo_gguf.cli.chat_screen import REASONING_VIEWS, TerminalScreen
+from mimo_gguf.cli.chat_settings import SETTINGS, changed_option, settings_line
 from mimo_gguf.core.errors import MimoGgufError, UsageError
 from mimo_gguf.core.output_file import atomic_output
 from mimo_gguf.core.paths import path_kind
@@ -272,11 +273,7 @@ class ChatLoop:
             name, _, value = assignment.partition("=")
             sampling, options = changed_option(sampling, options, name, value)
         self.sampling, self.options = sampling, options
-        values = {
-            name: getattr(sampling if field in _SAMPLING_FIELDS else options, field)
-            for name, field in _SETTINGS.items()
-        }
-        ui.print_note("  ".join(f"{name}={'none' if value is None else value}" for name, value in values.items()))
+        ui.print_note(settings_line(sampling, options))
 
     def mtp(self, word: str) -> None:
         session = self.model.session
@@ -326,41 +323,6 @@ COMMANDS: Final[dict[str, ChatCommand]] = {
     "fit": ChatCommand("", "the memory it takes, part by part", ChatLoop.fit),
     "quit": ChatCommand("", "leave (or Ctrl-D)", ChatLoop.quit),
 }
-
-_SAMPLING_FIELDS: Final = frozenset(SamplingOptions.__dataclass_fields__)
-_SETTINGS: Final[dict[str, str]] = {
-    "temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "typical_p": "typical_p",
-    "repeat_penalty": "repeat_penalty", "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty", "dry": "dry_multiplier", "seed": "seed",
-    "max_tokens": "max_tokens", "think_budget": "think_budget",
-}  # fmt: skip
-_WHOLE_NUMBERS: Final = frozenset({"top_k", "seed", "max_tokens", "think_budget"})
-
-
-def changed_option(
-    sampling: SamplingOptions, options: AnswerOptions, name: str, value: str
-) -> tuple[SamplingOptions, AnswerOptions]:
-    """Both with one setting changed; `none` takes a seed or a limit away.
-
-    Raises:
-        UsageError: no such setting, or a value it cannot have.
-    """
-    field = _SETTINGS.get(name, name)
-    if field not in _SETTINGS.values():
-        raise UsageError(f"no setting {name!r}", hint=f"one of: {', '.join(_SETTINGS)}")
-    if not value:
-        raise UsageError(f"{name}: what value?", hint=f"/set {name}=1")
-    number: Any = None
-    if value != "none" or field not in _WHOLE_NUMBERS - {"top_k"}:
-        try:
-            number = int(value) if field in _WHOLE_NUMBERS else float(value)
-        except ValueError:
-            raise UsageError(f"{name}={value} is no number", hint=f"/set {name}=1") from None
-    if field in _SAMPLING_FIELDS:
-        return replace(sampling, **{field: number}), options
-    if number is not None and number < 1:
-        raise UsageError(f"{name}={value} is less than 1", hint=f"/set {name}=none takes the limit away")
-    return sampling, replace(options, **{field: number})
 
 
 def _whole_name(name: str) -> str:
@@ -436,5 +398,5 @@ def _line_editor() -> Any:
 _WORDS: Final[dict[str, dict[str, None]]] = {
     "think": dict.fromkeys([*REASONING_VIEWS, "keep", "drop", "unlimited"]),
     "mtp": dict.fromkeys(["on", "off"]),
-    "set": dict.fromkeys(f"{name}=" for name in _SETTINGS),
+    "set": dict.fromkeys(f"{name}=" for name in SETTINGS),
 }

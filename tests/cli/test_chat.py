@@ -18,8 +18,9 @@ import typer
 from typer.testing import CliRunner
 
 from mimo_gguf.cli import chat
-from mimo_gguf.cli.chat_loop import COMMANDS, ChatLoop, changed_option
+from mimo_gguf.cli.chat_loop import COMMANDS, ChatLoop
 from mimo_gguf.cli.chat_screen import JsonScreen
+from mimo_gguf.cli.chat_settings import changed_option
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
 from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
 from mimo_gguf.runtime.devices import CPU, Device

@@ -1,0 +1,53 @@
+"""What `/set` changes while a conversation goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.runtime.model import AnswerOptions
+from mimo_gguf.runtime.sampling import SamplingOptions
+
+_SAMPLING_FIELDS: Final = frozenset(SamplingOptions.__dataclass_fields__)
+SETTINGS: Final[dict[str, str]] = {
+    "temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "typical_p": "typical_p",
+    "repeat_penalty": "repeat_penalty", "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty", "dry": "dry_multiplier", "seed": "seed",
+    "max_tokens": "max_tokens", "think_budget": "think_budget",
+}  # fmt: skip
+_WHOLE_NUMBERS: Final = frozenset({"top_k", "seed", "max_tokens", "think_budget"})
+
+
+def changed_option(
+    sampling: SamplingOptions, options: AnswerOptions, name: str, value: str
+) -> tuple[SamplingOptions, AnswerOptions]:
+    """Both with one setting changed; `none` takes a seed or a limit away.
+
+    Raises:
+        UsageError: no such setting, or a value it cannot have.
+    """
+    field = SETTINGS.get(name, name)
+    if field not in SETTINGS.values():
+        raise UsageError(f"no setting {name!r}", hint=f"one of: {', '.join(SETTINGS)}")
+    if not value:
+        raise UsageError(f"{name}: what value?", hint=f"/set {name}=1")
+    number: Any = None
+    if value != "none" or field not in _WHOLE_NUMBERS - {"top_k"}:
+        try:
+            number = int(value) if field in _WHOLE_NUMBERS else float(value)
+        except ValueError:
+            raise UsageError(f"{name}={value} is no number", hint=f"/set {name}=1") from None
+    if field in _SAMPLING_FIELDS:
+        return replace(sampling, **{field: number}), options
+    if number is not None and number < 1:
+        raise UsageError(f"{name}={value} is less than 1", hint=f"/set {name}=none takes the limit away")
+    return sampling, replace(options, **{field: number})
+
+
+def settings_line(sampling: SamplingOptions, options: AnswerOptions) -> str:
+    """`temp=0.6  top_p=0.95  ...  max_tokens=none`."""
+    values = {
+        name: getattr(sampling if field in _SAMPLING_FIELDS else options, field) for name, field in SETTINGS.items()
+    }
+    return "  ".join(f"{name}={'none' if value is None else value}" for name, value in values.items())
