@@ -8,7 +8,8 @@ What a user of a reasoning model values decides, in this order (`_worth`; contex
 3. MTP drafting, 1.3 to 1.6 times the speed at no cost in quality;
 4. a context of 16384;
 5. the better file type;
-6. more context, up to what the model was trained for;
+6. more context, up to what the model was trained for (without a GPU up to 16384: llama.cpp clears the whole cache at
+   the start, 4.6 GiB and several seconds for 32768, and a CPU would need an hour to fill it);
 7. an f16 KV cache rather than q8_0, then the usual micro-batch rather than a small one.
 
 A q8_0 cache is taken where it buys one of the above; it is practically lossless
@@ -202,12 +203,14 @@ def _with_best_context(plan: FitPlan, wishes: Wishes) -> FitPlan:
     """The plan with the largest context that fits, unless the context is given or none worth having fits."""
     if wishes.n_ctx:
         return plan
-    trained = most_context(plan.model, wishes)
-    whole = _at(plan, trained) if plan.fits else plan
+    most = most_context(plan.model, wishes)
+    if len(plan.devices) == 1:
+        most = min(most, wishes.n_seq_max * BETTER_CONTEXT)
+    whole = _at(plan, most) if plan.fits else plan
     if whole.fits:  # the usual case, without the search
         return whole
     n_ctx = largest_context(plan, whole.settings.n_ctx - 1)
-    return _at(plan, n_ctx) if n_ctx >= min(wishes.n_seq_max * SMALLEST_CONTEXT, trained) else plan
+    return _at(plan, n_ctx) if n_ctx >= min(wishes.n_seq_max * SMALLEST_CONTEXT, most) else plan
 
 
 def most_context(model: ModelSizes, wishes: Wishes) -> int:
@@ -250,7 +253,8 @@ def _next_steps(
         everything = plan_model(plan.model, s, devices, -1)
         yield f"all layers on the GPU: {format_size(_missing_bytes(everything))} more memory there"
     elif s.n_ctx < trained:
-        yield f"context {trained}: {format_size(_missing_bytes(_at(plan, trained)))} more memory"
+        missing = _missing_bytes(_at(plan, trained))
+        yield f"context {trained}: " + (f"{format_size(missing)} more memory" if missing else f"--ctx {trained} fits too")
     if plan.model.has_mtp and not s.mtp and wishes.mtp is None:
         drafting = _at(plan, s.n_ctx, mtp=True)
         yield f"MTP drafting: {format_size(_missing_bytes(drafting))} more memory"

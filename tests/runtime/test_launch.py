@@ -38,7 +38,7 @@ def test_what_is_chosen_is_what_runs(path: Path) -> None:
     heard: list[FitPlan] = []
     with Model.load(path, options=THREADS, devices=host(8 * GIB), tell=heard.append) as model:
         assert heard == [model.plan] and model.launch_note == ""
-        assert model.session.n_ctx == 32768 and model.has_mtp
+        assert model.session.n_ctx == 16384 and model.has_mtp
     with Model.load(path, n_ctx=512, mtp=False, kv_type="q8_0", n_ubatch=64, options=THREADS) as model:
         assert model.session.n_ctx == 512 and not model.has_mtp
         assert (model.session.options.kv_type, model.session.target.options.n_ubatch) == ("q8_0", 64)
@@ -54,11 +54,12 @@ def test_several_conversations_run_as_planned(path: Path) -> None:
         assert (target.n_ctx, target.options) == (planned.n_cells, asked)
         drafting = model.session.drafter.context.options
         assert (drafting.n_ubatch, drafting.n_outputs_max) == (planned.mtp_n_ubatch, 40)
-    assert choose_plan(read_gguf(path), Wishes(n_seq_max=2), host(8 * GIB)).settings.n_ctx == 2 * 32768
+    assert choose_plan(read_gguf(path), Wishes(n_seq_max=2), host(8 * GIB)).settings.n_ctx == 2 * 16384
 
 
 def test_less_memory_means_a_smaller_window(path: Path) -> None:
     file = read_gguf(path)
+    assert choose_plan(file, Wishes(n_ctx=0), host(8 * GIB)).settings.n_ctx == 32768
     need = choose_plan(file, Wishes(), host(8 * GIB)).needed_bytes["CPU"]
     plan = choose_plan(file, Wishes(mtp=True), host(need - MIB))
     assert plan.fits and plan.settings != choose_plan(file, Wishes(mtp=True), host(8 * GIB)).settings
