@@ -223,7 +223,7 @@ def _show_solution(solution: Solution, *, as_json: bool) -> None:
             ui.print_field("given up", text)
         for text in solution.next_steps:
             ui.print_field("next step", text)
-        if solution.plan.fits:
+        if solution.plan.fits and solution.plan.settings.n_seq_max == 1:  # chat has one conversation
             ui.print_field("to run it", _command_line(solution.plan))
     solution.plan.require()
 

@@ -254,7 +254,9 @@ def _next_steps(
         yield f"all layers on the GPU: {format_size(_missing_bytes(everything))} more memory there"
     elif s.n_ctx < trained:
         missing = _missing_bytes(_at(plan, trained))
-        yield f"context {trained}: " + (f"{format_size(missing)} more memory" if missing else f"--ctx {trained} fits too")
+        yield f"context {trained}: " + (
+            f"{format_size(missing)} more memory" if missing else f"--ctx {trained} fits too"
+        )
     if plan.model.has_mtp and not s.mtp and wishes.mtp is None:
         drafting = _at(plan, s.n_ctx, mtp=True)
         yield f"MTP drafting: {format_size(_missing_bytes(drafting))} more memory"
