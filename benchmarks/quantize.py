@@ -2,9 +2,9 @@
 
     python -m benchmarks.quantize CHECKPOINT LLAMA_CPP_SOURCE LLAMA_QUANTIZE SCRATCH [--threads 2] [--warm]
 
-All in one run on one machine, caches emptied before each command unless --warm. SCRATCH needs 40 GB free for the full
-model. The peers get the trunk as Qwen2 (see peer_convert.py), 2.7 % fewer weights. At the end every tensor of ours is
-compared with llama-quantize's. The last line printed is one JSON document.
+All in one run on one machine, caches emptied before each command unless --warm. SCRATCH, an empty folder, needs 40 GB
+free for the full model. The peers get the trunk as Qwen2 (see peer_convert.py), 2.7 % fewer weights. At the end every
+tensor of ours is compared with llama-quantize's. The last line printed is one JSON document.
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warm", action="store_true")
     arguments = parser.parse_args()
+    if any(arguments.scratch.iterdir()):
+        sys.exit(f"{arguments.scratch} is not empty: an interrupted run left there would be gone on from")
     bench = Bench(arguments.scratch, arguments.threads, warm=arguments.warm)
     scratch, checkpoint = arguments.scratch, arguments.checkpoint
 
