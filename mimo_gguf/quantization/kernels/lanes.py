@@ -106,6 +106,7 @@ _define(operator.and_, MaskLanes, MaskLanes, ir.IRBuilder.and_)
 for _function, _sign in {operator.lt: "<", operator.gt: ">", operator.eq: "=="}.items():
     _define(_function, F32Lanes, MaskLanes, _compare(_sign, floats=True))
     _define(_function, I32Lanes, MaskLanes, _compare(_sign, floats=False))
+_define(operator.ne, I32Lanes, MaskLanes, _compare("!=", floats=False))
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

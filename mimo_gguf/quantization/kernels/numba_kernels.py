@@ -12,23 +12,49 @@ from numpy.typing import NDArray
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.quantization.kernels.casts import cast_to_bf16, cast_to_f16
 from mimo_gguf.quantization.kernels.q4_k_q5_k import Q4_K_TRIALS, Q5_K_TRIALS, quantize_q4_k_or_q5_k
+from mimo_gguf.quantization.kernels.q4_k_q5_k_importance import (
+    Q4_K_IMPORTANCE_TRIALS,
+    Q5_K_IMPORTANCE_TRIALS,
+    UNIT_TRIALS,
+    quantize_q4_k_or_q5_k_by_importance,
+)
 from mimo_gguf.quantization.kernels.q6_k import Q6_K_TRIALS, quantize_q6_k
 from mimo_gguf.quantization.kernels.q8_0 import quantize_q8_0
 
-# Flat source (float32; int16 holds f16, uint16 bf16), flat uint8 output.
-FlatKernel = Callable[[NDArray[Any], NDArray[np.uint8]], None]
+# Flat source of whole rows (float32; int16 holds f16, uint16 bf16), flat uint8 output, float32 importance of one row's
+# columns or None.
+FlatKernel = Callable[[NDArray[Any], NDArray[np.uint8], NDArray[np.float32] | None], None]
 
+
+def _q4_k(src: NDArray[Any], out: NDArray[np.uint8], importance: NDArray[np.float32] | None) -> None:
+    if importance is None:
+        quantize_q4_k_or_q5_k(src, out, Q4_K_TRIALS, 15)
+    else:
+        quantize_q4_k_or_q5_k_by_importance(src, out, importance, Q4_K_IMPORTANCE_TRIALS, 15, UNIT_TRIALS)
+
+
+def _q5_k(src: NDArray[Any], out: NDArray[np.uint8], importance: NDArray[np.float32] | None) -> None:
+    if importance is None:
+        quantize_q4_k_or_q5_k(src, out, Q5_K_TRIALS, 31)
+    else:
+        quantize_q4_k_or_q5_k_by_importance(src, out, importance, Q5_K_IMPORTANCE_TRIALS, 31, UNIT_TRIALS)
+
+
+def _q6_k(src: NDArray[Any], out: NDArray[np.uint8], importance: NDArray[np.float32] | None) -> None:
+    quantize_q6_k(src, out, _NO_IMPORTANCE if importance is None else importance, Q6_K_TRIALS)
+
+
+_NO_IMPORTANCE: Final = np.empty(0, np.float32)
+
+# The first three take no notice of an importance row, in libggml either.
 NUMBA_KERNELS: Final[dict[GgmlType, FlatKernel]] = {
-    GgmlType.F16: lambda src, out: cast_to_f16(src, out.view(np.uint16)),
-    GgmlType.BF16: lambda src, out: cast_to_bf16(src, out.view(np.uint16)),
-    GgmlType.Q8_0: quantize_q8_0,
-    GgmlType.Q4_K: lambda src, out: quantize_q4_k_or_q5_k(src, out, Q4_K_TRIALS, 15),
-    GgmlType.Q5_K: lambda src, out: quantize_q4_k_or_q5_k(src, out, Q5_K_TRIALS, 31),
-    GgmlType.Q6_K: lambda src, out: quantize_q6_k(src, out, Q6_K_TRIALS),
+    GgmlType.F16: lambda src, out, importance: cast_to_f16(src, out.view(np.uint16)),
+    GgmlType.BF16: lambda src, out, importance: cast_to_bf16(src, out.view(np.uint16)),
+    GgmlType.Q8_0: lambda src, out, importance: quantize_q8_0(src, out),
+    GgmlType.Q4_K: _q4_k,
+    GgmlType.Q5_K: _q5_k,
+    GgmlType.Q6_K: _q6_k,
 }
-
-# These take no notice of an importance matrix, in libggml either.
-IGNORE_IMPORTANCE: Final = frozenset({GgmlType.F16, GgmlType.BF16, GgmlType.Q8_0})
 
 # How numba sees the storage of each source type; it knows no float16 arrays.
 NUMBA_STORAGE: Final[dict[GgmlType, type[np.generic]]] = {

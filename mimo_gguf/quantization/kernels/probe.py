@@ -21,6 +21,14 @@ def probe_rows(source_type: GgmlType) -> NDArray[Any]:
     return stored_as(_awkward_weights(), source_type)
 
 
+def probe_importances() -> list[NDArray[np.float32]]:
+    """Importance rows of N_COLUMNS: far apart in size, none at all in half of the sub-blocks, and nowhere any."""
+    rng = np.random.default_rng(2027)
+    skewed = np.exp(3 * rng.standard_normal(N_COLUMNS)).astype(np.float32)
+    every_other = np.arange(N_COLUMNS) // 16 % 2 == 0
+    return [skewed, np.where(every_other, skewed, np.float32(0)), np.zeros(N_COLUMNS, np.float32)]
+
+
 def stored_as(weights: NDArray[np.float32], source_type: GgmlType) -> NDArray[Any]:
     """F32 weights in another float type: bf16 by cutting bits off, f16 by rounding, clipped to its range."""
     if source_type is GgmlType.BF16:

@@ -43,14 +43,14 @@ TILE: Final = 32 * LANES  # weights
 TILE_BLOCKS: Final = TILE // 256
 
 
-def _trial_numerators(n_levels: int, first: float, n_steps: int) -> NDArray[np.float32]:
-    """Trial k scales the range to first + 0.1 * k + n_levels, in f32 and in this order."""
-    steps = np.float32(0.1) * np.arange(n_steps + 1, dtype=np.float32)
+def trial_numerators(n_levels: int, first: float, step: float, n_steps: int) -> NDArray[np.float32]:
+    """Trial k scales the range to first + step * k + n_levels, in f32 and in this order."""
+    steps = np.float32(step) * np.arange(n_steps + 1, dtype=np.float32)
     return (np.float32(first) + steps) + np.float32(n_levels)
 
 
-Q4_K_TRIALS: Final = _trial_numerators(15, -1.0, 20)
-Q5_K_TRIALS: Final = _trial_numerators(31, -0.5, 15)
+Q4_K_TRIALS: Final = trial_numerators(15, -1.0, 0.1, 20)
+Q5_K_TRIALS: Final = trial_numerators(31, -0.5, 0.1, 15)
 
 
 @njit
@@ -122,13 +122,14 @@ def _weighted_error(x, weight, level, scale, low):
 
 
 @njit
-def _fit(x, weight, level, fitted, trials, n_levels):
+def fit(x, weight, weighed, level, fitted, trials, n_levels):
     """Fits scale and offset of each lane's 32 weights.
 
-    `x`, `weight`, `level`: float32[TILE] (the last two are scratch). `fitted`: float32[4 * LANES], receives scale,
-    offset, and the inverse scale and minimum that gave the winning levels.
+    `x`, `weight`, `level`: float32[TILE] (the last is scratch); `weighed`: the lanes' minimum (0 at most), maximum,
+    sum of w and sum of w * x. `fitted`: float32[4 * LANES], receives scale, offset, and the inverse scale and minimum
+    that gave the winning levels.
     """
-    bottom, high, sum_w, sum_x = _weigh(x, weight)
+    bottom, high, sum_w, sum_x = weighed
     low = bottom
     inverse = to_float(splat(n_levels)) / (high - low)
     scale = splat(1.0) / inverse
@@ -193,7 +194,7 @@ def _round_scales(fitted, largest, codes, halves, rounded):
 
 
 @njit
-def _take_levels(x, fitted, rounded, level, n_levels):
+def take_levels(x, fitted, rounded, level, n_levels):
     """Writes the final levels, int32[TILE]; a lane whose rounded scale is 0 keeps those of the search."""
     zero, top = splat(0), splat(n_levels)
     scale, offset = load(rounded, 0), load(rounded, LANES)
@@ -241,22 +242,40 @@ def _pack_high_bits(rows, lane, out, at):
 
 
 @njit
-def _load_tile(src, first, last, x):
-    """Weight i of each sub-block to x[i * LANES + lane]; blocks after `last` are `last` again."""
+def load_tile(src, first, last, x):
+    """Weight i of each sub-block to x[i * LANES + lane]; blocks after `last` are `last` again.
+
+    A source that has fewer blocks starts over: an importance row serves every row.
+    """
+    n_blocks = src.size // 256
     for lane in range(0, LANES, SQUARE):
-        even = min(first + lane // 8, last) * 256
-        odd = min(first + lane // 8 + 1, last) * 256
+        even = min(first + lane // 8, last) % n_blocks * 256
+        odd = min(first + lane // 8 + 1, last) % n_blocks * 256
         for weight in range(0, 32, SQUARE):
             transpose(src, even + weight, odd + weight, 32, x, weight * LANES + lane, LANES)
 
 
 @njit
-def _turn_back(level, rows):
+def turn_back(level, rows):
     """The inverse: rows[lane * 32 + i] is level i of the lane's sub-block."""
     for lane in range(0, LANES, SQUARE):
         for weight in range(0, 32, SQUARE):
             at = weight * LANES + lane
             transpose(level, at, at + 8 * LANES, LANES, rows, lane * 32 + weight, 32)
+
+
+@njit
+def pack_tile(rows, codes, halves, out, first, n_blocks, n_levels):
+    """Writes the tile whose first super-block is `first`: f16 units, scales and offsets, high bits if any, low bits."""
+    block_bytes = 144 if n_levels == 15 else 176
+    for block in range(first, min(first + TILE_BLOCKS, n_blocks)):
+        lane, at = 8 * (block - first), block * block_bytes
+        _pack_scales(codes, halves, lane, out, at)
+        if n_levels == 15:
+            _pack_low_bits(rows, lane, out, at + 16)
+        else:
+            _pack_high_bits(rows, lane, out, at + 16)
+            _pack_low_bits(rows, lane, out, at + 48)
 
 
 @kernel
@@ -272,19 +291,11 @@ def quantize_q4_k_or_q5_k(src, out, trials, n_levels):
     codes = np.empty(2 * LANES, np.int32)
     halves = np.empty(2 * LANES, np.int32)
     rounded = np.empty(2 * LANES, np.float32)
-    block_bytes = 144 if n_levels == 15 else 176
     n_blocks = src.size // 256
     for first in range(0, n_blocks, TILE_BLOCKS):
-        _load_tile(src, first, n_blocks - 1, x)
-        _fit(x, weight, trial_level, fitted, trials, n_levels)
+        load_tile(src, first, n_blocks - 1, x)
+        fit(x, weight, _weigh(x, weight), trial_level, fitted, trials, n_levels)
         _round_scales(fitted, largest, codes, halves, rounded)
-        _take_levels(x, fitted, rounded, level, n_levels)
-        _turn_back(level, rows)
-        for block in range(first, min(first + TILE_BLOCKS, n_blocks)):
-            lane, at = 8 * (block - first), block * block_bytes
-            _pack_scales(codes, halves, lane, out, at)
-            if n_levels == 15:
-                _pack_low_bits(rows, lane, out, at + 16)
-            else:
-                _pack_high_bits(rows, lane, out, at + 16)
-                _pack_low_bits(rows, lane, out, at + 48)
+        take_levels(x, fitted, rounded, level, n_levels)
+        turn_back(level, rows)
+        pack_tile(rows, codes, halves, out, first, n_blocks, n_levels)

@@ -1,10 +1,10 @@
 """Q6_K: weight = scale * level, levels -32..31, fitted per 16 weights; scales in 8 bits per 256.
 
 A tile is two super-blocks of 256 weights: thirty-two sub-blocks of 16, one to a lane. Steps for each tile: fit the
-scale by weighted least squares (weights x**2) over nineteen trial scales; round the scales to 8 bits of their
-super-block's largest; take the levels again from the rounded scales; pack.
+scale by weighted least squares (weights x**2, or the importance row) over nineteen trial scales; round the scales to
+8 bits of their super-block's largest; take the levels again from the rounded scales; pack.
 
-Follows make_qx_quants and quantize_row_q6_K_ref (the path without an importance matrix) in
+Follows make_qx_quants, quantize_row_q6_K_ref and quantize_row_q6_K_impl (with an importance row) in
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-quants.c
 """
 
@@ -51,11 +51,22 @@ Q6_K_TRIALS: Final = _trial_numerators()
 
 
 @njit
-def _fit(x, weight, weighted, fitted, trials):
+def _load_tile(src, first, last, x):
+    """Weight i of each sub-block to x[i * LANES + lane]; blocks after `last` are `last` again.
+
+    A source that has fewer blocks starts over: an importance row serves every row.
+    """
+    for lane in range(0, LANES, 16):
+        at = min(first + lane // 16, last) % (src.size // 256) * 256
+        transpose(src, at, at + 128, 16, x, lane, LANES)
+
+
+@njit
+def _fit(x, weight, by_square, weighted, fitted, trials):
     """Fits the scale of each lane's 16 weights.
 
-    `x`, `weight`, `weighted`: float32[TILE] (the last two are scratch). `fitted`: float32[2 * LANES], receives the
-    scale and the inverse scale that gave the winning levels (NaN for a lane of zeros).
+    `x`, `weight`, `weighted`: float32[TILE] (the last is scratch). `fitted`: float32[2 * LANES], receives the scale
+    and the inverse scale that gave the winning levels (NaN for a lane of zeros).
     """
     low, high = splat(-32.0), splat(31.0)
     largest, extreme = splat(0.0), splat(0.0)
@@ -63,8 +74,9 @@ def _fit(x, weight, weighted, fitted, trials):
         value = load(x, i)
         magnitude = absolute(value)
         largest = select(magnitude > largest, magnitude, largest)
-        store(weight, i, value * value)
-        store(weighted, i, value * value * value)
+        if by_square:
+            store(weight, i, value * value)
+        store(weighted, i, load(weight, i) * value)
     for i in range(TILE - LANES, -1, -LANES):  # backwards: the first of equal magnitudes decides
         extreme = select(absolute(load(x, i)) == largest, load(x, i), extreme)
     empty = largest < splat(1e-15)
@@ -153,8 +165,11 @@ def _pack(rows, codes, halves, lane, out, at):
 
 
 @kernel
-def quantize_q6_k(src, out, trials):
-    """Quantises the flat `src` (whole super-blocks) into the flat uint8 `out`."""
+def quantize_q6_k(src, out, importance, trials):
+    """Quantises the flat `src` (whole super-blocks) into the flat uint8 `out`.
+
+    `importance`: float32, of one row's columns, each the weight of its errors; or empty.
+    """
     x = np.empty(TILE, np.float32)
     weight = np.empty(TILE, np.float32)
     weighted = np.empty(TILE, np.float32)
@@ -167,10 +182,10 @@ def quantize_q6_k(src, out, trials):
     rounded = np.empty(LANES, np.float32)
     n_blocks = src.size // 256
     for first in range(0, n_blocks, TILE_BLOCKS):
-        for lane in range(0, LANES, 16):
-            at = min(first + lane // 16, n_blocks - 1) * 256  # blocks after the last are the last again
-            transpose(src, at, at + 128, 16, x, lane, LANES)
-        _fit(x, weight, weighted, fitted, trials)
+        _load_tile(src, first, n_blocks - 1, x)
+        if importance.size:
+            _load_tile(importance, first, n_blocks - 1, weight)
+        _fit(x, weight, not importance.size, weighted, fitted, trials)
         _extreme_scales(fitted, extremes)
         _round_scales(fitted, extremes, codes, halves, rounded)
         _take_levels(x, fitted, rounded, level)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mimo_gguf.core.errors import BackendError
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType, row_bytes
 from mimo_gguf.quantization.kernels.libggml import QUANTIZABLE_TYPES, load_libggml
-from mimo_gguf.quantization.kernels.probe import probe_rows
+from mimo_gguf.quantization.kernels.probe import probe_importances, probe_rows
 
 Importance = NDArray[np.float32]
 Run = Callable[[NDArray[Any], NDArray[np.uint8], Importance | None], None]
@@ -108,9 +108,9 @@ def _kernel(ggml_type: GgmlType, source_type: GgmlType, with_importance: bool) -
     if ggml_type is source_type:
         return Kernel(ggml_type, source_type, with_importance, "copy", "the same type", _copy)
     reference = libggml_run(ggml_type, source_type, with_importance)
-    name, note, ours = numba_run(ggml_type, source_type, with_importance)
+    name, note, ours = numba_run(ggml_type, source_type)
     if ours is not None:
-        note = _difference(ours, reference, ggml_type, source_type)
+        note = _difference(ours, reference, ggml_type, source_type, probe_importances() if with_importance else [None])
         if not note:
             return Kernel(ggml_type, source_type, with_importance, name, "probe identical to libggml", ours)
     return Kernel(ggml_type, source_type, with_importance, f"libggml {load_libggml().version}", note, reference)
@@ -129,7 +129,7 @@ def libggml_run(ggml_type: GgmlType, source_type: GgmlType, with_importance: boo
     return run
 
 
-def numba_run(ggml_type: GgmlType, source_type: GgmlType, with_importance: bool) -> tuple[str, str, Run | None]:
+def numba_run(ggml_type: GgmlType, source_type: GgmlType) -> tuple[str, str, Run | None]:
     """Name and callable of our kernel, or the reason why there is none."""
     if os.environ.get(CHOICE_VARIABLE) == "libggml":
         return "", f"{CHOICE_VARIABLE}=libggml", None
@@ -140,27 +140,29 @@ def numba_run(ggml_type: GgmlType, source_type: GgmlType, with_importance: bool)
     kernel = numba_kernels.NUMBA_KERNELS.get(ggml_type)
     if kernel is None:
         return "", "no kernel of ours for this type", None
-    if with_importance and ggml_type not in numba_kernels.IGNORE_IMPORTANCE:
-        return "", "no kernel of ours uses an importance matrix", None
     storage = numba_kernels.NUMBA_STORAGE[source_type]
 
     def run(src: NDArray[Any], out: NDArray[np.uint8], importance: Importance | None) -> None:
-        kernel(src.view(storage).reshape(-1), out.reshape(-1))
+        kernel(src.view(storage).reshape(-1), out.reshape(-1), importance)
 
     return f"numba, 32 lanes of {numba_kernels.instruction_set()}", "", run
 
 
-def _difference(ours: Run, reference: Run, ggml_type: GgmlType, source_type: GgmlType) -> str:
+def _difference(
+    ours: Run, reference: Run, ggml_type: GgmlType, source_type: GgmlType, importances: Sequence[Importance | None]
+) -> str:
     """Why our kernel cannot be trusted here; empty where every byte of the probe agrees."""
     rows = probe_rows(source_type)
     shape = (len(rows), row_bytes(ggml_type, rows.shape[1]))
     expected, got = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-    reference(rows, expected, None)
-    try:
-        ours(rows, got, None)
-    except Exception as error:  # whatever compiling raises, libggml still works
-        return f"our kernel does not compile here: {type(error).__name__}: {error}".partition("\n")[0]
-    wrong = int(np.count_nonzero(expected != got))
+    wrong = 0
+    for importance in importances:
+        reference(rows, expected, importance)
+        try:
+            ours(rows, got, importance)
+        except Exception as error:  # whatever compiling raises, libggml still works
+            return f"our kernel does not compile here: {type(error).__name__}: {error}".partition("\n")[0]
+        wrong += int(np.count_nonzero(expected != got))
     return f"our kernel differs from libggml in {wrong} bytes of the probe" if wrong else ""
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,22 +36,22 @@ CASTS = [
 PAIRS = [*((t, s) for t in BLOCK_TYPES for s in FLOATS), *CASTS]
 
 
-def ours(ggml_type: GgmlType, source_type: GgmlType) -> Kernel:
+def ours(ggml_type: GgmlType, source_type: GgmlType, *, with_importance: bool = False) -> Kernel:
     """Our kernel itself, whatever the probe says: a broken one must fail here, not fall back."""
-    name, note, run = numba_run(ggml_type, source_type, False)
+    name, note, run = numba_run(ggml_type, source_type)
     assert run is not None, note
-    return Kernel(ggml_type, source_type, False, name, note, run)
+    return Kernel(ggml_type, source_type, with_importance, name, note, run)
 
 
-def quantized(kernel: Kernel, rows: NDArray[Any]) -> NDArray[np.uint8]:
+def quantized(kernel: Kernel, rows: NDArray[Any], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
     out = np.full((len(rows), row_bytes(kernel.ggml_type, rows.shape[1])), 0xA5, np.uint8)
-    kernel(rows, out)
+    kernel(rows, out, importance)
     return out
 
 
-def reference(kernel: Kernel, rows: NDArray[Any]) -> NDArray[np.uint8]:
+def reference(kernel: Kernel, rows: NDArray[Any], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
     out = np.full((len(rows), row_bytes(kernel.ggml_type, rows.shape[1])), 0x5A, np.uint8)
-    load_libggml().quantize(rows, kernel.source_type, kernel.ggml_type, out, None)
+    load_libggml().quantize(rows, kernel.source_type, kernel.ggml_type, out, importance)
     return out
 
 
@@ -61,6 +63,26 @@ def test_every_byte_is_libggmls(ggml_type: GgmlType, source_type: GgmlType, name
     np.testing.assert_array_equal(quantized(kernel, rows), reference(kernel, rows))
 
 
+@pytest.mark.parametrize("name", DATA_SETS)
+@pytest.mark.parametrize("ggml_type", BLOCK_TYPES, ids=lambda t: t.name)
+def test_every_byte_is_libggmls_with_importance(ggml_type: GgmlType, name: str) -> None:
+    kernel = ours(ggml_type, GgmlType.BF16, with_importance=True)
+    rows = stored_as(weights(name, 9, 1280), GgmlType.BF16)
+    for importance in importances(1280):
+        np.testing.assert_array_equal(quantized(kernel, rows, importance), reference(kernel, rows, importance))
+
+
+def importances(n_columns: int) -> Iterator[NDArray[np.float32]]:
+    """Rows as matrices have them, and rows as they should not be: without entries, all alike, near the ends of f32."""
+    rng, ramp = np.random.default_rng(7), np.arange(n_columns)
+    skewed = rng.random(n_columns) ** 4
+    spread = np.exp(3 * rng.standard_normal(n_columns))
+    gaps = np.where(ramp // 32 % 2, 0, skewed)
+    lonely = ramp % 97 == 0
+    for row in (skewed, spread, gaps, lonely, 0 * ramp, 0 * ramp + 1, skewed * 1e-30, skewed * 1e30):
+        yield row.astype(np.float32)
+
+
 @pytest.mark.parametrize("n_columns", [256, 512, 768, 4096, 11008])
 @pytest.mark.parametrize("ggml_type", BLOCK_TYPES, ids=lambda t: t.name)
 def test_rows_that_do_not_fill_a_tile(ggml_type: GgmlType, n_columns: int) -> None:
@@ -70,6 +92,10 @@ def test_rows_that_do_not_fill_a_tile(ggml_type: GgmlType, n_columns: int) -> No
     whole = reference(kernel, rows)
     for n_rows in range(n_most + 1):
         np.testing.assert_array_equal(quantized(kernel, rows[:n_rows]), whole[:n_rows])
+    weighted, importance = replace(kernel, with_importance=True), next(importances(n_columns))
+    whole = reference(weighted, rows, importance)
+    for n_rows in range(n_most + 1):
+        np.testing.assert_array_equal(quantized(weighted, rows[:n_rows], importance), whole[:n_rows])
 
 
 @pytest.mark.parametrize("n_columns", [32, 96, 544])

@@ -48,8 +48,8 @@ def test_our_kernel_passes_the_probe(ggml_type: str, source_type: str) -> None:
 def test_a_kernel_that_differs_in_one_bit_is_not_used(monkeypatch: pytest.MonkeyPatch, forget_kernels: None) -> None:
     original = numba_kernels.NUMBA_KERNELS[GgmlType.Q4_K]
 
-    def damaged(src: Any, out: Any) -> None:
-        original(src, out)
+    def damaged(src: Any, out: Any, importance: Any) -> None:
+        original(src, out, importance)
         out[-1] ^= 1
 
     monkeypatch.setitem(numba_kernels.NUMBA_KERNELS, GgmlType.Q4_K, damaged)
@@ -63,7 +63,7 @@ def test_a_kernel_that_differs_in_one_bit_is_not_used(monkeypatch: pytest.Monkey
 
 
 def test_a_kernel_that_does_not_compile_is_not_used(monkeypatch: pytest.MonkeyPatch, forget_kernels: None) -> None:
-    def broken(src: Any, out: Any) -> None:
+    def broken(src: Any, out: Any, importance: Any) -> None:
         raise NotImplementedError("no such instruction\nlong story")
 
     monkeypatch.setitem(numba_kernels.NUMBA_KERNELS, GgmlType.Q6_K, broken)
@@ -143,18 +143,33 @@ def test_the_same_type_is_a_copy(source_type: str) -> None:
     np.testing.assert_array_equal(apply(kernel, rows), rows.view(np.uint8))
 
 
-def test_an_importance_row_takes_libggml_where_it_matters() -> None:
+@pytest.mark.skipif(not on_x86, reason="elsewhere libggml may fuse operations, and the probe may rightly refuse")
+@pytest.mark.parametrize("ggml_type", ["Q4_K", "Q5_K", "Q6_K"])
+def test_an_importance_row_changes_what_our_kernels_write(ggml_type: str) -> None:
     rows = weights("normal", 4, 512)
     importance = np.random.default_rng(0).random(512, np.float32) ** 4
-    weighted = kernel_for(GgmlType.Q4_K, GgmlType.F32, with_importance=True)
-    assert weighted.name.startswith("libggml")
-    plain = kernel_for(GgmlType.Q4_K, GgmlType.F32)
-    assert (apply(weighted, rows, importance) != apply(plain, rows)).any()
-    indifferent = kernel_for(GgmlType.Q8_0, GgmlType.F32, with_importance=True)
-    assert indifferent.name == kernel_for(GgmlType.Q8_0, GgmlType.F32).name
-    np.testing.assert_array_equal(
-        apply(indifferent, rows, importance), apply(kernel_for(GgmlType.Q8_0, GgmlType.F32), rows)
+    weighted = kernel_for(GgmlType[ggml_type], GgmlType.F32, with_importance=True)
+    assert weighted.name.startswith("numba")
+    assert (apply(weighted, rows, importance) != apply(kernel_for(GgmlType[ggml_type], GgmlType.F32), rows)).any()
+
+
+def test_a_kernel_that_differs_only_with_an_importance_row_is_not_used_there(
+    monkeypatch: pytest.MonkeyPatch, forget_kernels: None
+) -> None:
+    original = numba_kernels.NUMBA_KERNELS[GgmlType.Q6_K]
+    monkeypatch.setitem(
+        numba_kernels.NUMBA_KERNELS, GgmlType.Q6_K, lambda src, out, importance: original(src, out, None)
     )
+    assert kernel_for(GgmlType.Q6_K, GgmlType.F32, with_importance=True).name.startswith("libggml")
+    assert kernel_for(GgmlType.Q6_K, GgmlType.F32).note.startswith(("probe identical", "our kernel differs"))
+
+
+def test_q8_0_takes_no_notice_of_an_importance_row() -> None:
+    rows = weights("normal", 4, 512)
+    importance = np.random.default_rng(0).random(512, np.float32) ** 4
+    indifferent, plain = (kernel_for(GgmlType.Q8_0, GgmlType.F32, with_importance=flag) for flag in (True, False))
+    assert indifferent.name == plain.name
+    np.testing.assert_array_equal(apply(indifferent, rows, importance), apply(plain, rows))
 
 
 @pytest.mark.parametrize(
