@@ -20,7 +20,7 @@ from mimo_gguf.quantization.plan import QuantizePlan
 
 _COLUMNS: Final = 4096
 _SAMPLE_S: Final = 0.05
-_SAMPLE_CHUNKS: Final = 48  # about 100 MB
+_SAMPLE_CHUNKS: Final = 24  # about 100 MB
 _SAMPLE_READERS: Final = 4
 # CPU time beside the kernels, measured on the full model: reading, checking and hashing, and hashing and writing.
 _READ_S_PER_BYTE: Final = 0.29e-9
