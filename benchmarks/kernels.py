@@ -1,6 +1,6 @@
 """Speed of the block quantisers on one core: ours against libggml's ggml_quantize_chunk, in the same run.
 
-    python benchmarks/kernels.py [--source bf16] [--types q4_k q6_k] [--seconds 1.0]
+    python -m benchmarks.kernels [--source bf16] [--types q4_k q6_k] [--importance] [--seconds 1.0]
 
 Both start from the same rows in the source type, so widening to f32 counts for both. The two take turns, and the best
 of each one's turns is kept: on a shared machine the fastest turn is the least disturbed one. The outputs are compared.
@@ -55,15 +55,21 @@ def best_times(turns: list[Callable[[], None]], seconds: float) -> list[float]:
     return best
 
 
-def measure(ggml_type: GgmlType, source_type: GgmlType, rows: NDArray[Any], seconds: float) -> Speed:
-    kernel = kernel_for(ggml_type, source_type)
+def measure(
+    ggml_type: GgmlType,
+    source_type: GgmlType,
+    rows: NDArray[Any],
+    importance: NDArray[np.float32] | None,
+    seconds: float,
+) -> Speed:
+    kernel = kernel_for(ggml_type, source_type, importance is not None)
     library = load_libggml()
     ours = np.zeros((len(rows), row_bytes(ggml_type, N_COLUMNS)), np.uint8)
     theirs = np.zeros_like(ours)
     few = slice(0, len(rows) // 8)  # libggml is slow enough to be measured on an eighth
     turns = [
-        lambda: kernel(rows, ours),
-        lambda: library.quantize(rows[few], source_type, ggml_type, theirs[few], None),
+        lambda: kernel(rows, ours, importance),
+        lambda: library.quantize(rows[few], source_type, ggml_type, theirs[few], importance),
     ]
     ours_s, theirs_s = best_times(turns, seconds)
     ours_mws = rows.size / ours_s / 1e6
@@ -93,17 +99,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="bf16", help="source type: bf16, f16 or f32")
     parser.add_argument("--types", nargs="+", default=DEFAULT_TYPES, help="types to write")
+    parser.add_argument("--importance", action="store_true", help="with an importance row")
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each type")
     arguments = parser.parse_args()
     source_type = parse_ggml_type(arguments.source)
     normal = np.random.default_rng(0).standard_normal((N_ROWS, N_COLUMNS), np.float32) * np.float32(0.02)
     rows = stored_as(normal, source_type)
+    importance = np.random.default_rng(1).random(N_COLUMNS, np.float32) ** 4 if arguments.importance else None
 
-    print(f"from {source_type.name}, one core, million weights per second")
+    weighing = ", with an importance row" if arguments.importance else ""
+    print(f"from {source_type.name}{weighing}, one core, million weights per second")
     print(f"{'type':>6} {'ours':>8} {'libggml':>8} {'ratio':>6}  same bytes  kernel")
     speeds = []
     for ggml_type in map(parse_ggml_type, arguments.types):
-        speed = measure(ggml_type, source_type, rows, arguments.seconds)
+        speed = measure(ggml_type, source_type, rows, importance, arguments.seconds)
         speeds.append(speed)
         print(
             f"{speed.ggml_type:>6} {speed.ours_mws:8.1f} {speed.libggml_mws:8.1f} {speed.ratio:5.1f}x"
@@ -118,6 +127,7 @@ def main() -> None:
                 "machine": platform.machine(),
                 "libggml": load_libggml().version,
                 "source": source_type.name,
+                "importance": arguments.importance,
                 "n_weights": rows.size,
                 "speeds": [asdict(speed) for speed in speeds],
                 "nonfinite_scan_gb_s": scan,
