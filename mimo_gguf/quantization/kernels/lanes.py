@@ -17,6 +17,9 @@ What that needs, and where it is:
   rounding to even does the same (`nearest_in_range`).
 - *f16 by integer arithmetic* (`half_bits`, `half_value`): round half to even, overflow to infinity, subnormals.
 
+- *Long loops over a tile go by halves* (`lower_half`, `upper_half`): three sums of thirty-two lanes fill twelve of
+  AVX's sixteen registers, and what they push out goes to memory and back at every step.
+
 Explicit vectors rather than scalar loops for LLVM to vectorise: one such loop was silently miscompiled.
 A vector of 32 is two AVX-512 registers, four AVX or eight NEON registers; LLVM splits it as the machine needs. More
 than one, because a block's additions wait for each other (three cycles each), and another register's fill the gap.
@@ -39,6 +42,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 LANES: Final = 32
+HALF: Final = LANES // 2
 SQUARE: Final = 16  # rows and columns that `transpose` turns at a time
 
 _I1, _I8, _I16, _I32, _F32 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
@@ -48,14 +52,16 @@ _MASK_BITS = ir.IntType(LANES)
 class Lanes(types.Type):
     """The numba type of a vector; these exist only inside kernels, never as Python values."""
 
-    def __init__(self, name: str, element: ir.Type) -> None:
+    def __init__(self, name: str, element: ir.Type, count: int = LANES) -> None:
         super().__init__(name=name)
-        self.vector = ir.VectorType(element, LANES)
+        self.vector = ir.VectorType(element, count)
 
 
 F32Lanes: Final = Lanes("f32_lanes", _F32)
 I32Lanes: Final = Lanes("i32_lanes", _I32)
 MaskLanes: Final = Lanes("mask_lanes", _I1)
+F32Half: Final = Lanes("f32_half", _F32, HALF)
+MaskHalf: Final = Lanes("mask_half", _I1, HALF)
 
 
 @register_model(Lanes)
@@ -92,7 +98,8 @@ for _function, _method in {
     operator.mul: "fmul",
     operator.truediv: "fdiv",
 }.items():
-    _define(_function, F32Lanes, F32Lanes, getattr(ir.IRBuilder, _method))
+    for _lanes in (F32Lanes, F32Half):
+        _define(_function, _lanes, _lanes, getattr(ir.IRBuilder, _method))
 for _function, _method in {
     operator.add: "add",
     operator.sub: "sub",
@@ -105,6 +112,7 @@ for _function, _method in {
 _define(operator.and_, MaskLanes, MaskLanes, ir.IRBuilder.and_)
 for _function, _sign in {operator.lt: "<", operator.gt: ">", operator.eq: "=="}.items():
     _define(_function, F32Lanes, MaskLanes, _compare(_sign, floats=True))
+    _define(_function, F32Half, MaskHalf, _compare(_sign, floats=True))
     _define(_function, I32Lanes, MaskLanes, _compare(_sign, floats=False))
 _define(operator.ne, I32Lanes, MaskLanes, _compare("!=", floats=False))
 
@@ -132,11 +140,19 @@ def _store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
 @intrinsic
 def load(typing_context: Any, array: Any, at: Any) -> Any:
     """Neighbours of a float32 or int32 array, one per lane, from element `at`."""
-    lanes = {types.float32: F32Lanes, types.int32: I32Lanes}[array.dtype]
+    return _emit_load(array, {types.float32: F32Lanes, types.int32: I32Lanes}[array.dtype])
 
+
+@intrinsic
+def load_half(typing_context: Any, array: Any, at: Any) -> Any:
+    """The same for half as many neighbours of a float32 array."""
+    return _emit_load(array, F32Half)
+
+
+def _emit_load(array: Any, lanes: Lanes) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
-        return _load(builder, pointer, lanes.vector.element)
+        return _load(builder, pointer, lanes.vector.element, lanes.vector.count)
 
     return lanes(array, types.intp), codegen
 
@@ -289,13 +305,13 @@ def _unary(name: str) -> Any:
     @intrinsic
     def function(typing_context: Any, value: Any) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            vector = F32Lanes.vector
+            vector = args[0].type
             declared = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(vector, [vector]), f"llvm.{name}.v{LANES}f32"
+                builder.module, ir.FunctionType(vector, [vector]), f"llvm.{name}.v{vector.count}f32"
             )
             return builder.call(declared, [args[0]])
 
-        return F32Lanes(value), codegen
+        return value(value), codegen
 
     return function
 
@@ -303,6 +319,31 @@ def _unary(name: str) -> Any:
 absolute = _unary("fabs")
 square_root = _unary("sqrt")
 round_to_even = _unary("nearbyint")
+
+
+def _part(first: int) -> Any:
+    @intrinsic
+    def function(typing_context: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            return builder.shuffle_vector(args[0], args[0], _indices(list(range(first, first + HALF))))
+
+        return F32Half(F32Lanes), codegen
+
+    return function
+
+
+lower_half = _part(0)
+upper_half = _part(HALF)
+
+
+@intrinsic
+def joined(typing_context: Any, lower: Any, upper: Any) -> Any:
+    """The lanes of two halves."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.shuffle_vector(args[0], args[1], _indices(list(range(LANES))))
+
+    return F32Lanes(F32Half, F32Half), codegen
 
 
 def _conversion(method: str, source: Lanes, target: Lanes) -> Any:

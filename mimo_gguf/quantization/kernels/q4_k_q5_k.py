@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mimo_gguf.quantization.kernels.jit import kernel
 from mimo_gguf.quantization.kernels.lanes import (
+    HALF,
     LANES,
     SQUARE,
     absolute,
@@ -28,15 +29,20 @@ from mimo_gguf.quantization.kernels.lanes import (
     any_lane,
     half_bits,
     half_value,
+    joined,
     load,
+    load_half,
+    lower_half,
     nearest,
     nearest_in_range,
+    round_to_even,
     select,
     splat,
     square_root,
     store,
     to_float,
     transpose,
+    upper_half,
 )
 
 TILE: Final = 32 * LANES  # weights
@@ -97,15 +103,37 @@ def _round_any_and_sum(x, weight, inverse, low, n_levels, level):
 
 
 @njit
-def _round_and_sum(x, weight, inverse, low, n_levels, level):
+def _round_and_sum(x, weight, inverse, low, top, level):
     """The same in one pass, for lanes where rounding does not wrap around: nearly always."""
-    zero, top = splat(0.0), to_float(splat(n_levels))
+    zero = splat(0.0)
     sum_l, sum_l2, sum_xl = splat(0.0), splat(0.0), splat(0.0)
     for i in range(0, TILE, LANES):
         value = load(x, i)
         step = nearest_in_range(inverse * (value - low), zero, top)
         store(level, i, step)
         weighted = load(weight, i) * step
+        sum_l = sum_l + weighted
+        sum_l2 = sum_l2 + weighted * step
+        sum_xl = sum_xl + weighted * value
+    return sum_l, sum_l2, sum_xl
+
+
+@njit
+def _round_inside_and_sum(x, weight, inverse, low, level):
+    """The same where no level lies outside the range before it is bounded: in two trials of three."""
+    a = _round_half_inside_and_sum(x, weight, lower_half(inverse), lower_half(low), level, 0)
+    b = _round_half_inside_and_sum(x, weight, upper_half(inverse), upper_half(low), level, HALF)
+    return joined(a[0], b[0]), joined(a[1], b[1]), joined(a[2], b[2])
+
+
+@njit
+def _round_half_inside_and_sum(x, weight, inverse, low, level, first):
+    sum_l = sum_l2 = sum_xl = lower_half(splat(0.0))
+    for i in range(first, TILE, LANES):
+        value = load_half(x, i)
+        step = round_to_even(inverse * (value - low))
+        store(level, i, step)
+        weighted = load_half(weight, i) * step
         sum_l = sum_l + weighted
         sum_l2 = sum_l2 + weighted * step
         sum_xl = sum_xl + weighted * value
@@ -136,12 +164,16 @@ def fit(x, weight, weighed, level, fitted, trials, n_levels):
     _round_levels(x, inverse, low, n_levels, level)
     best_error = _weighted_error(x, weight, level, scale, low)
     best_inverse, best_low = inverse, low
+    top = to_float(splat(n_levels))
 
     for trial in range(trials.size):
-        span, below = absolute(high - low), absolute(bottom - low)  # low moves whenever a trial wins
-        inverse = splat(trials[trial]) / (high - low)
-        if all_lanes(absolute(inverse) * select(below > span, below, span) < splat(4e6)):  # all |inverse * (x - low)|
-            sum_l, sum_l2, sum_xl = _round_and_sum(x, weight, inverse, low, n_levels, level)
+        inverse = splat(trials[trial]) / (high - low)  # low moves whenever a trial wins
+        first, last = inverse * (bottom - low), inverse * (high - low)  # every level lies between these, rounded
+        lower, upper = select(first < last, first, last), select(first < last, last, first)
+        if all_lanes((lower > splat(-0.5)) & (upper < top + splat(0.5))):
+            sum_l, sum_l2, sum_xl = _round_inside_and_sum(x, weight, inverse, low, level)
+        elif all_lanes((lower > splat(-4e6)) & (upper < splat(4e6))):
+            sum_l, sum_l2, sum_xl = _round_and_sum(x, weight, inverse, low, top, level)
         else:
             sum_l, sum_l2, sum_xl = _round_any_and_sum(x, weight, inverse, low, n_levels, level)
         determinant = sum_w * sum_l2 - sum_l * sum_l
