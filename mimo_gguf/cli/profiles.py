@@ -24,13 +24,18 @@ def command(
 ) -> None:
     """List the file types with their size for MiMo-7B, or show one with its rules and their reasons."""
     from mimo_gguf.quantization.profiles import list_profiles, load_profile, read_profile
-    from mimo_gguf.quantization.reference_model import load_reference_model, size_of
+    from mimo_gguf.quantization.reference_model import idle_globs, load_reference_model, size_of
 
     model = load_reference_model()
     chosen = read_profile(check) if check else load_profile(name) if name else None
     if chosen is not None:
-        size = size_of(chosen, model)
-        ui.print_json(_as_json(chosen, size, rules=True)) if as_json else _print_one(chosen, size, model)
+        size, warnings = size_of(chosen, model), idle_globs(chosen, model)
+        if as_json:
+            ui.print_json(_as_json(chosen, size, rules=True) | {"warnings": list(warnings)})
+        else:
+            _print_one(chosen, size, model)
+        for line in warnings if not as_json else ():
+            ui.print_warning(line)
         return
     sized = sorted(((profile, size_of(profile, model)) for profile in list_profiles()), key=lambda ps: -ps[1].n_bytes)
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mimo_gguf.cli import ui
-from mimo_gguf.core.units import format_duration, format_size, parse_size
+from mimo_gguf.core.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from mimo_gguf.core.ggml_types import GgmlType
@@ -71,7 +71,7 @@ def command(
     """
     from mimo_gguf.cli.progress import open_progress
     from mimo_gguf.conversion.open_model import is_gguf, open_model
-    from mimo_gguf.core.output_file import make_folder, name_outputs, parse_destination
+    from mimo_gguf.core.output_file import make_folder, name_outputs, parse_destination, parse_part_size
     from mimo_gguf.core.paths import path_kind
     from mimo_gguf.quantization.engine import run_quantization
     from mimo_gguf.quantization.estimate import estimate_time
@@ -85,7 +85,7 @@ def command(
         types=_type_options(mtp, tensor_type or [], output_type, token_embedding_type),
         importance=read_importance(imatrix) if imatrix else None,
         n_threads=threads,
-        split_max_bytes=parse_size(split_max_size) if split_max_size else None,
+        split_max_bytes=parse_part_size(split_max_size) if split_max_size else None,
         force=force,
         allow_requantize=allow_requantize,
     )
@@ -108,11 +108,11 @@ def command(
 def _type_options(
     mtp: str | None, tensor_types: list[str], output_type: str | None, token_embedding_type: str | None
 ) -> TypeOptions:
-    from mimo_gguf.core.ggml_types import parse_ggml_type
+    from mimo_gguf.quantization.profiles import parse_weight_type
     from mimo_gguf.quantization.type_choice import TypeOptions, parse_tensor_type
 
     def optional(name: str | None) -> GgmlType | None:
-        return parse_ggml_type(name) if name else None
+        return parse_weight_type(name) if name else None
 
     return TypeOptions(
         mtp=_mtp_rule(mtp) if mtp else None,
@@ -123,10 +123,9 @@ def _type_options(
 
 
 def _mtp_rule(text: str) -> MtpRule:
-    from mimo_gguf.core.ggml_types import parse_ggml_type
-    from mimo_gguf.quantization.profiles import SAME, MtpRule
+    from mimo_gguf.quantization.profiles import SAME, MtpRule, parse_weight_type
 
-    return MtpRule(None) if text.lower() == SAME else MtpRule(parse_ggml_type(text))
+    return MtpRule(None if text.lower() == SAME else parse_weight_type(text))
 
 
 def _print_plan(plan: QuantizePlan, expected: TimeExpected) -> None:

@@ -12,10 +12,11 @@ from typing import BinaryIO, Final
 
 from mimo_gguf.core.errors import OutputError, UsageError
 from mimo_gguf.core.paths import path_kind
-from mimo_gguf.core.units import format_size
+from mimo_gguf.core.units import format_size, parse_size
 
 # Files that are built beside an output have longer names (".NAME.sums.json.PID.partial"); 255 is the usual limit.
 _LONGEST_NAME_BYTES: Final = 210
+_SMALLEST_PART_BYTES: Final = 1_000_000
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -67,6 +68,18 @@ def parse_destination(text: str) -> Destination:
         hint = f"-o {text}.gguf for a file, -o {text}/ for a folder"
         raise UsageError(f"{text}: neither ends in .gguf nor is a folder", hint=hint)
     return Destination(path, is_file=True)
+
+
+def parse_part_size(text: str) -> int:
+    """Bytes of the largest part of a split file.
+
+    Raises:
+        UsageError: no size, or one that would give every tensor a file of its own.
+    """
+    size = parse_size(text)
+    if size < _SMALLEST_PART_BYTES:
+        raise UsageError(f"{text}: parts of {format_size(size)} are too small", hint="write it like 2GB or 500MB")
+    return size
 
 
 def name_outputs(out: Destination | None, default_folder: Path, model: str, ftypes: Sequence[str]) -> tuple[Path, ...]:

@@ -93,7 +93,7 @@ def check_columns(importance: ImportanceMatrix, tensor_name: str, n_columns: int
 
 def _shortened(text: str) -> str:
     """At most 127 bytes: what llama.cpp's metadata overrides can hold."""
-    return text.encode()[:127].decode(errors="ignore")
+    return text.encode(errors="replace")[:127].decode(errors="ignore")
 
 
 def _from_gguf(part: GgufPart, data: bytes) -> tuple[dict[str, NDArray[np.float32]], str, int]:

@@ -27,6 +27,7 @@ from mimo_gguf.quantization.type_choice import (
     Importance,
     TypeChoice,
     TypeOptions,
+    check_options,
     choose_types,
 )
 
@@ -145,12 +146,18 @@ def plan_quantization(
     """What a run over `source` will write; reads no weights and touches no files.
 
     Raises:
-        UsageError: two outputs with one path, an output that is the source, types that need an importance matrix,
-            a quantized source without `allow_requantize`.
+        UsageError: two outputs with one path, an output that is the source, options that name nothing in it, types
+            that need an importance matrix, a quantized source without `allow_requantize`.
         GgufError: a source of another architecture.
     """
     _check_paths(source, requests)
-    geometry = read_geometry(source.metadata, [tensor.info for tensor in source.tensors], where=source.label)
+    infos = [tensor.info for tensor in source.tensors]
+    geometry = read_geometry(source.metadata, infos, where=source.label)
+    check_options(options.types, geometry, infos, source.label)
+    if options.importance is not None and not any(info.name in options.importance.columns for info in infos):
+        raise UsageError(
+            f"{options.importance.path}: has no entry for any tensor of {source.label}", hint="it is of another model"
+        )
     outputs = tuple(_plan_output(source, geometry, request, options) for request in requests)
     return QuantizePlan(source, outputs, options)
 
@@ -161,9 +168,17 @@ def _check_paths(source: ModelSource, requests: Sequence[OutputRequest]) -> None
     paths = [request.path.absolute() for request in requests]
     for path in paths:
         if paths.count(path) > 1:
-            raise UsageError(f"{path}: two outputs of this run have the same path", hint="give a folder with -o")
-        if any(path == stamp.path.absolute() for stamp in source.files):
+            raise UsageError(f"{path}: two outputs of this run have the same path", hint="name each type once")
+        if any(_is_same_file(path, stamp.path) for stamp in source.files):
             raise UsageError(f"{path}: is the source itself", hint="choose another name with -o")
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    """Whether both lead to one file, however they are spelled and through whatever links."""
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):
+        return False
 
 
 def _plan_output(
@@ -240,12 +255,12 @@ def _metadata(
     ours |= {
         "mimo_gguf.version": string(__version__),
         "mimo_gguf.profile": string(profile.name),
-        "mimo_gguf.source.name": string(source.name),
+        "mimo_gguf.source.name": string(source.name.encode(errors="replace").decode()),  # a file's name may be no text
         SOURCE_DIGEST: string(_UNKNOWN_DIGEST),
         TENSORS_DIGEST: string(_UNKNOWN_DIGEST),
         DIGEST_CHUNK: uint32(chunk_weights),
     }
-    dropped = ours.keys() | {"general.quantization_version"}
+    dropped = ours.keys() | {"general.quantization_version", "general.alignment"}  # ours is the default's
     return {key: value for key, value in source.metadata.items() if key not in dropped} | ours
 
 

@@ -18,10 +18,14 @@ from typing import Any, Final
 from gguf import LlamaFileType
 
 from mimo_gguf.core.errors import RecipeError, UsageError
-from mimo_gguf.core.ggml_types import GgmlType, canonical_name, ftype_name, parse_ggml_type
+from mimo_gguf.core.ggml_types import GgmlType, canonical_name, ftype_name
 from mimo_gguf.core.shelves import QUANT_PROFILES, entries, read_toml
 
 SAME: Final = "same"  # the MTP block is typed as any other block of the file
+# Types whose weights come out as garbage without importance weights.
+NEED_IMPORTANCE: Final = frozenset(
+    {GgmlType.IQ3_XXS, GgmlType.IQ2_XXS, GgmlType.IQ2_XS, GgmlType.IQ2_S, GgmlType.IQ1_M, GgmlType.IQ1_S}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +206,12 @@ def _read_mtp(table: Any, where: str) -> MtpRule:
         raise RecipeError(f"{where} must be a table", hint='write [mtp] and below it type = "same"')
     _check_keys(table, where, required=set(), optional={"type", "without_imatrix"})
     wanted = table.get("type", SAME)
-    return MtpRule(
-        None if wanted == SAME else _ggml_type(wanted, f"{where}: type"),
-        _ggml_type(table.get("without_imatrix", "Q4_K"), f"{where}: without_imatrix"),
-    )
+    fallback = _ggml_type(table.get("without_imatrix", "Q4_K"), f"{where}: without_imatrix")
+    if fallback in NEED_IMPORTANCE:
+        raise RecipeError(
+            f"{where}: without_imatrix: {fallback.name} itself needs an importance matrix", hint="Q4_K does not"
+        )
+    return MtpRule(None if wanted == SAME else _ggml_type(wanted, f"{where}: type"), fallback)
 
 
 def _check_keys(table: Mapping[str, Any], where: str, *, required: set[str], optional: set[str]) -> None:
@@ -234,19 +240,30 @@ def _texts(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _ggml_type(value: Any, where: str) -> GgmlType:
+def parse_weight_type(text: str) -> GgmlType:
+    """The tensor type named by `text`, in any case; one that weights can be written in.
+
+    Raises:
+        UsageError: there is none.
+    """
     from mimo_gguf.quantization.kernels.libggml import QUANTIZABLE_TYPES
 
-    known = ", ".join(sorted(t.name for t in QUANTIZABLE_TYPES))
+    known = {ggml_type.name: ggml_type for ggml_type in sorted(QUANTIZABLE_TYPES, key=lambda t: t.name)}
+    name = canonical_name(text)
+    if name not in known:
+        kind = name.rpartition("_")[0]  # Q4_K_M is a file's mix, its tensors are Q4_K
+        hint = f"{name} is a file type, its tensors are {kind}" if kind in known else f"one of: {', '.join(known)}"
+        raise UsageError(f"{text!r} is no type that a tensor can be written in", hint=hint)
+    return known[name]
+
+
+def _ggml_type(value: Any, where: str) -> GgmlType:
     if not isinstance(value, str):
-        raise RecipeError(f"{where} is {value!r}, not a ggml type", hint=f"one of: {known}")
+        raise RecipeError(f"{where} is {value!r}, not a ggml type", hint='write it like "Q4_K"')
     try:
-        ggml_type = parse_ggml_type(value)
-    except UsageError:
-        ggml_type = None
-    if ggml_type not in QUANTIZABLE_TYPES:
-        raise RecipeError(f"{where}: {value!r} is no type that a tensor can be written in", hint=f"one of: {known}")
-    return ggml_type
+        return parse_weight_type(value)
+    except UsageError as error:
+        raise RecipeError(f"{where}: {error.message}", hint=error.hint) from None
 
 
 def _file_type(value: Any, where: str) -> LlamaFileType:

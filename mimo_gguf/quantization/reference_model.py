@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from mimo_gguf.core.geometry import STEP35, Geometry, tensor_group
@@ -12,7 +13,7 @@ from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.model_source import TensorInfo
 from mimo_gguf.core.shelves import QUANT_PROFILES, read_toml, shelf
 from mimo_gguf.quantization.profiles import Profile
-from mimo_gguf.quantization.type_choice import Importance, TypeChoice, choose_types
+from mimo_gguf.quantization.type_choice import Importance, TypeChoice, choose_types, kept_reason
 
 _FILE: Final = "models/mimo-7b.toml"
 
@@ -78,6 +79,17 @@ def _tensors(table: dict[str, Any]) -> Iterator[TensorInfo]:
         named |= {f"blk.{i}.{name}": shape for name, shape in members.items()}
     for name, shape in named.items():
         yield TensorInfo(name, tuple(shape), GgmlType.BF16 if len(shape) > 1 else GgmlType.F32)
+
+
+def idle_globs(profile: Profile, model: ReferenceModel) -> tuple[str, ...]:
+    """A line for each glob of a rule that names no matrix of `model`: misspelled, as a rule."""
+    matrices = [info.name for info in model.tensors if kept_reason(info) is None]
+    return tuple(
+        f"rule {number}: {glob} names no matrix of {model.name}"
+        for number, rule in enumerate(profile.rules, 1)
+        for glob in rule.tensors
+        if not any(fnmatchcase(name, glob) for name in matrices)
+    )
 
 
 def size_of(profile: Profile, model: ReferenceModel) -> ProfileSize:

@@ -16,9 +16,9 @@ from typing import Final
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.geometry import Geometry, block_number
-from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType, block_size, parse_ggml_type
+from mimo_gguf.core.ggml_types import GgmlType, block_size
 from mimo_gguf.core.model_source import TensorInfo
-from mimo_gguf.quantization.profiles import Layer, MtpRule, Profile
+from mimo_gguf.quantization.profiles import NEED_IMPORTANCE, Layer, MtpRule, Profile, parse_weight_type
 
 EMBEDDING: Final = "token_embd.weight"
 OUTPUT: Final = "output.weight"
@@ -41,10 +41,7 @@ _RAGGED_FALLBACK: Final[Mapping[GgmlType, GgmlType]] = {
     GgmlType.Q6_K: GgmlType.Q8_0,
 }  # fmt: skip
 
-# Types whose weights come out as garbage without importance weights, and those that libggml cannot write at all then.
-_USELESS_ALONE: Final = frozenset(
-    {GgmlType.IQ3_XXS, GgmlType.IQ2_XXS, GgmlType.IQ2_XS, GgmlType.IQ2_S, GgmlType.IQ1_M, GgmlType.IQ1_S}
-)
+# Of the types that need importance weights, those that libggml cannot write at all without.
 _IMPOSSIBLE_ALONE: Final = frozenset({GgmlType.IQ2_XXS, GgmlType.IQ2_XS, GgmlType.IQ1_S})
 
 
@@ -53,7 +50,8 @@ class TypeOptions:
     """What the user may say about types, beside the profile.
 
     Attributes:
-        mtp: rule for the MTP blocks in place of the profile's.
+        mtp: rule for the MTP blocks in place of the profile's; where importance weights are missing, the profile's
+            `without_imatrix` still holds.
         tensor_types: (regular expression searched in the tensor's name, type); the first that matches decides. Unlike
             llama-quantize's, an override changes only the tensors it names: the layer rules of the others still count
             blocks, not the tensors that are left.
@@ -101,6 +99,19 @@ def choose_types(
     return tuple(_choose(profile, geometry, info, options, importance, tied) for info in tensors)
 
 
+def check_options(options: TypeOptions, geometry: Geometry, tensors: Sequence[TensorInfo], where: str) -> None:
+    """Raises UsageError for an option that speaks of nothing in this model: misspelled, or meant for another."""
+    matrices = [info.name for info in tensors if kept_reason(info) is None]
+    for pattern, _ in options.tensor_types:
+        if not any(pattern.search(name) for name in matrices):
+            raise UsageError(
+                f"--tensor-type {pattern.pattern}: no matrix of {where} has such a name",
+                hint="names are like blk.0.ffn_down.weight; norms and biases keep their type",
+            )
+    if options.mtp is not None and options.mtp.ggml_type is not None and not geometry.n_mtp:
+        raise UsageError(f"--mtp: {where} has no MTP layer", hint="drop --mtp")
+
+
 def parse_tensor_type(text: str) -> tuple[re.Pattern[str], GgmlType]:
     """`ffn_down=Q6_K` -> (pattern, type): the pattern is a regular expression searched in tensor names.
 
@@ -111,7 +122,7 @@ def parse_tensor_type(text: str) -> tuple[re.Pattern[str], GgmlType]:
     if not equals or not pattern:
         raise UsageError(f"--tensor-type {text!r} is not PATTERN=TYPE", hint="for example --tensor-type ffn_down=Q6_K")
     try:
-        return re.compile(pattern), parse_ggml_type(name)
+        return re.compile(pattern), parse_weight_type(name)
     except re.error as error:
         raise UsageError(
             f"--tensor-type {text!r}: {pattern!r} is not a regular expression: {error}",
@@ -147,9 +158,8 @@ def _choose(
         why = f"rows of {info.n_columns} weights are no whole number of {wanted.name} blocks"
     lacks = needs_importance(profile, info.name, ggml_type) and info.name not in importance.names
     if lacks and _is_mtp(info, geometry):
-        fallback = (options.mtp or profile.mtp).without_imatrix
         why = f"{ggml_type.name} needs importance weights, and there are none for this tensor"
-        ggml_type, lacks = _fit_columns(fallback, info.n_columns), False
+        ggml_type, lacks = _fit_columns(profile.mtp.without_imatrix, info.n_columns), False
     chosen = TensorInfo(info.name, info.shape, ggml_type)
     return TypeChoice(chosen, why, wanted if ggml_type is not wanted else None, lacks)
 
@@ -205,14 +215,9 @@ def needs_importance(profile: Profile, tensor_name: str, ggml_type: GgmlType) ->
     """Whether a tensor of this type must not be written without an importance entry."""
     if tensor_name in (EMBEDDING, OUTPUT):
         return ggml_type in _IMPOSSIBLE_ALONE
-    return ggml_type in _USELESS_ALONE or ggml_type in profile.needs_imatrix
+    return ggml_type in NEED_IMPORTANCE or ggml_type in profile.needs_imatrix
 
 
 def _is_mtp(info: TensorInfo, geometry: Geometry) -> bool:
     block = block_number(info.name)
     return block is not None and block >= geometry.n_trunk
-
-
-def is_quantized(ggml_type: GgmlType) -> bool:
-    """Whether a type stores blocks rather than plain floats."""
-    return ggml_type not in FLOAT_TYPES

@@ -121,6 +121,13 @@ def test_entries_of_another_width_are_refused(tmp_path: Path) -> None:
         quantize(source, tmp_path / "ours", ["Q4_K_M"], importance=matrix)
 
 
+def test_a_matrix_of_another_model_is_refused(tmp_path: Path) -> None:
+    source = write_random(tmp_path / "source.gguf", MODEL)
+    matrix = read_importance(write_dat(tmp_path / "m.dat", {"blk.0.attn_qkv.weight": (np.ones(256, np.float32), 1.0)}))
+    with pytest.raises(UsageError, match=r"m\.dat: has no entry for any tensor of .*source\.gguf"):
+        quantize(source, tmp_path / "ours", ["Q4_K_M"], importance=matrix)
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_types_that_need_what_is_missing_are_refused_by_name(given: bool, tmp_path: Path) -> None:
     source = write_random(tmp_path / "source.gguf", MODEL)

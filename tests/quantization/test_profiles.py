@@ -9,7 +9,7 @@ import pytest
 from mimo_gguf.core.errors import MimoGgufError, RecipeError, UsageError
 from mimo_gguf.core.ggml_types import GgmlType, ftype_name
 from mimo_gguf.quantization.profiles import CONDITIONS, Layer, list_profiles, load_profile, read_profile
-from mimo_gguf.quantization.reference_model import load_reference_model, size_of
+from mimo_gguf.quantization.reference_model import idle_globs, load_reference_model, size_of
 
 GOOD = """
 summary = "mine"
@@ -73,6 +73,7 @@ def test_a_users_profile_is_read(tmp_path: Path) -> None:
         (('summary = "mine"', 'summary = "mine"\ncolour = 1'), "unknown key 'colour'"),
         (('type = "Q8_0"', 'typ = "Q8_0"'), r"\[mtp\]: unknown key 'typ'"),
         (('type = "Q8_0"', 'type = "most"'), r"\[mtp\]: type: 'most'"),
+        (('type = "Q8_0"', 'without_imatrix = "IQ2_XS"'), "without_imatrix: IQ2_XS itself needs an importance matrix"),
         (('"use_more_bits"', '"full_moon"'), "rule 1: when: no condition 'full_moon'"),
         (('type = "q6_k"', ""), "rule 1: key 'type' is missing"),
         (('type = "q6_k"', 'type = "q6"'), "rule 1: type: 'q6' is no type"),
@@ -91,6 +92,16 @@ def test_mistakes_are_named_with_file_rule_and_key(change: tuple[str, str], mess
         read_profile(path)
     assert caught.value.message.startswith(str(path))
     assert caught.value.hint
+
+
+def test_a_glob_that_names_no_matrix_is_pointed_out(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD.replace('"output.weight"', '"blk.*.ffn_dwn.weight", "*_norm.weight"'))
+    assert idle_globs(read_profile(path), load_reference_model()) == (
+        "rule 1: blk.*.ffn_dwn.weight names no matrix of MiMo-7B",
+        "rule 1: *_norm.weight names no matrix of MiMo-7B",
+    )
+    assert not any(idle_globs(profile, load_reference_model()) for profile in list_profiles())
 
 
 def test_a_missing_profile_file_is_an_error(tmp_path: Path) -> None:

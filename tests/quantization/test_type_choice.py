@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,14 @@ def test_missing_importance_is_marked_in_the_trunk_and_replaced_in_the_mtp_block
     assert (draft.info.ggml_type, draft.fallback_from) == (GgmlType.Q4_K, GgmlType.IQ2_XS)
 
 
+def test_a_profiles_fallback_holds_for_a_type_given_with_mtp_too() -> None:
+    profile = dataclasses.replace(load_profile("Q4_K_M"), mtp=MtpRule(None, without_imatrix=GgmlType.Q8_0))
+    options = TypeOptions(mtp=MtpRule(GgmlType.IQ2_XS))
+    choices = choose_types(profile, geometry(MIMO_7B), infos(MIMO_7B), options, Importance())
+    draft = {choice.info.name: choice for choice in choices}["blk.36.ffn_up.weight"]
+    assert (draft.info.ggml_type, draft.fallback_from) == (GgmlType.Q8_0, GgmlType.IQ2_XS)
+
+
 def test_types_that_embedding_and_output_cannot_have_without_importance_are_marked() -> None:
     options = TypeOptions(token_embedding_type=GgmlType.IQ2_XS, output_type=GgmlType.IQ3_XXS)
     choices = choose_types(load_profile("Q4_K_M"), geometry(MIMO_7B), infos(MIMO_7B), options, Importance())
@@ -136,8 +145,16 @@ def test_vectors_norms_and_biases_are_kept_for_a_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("ffn_down", "PATTERN=TYPE"), ("*=Q8_0", "regular expression"), ("ffn_down=Q9", "Q9")]
+    ("text", "message", "hint"),
+    [
+        ("ffn_down", "PATTERN=TYPE", "ffn_down=Q6_K"),
+        ("*=Q8_0", "regular expression", "ffn_down=Q6_K"),
+        ("ffn_down=Q9", "'Q9' is no type that a tensor can be written in", "one of: "),
+        ("ffn_down=Q8_K", "'Q8_K' is no type", "one of: "),  # a type of ggml's, but only for its own sums
+        ("ffn_down=Q4_K_M", "'Q4_K_M' is no type", "Q4_K_M is a file type, its tensors are Q4_K"),
+    ],
 )
-def test_a_wrong_tensor_type_is_explained(text: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_a_wrong_tensor_type_is_explained(text: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
         parse_tensor_type(text)
+    assert hint in str(caught.value.hint)
