@@ -63,7 +63,7 @@ class Checksums:
     def _canonical(self) -> bytes:
         lines = [f"{self.file} {self.n_bytes} {self.header_bytes} {self.header_digest.hex()}"]
         lines += [json.dumps(_tensor_json(tensor)) for tensor in self.tensors]
-        return "\n".join(lines).encode()
+        return "\n".join(lines).encode(errors="surrogateescape")  # a file's name may be no text
 
 
 def _tensor_json(tensor: TensorSum) -> dict[str, Any]:

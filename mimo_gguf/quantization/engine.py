@@ -55,6 +55,12 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
     chunks = cut_into_chunks([tensor.info for tensor in plan.source.tensors], plan.options.chunk_weights)
     with ExitStack() as stack:
         writers = _open_outputs(plan, kernels, chunks, stack)
+        for writer in writers:
+            if writer.journal.replaced:
+                watcher.note(
+                    f"{writer.plan.path.name}: an earlier run was of another source, profile, option or version; "
+                    "starting afresh"
+                )
         stack.push(partial(_tidy_up, writers))
         _check_space(writers, chunks)
         loop = Loop(plan, kernels, chunks, writers, plan.options.n_threads or available_cores())
@@ -62,7 +68,7 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
         plan.source.check_unchanged()
         if loop.written_bytes > _WORTH_A_NOTE_BYTES:
             watcher.note("syncing to disk")
-        _complete(writers, chunks)
+        _complete(writers, chunks, force=plan.options.force)
         return _report(loop, time.perf_counter() - started)
 
 
@@ -92,7 +98,7 @@ def _open_outputs(
             writer = open_output(output, output_fingerprint(output, plan.source, names), force=plan.options.force)
         except OutputError:
             # Killed while it tidied up, the last run may have left journals of outputs that are done.
-            _complete([writer for writer in writers if writer.finished], chunks)
+            _complete([writer for writer in writers if writer.finished], chunks, force=plan.options.force)
             raise
         stack.callback(writer.close)
         writers.append(writer)
@@ -136,13 +142,13 @@ def _watch(loop: Loop, progress: Progress) -> None:
         raise loop.error
 
 
-def _complete(writers: Sequence[OutputWriter], chunks: Sequence[Chunk]) -> None:
+def _complete(writers: Sequence[OutputWriter], chunks: Sequence[Chunk], *, force: bool) -> None:
     """Everything durable first, then all names, then the journals go: at every moment a crash can be resumed."""
     for writer in writers:
         if not writer.finished:
             writer.seal(chunks)
     for writer in writers:
-        writer.publish(chunks)
+        writer.publish(chunks, force=force)
     for folder in {writer.plan.path.parent for writer in writers}:
         sync_folder(folder)
     for writer in reversed(writers):

@@ -33,11 +33,13 @@ class Journal:
     Attributes:
         done: chunk number to (digest of the source's bytes, digest of the output's bytes).
         sealed: whether the output was complete and only had to be renamed.
+        replaced: whether an earlier run had left one with another fingerprint.
     """
 
     path: Path
     done: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
     sealed: bool = False
+    replaced: bool = False
     _fd: int = -1
 
     def append(self, chunk: int, source: bytes, output: bytes) -> None:
@@ -96,6 +98,7 @@ def open_journal(path: Path, fingerprint: str, *, what: Path) -> Journal:
     if data.startswith(_head(fingerprint)):
         _read_records(journal, data, len(_head(fingerprint)))
     else:
+        journal.replaced = len(data) > len(_head(fingerprint))
         journal.start_afresh(fingerprint)
     return journal
 

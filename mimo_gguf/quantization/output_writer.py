@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mimo_gguf import __version__
+from mimo_gguf.core.errors import OutputError
 from mimo_gguf.core.gguf_header import GgufLayout, lay_out
 from mimo_gguf.core.model_source import Bytes, Metadata, ModelSource, string
 from mimo_gguf.core.output_file import check_output
@@ -85,14 +88,26 @@ class OutputWriter:
         except OSError as error:
             raise write_error(self.plan.path, error) from None
 
-    def publish(self, chunks: Sequence[Chunk]) -> None:
-        """Gives the parts their names, each with its checksums beside it. Can be repeated after a crash."""
+    def publish(self, chunks: Sequence[Chunk], *, force: bool) -> None:
+        """Gives the parts their names, each with its checksums beside it. Can be repeated after a crash.
+
+        Raises:
+            OutputError: a file of that name has appeared since the run began (without `force`); the disk is full or
+                failing.
+        """
         self.close_files()
+        waiting = [part.path for part in self.plan.parts if partial_path(part.path).exists()]
+        for path in waiting:
+            if path_kind(path) != "nothing" and not force:
+                raise OutputError(
+                    f"{path}: appeared while this run was writing its own",
+                    hint="move it away and run the same command again: all is computed, only the name is missing",
+                )
         sums = self._tensor_sums(chunks)
         for part, layout in zip(self.plan.parts, self._final_layouts(chunks), strict=True):
             checksums = Checksums.of(part.path.name, layout, sums[part.first : part.last])
             write_whole(checksum_path(part.path), checksums.as_bytes())
-            if partial_path(part.path).exists():
+            if part.path in waiting:
                 appear(part.path)
 
     def drain(self) -> None:
@@ -171,13 +186,13 @@ def open_output(plan: OutputPlan, fingerprint: str, *, force: bool) -> OutputWri
     try:
         if not _can_resume(plan, journal):
             journal.start_afresh(fingerprint)
-            for part in plan.parts:
-                partial_path(part.path).unlink(missing_ok=True)
+            _remove_partials(plan.path)
         if not journal.sealed:
             _check_parts(plan, force=force)
         files = () if journal.sealed else _open_parts(plan.parts)
     except BaseException:
-        if not journal.done:
+        if not (journal.done or journal.sealed):
+            _remove_partials(plan.path)
             journal.discard()
         journal.close()
         raise
@@ -207,11 +222,21 @@ def _journal_path(plan: OutputPlan) -> Path:
 
 def _can_resume(plan: OutputPlan, journal: Journal) -> bool:
     """Whether the files the journal speaks of are there: every partial; once sealed, a partial or the final file."""
+    if not (journal.done or journal.sealed):
+        return False
     for part in plan.parts:
         paths = (partial_path(part.path), part.path) if journal.sealed else (partial_path(part.path),)
         if not any(path.is_file() and path.stat().st_size == part.layout.n_bytes for path in paths):
             return False
     return True
+
+
+def _remove_partials(path: Path) -> None:
+    """Removes what earlier runs left of the output `path`, into however many parts they had split it."""
+    stem, digits = glob.escape(path.stem), "[0-9]" * 5
+    for name in (glob.escape(path.name), f"{stem}-{digits}-of-{digits}.gguf"):
+        for partial in (*path.parent.glob(f".{name}.partial"), *path.parent.glob(f".{name}.sums.json.partial")):
+            partial.unlink(missing_ok=True)
 
 
 def _open_parts(parts: Sequence[PartPlan]) -> tuple[PartialFile, ...]:
@@ -231,7 +256,7 @@ def output_fingerprint(plan: OutputPlan, source: ModelSource, kernels: Sequence[
     digest = hashlib.sha256(f"{__version__} {source.fingerprint} {plan.chunk_weights} {plan.profile.digest}\n".encode())
     digest.update(" ".join(kernels).encode())
     for part in plan.parts:
-        digest.update(f"{part.path.name} {part.layout.n_bytes}\n".encode())
+        digest.update(os.fsencode(part.path.name) + f" {part.layout.n_bytes}\n".encode())
         digest.update(part.layout.header)
     for tensor in plan.tensors:
         if tensor.importance is not None:

@@ -26,6 +26,10 @@ def write_error(path: Path, error: OSError) -> OutputError:
         return OutputError(
             f"{path}: the disk is full", hint="free some space and run the same command again: it goes on from here"
         )
+    if error.errno == errno.EFBIG:
+        return OutputError(
+            f"{path}: the file system holds no file so large", hint="add --split-max-size 2GB, or choose another disk"
+        )
     return OutputError(f"{path}: {error.strerror or error}", hint="check the disk, or choose another place with -o")
 
 

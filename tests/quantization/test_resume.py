@@ -22,6 +22,7 @@ from mimo_gguf.quantization.engine import run_quantization
 from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, QuantizePlan, plan_quantization
 from mimo_gguf.quantization.profiles import load_profile
 from mimo_gguf.quantization.report import QuantizeReport
+from mimo_gguf.quantization.verification import CHECKSUMS, verify_gguf
 from tests.quantization.models import Model, write_random
 from tests.quantization.runs import files_in
 
@@ -146,6 +147,81 @@ def test_an_existing_output_is_kept_without_force_and_replaced_with_it(source: P
     after = files_in(tmp_path / "out")
     assert after.keys() == before.keys()
     assert after["F16.gguf"] != before["F16.gguf"]
+
+
+def test_a_file_that_appears_meanwhile_is_kept_and_the_work_too(source: Path, tmp_path: Path) -> None:
+    run(source, tmp_path / "undisturbed")
+    appeared = tmp_path / "out/Q4_0.gguf"
+
+    class Stranger(Silence):
+        def finish(self) -> None:
+            appeared.write_bytes(b"precious")
+
+    for progress in (Stranger(), None):
+        with pytest.raises(OutputError, match=r"Q4_0\.gguf: appeared while this run was writing its own"):
+            run(source, tmp_path / "out", progress=progress)
+        assert appeared.read_bytes() == b"precious"
+    appeared.unlink()
+    report = run(source, tmp_path / "out")
+    assert report.read_bytes == 0
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "undisturbed")
+
+
+def test_nothing_is_left_of_a_run_that_was_split_otherwise(source: Path, tmp_path: Path) -> None:
+    interrupt(source, tmp_path / "out", options=replace(OPTIONS, split_max_bytes=30_000))
+    assert len(list((tmp_path / "out").glob(".F16-*-of-*.gguf.partial"))) > 2
+    run(source, tmp_path / "out")
+    run(source, tmp_path / "undisturbed")
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "undisturbed")
+
+
+def test_starting_afresh_is_told_and_going_on_is_not(source: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Listener(Silence):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    interrupt(source, tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OutputError):
+        fail_after(patch, 5, OSError(errno.ENOSPC, "No space left on device"))
+        run(source, tmp_path / "out", progress=Listener())
+    assert notes == []
+    changed_weights(source)
+    run(source, tmp_path / "out", progress=Listener())
+    assert [note.partition(":")[0] for note in notes] == ["Q4_0.gguf", "F16.gguf"]
+    assert all("starting afresh" in note for note in notes)
+
+
+def test_a_file_system_that_holds_no_file_so_large(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ftruncate = os.ftruncate
+
+    def limited(fd: int, n_bytes: int) -> None:
+        if n_bytes > 40_000:
+            raise OSError(errno.EFBIG, "File too large")
+        ftruncate(fd, n_bytes)
+
+    monkeypatch.setattr(os, "ftruncate", limited)
+    with pytest.raises(OutputError, match="the file system holds no file so large") as caught:
+        run(source, tmp_path / "out")
+    assert "--split-max-size" in str(caught.value.hint)
+    assert files_in(tmp_path / "out") == {}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_names_that_are_no_text(source: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"b\xff-BF16.gguf")
+    odd = source.rename(source.with_name(name))
+    report = run(odd, tmp_path / os.fsdecode(b"\xfe"), replace(OPTIONS, split_max_bytes=60_000), names=("F16",))
+    made = report.outputs[0].paths
+    assert len(made) > 1
+    assert verify_gguf(made[0]).intact
+    with open_gguf(odd) as model:
+        out = tmp_path / os.fsdecode(b"\xfd-F16.gguf")
+        run_quantization(plan_quantization(model, [OutputRequest(load_profile("F16"), out)], OPTIONS))
+    assert (verify_gguf(out).method, verify_gguf(out).intact) == (CHECKSUMS, True)
 
 
 def test_two_runs_on_one_output_do_not_meet(source: Path, tmp_path: Path) -> None:
