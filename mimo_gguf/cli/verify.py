@@ -37,6 +37,10 @@ def command(
     else:
         ui.print_field("file", f"{found.paths[0]}" + (f" and {len(found.paths) - 1} more" if found.paths[1:] else ""))
         ui.print_field("checked", f"{found.n_tensors} tensors, {format_size(found.n_bytes)}: {_MEANING[found.method]}")
+        for path in found.without_checksums if len(found.paths) > len(found.without_checksums) else ():
+            ui.print_warning(
+                f"{path.name}.sums.json is missing: with it the metadata of this part would be checked too"
+            )
         for problem in found.problems:
             ui.print_field("damaged", problem)
         ui.print_field("result", "intact" if found.intact else "damaged: convert, quantize or download it again")

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from mimo_gguf.core.data_file import FileBuffer
+from mimo_gguf.core.errors import MimoGgufError
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType, block_size, row_bytes
 from mimo_gguf.core.machine import available_cores
 from mimo_gguf.core.model_source import ModelSource
@@ -56,6 +57,9 @@ def estimate_time(plan: QuantizePlan, *, weights_here: bool = True) -> TimeExpec
 
     Args:
         weights_here: whether the source's weights can be read; not where only headers were fetched.
+
+    Raises:
+        MimoGgufError: the source's disk is failing.
     """
     read_bytes = sum(tensor.info.n_bytes for tensor in plan.source.tensors)
     written_bytes = sum(output.n_bytes for output in plan.outputs)
@@ -87,7 +91,12 @@ def _bytes_per_second(source: ModelSource) -> float:
         last = min(first + n_rows, tensor.info.n_rows)
         n_bytes = (last - first) * tensor.info.row_bytes
         memory = FileBuffer(n_bytes).at(tensor.offset + first * tensor.info.row_bytes, n_bytes)
-        tensor.read_rows(first, last, memory.reshape(last - first, tensor.info.row_bytes))
+        try:
+            tensor.read_rows(first, last, memory.reshape(last - first, tensor.info.row_bytes))
+        except OSError as error:
+            raise MimoGgufError(
+                f"{tensor.origin}: cannot be read: {error.strerror or error}", hint="check the disk"
+            ) from None
         return n_bytes
 
     started = time.perf_counter()

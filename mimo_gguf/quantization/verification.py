@@ -39,6 +39,7 @@ class Verification:
     Attributes:
         method: CHECKSUMS, EMBEDDED or STRUCTURE.
         problems: one line each; empty where the file is intact as far as the method can tell.
+        without_checksums: the parts that have none beside them.
     """
 
     paths: tuple[Path, ...]
@@ -46,6 +47,7 @@ class Verification:
     n_tensors: int
     n_bytes: int
     problems: tuple[str, ...]
+    without_checksums: tuple[Path, ...] = ()
 
     @property
     def intact(self) -> bool:
@@ -60,6 +62,7 @@ class Verification:
             "n_tensors": self.n_tensors,
             "n_bytes": self.n_bytes,
             "problems": list(self.problems),
+            "without_checksums": [str(path) for path in self.without_checksums],
         }
 
 
@@ -67,8 +70,17 @@ def verify_gguf(path: Path, progress: Progress | None = None, n_threads: int | N
     """Reads the whole of the file at `path` (all parts of a split one) and compares it with what was written.
 
     Raises:
-        GgufError: no such file, or one so damaged that its header cannot be read; or checksums that were changed.
+        GgufError: no such file, one so damaged that its header cannot be read, or a failing disk; or checksums that
+            were changed.
     """
+    try:
+        return _verify(path, progress or Silence(), n_threads or available_cores())
+    except OSError as error:
+        where = error.filename or path
+        raise GgufError(f"{where}: cannot be read: {error.strerror or error}", hint="check the disk") from None
+
+
+def _verify(path: Path, progress: Progress, n_threads: int) -> Verification:
     sums = _sums_beside(path)
     try:
         model = read_gguf(path)
@@ -76,13 +88,16 @@ def verify_gguf(path: Path, progress: Progress | None = None, n_threads: int | N
         if sums is None or not path.is_file():
             raise
         return Verification((path,), CHECKSUMS, len(sums.tensors), path.stat().st_size, (error.message,))
-    readers = _Readers(progress or Silence(), n_threads or available_cores())
-    beside = [_sums_beside(part.path) for part in model.parts]
-    all_sums = [part_sums for part_sums in beside if part_sums is not None]
+    readers = _Readers(progress, n_threads)
+    beside = {part.path: _sums_beside(part.path) for part in model.parts}
+    all_sums = [part_sums for part_sums in beside.values() if part_sums is not None]
     if len(all_sums) == len(model.parts):
         method, problems = CHECKSUMS, _by_checksums(model, all_sums, readers)
     elif TENSORS_DIGEST in model.metadata and DIGEST_CHUNK in model.metadata:
         method, problems = EMBEDDED, _by_embedded_digest(model, readers)
+        for part in model.parts:
+            if (part_sums := beside[part.path]) is not None:
+                problems += _check_header(part.path, part_sums)
     else:
         method, problems = STRUCTURE, _by_structure(model, readers)
     return Verification(
@@ -91,6 +106,7 @@ def verify_gguf(path: Path, progress: Progress | None = None, n_threads: int | N
         n_tensors=sum(len(part.tensors) for part in model.parts),
         n_bytes=sum(part.path.stat().st_size for part in model.parts),
         problems=tuple(problems),
+        without_checksums=tuple(part_path for part_path, part_sums in beside.items() if part_sums is None),
     )
 
 
@@ -120,13 +136,16 @@ def _by_checksums(model: GgufFile, all_sums: Sequence[Checksums], readers: _Read
 
 def _check_frame(part: GgufPart, sums: Checksums) -> list[str]:
     """Everything that is not tensor data: length, header, and the zeros between tensors."""
-    problems = _check_length(part.path, sums.n_bytes)
-    with part.path.open("rb") as file:
-        if digest_of(file.read(sums.header_bytes)) != sums.header_digest:
-            problems.append(f"{part.path.name}: the header changed (metadata or tensor table)")
+    problems = _check_length(part.path, sums.n_bytes) + _check_header(part.path, sums)
     ends = [tensor.offset + tensor.n_bytes for tensor in sums.tensors]
     starts = [*(tensor.offset for tensor in sums.tensors), sums.n_bytes][1:]
     return problems + _check_padding(part.path, ends, starts)
+
+
+def _check_header(path: Path, sums: Checksums) -> list[str]:
+    with path.open("rb") as file:
+        intact = digest_of(file.read(sums.header_bytes)) == sums.header_digest
+    return [] if intact else [f"{path.name}: the header changed (metadata or tensor table)"]
 
 
 def _by_embedded_digest(model: GgufFile, readers: _Readers) -> list[str]:

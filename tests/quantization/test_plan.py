@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf import GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mimo_gguf.core.errors import GgufError, UsageError
+from mimo_gguf.core.errors import GgufError, MimoGgufError, UsageError
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import open_gguf, read_gguf, read_part
-from mimo_gguf.core.model_source import TensorInfo, string
+from mimo_gguf.core.gguf_header import lay_out
+from mimo_gguf.core.model_source import TensorInfo, string, uint32
 from mimo_gguf.quantization.chunks import chunk_rows, cut_into_chunks
-from mimo_gguf.quantization.plan import OutputRequest, _plan_parts, plan_quantization
-from mimo_gguf.quantization.profiles import load_profile
+from mimo_gguf.quantization.estimate import estimate_time
+from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, _plan_parts, plan_quantization
+from mimo_gguf.quantization.profiles import MtpRule, load_profile
+from mimo_gguf.quantization.type_choice import TypeOptions, parse_tensor_type
 from mimo_gguf.runtime.llama_api import api
 from tests.quantization.models import MIMO_7B, QWEN2, Model, replace, write_hollow, write_random
 from tests.quantization.runs import differing_tensors, files_in, quantize
@@ -91,10 +97,70 @@ def test_impossible_outputs_are_refused(outs: list[str], message: str, source: P
         plan_quantization(model, [OutputRequest(load_profile("F16"), tmp_path / out) for out in outs])
 
 
+@pytest.mark.parametrize("how", ["symlink", "hardlink", "dots"])
+def test_the_source_is_known_under_any_name(how: str, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "other.gguf"
+    if how == "dots":
+        out = tmp_path / "none" / ".." / source.name
+        (tmp_path / "none").mkdir()
+    elif how == "symlink":
+        out.symlink_to(source)
+    else:
+        out.hardlink_to(source)
+    with open_gguf(source) as model, pytest.raises(UsageError, match="is the source itself"):
+        plan_quantization(model, [OutputRequest(load_profile("F16"), out)], QuantizeOptions(force=True))
+
+
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        (TypeOptions(tensor_types=(parse_tensor_type("ffn_dwn=Q8_0"),)), "--tensor-type ffn_dwn: no matrix of"),
+        (TypeOptions(tensor_types=(parse_tensor_type("attn_norm=Q8_0"),)), "--tensor-type attn_norm: no matrix of"),
+        (TypeOptions(mtp=MtpRule(GgmlType.Q8_0)), "--mtp: .* has no MTP layer"),
+    ],
+)
+def test_options_that_name_nothing_are_refused(types: TypeOptions, message: str, tmp_path: Path) -> None:
+    source = write_random(tmp_path / "source.gguf", replace(MODEL, layout=QWEN2))
+    with open_gguf(source) as model, pytest.raises(UsageError, match=message) as caught:
+        plan_quantization(
+            model, [OutputRequest(load_profile("Q8_0"), tmp_path / "o.gguf")], QuantizeOptions(types=types)
+        )
+    assert caught.value.hint
+
+
+def test_a_source_of_another_alignment_is_laid_out_anew(tmp_path: Path) -> None:
+    written = write_random(tmp_path / "source.gguf", MODEL)
+    part = read_part(written)
+    aligned = lay_out({**part.metadata, "general.alignment": uint32(256)}, [t.info for t in part.tensors], 256)
+    data = written.read_bytes()
+    with (tmp_path / "aligned.gguf").open("wb") as file:
+        file.write(aligned.header)
+        for tensor, offset in zip(part.tensors, aligned.offsets, strict=True):
+            file.seek(offset)
+            file.write(data[tensor.offset : tensor.offset + tensor.info.n_bytes])
+        file.truncate(aligned.n_bytes)
+    quantize(tmp_path / "aligned.gguf", tmp_path / "a", ["Q8_0"])
+    quantize(written, tmp_path / "b", ["Q8_0"])
+    assert differing_tensors(tmp_path / "a/Q8_0.gguf", tmp_path / "b/Q8_0.gguf") == []
+
+
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     source = write_random(tmp_path / "m.gguf", MODEL, extra={"general.architecture": string("llama")})
     with open_gguf(source) as model, pytest.raises(GgufError, match="architecture 'llama'"):
         plan_quantization(model, [OutputRequest(load_profile("F16"), tmp_path / "o.gguf")])
+
+
+def test_a_disk_that_fails_while_its_speed_is_sampled_is_one_line(source: Path, tmp_path: Path) -> None:
+    def failing(first: int, last: int, out: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with open_gguf(source) as model:
+        bad = dataclasses.replace(
+            model, tensors=tuple(dataclasses.replace(tensor, read_rows=failing) for tensor in model.tensors)
+        )
+        plan = plan_quantization(bad, [OutputRequest(load_profile("F16"), tmp_path / "o.gguf")])
+    with pytest.raises(MimoGgufError, match=r"Random-BF16\.gguf: cannot be read: Input/output error"):
+        estimate_time(plan)
 
 
 # ---- split files

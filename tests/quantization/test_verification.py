@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 from pathlib import Path
 
 import pytest
 
+from mimo_gguf.core import data_file, positioned_io
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.quantization.checksums import checksum_path
@@ -130,3 +132,24 @@ def test_every_part_of_a_split_file_is_checked(made: Path, tmp_path: Path) -> No
     for part in parts:
         checksum_path(part).unlink()
     assert (found(parts[0]).method, found(parts[0]).intact) == (EMBEDDED, False)
+    assert found(parts[0]).without_checksums == tuple(parts)
+
+
+def test_a_part_without_its_checksums_is_named_and_the_others_headers_are_checked(made: Path, tmp_path: Path) -> None:
+    quantize(made.with_name("source.gguf"), tmp_path, ["Q4_0"], split_max_bytes=20_000)
+    first, second, *_ = sorted(tmp_path.glob("*.gguf"))
+    checksum_path(second).unlink()
+    result = found(first)
+    assert (result.method, result.intact, result.without_checksums) == (EMBEDDED, True, (second,))
+    flip(first, first.read_bytes().index(b"Random") + 2)
+    assert found(first).problems == (f"{first.name}: the header changed (metadata or tensor table)",)
+
+
+def test_a_failing_disk_is_one_line(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(positioned_io, "read_at", failing)
+    monkeypatch.setattr(data_file._DirectReader, "read", lambda *_: 0)
+    with pytest.raises(GgufError, match=r"Q4_0\.gguf: cannot be read: Input/output error"):
+        found(file)
