@@ -14,7 +14,7 @@ from rich.text import Text
 
 from mimo_gguf.cli import ui
 from mimo_gguf.core.progress import Job, Progress, Silence
-from mimo_gguf.core.units import format_duration, format_size
+from mimo_gguf.core.units import format_clock, format_share
 
 _LINE_EVERY_S: Final = 5.0
 
@@ -32,10 +32,10 @@ class Pace:
         return 100.0 * self.done / max(1, self.job.n_bytes)
 
     def describe(self) -> str:
-        """`1.92 GiB of 4.47 GiB  612 MB/s  5.1 s left`."""
-        text = f"{format_size(self.done)} of {format_size(self.job.n_bytes)}"
+        """`1.92 of 4.47 GiB  612 MB/s  1:05 left`: short, for it stands beside a file's name in 80 columns."""
+        text = format_share(self.done, self.job.n_bytes)
         if self.bytes_per_s > 0 and self.done < self.job.n_bytes:
-            left = format_duration((self.job.n_bytes - self.done) / self.bytes_per_s)
+            left = format_clock((self.job.n_bytes - self.done) / self.bytes_per_s)
             text += f"  {self.bytes_per_s / 1e6:.0f} MB/s  {left} left"
         return text
 
@@ -85,8 +85,8 @@ class Lines:
         if now - self._last < _LINE_EVERY_S:
             return
         self._last = now
-        total = self.meter.total
-        each = ", ".join(f"{pace.job.name} {pace.percent:.0f} %" for pace in self.meter.paces)
+        total, paces = self.meter.total, self.meter.paces
+        each = ", ".join(pace.job.name + f" {pace.percent:.0f} %" * (len(paces) > 1) for pace in paces)
         self.write(f"{total.percent:3.0f} %  {total.describe()}  ({each})")
 
     def note(self, text: str) -> None:

@@ -44,12 +44,29 @@ def format_size(n_bytes: int) -> str:
     return f"{n_bytes} B"
 
 
+def format_share(n_bytes: int, total_bytes: int) -> str:
+    """`1.92 of 4.47 GiB`: a part in the unit of the whole."""
+    whole, unit = format_size(total_bytes).split()
+    factor = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}[unit]
+    places = len(whole.partition(".")[2])
+    return f"{n_bytes / factor:.{places}f} of {whole} {unit}"
+
+
 def format_count(n: int) -> str:
     """`7.83 B`, `210.8 M`, `3.3 K`: a number of parameters."""
     for factor, unit, places in ((10**9, "B", 2), (10**6, "M", 1), (10**3, "K", 1)):
         if n >= factor:
             return f"{n / factor:.{places}f} {unit}"
     return str(n)
+
+
+def format_clock(seconds: float) -> str:
+    """`8 s`, `2:05`, `1:03:20`: time that is left, short."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def format_duration(seconds: float) -> str:
