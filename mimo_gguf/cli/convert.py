@@ -39,6 +39,9 @@ def command(
         typer.Option("--mtp-layers", metavar="DIR", help="Add the further heads of a MiMo-7B-MTPs folder or Hub id."),
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: one per core.")] = None,
+    split_max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest file, like 4GB; more becomes llama.cpp split files.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written; headers only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
@@ -51,7 +54,7 @@ def command(
     from mimo_gguf.cli.progress import open_progress
     from mimo_gguf.conversion.checkpoint_source import ConversionOptions, as_model_source, plan_conversion
     from mimo_gguf.conversion.open_model import find_checkpoint, find_mtp_layers
-    from mimo_gguf.core.output_file import make_folder, name_outputs, parse_destination
+    from mimo_gguf.core.output_file import make_folder, name_outputs, parse_destination, parse_part_size
     from mimo_gguf.quantization.engine import run_quantization
     from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
     from mimo_gguf.quantization.profiles import load_profile
@@ -59,6 +62,7 @@ def command(
     # What is wrong in these is told before 15 GB are downloaded.
     profile = load_profile(ftype) if ftype is not None else None
     destination = parse_destination(out) if out is not None else None
+    part_bytes = parse_part_size(split_max_size) if split_max_size else None
     with ExitStack() as stack:
         heads = find_mtp_layers(mtp_layers, stack, headers_only=dry_run) if mtp_layers is not None else None
         checkpoint = find_checkpoint(src, stack, headers_only=dry_run)
@@ -66,7 +70,7 @@ def command(
         profile = profile or load_profile(conversion.float_type.name)
         (path,) = name_outputs(destination, Path(), checkpoint.name, [profile.name])
         source = stack.enter_context(as_model_source(conversion, src))
-        options = QuantizeOptions(n_threads=threads, force=force)
+        options = QuantizeOptions(n_threads=threads, split_max_bytes=part_bytes, force=force)
         plan = plan_quantization(source, [OutputRequest(profile, path)], options)
         if not as_json:
             _print_plan(conversion, plan)
@@ -92,7 +96,8 @@ def _print_plan(conversion: ConversionPlan, plan: QuantizePlan) -> None:
     ui.print_field("tensors", _tensors_line(conversion, output.n_parameters))
     for reason, count in Counter(tensor.reason for tensor in conversion.dropped).items():
         ui.print_field("dropped", f"{count} tensor{'s' if count > 1 else ''}: {reason}")
-    ui.print_field("output", f"{output.path}, {output.profile.name}, {format_size(output.n_bytes)}")
+    parts = f" in {len(output.parts)} parts" if len(output.parts) > 1 else ""
+    ui.print_field("output", f"{output.parts[0].path}, {output.profile.name}, {format_size(output.n_bytes)}{parts}")
 
 
 def _layout_line(conversion: ConversionPlan) -> str:

@@ -62,6 +62,18 @@ def test_dry_run_writes_nothing_and_knows_the_size(tmp_path: Path, model: Path) 
     assert dry["outputs"][0]["n_bytes"] == (tmp_path / "My-MiMo-BF16.gguf").stat().st_size
 
 
+def test_a_large_file_is_split_when_asked(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "Wide", config=CONFIG | {"hidden_size": 256, "intermediate_size": 768, "head_dim": 64})
+    assert run_here(tmp_path, "convert", "Wide", "--split-max-size", "1MB", "-o", "out/").returncode == 0
+    parts = sorted(path.name for path in (tmp_path / "out").glob("*.gguf"))
+    assert len(parts) > 2
+    assert parts[1] == f"Wide-BF16-00002-of-{len(parts):05d}.gguf"
+    assert run_here(tmp_path, "convert", "Wide").returncode == 0
+    assert run_here(tmp_path, "quantize", f"out/{parts[1]}", "-t", "Q8_0", "-o", "split.gguf").returncode == 0
+    assert run_here(tmp_path, "quantize", "Wide-BF16.gguf", "-t", "Q8_0", "-o", "whole.gguf").returncode == 0
+    assert (tmp_path / "split.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
 def test_same_input_same_bytes(tmp_path: Path, model: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         assert run_here(tmp_path, "convert", model, "-o", name).returncode == 0
