@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +72,13 @@ def command(
     """
     from mimo_gguf.cli.progress import open_progress
     from mimo_gguf.conversion.open_model import is_gguf, open_model
-    from mimo_gguf.core.output_file import make_folder, name_outputs, parse_destination, parse_part_size
+    from mimo_gguf.core.output_file import (
+        free_bytes,
+        make_folder,
+        name_outputs,
+        parse_destination,
+        parse_part_size,
+    )
     from mimo_gguf.core.paths import path_kind
     from mimo_gguf.quantization.engine import run_quantization
     from mimo_gguf.quantization.estimate import estimate_time
@@ -95,8 +102,9 @@ def command(
         plan = plan_quantization(source, list(map(OutputRequest, profiles, paths)), options)
         if dry_run:
             expected = estimate_time(plan, weights_here=path_kind(src) != "nothing")
-            document = {**plan.as_json(), "expected": expected.as_json()}
-            ui.print_json(document) if as_json else _print_plan(plan, expected)
+            place = Place(free_bytes(paths[0].parent), _existing(plan))
+            document = {**plan.as_json(), "expected": expected.as_json(), **asdict(place)}
+            ui.print_json(document) if as_json else _print_plan(plan, expected, place)
             return
         if destination is None or not destination.is_file:
             make_folder(paths[0].parent)
@@ -128,7 +136,22 @@ def _mtp_rule(text: str) -> MtpRule:
     return MtpRule(None if text.lower() == SAME else parse_weight_type(text))
 
 
-def _print_plan(plan: QuantizePlan, expected: TimeExpected) -> None:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run would write: bytes free on its disk, and the outputs that are there already."""
+
+    free_bytes: int
+    existing: list[str]
+
+
+def _existing(plan: QuantizePlan) -> list[str]:
+    from mimo_gguf.core.paths import path_kind
+
+    parts = (part.path for output in plan.outputs for part in output.parts)
+    return [str(path) for path in parts if path_kind(path) != "nothing"]
+
+
+def _print_plan(plan: QuantizePlan, expected: TimeExpected, place: Place) -> None:
     read_bytes = sum(tensor.info.n_bytes for tensor in plan.source.tensors)
     ui.print_field("source", f"{plan.source.label}, {len(plan.source.tensors)} tensors, {format_size(read_bytes)}")
     ui.print_table(
@@ -136,15 +159,18 @@ def _print_plan(plan: QuantizePlan, expected: TimeExpected) -> None:
         [(str(path), size, bits, types) for output in plan.outputs for path, size, bits, types in _plan_rows(output)],
     )
     total = sum(output.n_bytes for output in plan.outputs)
-    ui.print_field("to write", f"{format_size(total)} ({total} bytes)")
+    ui.print_field("to write", f"{format_size(total)} ({total} bytes); {format_size(place.free_bytes)} free there")
     reading = "" if expected.reading_s is None else f", at the same time reading {format_duration(expected.reading_s)}"
     ui.print_field(
         "time",
         f"about {format_duration(expected.total_s)}: computing {format_duration(expected.computing_s)} on "
         f"{expected.n_threads} thread{'s' * (expected.n_threads > 1)}{reading}",
     )
-    for note in (note for output in plan.outputs for note in output.notes):
-        ui.print_note(note)
+    ui.print_notes([(output.profile.name, output.notes) for output in plan.outputs])
+    if place.free_bytes < total:
+        ui.print_warning("the disk has not that much free")
+    if place.existing and not plan.options.force:
+        ui.print_warning(f"{', '.join(place.existing)}: there already; a run needs --force, or another place with -o")
 
 
 def _plan_rows(output: OutputPlan) -> list[tuple[str, str, str, str]]:

@@ -136,14 +136,23 @@ def print_report(report: QuantizeReport) -> None:
         resumed = f", {format_size(output.resumed_bytes)} from an earlier run" if output.resumed_bytes else ""
         size = f"{format_size(output.n_bytes)}{parts}, {output.bits_per_weight:.2f} bits per weight"
         print_field(output.profile, f"{output.paths[0]}, {size}{resumed}", style="good")
-        for note in output.notes:
-            print_warning(note)
+    print_notes([(output.profile, output.notes) for output in report.outputs])
     speed = f"read {_rate(report.read_gb_s)}, written {_rate(report.written_gb_s)}, {report.n_threads} threads"
     print_field("time", f"{format_duration(report.seconds)}; {speed}")
     for kernel in dict.fromkeys(report.kernels.values()):
         types = ", ".join(ggml_type for ggml_type, used in report.kernels.items() if used == kernel)
         print_field("kernel", f"{types}: {kernel}")
     print_field("exact", report.exactness)
+
+
+def print_notes(outputs: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """The notes of each output (its profile, its notes): once each, with the profiles they are about unless all are."""
+    about: dict[str, list[str]] = {}
+    for profile, notes in outputs:
+        for note in notes:
+            about.setdefault(note, []).append(profile)
+    for note, profiles in about.items():
+        print_warning(note if len(profiles) == len(outputs) else f"{', '.join(profiles)}: {note}")
 
 
 def _rate(gb_s: float) -> str:

@@ -109,9 +109,16 @@ def make_folder(folder: Path) -> None:
         raise OutputError(f"{folder}: {error.strerror or error}", hint="choose another place with -o") from None
 
 
+def free_bytes(folder: Path) -> int:
+    """Free space of the disk that holds `folder`, or will when it is made."""
+    while path_kind(folder) == "nothing" and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
 def check_free_space(folder: Path, needed_bytes: int) -> None:
     """Raises OutputError where the disk below `folder` has less than `needed_bytes` free."""
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if free < needed_bytes:
         raise OutputError(
             f"{folder}: {format_size(needed_bytes)} needed, {format_size(free)} free on this disk",

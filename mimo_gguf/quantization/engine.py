@@ -176,5 +176,8 @@ def _report(loop: Loop, seconds: float) -> QuantizeReport:
         n_threads=loop.n_threads,
         read_bytes=loop.read_bytes,
         written_bytes=loop.written_bytes,
-        kernels={key[0].name: f"{kernel.name}; {kernel.note}" for key, kernel in loop.kernels.items()},
+        kernels={
+            f"{ggml_type.name} by importance" if by_importance else ggml_type.name: f"{kernel.name}; {kernel.note}"
+            for (ggml_type, _, by_importance), kernel in loop.kernels.items()
+        },
     )

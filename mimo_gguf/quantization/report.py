@@ -27,7 +27,7 @@ class QuantizeReport:
 
     Attributes:
         read_bytes, written_bytes: of tensor data, in this run.
-        kernels: type name to what wrote it, for people.
+        kernels: type name ("Q4_K", or "Q4_K by importance" with an importance matrix) to what wrote it, for people.
         source_digest: identity of the weights that were read.
     """
 

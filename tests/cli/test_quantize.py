@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,8 +14,9 @@ import pytest
 
 from mimo_gguf.cli.app import main
 from tests.checkpoints import write_checkpoint
-from tests.cli.command_line import PROGRAM, assert_clear_error, hear_interrupts, run
+from tests.cli.command_line import PROGRAM, assert_clear_error, hear_interrupts, run, run_here
 from tests.quantization.models import Model, write_random
+from tests.quantization.test_importance import sums_of, write_dat
 
 MODEL = Model(n_trunk=1, width=64, ffn=96, vocab=72, heads=2, kv_heads=1, head_dim=32)
 
@@ -60,6 +62,34 @@ def test_a_dry_run_writes_nothing_and_knows_the_sizes(source: Path, tmp_path: Pa
     report = json.loads(run(tmp_path, "quantize", source, "-t", "Q4_K_M", "-o", "new/", "--json").stdout)
     assert plan["outputs"][0]["n_bytes"] == report["outputs"][0]["n_bytes"]
     assert Path(tmp_path, report["outputs"][0]["paths"][0]).stat().st_size == report["outputs"][0]["n_bytes"]
+
+
+def test_a_dry_run_tells_what_a_run_would_meet(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("quantize", source, "-t", "Q8_0", "-t", "F16", "--dry-run")
+    (tmp_path / "Random-Q8_0.gguf").write_bytes(b"there")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 5))  # type: ignore[attr-defined]
+    done = run_here(tmp_path, *command)
+    assert done.returncode == 0
+    assert "5 B free there" in done.stdout
+    assert "Random-Q8_0.gguf: there already; a run needs --force" in done.stderr
+    assert "the disk has not that much free" in done.stderr
+    document = json.loads(run_here(tmp_path, *command, "-o", "none/yet/", "--json").stdout)
+    assert (document["free_bytes"], document["existing"]) == (5, [])
+
+
+def test_what_an_importance_matrix_lacks_is_said_once(tmp_path: Path) -> None:
+    model = Model(n_trunk=1, width=256, ffn=256, vocab=64)
+    write_random(tmp_path / "Wide-BF16.gguf", model)
+    sums = {name: entry for name, entry in sums_of(model).items() if not name.startswith("blk.1.")}
+    write_dat(tmp_path / "m.dat", sums)
+    done = run_here(
+        tmp_path, "quantize", "Wide-BF16.gguf", "-t", "Q4_K_M", "-t", "IQ4_XS", "-t", "IQ3_XXS", "--imatrix", "m.dat"
+    )
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert len([line for line in lines if "no importance entries for" in line]) == 1
+    assert len([line for line in lines if line.startswith("warning: IQ3_XXS: Q4_K instead of IQ")]) == 2
+    assert "Q4_K by importance, " in done.stdout and "kernel     Q4_K, " in done.stdout
 
 
 def test_types_can_be_chosen(source: Path, tmp_path: Path) -> None:

@@ -51,8 +51,6 @@ PLAIN = [
     "IQ3_S",
 ]
 NEED_IMATRIX = ["Q2_K_S", "IQ3_XXS", "IQ3_XS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"]
-# one of each that uses importance weights differently
-WITH_IMATRIX = [*NEED_IMATRIX, "Q4_K_M", "Q6_K", "Q5_0", "Q4_0", "Q8_0", "IQ4_XS", "IQ4_NL", "IQ3_M", "Q3_K_M", "Q2_K"]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +93,7 @@ def test_every_file_type_is_byte_identical_with_importance(
     layout: str, sources: dict[str, Path], tmp_path: Path
 ) -> None:
     columns = importance_of(MODELS[layout])
-    names = WITH_IMATRIX if layout == STEP35 else ["IQ2_S", "IQ3_XS", "Q2_K_S", "Q5_0", "Q4_K_M"]
+    names = [*PLAIN, *NEED_IMATRIX]
     quantize(sources[layout], tmp_path / "ours", names, importance=as_matrix(columns))
     for name in names:
         theirs = tmp_path / "theirs.gguf"

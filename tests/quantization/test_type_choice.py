@@ -57,8 +57,11 @@ def everywhere(model: Model) -> Importance:
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
 def test_every_assignment_of_mimo_7b_is_llama_cpps(profile: Profile, layout: str, hollow: dict[str, Path]) -> None:
     # every name, yet not `given`: llama.cpp assigns, in a dry run, types that it would refuse to write
-    alone = Importance(False, everywhere(FULL[layout]).names)
-    assert ours(profile, FULL[layout], TypeOptions(), alone) == theirs(hollow[layout], profile)
+    model = FULL[layout]
+    alone = Importance(False, everywhere(model).names)
+    assert ours(profile, model, TypeOptions(), alone) == theirs(hollow[layout], profile)
+    imatrix = {"blk.0.attn_q.weight": np.ones(4096, np.float32)}
+    assert ours(profile, model, TypeOptions(), everywhere(model)) == theirs(hollow[layout], profile, imatrix=imatrix)
 
 
 @pytest.mark.parametrize("name", ODD)
