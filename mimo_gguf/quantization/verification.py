@@ -8,7 +8,7 @@ where. For any other file: is it well formed, of the right length, and are all f
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -94,10 +94,7 @@ def _verify(path: Path, progress: Progress, n_threads: int) -> Verification:
     if len(all_sums) == len(model.parts):
         method, problems = CHECKSUMS, _by_checksums(model, all_sums, readers)
     elif TENSORS_DIGEST in model.metadata and DIGEST_CHUNK in model.metadata:
-        method, problems = EMBEDDED, _by_embedded_digest(model, readers)
-        for part in model.parts:
-            if (part_sums := beside[part.path]) is not None:
-                problems += _check_header(part.path, part_sums)
+        method, problems = EMBEDDED, _by_embedded_digest(model, beside, readers)
     else:
         method, problems = STRUCTURE, _by_structure(model, readers)
     return Verification(
@@ -148,17 +145,29 @@ def _check_header(path: Path, sums: Checksums) -> list[str]:
     return [] if intact else [f"{path.name}: the header changed (metadata or tensor table)"]
 
 
-def _by_embedded_digest(model: GgufFile, readers: _Readers) -> list[str]:
+def _by_embedded_digest(model: GgufFile, beside: Mapping[Path, Checksums | None], readers: _Readers) -> list[str]:
+    """By the one digest over all tensors; the checksums of parts that have them tell more."""
     chunk_weights = int(model.value(DIGEST_CHUNK))
     stretches = [
         _Stretch.of(part, tensor, chunk_rows(tensor.info, chunk_weights) * tensor.info.row_bytes)
         for part, tensor in model.tensors()
     ]
     problems = [line for part in model.parts for line in _check_gaps(part)]
-    found = digest_of_digests(readers.map(_digest_stretch, stretches)).hex()
-    if found != model.value(TENSORS_DIGEST):
-        problems.append(f"{model.path.name}: the data of a tensor changed (without checksums beside it: unknown which)")
-    return problems
+    known: dict[tuple[Path, str], bytes] = {}
+    for path, sums in beside.items():
+        if sums is not None:
+            problems += _check_header(path, sums)
+            known |= {(path, tensor.name): tensor.digest for tensor in sums.tensors}
+    found = readers.map(_digest_stretch, stretches)
+    if digest_of_digests(found).hex() == model.value(TENSORS_DIGEST):
+        return problems
+    changed = [
+        f"{stretch.path.name}: the data of {stretch.name} changed"
+        for stretch, there in zip(stretches, found, strict=True)
+        if known.get((stretch.path, stretch.name), there) != there
+    ]
+    unknown = f"{model.path.name}: the data of a tensor changed (without checksums beside it: unknown which)"
+    return problems + (changed or [unknown])
 
 
 def _by_structure(model: GgufFile, readers: _Readers) -> list[str]:

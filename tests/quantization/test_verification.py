@@ -137,12 +137,15 @@ def test_every_part_of_a_split_file_is_checked(made: Path, tmp_path: Path) -> No
 
 def test_a_part_without_its_checksums_is_named_and_the_others_headers_are_checked(made: Path, tmp_path: Path) -> None:
     quantize(made.with_name("source.gguf"), tmp_path, ["Q4_0"], split_max_bytes=20_000)
-    first, second, *_ = sorted(tmp_path.glob("*.gguf"))
+    first, second, third, *_ = sorted(tmp_path.glob("*.gguf"))
     checksum_path(second).unlink()
     result = found(first)
     assert (result.method, result.intact, result.without_checksums) == (EMBEDDED, True, (second,))
     flip(first, first.read_bytes().index(b"Random") + 2)
-    assert found(first).problems == (f"{first.name}: the header changed (metadata or tensor table)",)
+    flip(third, read_gguf(first).parts[2].tensors[0].offset)
+    name = read_gguf(first).parts[2].tensors[0].info.name
+    header = f"{first.name}: the header changed (metadata or tensor table)"
+    assert found(first).problems == (header, f"{third.name}: the data of {name} changed")
 
 
 def test_a_failing_disk_is_one_line(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
