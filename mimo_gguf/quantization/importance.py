@@ -66,10 +66,11 @@ def read_importance(path: Path) -> ImportanceMatrix:
         data = path.read_bytes()
     except OSError as error:
         raise GgufError(f"{path}: {error.strerror or error}", hint="check the path") from None
-    if data[:4] == b"GGUF":
-        columns, dataset, n_chunks = _from_gguf(read_part(path), data)
-    else:
-        columns, dataset, n_chunks = _from_dat(path, data)
+    with np.errstate(all="ignore"):  # what is not finite is refused below
+        if data[:4] == b"GGUF":
+            columns, dataset, n_chunks = _from_gguf(read_part(path), data)
+        else:
+            columns, dataset, n_chunks = _from_dat(path, data)
     for name, values in columns.items():
         if not np.isfinite(values).all():
             raise GgufError(f"{path}: importance of {name} is not finite", hint=_HINT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,16 @@ def test_a_glob_that_names_no_matrix_is_pointed_out(tmp_path: Path) -> None:
         "rule 1: *_norm.weight names no matrix of MiMo-7B",
     )
     assert not any(idle_globs(profile, load_reference_model()) for profile in list_profiles())
+
+
+def test_the_profile_in_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/quantize.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    profile = read_profile(tmp_path / "mine.toml")
+    assert (profile.mtp.ggml_type, len(profile.rules)) == (GgmlType.Q8_0, 2)
+    assert idle_globs(profile, load_reference_model()) == ()
+    assert all(f"`{condition}`" in page for condition in CONDITIONS)
 
 
 def test_a_missing_profile_file_is_an_error(tmp_path: Path) -> None:
