@@ -102,7 +102,7 @@ def command(
         plan = plan_quantization(source, list(map(OutputRequest, profiles, paths)), options)
         if dry_run:
             expected = estimate_time(plan, weights_here=path_kind(src) != "nothing")
-            place = Place(free_bytes(paths[0].parent), _existing(plan))
+            place = Place(free_bytes(paths[0].parent), *_present(plan))
             document = {**plan.as_json(), "expected": expected.as_json(), **asdict(place)}
             ui.print_json(document) if as_json else _print_plan(plan, expected, place)
             return
@@ -138,17 +138,20 @@ def _mtp_rule(text: str) -> MtpRule:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run would write: bytes free on its disk, and the outputs that are there already."""
+    """Where a run would write: bytes free on its disk, outputs it would find complete, other files in their place."""
 
     free_bytes: int
+    complete: list[str]
     existing: list[str]
 
 
-def _existing(plan: QuantizePlan) -> list[str]:
+def _present(plan: QuantizePlan) -> tuple[list[str], list[str]]:
     from mimo_gguf.core.paths import path_kind
+    from mimo_gguf.quantization.output_writer import is_complete
 
-    parts = (part.path for output in plan.outputs for part in output.parts)
-    return [str(path) for path in parts if path_kind(path) != "nothing"]
+    complete = [output.path for output in plan.outputs if not plan.options.force and is_complete(output, plan.source)]
+    parts = (part.path for output in plan.outputs if output.path not in complete for part in output.parts)
+    return list(map(str, complete)), [str(path) for path in parts if path_kind(path) != "nothing"]
 
 
 def _print_plan(plan: QuantizePlan, expected: TimeExpected, place: Place) -> None:
@@ -169,6 +172,8 @@ def _print_plan(plan: QuantizePlan, expected: TimeExpected, place: Place) -> Non
     ui.print_notes([(output.profile.name, output.notes) for output in plan.outputs])
     if place.free_bytes < total:
         ui.print_warning("the disk has not that much free")
+    for path in place.complete:
+        ui.print_note(f"{path}: complete already")
     if place.existing and not plan.options.force:
         ui.print_warning(f"{', '.join(place.existing)}: there already; a run needs --force, or another place with -o")
 

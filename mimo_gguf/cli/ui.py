@@ -134,6 +134,7 @@ def print_report(report: QuantizeReport) -> None:
     for output in report.outputs:
         parts = f" in {len(output.paths)} parts" if len(output.paths) > 1 else ""
         resumed = f", {format_size(output.resumed_bytes)} from an earlier run" if output.resumed_bytes else ""
+        resumed = ", complete already" if output.was_complete else resumed
         size = f"{format_size(output.n_bytes)}{parts}, {output.bits_per_weight:.2f} bits per weight"
         print_field(output.profile, f"{output.paths[0]}, {size}{resumed}", style="good")
     print_notes([(output.profile, output.notes) for output in report.outputs])

@@ -35,17 +35,22 @@ class TensorSum:
 
 @dataclass(frozen=True, slots=True)
 class Checksums:
-    """Checksums of one file: of its header and of each tensor; all other bytes are zeros."""
+    """Checksums of one file: of its header and of each tensor; all other bytes are zeros.
+
+    Attributes:
+        run: what made the file (source, profile, options, version), as a digest: the same again need not be done.
+    """
 
     file: str
     n_bytes: int
     header_bytes: int
     header_digest: bytes
     tensors: tuple[TensorSum, ...]
+    run: str
 
     @classmethod
-    def of(cls, file: str, layout: GgufLayout, tensors: Sequence[TensorSum]) -> Checksums:
-        return cls(file, layout.n_bytes, len(layout.header), digest_of(layout.header), tuple(tensors))
+    def of(cls, file: str, layout: GgufLayout, tensors: Sequence[TensorSum], run: str) -> Checksums:
+        return cls(file, layout.n_bytes, len(layout.header), digest_of(layout.header), tuple(tensors), run)
 
     def as_bytes(self) -> bytes:
         """The JSON document, one tensor per line."""
@@ -55,6 +60,7 @@ class Checksums:
             "file": self.file,
             "n_bytes": self.n_bytes,
             "header": {"n_bytes": self.header_bytes, "digest": self.header_digest.hex()},
+            "run": self.run,
             "digest": digest_of(self._canonical()).hex(),
         }
         lines = ",\n".join("    " + json.dumps(_tensor_json(tensor)) for tensor in self.tensors)
@@ -62,6 +68,7 @@ class Checksums:
 
     def _canonical(self) -> bytes:
         lines = [f"{self.file} {self.n_bytes} {self.header_bytes} {self.header_digest.hex()}"]
+        lines += [self.run] * bool(self.run)  # the first files were made without it
         lines += [json.dumps(_tensor_json(tensor)) for tensor in self.tensors]
         return "\n".join(lines).encode(errors="surrogateescape")  # a file's name may be no text
 
@@ -97,6 +104,7 @@ def read_checksums(path: Path) -> Checksums:
             int(header["n_bytes"]),
             bytes.fromhex(header["digest"]),
             tensors,
+            str(table.get("run", "")),
         )
         stored = (table["format"], table["digest"])
     except OSError as error:

@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from mimo_gguf.core.errors import OutputError, WeightsError
+from mimo_gguf.core.errors import WeightsError
 from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.machine import available_cores
 from mimo_gguf.core.output_file import check_free_space, sync_folder
@@ -20,11 +21,12 @@ from mimo_gguf.quantization.kernels import Kernel, kernel_for
 from mimo_gguf.quantization.output_writer import (
     OutputWriter,
     check_places,
+    is_complete,
     missing_bytes,
     open_output,
-    output_fingerprint,
+    recorded_source,
 )
-from mimo_gguf.quantization.plan import QuantizePlan
+from mimo_gguf.quantization.plan import OutputPlan, QuantizePlan
 from mimo_gguf.quantization.report import FileReport, QuantizeReport
 
 _POLL_S: Final = 0.1
@@ -41,20 +43,26 @@ _SLOW_TABLES: Final = frozenset(
 def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> QuantizeReport:
     """Makes every output of the plan in one read of its source.
 
-    Interrupted (Ctrl-C, an error, a kill), it leaves hidden partial files from which the same call goes on.
+    Interrupted (Ctrl-C, an error, a kill), it leaves hidden partial files from which the same call goes on. What the
+    same call has completed already is left as it is (without `force`).
 
     Raises:
-        OutputError: an output exists, another run is writing it, or the disk is full or failing.
+        OutputError: another file has an output's name, another run is writing it, or the disk is full or failing.
         WeightsError: Inf, NaN or values that the type cannot hold; the source changed while it was read. As going on is
             impossible, nothing is left behind.
     """
-    watcher = progress or Silence()
     started = time.perf_counter()
+    outputs = [output for output in plan.outputs if plan.options.force or not is_complete(output, plan.source)]
+    loop = _run(replace(plan, outputs=tuple(outputs)), progress or Silence()) if outputs else None
+    return _report(plan, loop, time.perf_counter() - started)
+
+
+def _run(plan: QuantizePlan, watcher: Progress) -> Loop:
     check_places(plan.outputs, force=plan.options.force)
     kernels = _load_kernels(plan, watcher)
     chunks = cut_into_chunks([tensor.info for tensor in plan.source.tensors], plan.options.chunk_weights)
     with ExitStack() as stack:
-        writers = _open_outputs(plan, kernels, chunks, stack)
+        writers = _open_outputs(plan, kernels, stack)
         for writer in writers:
             if writer.journal.replaced:
                 watcher.note(
@@ -69,7 +77,7 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
         if loop.written_bytes > _WORTH_A_NOTE_BYTES:
             watcher.note("syncing to disk")
         _complete(writers, chunks, force=plan.options.force)
-        return _report(loop, time.perf_counter() - started)
+        return loop
 
 
 def _tidy_up(
@@ -88,18 +96,11 @@ def _load_kernels(plan: QuantizePlan, progress: Progress) -> dict[KernelKey, Ker
     return {key: kernel_for(*key) for key in keys}
 
 
-def _open_outputs(
-    plan: QuantizePlan, kernels: dict[KernelKey, Kernel], chunks: Sequence[Chunk], stack: ExitStack
-) -> tuple[OutputWriter, ...]:
+def _open_outputs(plan: QuantizePlan, kernels: dict[KernelKey, Kernel], stack: ExitStack) -> tuple[OutputWriter, ...]:
     writers: list[OutputWriter] = []
     for output in plan.outputs:
         names = [kernels[key].name for key in sorted(kernel_keys(output))]
-        try:
-            writer = open_output(output, output_fingerprint(output, plan.source, names), force=plan.options.force)
-        except OutputError:
-            # Killed while it tidied up, the last run may have left journals of outputs that are done.
-            _complete([writer for writer in writers if writer.finished], chunks, force=plan.options.force)
-            raise
+        writer = open_output(output, plan.source, names, force=plan.options.force)
         stack.callback(writer.close)
         writers.append(writer)
     return tuple(writers)
@@ -155,29 +156,35 @@ def _complete(writers: Sequence[OutputWriter], chunks: Sequence[Chunk], *, force
         writer.journal.discard()
 
 
-def _report(loop: Loop, seconds: float) -> QuantizeReport:
+def _report(plan: QuantizePlan, loop: Loop | None, seconds: float) -> QuantizeReport:
+    """What was done; `loop` is None where all outputs were complete already."""
+    resumed = {} if loop is None else {w.plan.path: n for w, n in zip(loop.writers, loop.resumed, strict=True)}
+    kernels = {} if loop is None else loop.kernels
     return QuantizeReport(
-        source=loop.plan.source.label,
-        source_digest=loop.writers[0].source_digest(loop.chunks),
-        outputs=tuple(
-            FileReport(
-                profile=writer.plan.profile.name,
-                paths=tuple(part.path for part in writer.plan.parts),
-                n_bytes=writer.plan.n_bytes,
-                bits_per_weight=writer.plan.bits_per_weight,
-                resumed_bytes=resumed,
-                n_copied=sum(kernel_key(tensor) is None for tensor in writer.plan.tensors),
-                n_tensors=len(writer.plan.tensors),
-                notes=writer.plan.notes,
-            )
-            for writer, resumed in zip(loop.writers, loop.resumed, strict=True)
-        ),
+        source=plan.source.label,
+        source_digest=recorded_source(plan.outputs[0]) if loop is None else loop.writers[0].source_digest(loop.chunks),
+        outputs=tuple(_file_report(output, resumed.get(output.path)) for output in plan.outputs),
         seconds=seconds,
-        n_threads=loop.n_threads,
-        read_bytes=loop.read_bytes,
-        written_bytes=loop.written_bytes,
+        n_threads=plan.options.n_threads or available_cores(),
+        read_bytes=0 if loop is None else loop.read_bytes,
+        written_bytes=0 if loop is None else loop.written_bytes,
         kernels={
             f"{ggml_type.name} by importance" if by_importance else ggml_type.name: f"{kernel.name}; {kernel.note}"
-            for (ggml_type, _, by_importance), kernel in loop.kernels.items()
+            for (ggml_type, _, by_importance), kernel in kernels.items()
         },
+    )
+
+
+def _file_report(output: OutputPlan, resumed_bytes: int | None) -> FileReport:
+    """`resumed_bytes` is None where the output was complete already."""
+    return FileReport(
+        profile=output.profile.name,
+        paths=tuple(part.path for part in output.parts),
+        n_bytes=output.n_bytes,
+        bits_per_weight=output.bits_per_weight,
+        resumed_bytes=output.n_bytes if resumed_bytes is None else resumed_bytes,
+        was_complete=resumed_bytes is None,
+        n_copied=sum(kernel_key(tensor) is None for tensor in output.tensors),
+        n_tensors=len(output.tensors),
+        notes=output.notes,
     )

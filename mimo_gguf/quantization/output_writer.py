@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from mimo_gguf import __version__
-from mimo_gguf.core.errors import OutputError
+from mimo_gguf.core.errors import GgufError, OutputError
+from mimo_gguf.core.gguf_file import read_part
 from mimo_gguf.core.gguf_header import GgufLayout, lay_out
 from mimo_gguf.core.model_source import Bytes, Metadata, ModelSource, string
 from mimo_gguf.core.output_file import check_output
 from mimo_gguf.core.paths import path_kind
-from mimo_gguf.quantization.checksums import Checksums, TensorSum, checksum_path
+from mimo_gguf.quantization.checksums import Checksums, TensorSum, checksum_path, read_checksums
 from mimo_gguf.quantization.chunks import Chunk, chunk_rows, digest_of, digest_of_digests
 from mimo_gguf.quantization.journal import Journal, open_journal
 from mimo_gguf.quantization.partial_file import PartialFile, appear, partial_path, write_error, write_whole
@@ -30,9 +31,11 @@ class OutputWriter:
 
     Attributes:
         places: for every tensor the part it lies in and the byte where its data starts there.
+        run: see `run_digest`.
     """
 
     plan: OutputPlan
+    run: str
     journal: Journal
     files: tuple[PartialFile, ...]
     places: tuple[tuple[int, int], ...]
@@ -105,7 +108,7 @@ class OutputWriter:
                 )
         sums = self._tensor_sums(chunks)
         for part, layout in zip(self.plan.parts, self._final_layouts(chunks), strict=True):
-            checksums = Checksums.of(part.path.name, layout, sums[part.first : part.last])
+            checksums = Checksums.of(part.path.name, layout, sums[part.first : part.last], self.run)
             write_whole(checksum_path(part.path), checksums.as_bytes())
             if part.path in waiting:
                 appear(part.path)
@@ -176,12 +179,36 @@ def _by_tensor(chunks: Sequence[Chunk], digests: Sequence[bytes]) -> dict[int, l
     return grouped
 
 
-def open_output(plan: OutputPlan, fingerprint: str, *, force: bool) -> OutputWriter:
-    """Opens an output for writing, taking up what an interrupted run with the same fingerprint left.
+def is_complete(plan: OutputPlan, source: ModelSource) -> bool:
+    """Whether a run like this one has made the output already, to its end."""
+    if path_kind(_journal_path(plan)) != "nothing":
+        return False
+    run = run_digest(plan, source)
+    try:
+        return all(
+            read_checksums(checksum_path(part.path)).run == run and part.path.stat().st_size == part.layout.n_bytes
+            for part in plan.parts
+        )
+    except (OSError, GgufError):
+        return False
+
+
+def recorded_source(plan: OutputPlan) -> str:
+    """The identity of the source, as a complete output's metadata has it."""
+    return str(read_part(plan.parts[0].path).metadata[SOURCE_DIGEST].value)
+
+
+def open_output(plan: OutputPlan, source: ModelSource, kernels: Sequence[str], *, force: bool) -> OutputWriter:
+    """Opens an output for writing, taking up what an interrupted run like this one left.
+
+    Args:
+        kernels: names of what will write it; another kernel starts afresh.
 
     Raises:
         OutputError: the output exists (without `force`), another run is writing it, or the place cannot be written.
     """
+    run = run_digest(plan, source)
+    fingerprint = hashlib.sha256(" ".join((run, *kernels)).encode()).hexdigest()
     journal = open_journal(_journal_path(plan), fingerprint, what=plan.path)
     try:
         if not _can_resume(plan, journal):
@@ -197,18 +224,17 @@ def open_output(plan: OutputPlan, fingerprint: str, *, force: bool) -> OutputWri
         journal.close()
         raise
     places = tuple((number, offset) for number, part in enumerate(plan.parts) for offset in part.layout.offsets)
-    return OutputWriter(plan, journal, files, places)
+    return OutputWriter(plan, run, journal, files, places)
 
 
 def check_places(plans: Sequence[OutputPlan], *, force: bool) -> None:
-    """Refuses early what `open_output` would refuse later; not where an earlier run of these outputs left a journal.
+    """Refuses early what `open_output` would refuse later; not where a run that was nearly done left its journal.
 
     Raises:
         OutputError: an output exists (without `force`), or its place cannot be written.
     """
-    interrupted = any(path_kind(_journal_path(plan)) == "file" for plan in plans)
     for plan in plans:
-        _check_parts(plan, force=force or interrupted)
+        _check_parts(plan, force=force or path_kind(_journal_path(plan)) == "file")
 
 
 def _check_parts(plan: OutputPlan, *, force: bool) -> None:
@@ -251,10 +277,9 @@ def _open_parts(parts: Sequence[PartPlan]) -> tuple[PartialFile, ...]:
     return tuple(files)
 
 
-def output_fingerprint(plan: OutputPlan, source: ModelSource, kernels: Sequence[str]) -> str:
+def run_digest(plan: OutputPlan, source: ModelSource) -> str:
     """Hex digest over everything that decides an output's bytes: a resumed run must have the same."""
     digest = hashlib.sha256(f"{__version__} {source.fingerprint} {plan.chunk_weights} {plan.profile.digest}\n".encode())
-    digest.update(" ".join(kernels).encode())
     for part in plan.parts:
         digest.update(os.fsencode(part.path.name) + f" {part.layout.n_bytes}\n".encode())
         digest.update(part.layout.header)

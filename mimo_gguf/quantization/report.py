@@ -9,13 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """One output: its files, size, and how much of it an earlier run had left."""
+    """One output: its files, size, and how much of it an earlier run had left; perhaps all, complete."""
 
     profile: str
     paths: tuple[Path, ...]
     n_bytes: int
     bits_per_weight: float
     resumed_bytes: int
+    was_complete: bool
     n_copied: int
     n_tensors: int
     notes: tuple[str, ...]
@@ -67,6 +68,7 @@ class QuantizeReport:
                     "n_bytes": output.n_bytes,
                     "bits_per_weight": round(output.bits_per_weight, 4),
                     "resumed_bytes": output.resumed_bytes,
+                    "was_complete": output.was_complete,
                     "n_tensors": output.n_tensors,
                     "n_copied": output.n_copied,
                     "notes": list(output.notes),

@@ -75,6 +75,11 @@ def test_a_dry_run_tells_what_a_run_would_meet(source: Path, tmp_path: Path, mon
     assert "the disk has not that much free" in done.stderr
     document = json.loads(run_here(tmp_path, *command, "-o", "none/yet/", "--json").stdout)
     assert (document["free_bytes"], document["existing"]) == (5, [])
+    monkeypatch.undo()
+    assert run_here(tmp_path, "quantize", source, "-t", "F16").returncode == 0
+    again = run_here(tmp_path, *command)
+    assert "Random-F16.gguf: complete already" in again.stderr
+    assert "Random-F16.gguf: there already" not in again.stderr
 
 
 def test_what_an_importance_matrix_lacks_is_said_once(tmp_path: Path) -> None:
@@ -165,10 +170,13 @@ def test_quiet_says_nothing_on_stderr(source: Path, tmp_path: Path) -> None:
     assert run(tmp_path, "quantize", source, "-t", "Q8_0", "--quiet").stderr == ""
 
 
-def test_existing_outputs_need_force(source: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, "quantize", source, "-t", "Q8_0").returncode == 0
-    assert_clear_error(run(tmp_path, "quantize", source, "-t", "Q8_0"), "exists already")
-    assert run(tmp_path, "quantize", source, "-t", "Q8_0", "--force").returncode == 0
+def test_existing_outputs_of_another_run_need_force(source: Path, tmp_path: Path) -> None:
+    assert run_here(tmp_path, "quantize", source, "-t", "Q8_0").returncode == 0
+    again = run_here(tmp_path, "quantize", source, "-t", "Q8_0")
+    assert again.returncode == 0 and "complete already" in again.stdout
+    other = ("quantize", source, "-t", "Q8_0", "--mtp", "F16")
+    assert_clear_error(run_here(tmp_path, *other), "exists already")
+    assert run_here(tmp_path, *other, "--force").returncode == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")

@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mimo_gguf.core.errors import OutputError
 from mimo_gguf.core.gguf_file import open_gguf
 from mimo_gguf.core.model_source import SourceTensor
 from mimo_gguf.quantization.engine import run_quantization
@@ -32,17 +31,13 @@ CALLS = ("pwrite", "write", "fsync", "replace", "unlink", "ftruncate")
 
 
 def run(source: Path, folder: Path, wait_s: float = 0.0) -> None:
-    """One attempt; an output that an earlier attempt had finished counts as done."""
+    """One attempt."""
     folder.mkdir(parents=True, exist_ok=True)
     with open_gguf(source) as model:
         slow = replace(model, tensors=tuple(slowed(tensor, wait_s) for tensor in model.tensors))
         requests = [OutputRequest(load_profile(name), folder / f"{name}.gguf") for name in NAMES]
         options = QuantizeOptions(n_threads=1, split_max_bytes=120_000, chunk_weights=1 << 13)
-        try:
-            run_quantization(plan_quantization(slow, requests, options))
-        except OutputError as error:
-            if "exists already" not in error.message:
-                raise
+        run_quantization(plan_quantization(slow, requests, options))
 
 
 def slowed(tensor: SourceTensor, wait_s: float) -> SourceTensor:

@@ -136,6 +136,26 @@ def test_a_changed_run_starts_afresh(what: str, source: Path, tmp_path: Path, mo
     assert files_in(tmp_path / "out") == files_in(tmp_path / "undisturbed")
 
 
+def test_what_the_same_run_has_completed_is_not_done_again(source: Path, tmp_path: Path) -> None:
+    first = run(source, tmp_path / "out", names=("F16",))
+    before = files_in(tmp_path / "out")
+    stamp = (tmp_path / "out/F16.gguf").stat().st_mtime_ns
+    both = run(source, tmp_path / "out")
+    assert [output.was_complete for output in both.outputs] == [False, True]
+    again = run(source, tmp_path / "out")
+    assert [output.was_complete for output in again.outputs] == [True, True]
+    assert (again.read_bytes, again.source_digest) == (0, first.source_digest)
+    assert (tmp_path / "out/F16.gguf").stat().st_mtime_ns == stamp
+    assert before.items() <= files_in(tmp_path / "out").items()
+    assert run(source, tmp_path / "out", replace(OPTIONS, force=True)).read_bytes > 0
+    for damaged in ("F16.gguf", "F16.gguf.sums.json"):
+        whole = (tmp_path / "out" / damaged).read_bytes()
+        (tmp_path / "out" / damaged).write_bytes(whole[:-9])
+        with pytest.raises(OutputError, match=r"F16\.gguf: exists already"):
+            run(source, tmp_path / "out")
+        (tmp_path / "out" / damaged).write_bytes(whole)
+
+
 def test_an_existing_output_is_kept_without_force_and_replaced_with_it(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "out")
     before = files_in(tmp_path / "out")
