@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,19 +12,24 @@ import pytest
 from gguf import GGUFValueType
 from numpy.typing import NDArray
 
+from mimo_gguf.conversion.checkpoint_source import open_checkpoint
 from mimo_gguf.core.errors import GgufError, UsageError
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import MetaValue, TensorInfo, array, string, uint32
+from mimo_gguf.quantization.engine import run_quantization
 from mimo_gguf.quantization.importance import read_importance
+from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
 from mimo_gguf.quantization.profiles import load_profile
 from tests.quantization import peer
 from tests.quantization.models import Model, infos, write_random
-from tests.quantization.runs import differing_tensors, quantize
+from tests.quantization.runs import differing_tensors, quantize, read_tensors
+from tests.reference import MIMO_TINY
 
 Sums = Mapping[str, tuple[NDArray[np.float32], float]]  # name -> (sums of squares, count)
 MODEL = Model(n_trunk=1, width=256, ffn=256, vocab=64)
+DATA = Path(__file__).with_name("data")
 
 
 def write_dat(path: Path, sums: Sums, *, trailer: bool = True) -> Path:
@@ -86,6 +92,34 @@ def test_both_formats_give_the_values_llama_cpp_divides_out(tmp_path: Path) -> N
     assert np.array_equal(dat.columns["unused.weight"], np.arange(4))  # .dat: sums as they are
     assert np.array_equal(gguf.columns["unused.weight"], np.ones(4))  # GGUF: all alike
     assert (dat.dataset, dat.n_chunks) == (gguf.dataset, gguf.n_chunks) == ("wiki.txt", 12)
+
+
+# sha256 over names, types and bytes of all tensors of `llama-quantize --imatrix FILE mimo-tiny-BF16.gguf TYPE`, which
+# made the same of both files. They are llama-imatrix's own: `-m mimo-tiny-BF16.gguf -f heldout.txt -c 64 --chunks 3`.
+LLAMA_QUANTIZE = {
+    "Q3_K_M": "3f7d2da0cf058b1c497d0e8d09de704ac4860cf1f27c0d204fabe7ba5d72236d",
+    "IQ4_XS": "ff2deac81fc3a334db0fef4f2cb2d831d148843711884997376305b9fbc8248f",
+}
+
+
+@pytest.mark.parametrize("form", ["gguf", "dat"])
+def test_files_that_llama_imatrix_wrote_give_what_llama_quantize_makes_of_them(form: str, tmp_path: Path) -> None:
+    matrix = read_importance(DATA / f"mimo-tiny.imatrix-{form}")
+    assert (len(matrix.columns), matrix.dataset, matrix.n_chunks) == (21, "heldout.txt", 3)
+    with open_checkpoint(MIMO_TINY) as model:
+        requests = [OutputRequest(load_profile(name), tmp_path / f"{name}.gguf") for name in LLAMA_QUANTIZE]
+        report = run_quantization(plan_quantization(model, requests, QuantizeOptions(importance=matrix)))
+    for name, expected in LLAMA_QUANTIZE.items():
+        digest = hashlib.sha256()
+        for tensor, (info, rows) in sorted(read_tensors(tmp_path / f"{name}.gguf").items()):
+            digest.update(f"{tensor} {info.ggml_type.name}\n".encode())
+            digest.update(rows)
+        assert digest.hexdigest() == expected, name
+    for output in report.outputs:  # llama-imatrix runs neither the MTP block nor, as a rule, the output matrix
+        (note,) = output.notes
+        named = note.removeprefix("no importance entries for ").split(", ")
+        assert {name.split(".")[1] for name in named if name.startswith("blk.")} == {"3"}
+        assert {"token_embd.weight", "output.weight"} < set(named)
 
 
 def test_a_dat_file_may_end_after_its_entries(tmp_path: Path) -> None:
