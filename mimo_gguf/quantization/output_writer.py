@@ -185,12 +185,18 @@ def is_complete(plan: OutputPlan, source: ModelSource) -> bool:
         return False
     run = run_digest(plan, source)
     try:
-        return all(
-            read_checksums(checksum_path(part.path)).run == run and part.path.stat().st_size == part.layout.n_bytes
-            for part in plan.parts
-        )
+        return all(_is_made_by(run, part) for part in plan.parts)
     except (OSError, GgufError):
         return False
+
+
+def _is_made_by(run: str, part: PartPlan) -> bool:
+    """By its checksums, its size and its header; `verify` is for the rest."""
+    sums = read_checksums(checksum_path(part.path))
+    with part.path.open("rb") as file:
+        header = file.read(len(part.layout.header))
+    is_whole = part.path.stat().st_size == part.layout.n_bytes and digest_of(header) == sums.header_digest
+    return is_whole and sums.run == run
 
 
 def recorded_source(plan: OutputPlan) -> str:

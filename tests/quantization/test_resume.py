@@ -148,9 +148,10 @@ def test_what_the_same_run_has_completed_is_not_done_again(source: Path, tmp_pat
     assert (tmp_path / "out/F16.gguf").stat().st_mtime_ns == stamp
     assert before.items() <= files_in(tmp_path / "out").items()
     assert run(source, tmp_path / "out", replace(OPTIONS, force=True)).read_bytes > 0
-    for damaged in ("F16.gguf", "F16.gguf.sums.json"):
+    for damaged, where in (("F16.gguf", -9), ("F16.gguf", b"mimo_gguf.source.digest"), ("F16.gguf.sums.json", -9)):
         whole = (tmp_path / "out" / damaged).read_bytes()
-        (tmp_path / "out" / damaged).write_bytes(whole[:-9])
+        broken = whole[:where] if isinstance(where, int) else whole.replace(where, where.swapcase())
+        (tmp_path / "out" / damaged).write_bytes(broken)
         with pytest.raises(OutputError, match=r"F16\.gguf: exists already"):
             run(source, tmp_path / "out")
         (tmp_path / "out" / damaged).write_bytes(whole)
