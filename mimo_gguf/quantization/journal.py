@@ -3,7 +3,7 @@
 One hidden file beside the partial output. It starts with a fingerprint of everything that decides the output's bytes;
 then comes one small record per finished chunk, appended after the chunk's bytes were written. A record is believed only
 after the bytes it speaks of were read back and have the digest it gives, so nothing needs to be synced while the run
-goes on: whatever a crash or a power cut leaves behind, resuming from it is right.
+goes on: whatever a crash or a power cut leaves behind, resuming from it is right. Only the last record is synced.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class Journal:
         os.write(self._fd, _record(chunk, source, output))
 
     def seal(self) -> None:
-        """Records that everything is written and synced."""
+        """Records, for good, that everything is written and synced: what follows are only names."""
         os.write(self._fd, _record(_SEALED, bytes(DIGEST_BYTES), bytes(DIGEST_BYTES)))
+        os.fsync(self._fd)
         self.sealed = True
 
     def start_afresh(self, fingerprint: str) -> None:

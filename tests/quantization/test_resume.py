@@ -157,6 +157,30 @@ def test_what_the_same_run_has_completed_is_not_done_again(source: Path, tmp_pat
         (tmp_path / "out" / damaged).write_bytes(whole)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux what a descriptor is")
+def test_names_appear_when_everything_is_on_the_disk(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    fsync, replaced = os.fsync, os.replace
+
+    def sync(fd: int) -> None:
+        fsync(fd)
+        synced.add(Path(f"/proc/self/fd/{fd}").readlink().name)
+
+    def appear(partial: Path, path: Path) -> None:
+        if path.suffix == ".gguf":
+            journals = {f".{name}.gguf.journal" for name in ("Q4_0", "F16")}
+            assert {partial.name, f".{path.name}.sums.json.partial"} | journals <= synced
+            assert Path(f"{path}.sums.json").exists()
+        replaced(partial, path)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", appear)
+    run(source, tmp_path / "out", replace(OPTIONS, split_max_bytes=None))
+    assert "out" in synced, "the names themselves"
+
+
 def test_an_existing_output_is_kept_without_force_and_replaced_with_it(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "out")
     before = files_in(tmp_path / "out")
