@@ -54,7 +54,10 @@ class Meter:
         self.paces = tuple(Pace(job, 0, 0.0) for job in jobs)
 
     def update(self, done: Sequence[int], resumed: Sequence[int]) -> None:
-        elapsed = max(self.clock() - self.started, 1e-3)
+        now = self.clock()
+        if sum(done) == sum(resumed):  # time spent in reading what an earlier run had left says nothing about the rest
+            self.started = now
+        elapsed = max(now - self.started, 1e-3)
         self.paces = tuple(
             Pace(job, there, (there - earlier) / elapsed)
             for job, there, earlier in zip(self.jobs, done, resumed, strict=True)
@@ -77,7 +80,7 @@ class Lines:
 
     def start(self, jobs: Sequence[Job]) -> None:
         self.meter.start(jobs)
-        self._last = self.meter.started
+        self._last = self.meter.clock()
 
     def update(self, done: Sequence[int], resumed: Sequence[int]) -> None:
         self.meter.update(done, resumed)

@@ -26,6 +26,9 @@ def test_what_an_earlier_run_left_is_done_but_no_speed() -> None:
     clock = Clock()
     meter = Meter(clock)
     meter.start([Job("a.gguf", 1000 * MIB)])
+    clock.now += 30  # spent in checking it
+    meter.update([400 * MIB], [400 * MIB])
+    assert meter.total.describe() == "400.0 of 1000.0 MiB"
     clock.now += 10
     meter.update([600 * MIB], [400 * MIB])
     (pace,) = meter.paces
