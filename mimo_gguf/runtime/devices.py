@@ -10,11 +10,11 @@ import ctypes
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.units import MIB
+from mimo_gguf.runtime.control_groups import memory_limits
 from mimo_gguf.runtime.llama_api import ggml_function
 from mimo_gguf.runtime.memory_allocator import CPU_TRAITS, DeviceTraits
 
@@ -157,33 +157,14 @@ def _read_device(pointer: int) -> Device | None:
 
 
 def host_device() -> Device:
-    """The host: RAM that can be had without swapping (page cache counts as free), within a container's limit."""
+    """The host: RAM that can be had without swapping (page cache counts as free), within a control group's limit."""
     import psutil
 
     memory = psutil.virtual_memory()
     total, free = int(memory.total), int(memory.available)
-    for limit, used in _container_limits():
+    for limit, used in memory_limits():
         total, free = min(total, limit), min(free, max(limit - used, 0))
     return Device("CPU", "host memory", CPU, "CPU", free, total)
-
-
-def _container_limits() -> list[tuple[int, int]]:
-    """(limit, memory in use that cannot be dropped) of the control groups this process is in; Linux only."""
-    limits = []
-    for folder, limit_name, used_name in (
-        (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        try:
-            limit = (folder / limit_name).read_text().strip()
-            used = int((folder / used_name).read_text())
-            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):
-            continue
-        if limit.isdigit() and int(limit) < 1 << 60:
-            droppable = sum(int(statistics.get(name, 0)) for name in ("inactive_file", "active_file"))
-            limits.append((int(limit), max(used - droppable, 0)))
-    return limits
 
 
 def imagined_gpu(vram_bytes: int, name: str = "GPU", description: str = "a card of the size given") -> Device:

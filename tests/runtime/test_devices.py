@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
@@ -65,8 +64,8 @@ def test_nobody_at_the_endpoint() -> None:
     assert "mimo-gguf worker" in str(caught.value.hint)
 
 
-def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(devices, "_container_limits", lambda: [(1 << 30, 200 << 20)])
+def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "memory_limits", lambda: [(1 << 30, 200 << 20)])
     host = host_device()
     assert host.total_bytes == 1 << 30
     assert host.free_bytes == (1 << 30) - (200 << 20)
