@@ -1,13 +1,7 @@
 """Which cards run the model, how much context they hold, and how fast: the catalogue (`gpus.csv`) and its arithmetic.
 
 Decoding one token reads every weight once, so tokens per second are memory bandwidth over bytes read, times the share
-of the bandwidth that llama.cpp's kernels reach. Those shares are measured where a source says so, else estimates:
-
-- NVIDIA since Turing 0.70: RTX 3090, llama 8B Q4_0 at 155 tok/s
-  (https://github.com/ggml-org/llama.cpp/pull/15802), 4.4 GB read per token of 936 GB/s.
-- NVIDIA before that 0.60: P40, llama 7B Q4_0 at 56.8 tok/s (https://github.com/ggml-org/llama.cpp/pull/4766).
-- Apple 0.55, AMD 0.50, Intel 0.35: estimates, after the score boards that llama.cpp's users keep
-  (https://github.com/ggml-org/llama.cpp/discussions/4167, https://github.com/ggml-org/llama.cpp/discussions/10879).
+of the bandwidth that llama.cpp's kernels reach (`_EFFICIENCY`).
 """
 
 from __future__ import annotations
@@ -32,8 +26,18 @@ from mimo_gguf.runtime.memory_model import CONTEXT_STEP, ModelSizes, RunSettings
 
 VENDORS: Final = ("nvidia", "amd", "intel", "apple")
 SORTS: Final = ("vram", "price", "speed", "value")
-_EFFICIENCY: Final = {"nvidia": 0.70, "amd": 0.50, "intel": 0.35, "apple": 0.55}
-_EFFICIENCY_BEFORE_TURING: Final = 0.60
+# (vendor, pattern in "name, backend", share of the bandwidth that decoding reaches); the first that matches counts. Each
+# is a round number at the lower end of what was measured with 7 to 8 B models of 4 bits; docs/memory.md has the list.
+_EFFICIENCY: Final = (
+    ("nvidia", r"CUDA ([2-6]\.\d|7\.[0-4])$", 0.60),  # P40 0.62
+    ("nvidia", "", 0.70),  # RTX 2080 0.74, RTX 3080 0.68, RTX 3090 0.72
+    ("amd", r"^RX 9\d", 0.65),  # RX 9070 XT 0.67 with ROCm, 0.76 with Vulkan
+    ("amd", "", 0.50),  # RX 5700 XT 0.55, RX 7900 XTX 0.51
+    ("intel", r" B\d", 0.60),  # Arc B580 0.64
+    ("intel", "", 0.35),  # Arc A770 0.35 to 0.44
+    ("apple", "Max|Ultra", 0.53),  # M1 Max 0.53
+    ("apple", "", 0.75),  # M4 0.80, M2 Pro 0.76
+)
 # Share of MTP drafts that the model accepts: between the 0.5-0.7 measured on prose and 0.88 on code (exllamav3 #238).
 MTP_ACCEPTANCE: Final = 0.7
 _READ_AT: Final = 2048  # tokens in the KV cache for which a speed is given
@@ -82,8 +86,8 @@ class Card:
     @property
     def efficiency(self) -> float:
         """Share of the bandwidth that decoding reaches."""
-        match = re.fullmatch(r"CUDA (\d+\.\d+)", self.backend)
-        return _EFFICIENCY_BEFORE_TURING if match and float(match[1]) < 7.5 else _EFFICIENCY[self.vendor]
+        text = f"{self.name}, {self.backend}"
+        return next(share for vendor, where, share in _EFFICIENCY if vendor == self.vendor and re.search(where, text))
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +117,32 @@ def test_speed_follows_bandwidth_and_bytes() -> None:
     plain, drafting = expected_speed(small, fast)
     assert 1.3 < drafting / plain < 1.6
     assert expected_speed(full_size.sizes("qwen2", "Q4_K_M"), fast)[1] == 0
+
+
+# Token generation as published: card, tok/s, GB read per token (the file less its input embedding), where.
+# Llama 3.1 8B in Q4_K_M is 4.92 GB, of which 0.30 GB are that; in Q4_0 4.65 and 0.30; Llama 2 7B in Q4_0 3.82 and 0.07.
+MEASURED = (
+    ("RTX 3080 10GB", 111.95, 4.62, "https://github.com/dmatora/LLM-inference-speed-benchmarks/issues/12"),
+    ("RTX 2080", 71.9, 4.62, "https://github.com/AlexsJones/llmfit/pull/773"),
+    ("RTX 3090", 155.0, 4.35, "https://github.com/ggml-org/llama.cpp/pull/15802"),
+    ("Tesla P40", 56.8, 3.75, "https://github.com/ggml-org/llama.cpp/pull/4766"),
+    ("RX 7900 XTX", 105.8, 4.62, "https://github.com/ggml-org/llama.cpp/pull/26284"),
+    ("RX 5700 XT", 65.2, 3.75, "https://github.com/ggml-org/llama.cpp/pull/13324"),
+    ("RX 9070 XT", 91.1, 4.68, "https://github.com/ggml-org/llama.cpp/issues/26663"),  # Qwen3 8B, ROCm
+    ("Arc B580", 66.5, 4.37, "https://github.com/intel/ipex-llm/issues/12991"),  # Qwen2 7B, SYCL
+    ("Arc A770 16GB", 42.0, 4.62, "https://github.com/ggml-org/llama.cpp/issues/17628"),  # 53 before b7189
+    ("M1 Max 64GB", 46.2, 4.62, "https://github.com/brand-o/normiebench/issues/40"),
+    ("M2 Pro 16GB", 33.0, 4.62, "https://github.com/AlexsJones/llmfit/pull/1031"),
+    ("M4 16GB", 20.9, 4.62, "https://github.com/brand-o/normiebench/issues/3"),
+)
+
+
+@pytest.mark.parametrize(("name", "tps", "gb_read", "source"), MEASURED)
+def test_speeds_are_near_what_was_measured(name: str, tps: float, gb_read: float, source: str) -> None:
+    """Never more than a tenth above (nobody is promised too much), nor a fifth below; docs/memory.md names each."""
+    card = find_card(name)
+    assert 0.8 <= card.efficiency * card.bandwidth_gbs / gb_read / tps <= 1.1
+    assert source.removeprefix("https://github.com/") in (Path(__file__).parents[2] / "docs/memory.md").read_text()
 
 
 def test_filters_and_orders(verdicts: list[Verdict]) -> None:
