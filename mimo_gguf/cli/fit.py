@@ -61,7 +61,10 @@ def command(
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Choose whatever is not given, and say what it cost.")] = False,
     gpu: Annotated[
-        list[str] | None, typer.Option("--gpu", metavar="NAME", help="Plan for this card (see gpus); repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--gpu", metavar="NAME", help="Plan for this card (see gpus) [default: auto, this machine]; repeatable."
+        ),
     ] = None,
     vram: Annotated[
         list[str] | None, typer.Option("--vram", metavar="SIZE", help="Plan for a card of this size; repeatable.")
@@ -123,14 +126,17 @@ def choose_devices(
     from mimo_gguf.runtime.devices import add_workers, host_device, imagined_gpu, list_devices
     from mimo_gguf.runtime.gpu_catalogue import find_card
 
-    if len([given for given in (vram, gpu, rpc) if given]) > 1:
+    named = [name for name in gpu if name.lower() != "auto"]
+    if len(named) < len(gpu) and (named or vram):
+        raise UsageError("--gpu auto is this machine, the other cards are not in it", hint="leave --gpu auto out")
+    if len([given for given in (vram, named, rpc) if given]) > 1:
         raise UsageError(
             "--vram and --gpu imagine a machine, --rpc names a real one", hint="give only one kind of the three"
         )
-    if (vram or gpu) and asked:
+    if (vram or named) and asked:
         raise UsageError("llama.cpp cannot be asked about a card that is not here", hint="leave --asked out")
     sizes = [(parse_size(size), "a card of the size given") for size in vram]
-    sizes += [(card.memory_bytes, card.name) for card in map(find_card, gpu)]
+    sizes += [(card.memory_bytes, card.name) for card in map(find_card, named)]
     if sizes:
         names = ["GPU"] if len(sizes) == 1 else [f"GPU{i}" for i in range(len(sizes))]
         cards = (imagined_gpu(size, name, text) for (size, text), name in zip(sizes, names, strict=True))

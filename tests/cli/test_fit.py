@@ -137,6 +137,11 @@ def test_an_integrated_gpu_shares_the_hosts_memory(file: str, monkeypatch: pytes
     assert [device["name"] for device in both["devices"]] == ["CUDA0", "CPU"]
 
 
+def test_auto_is_this_machine(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, cuda("CUDA0", 5))
+    assert run(fit.command, file, "--gpu", "auto", "--json").stdout == run(fit.command, file, "--json").stdout
+
+
 def test_two_cards_of_different_size(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes where: by free memory, every layer on one of them, and each within its own."""
     machine(monkeypatch, cuda("CUDA0", 5), cuda("CUDA1", 3))
@@ -152,6 +157,8 @@ def test_two_cards_of_different_size(file: str, monkeypatch: pytest.MonkeyPatch)
         ("--vram", "8GiB", "--rpc", "127.0.0.1:1"),
         ("--vram", "8GiB", "--asked"),
         ("--gpu", "Voodoo 2"),
+        ("--gpu", "auto", "--gpu", "RTX 4090"),
+        ("--gpu", "auto", "--vram", "8GiB"),
         ("--gpu", "RTX 3060"),
         ("--vram", "three"),
         ("--vram", "9999999TiB"),
