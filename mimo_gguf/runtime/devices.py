@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -164,7 +165,21 @@ def host_device() -> Device:
     total, free = int(memory.total), int(memory.available)
     for limit, used in memory_limits():
         total, free = min(total, limit), min(free, max(limit - used, 0))
-    return Device("CPU", "host memory", CPU, "CPU", free, total)
+    return Device("CPU", "host memory", CPU, "CPU", min(free, _address_space_left()), total)
+
+
+def _address_space_left() -> int:
+    """What `ulimit -v` leaves this process; without such a limit more than there can be."""
+    import psutil
+
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(limit - int(psutil.Process().memory_info().vms), 0)
 
 
 def imagined_gpu(vram_bytes: int, name: str = "GPU", description: str = "a card of the size given") -> Device:
