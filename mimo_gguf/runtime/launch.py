@@ -12,7 +12,7 @@ from mimo_gguf.core.ggml_types import ftype_name
 from mimo_gguf.core.gguf_file import GgufFile
 from mimo_gguf.core.units import format_size
 from mimo_gguf.runtime.devices import Device, list_devices
-from mimo_gguf.runtime.fit import FitPlan
+from mimo_gguf.runtime.fit import DeviceFit, FitPlan
 from mimo_gguf.runtime.llama_api import LlamaModel, ModelOptions, load_model
 from mimo_gguf.runtime.memory_model import Part, model_sizes
 from mimo_gguf.runtime.session import Session, SessionOptions
@@ -64,15 +64,21 @@ def launch(file: GgufFile, plan: FitPlan, wishes: Wishes, options: SessionOption
     try:
         return _start(file, plan, options)
     except BackendError as error:
-        smaller = next_smaller(file, plan, wishes) if _is_memory(error) else None
-        if smaller is None:
+        if not _is_memory(error):
             raise
-        note = (
-            f"this plan did not hold: {plan.summary()[0]}, with {_spare(plan)} to spare by our count "
-            f"({_reason(error)}). Running with {smaller.summary()[0]}. Our estimate is wrong by at least that: "
-            f"please report it with the output of mimo-gguf fit {file.path.name} --json"
-        )
-        return replace(_start(file, smaller, options), note=note)
+        first = error
+    smaller = next_smaller(file, plan, wishes)
+    if smaller is None:
+        raise BackendError(first.message, hint=f"{_to_spare(plan)}; {_report(file)}")
+    try:
+        started = _start(file, smaller, options)
+    except BackendError as error:
+        raise BackendError(f"{error.message}; nor did this hold: {plan.summary()[0]}", hint=_report(file)) from None
+    note = (
+        f"this plan did not hold, though {_to_spare(plan)}: {plan.summary()[0]} ({_reason(first)}). Running with "
+        f"{smaller.summary()[0]}. Our estimate is wrong by more than that; {_report(file)}"
+    )
+    return replace(started, note=note)
 
 
 def next_smaller(file: GgufFile, plan: FitPlan, wishes: Wishes) -> FitPlan | None:
@@ -80,8 +86,7 @@ def next_smaller(file: GgufFile, plan: FitPlan, wishes: Wishes) -> FitPlan | Non
 
     The GPUs count as that much smaller, or, on a machine without one, the host.
     """
-    blamed = plan.devices[:-1] or plan.devices
-    free = {fit.device.name: fit.needed_bytes - _movable_bytes(fit.tree.parts) // 2 for fit in blamed}
+    free = {fit.device.name: fit.needed_bytes - _movable_bytes(fit.tree.parts) // 2 for fit in _blamed(plan)}
     devices = [
         replace(fit.device, free_bytes=min(fit.free_bytes, free.get(fit.device.name, fit.free_bytes)))
         for fit in plan.devices
@@ -111,6 +116,11 @@ def _start(file: GgufFile, plan: FitPlan, options: SessionOptions) -> Launch:
         raise
 
 
+def _blamed(plan: FitPlan) -> tuple[DeviceFit, ...]:
+    """Where memory is taken to have run out: the GPUs, or the host where there are none."""
+    return plan.devices[:-1] or plan.devices
+
+
 def _movable_bytes(parts: Sequence[Part]) -> int:
     return sum(part.n_bytes for part in parts if part.name in _MOVABLE)
 
@@ -124,5 +134,11 @@ def _is_memory(error: BackendError) -> bool:
     return bool(_OUT_OF_MEMORY.search(_reason(error)))
 
 
-def _spare(plan: FitPlan) -> str:
-    return format_size(max(plan.tightest.free_bytes - plan.tightest.needed_bytes, 0))
+def _to_spare(plan: FitPlan) -> str:
+    tightest = min(_blamed(plan), key=lambda fit: fit.free_bytes - fit.needed_bytes)
+    spare = format_size(max(tightest.free_bytes - tightest.needed_bytes, 0))
+    return f"by our count it left {spare} free on {tightest.device.name}"
+
+
+def _report(file: GgufFile) -> str:
+    return f"please report it with the output of: mimo-gguf fit {file.path.name} --json"
