@@ -26,8 +26,8 @@ from mimo_gguf.runtime.memory_model import CONTEXT_STEP, ModelSizes, RunSettings
 
 VENDORS: Final = ("nvidia", "amd", "intel", "apple")
 SORTS: Final = ("vram", "price", "speed", "value")
-# (vendor, pattern in "name, backend", share of the bandwidth that decoding reaches); the first that matches counts. Each
-# is a round number at the lower end of what was measured with 7 to 8 B models of 4 bits; docs/memory.md has the list.
+# (vendor, pattern in "name, backend", share of the bandwidth that decoding reaches); the first that matches counts.
+# Round numbers at the lower end of what was measured with 7 to 8 B models of 4 bits; docs/memory.md has the list.
 _EFFICIENCY: Final = (
     ("nvidia", r"CUDA ([2-6]\.\d|7\.[0-4])$", 0.60),  # P40 0.62
     ("nvidia", "", 0.70),  # RTX 2080 0.74, RTX 3080 0.68, RTX 3090 0.72

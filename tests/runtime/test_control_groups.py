@@ -31,7 +31,7 @@ def test_a_containers_own_root(tmp_path: Path) -> None:
 
 
 def test_every_group_above_counts_too(tmp_path: Path) -> None:
-    """systemd: a scope without a limit in a slice that has one; what is soft there (MemoryHigh) throttles, so it counts."""
+    """systemd: a scope without a limit in a slice that has one; MemoryHigh throttles whoever is above, so it counts."""
     root = tmp_path / "cgroup"
     scope = "user.slice/user-1000.slice/run-u7.scope"
     use = {"memory__current": str(3 << 30), "memory__stat": f"inactive_file {1 << 30}"}
