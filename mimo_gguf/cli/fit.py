@@ -316,6 +316,8 @@ def _counted(tree: Part) -> int:
 
 
 def _print_verdict(plan: FitPlan) -> None:
+    for note in plan.notes():
+        ui.out.print(note, markup=False)
     if not plan.fits:
         for way in plan.ways_out:
             ui.out.print(f"would fit: {way.text}", markup=False)

@@ -20,6 +20,7 @@ from mimo_gguf.core.ggml_types import ftype_name, parse_ggml_type
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.units import MIB, format_size
 from mimo_gguf.runtime.devices import Device, list_devices
+from mimo_gguf.runtime.layer_split import deal, most_layers
 from mimo_gguf.runtime.memory_model import (
     CONTEXT_STEP,
     ModelSizes,
@@ -27,6 +28,8 @@ from mimo_gguf.runtime.memory_model import (
     Placement,
     RunSettings,
     group,
+    layer_bytes,
+    layer_homes,
     model_sizes,
     predict_memory,
 )
@@ -82,6 +85,7 @@ class FitPlan:
 
     Attributes:
         smaller: (file type, sizes) to offer where it does not fit, largest first; None: `ways_out.smaller_types`.
+        left_out: GPUs of the machine with too little free memory for anything at all.
     """
 
     model: ModelSizes
@@ -90,10 +94,15 @@ class FitPlan:
     pinned_layers: bool = False
     file_type: str = ""
     smaller: tuple[tuple[str, ModelSizes], ...] | None = None
+    left_out: tuple[Device, ...] = ()
 
     @property
     def fits(self) -> bool:
         return all(device.fits for device in self.devices)
+
+    @property
+    def fits_on_gpus(self) -> bool:
+        return all(device.fits for device in self.devices[:-1])
 
     @property
     def needed_bytes(self) -> dict[str, int]:
@@ -147,13 +156,19 @@ class FitPlan:
         layers = (
             f"{s.n_gpu_layers} of {self.n_layers} layers on the GPU{'s' * (gpus > 1)}" if gpus else "all on the CPU"
         )
+        if gpus > 1:
+            layers += f" ({' + '.join(str(int(count)) for count in s.tensor_split)})"
         context = f"context {s.n_ctx}" if s.n_seq_max == 1 else f"{s.n_seq_max} contexts of {s.n_ctx_seq}"
         first = f"{layers}, {context}, KV cache {kv}, MTP {mtp}"
         second = ", ".join(
             f"{fit.device.name}: {format_size(fit.needed_bytes)} of {format_size(fit.free_bytes)} free"
             for fit in self.devices
         )
-        return first, second
+        return first, second + "".join(f", {text}" for text in self.notes())
+
+    def notes(self) -> tuple[str, ...]:
+        """What the plan does without."""
+        return tuple(f"{gpu.name} left out: only {format_size(gpu.free_bytes)} free" for gpu in self.left_out)
 
     def as_json(self) -> dict[str, Any]:
         s = self.settings
@@ -174,6 +189,7 @@ class FitPlan:
                 }
                 for fit in self.devices
             ],
+            "left_out": [{"name": gpu.name, "free_bytes": gpu.free_bytes} for gpu in self.left_out],
             "ways_out": [
                 {"text": way.text, "options": list(way.options), "needed_bytes": way.needed_bytes}
                 for way in self.ways_out
@@ -242,35 +258,50 @@ def plan_model(
     if not devices or devices[-1].is_gpu:
         raise UsageError("the devices of a plan end with the host", hint="take them from list_devices()")
     n_layers = model.geometry.block_count + 1
-    if n_gpu_layers is not None:
-        wanted = n_layers if n_gpu_layers < 0 else min(n_gpu_layers, n_layers)
-        return _weigh(model, replace(settings, n_gpu_layers=wanted if len(devices) > 1 else 0), devices, pinned=True)
-    everything = _weigh(model, replace(settings, n_gpu_layers=n_layers if len(devices) > 1 else 0), devices)
-    if len(devices) == 1 or everything.fits:
-        return everything
+    wanted = n_layers if n_gpu_layers is None or n_gpu_layers < 0 else min(n_gpu_layers, n_layers)
 
     def put(count: int) -> FitPlan:
-        return _weigh(model, replace(settings, n_gpu_layers=count), devices)
+        plan = _dealt(model, replace(settings, n_gpu_layers=count, tensor_split=()), devices)
+        return replace(plan, pinned_layers=n_gpu_layers is not None)
 
-    guess = at_least or n_layers + _spare_layers(everything)
-    most = _largest_with_room(put, _spare_layers, at_least, n_layers, guess)
-    return most if most is not None and most.fits else everything
+    if len(devices) == 1:
+        return put(0)
+    plan = put(wanted)
+    if plan.fits:
+        return plan
+    if n_gpu_layers is None:
+        guess = at_least or n_layers + _spare_layers(plan)
+        most = _largest_with_room(put, _spare_layers, at_least, n_layers, guess)
+        if most is not None and most.fits:
+            return most
+    too_small = [fit.device for fit in put(0).devices[:-1] if not fit.fits]
+    others = [device for device in devices if device not in too_small]
+    if not too_small or (len(others) == 1 and n_gpu_layers):
+        return plan
+    without = plan_model(model, settings, others, n_gpu_layers, at_least=at_least)
+    return replace(without, left_out=(*too_small, *without.left_out))
 
 
 def _spare_layers(plan: FitPlan) -> int:
     """About how many more layers the GPUs have room for; below zero: so many are too many."""
-    return min(_spare_steps(fit, plan.settings.n_gpu_layers, ("weights", "KV cache")) for fit in plan.devices[:-1])
+    spare = most_layers(*_layers_and_rooms(plan)) - plan.settings.n_gpu_layers
+    return max(spare, 0) if plan.fits_on_gpus else min(spare, -1)
+
+
+def _layers_and_rooms(plan: FitPlan) -> tuple[list[list[int]], list[int]]:
+    """For each GPU the bytes of every layer there, and the room it has beside buffers, driver and margin."""
+    gpus = plan.devices[:-1]
+    layers = [layer_bytes(plan.model, plan.settings, fit.device.traits) for fit in gpus]
+    held = [sum(map(fit.tree.find, ("weights", "KV cache"))) for fit in gpus]
+    rooms = [fit.free_bytes - fit.needed_bytes + n_bytes for fit, n_bytes in zip(gpus, held, strict=True)]
+    return layers, rooms
 
 
 def _spare_context(plan: FitPlan) -> int:
     """About how many more steps of context every device has room for; below zero: so many are too many."""
-    return min(_spare_steps(fit, plan.settings.n_ctx // CONTEXT_STEP, ("KV cache",)) for fit in plan.devices)
-
-
-def _spare_steps(fit: DeviceFit, n_steps: int, growing: Sequence[str]) -> int:
-    """The room left in steps, `n_steps` of which make up the parts called `growing`."""
-    grown = sum(part.n_bytes for part in fit.tree.parts if part.name in growing)
-    return (fit.free_bytes - fit.needed_bytes) // max(grown // max(n_steps, 1), 1)
+    n_steps = max(plan.settings.n_ctx // CONTEXT_STEP, 1)
+    steps = [max(fit.tree.find("KV cache") // n_steps, 1) for fit in plan.devices]
+    return min((fit.free_bytes - fit.needed_bytes) // step for fit, step in zip(plan.devices, steps, strict=True))
 
 
 def _largest_with_room(
@@ -298,15 +329,35 @@ def _largest_with_room(
 _GUESSES: Final = 5
 
 
-def _weigh(model: ModelSizes, settings: RunSettings, devices: Sequence[Device], *, pinned: bool = False) -> FitPlan:
+def _dealt(model: ModelSizes, settings: RunSettings, devices: Sequence[Device]) -> FitPlan:
+    """The plan with its layers dealt out as llama.cpp does, or, where a GPU has too many so, by what fits."""
+    plan = first = _weigh(model, settings, devices)
+    for _ in range(_DEALS if len(devices) > 2 else 0):
+        if plan.fits_on_gpus:
+            break
+        layers, rooms = _layers_and_rooms(plan)
+        counts = deal([sizes[plan.n_layers - settings.n_gpu_layers :] for sizes in layers], rooms)
+        if counts is None:
+            break
+        plan = _weigh(model, replace(settings, tensor_split=counts), devices)
+    return plan if plan.fits_on_gpus else first
+
+
+_DEALS: Final = 2  # where the layers lie changes the buffers a little, so what was dealt is looked at again
+
+
+def _weigh(model: ModelSizes, settings: RunSettings, devices: Sequence[Device]) -> FitPlan:
     *gpus, host = devices
     places = [Placement(gpu.name, gpu.free_bytes, gpu.traits) for gpu in gpus]
+    if len(gpus) > 1:  # the split that llama.cpp would make, in numbers of layers
+        homes = layer_homes(model.geometry, settings, places)
+        settings = replace(settings, tensor_split=tuple(homes.count(index) for index in range(len(gpus))))
     trees = predict_memory(model, settings, places, Placement(host.name, host.free_bytes, host.traits))
     fits = [DeviceFit(gpu, _with_overhead(gpu, tree)) for gpu, tree in zip(gpus, trees[:-1], strict=True)]
     shared = sum(fit.needed_bytes for fit in fits if fit.device.shares_host_memory)
     extra = (Part("on devices that share this memory", shared),)
     fits.append(DeviceFit(host, _with_overhead(host, trees[-1], extra)))
-    return FitPlan(model, settings, tuple(fits), pinned_layers=pinned)
+    return FitPlan(model, settings, tuple(fits))
 
 
 def _with_overhead(device: Device, tree: Part, extra: Sequence[Part] = ()) -> Part:

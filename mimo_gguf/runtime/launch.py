@@ -104,7 +104,8 @@ def session_options(plan: FitPlan, options: SessionOptions) -> SessionOptions:
 def model_options(plan: FitPlan) -> ModelOptions:
     """How the plan's model is loaded."""
     devices = tuple(fit.device.pointer for fit in plan.devices[:-1])
-    return ModelOptions(n_gpu_layers=plan.settings.n_gpu_layers, devices=devices, load_mtp=plan.settings.mtp)
+    s = plan.settings
+    return ModelOptions(n_gpu_layers=s.n_gpu_layers, devices=devices, tensor_split=s.tensor_split, load_mtp=s.mtp)
 
 
 def _start(file: GgufFile, plan: FitPlan, options: SessionOptions) -> Launch:

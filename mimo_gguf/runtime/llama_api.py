@@ -196,14 +196,14 @@ class ModelOptions:
 
     Attributes:
         n_gpu_layers: blocks on the devices; -1 all of them, 0 none.
-        devices: ggml_backend_dev_t pointers to use, in order; empty means every GPU llama.cpp sees.
+        devices: ggml_backend_dev_t pointers of the GPUs to use, in order; None means every one llama.cpp sees.
         tensor_split: share of each device; empty means by free memory.
         load_mtp: load the MTP blocks' own tensors and allow an MTP context.
         no_alloc: read metadata and plan buffers only; no weight is read.
     """
 
     n_gpu_layers: int = -1
-    devices: tuple[int, ...] = ()
+    devices: tuple[int, ...] | None = None
     tensor_split: tuple[float, ...] = ()
     use_mmap: bool = True
     use_mlock: bool = False
@@ -285,8 +285,8 @@ def load_model(path: str | Path, options: ModelOptions | None = None) -> LlamaMo
     module, since = api(), LOG.mark
     params = module.llama_model_default_params()
     params.n_gpu_layers = options.n_gpu_layers
-    devices = (ctypes.c_void_p * (len(options.devices) + 1))(*options.devices, None)
-    if options.devices:
+    devices = (ctypes.c_void_p * (len(options.devices or ()) + 1))(*(options.devices or ()), None)
+    if options.devices is not None:
         params.devices = ctypes.cast(devices, ctypes.c_void_p).value
     split = (ctypes.c_float * max(int(module.llama_max_devices()), 1))(*options.tensor_split)
     if options.tensor_split:

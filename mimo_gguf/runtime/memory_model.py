@@ -242,6 +242,14 @@ def layer_homes(geometry: Geometry, settings: RunSettings, devices: Sequence[Pla
     return [host] * start + on_devices
 
 
+def layer_bytes(model: ModelSizes, settings: RunSettings, traits: DeviceTraits) -> list[int]:
+    """Bytes of weights and cache that come with each layer (blocks, then the output layer) on such a device."""
+    g, held, cell = model.geometry, _placed_weights(model, traits, settings.mtp), _cell_bytes(model, settings)
+    caches = [cell if block < g.n_trunk or (settings.mtp and model.has_mtp) else 0 for block in range(g.block_count)]
+    blocks = [weights + settings.n_cells * cache for weights, cache in zip(held.blocks, caches, strict=True)]
+    return [*blocks, held.output + held.tied]
+
+
 def padded(n: int, step: int) -> int:
     """`n` rounded up to a multiple of `step`."""
     return -(-n // step) * step
@@ -321,9 +329,14 @@ _ROW_PADDING: Final = 512  # weights; what CUDA-like backends pad the last row o
 def _kv_bytes(model: ModelSizes, settings: RunSettings, homes: Sequence[int], index: int, *, is_mtp: bool) -> int:
     g = model.geometry
     blocks = range(g.n_trunk, g.block_count) if is_mtp else range(g.n_trunk)
+    return settings.n_cells * _cell_bytes(model, settings) * sum(homes[block] == index for block in blocks)
+
+
+def _cell_bytes(model: ModelSizes, settings: RunSettings) -> int:
+    """What one token takes in the cache of one block."""
+    g = model.geometry
     k_row = row_bytes(settings.type_k, g.head_count_kv * g.key_length)
-    v_row = row_bytes(settings.type_v, g.head_count_kv * g.value_length)
-    return sum(settings.n_cells * (k_row + v_row) for block in blocks if homes[block] == index)
+    return k_row + row_bytes(settings.type_v, g.head_count_kv * g.value_length)
 
 
 def _compute(

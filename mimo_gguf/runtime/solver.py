@@ -117,7 +117,7 @@ def solve(candidates: Sequence[Candidate], devices: Sequence[Device], wishes: Wi
 def _worth(rank: int, plan: FitPlan) -> tuple[float, ...]:
     s = plan.settings
     n_ctx = s.n_ctx // s.n_seq_max
-    on_gpu = s.n_gpu_layers if len(plan.devices) > 1 else plan.n_layers
+    on_gpu = s.n_gpu_layers if len(plan.devices) > 1 or plan.left_out else plan.n_layers
     return (
         n_ctx >= USABLE_CONTEXT,
         on_gpu == plan.n_layers,
@@ -140,7 +140,8 @@ def _is_good(plan: FitPlan, wishes: Wishes) -> bool:
 def _is_usable(plan: FitPlan, wishes: Wishes, n_ctx: int = USABLE_CONTEXT) -> bool:
     """Whether no plan with fewer layers on the GPUs could be worth more."""
     s = plan.settings
-    on_gpu = len(plan.devices) == 1 or s.n_gpu_layers == plan.n_layers or wishes.n_gpu_layers is not None
+    no_gpu = len(plan.devices) == 1 and not plan.left_out
+    on_gpu = no_gpu or s.n_gpu_layers == plan.n_layers or wishes.n_gpu_layers is not None
     return on_gpu and (bool(wishes.n_ctx) or s.n_ctx >= s.n_seq_max * min(n_ctx, plan.model.geometry.context_length))
 
 
@@ -226,6 +227,7 @@ def _at(plan: FitPlan, n_ctx: int, **changes: Any) -> FitPlan:
 def _gave_up(plan: FitPlan, wishes: Wishes) -> Iterator[str]:
     s = plan.settings
     trained = most_context(plan.model, wishes)
+    yield from plan.notes()
     if len(plan.devices) > 1 and s.n_gpu_layers < plan.n_layers and wishes.n_gpu_layers is None:
         yield f"{plan.n_layers - s.n_gpu_layers} of {plan.n_layers} layers run on the CPU"
     if plan.model.has_mtp and not s.mtp and wishes.mtp is None:

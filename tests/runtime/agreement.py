@@ -12,6 +12,7 @@ import json
 import random
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,6 +110,13 @@ def main(n_cells: int, endpoints: list[str]) -> None:
     assert len(devices) == len(endpoints)
     draw = random.Random(len(endpoints))
     chosen = [*draw.sample(grid(), n_cells - n_cells // 4), *draw.sample(parallel_grid(), n_cells // 4)]
+    if len(devices) > 1:  # and some dealt out by number
+        splits = ((30, 8), (3, 35), (0, 38), (19, 19))
+        whole = [cell for cell in chosen if cell.settings.n_gpu_layers == -1][: len(splits)]
+        chosen += [
+            cell._replace(settings=replace(cell.settings, tensor_split=split))
+            for cell, split in zip(whole, splits, strict=True)
+        ]
     differences = []
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(Path(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,9 @@ from mimo_gguf.core.units import GIB, MIB
 from mimo_gguf.runtime import memory_compute
 from mimo_gguf.runtime.devices import CPU, GPU, IGPU, Device, imagined_gpu
 from mimo_gguf.runtime.fit import FitPlan, largest_context, plan_fit, plan_model
+from mimo_gguf.runtime.layer_split import deal, most_layers
 from mimo_gguf.runtime.memory_allocator import DeviceTraits
-from mimo_gguf.runtime.memory_model import RunSettings
+from mimo_gguf.runtime.memory_model import Placement, RunSettings, predict_memory
 from tests.runtime import full_size
 
 
@@ -69,18 +69,61 @@ def test_as_many_layers_as_fit_go_to_the_gpu(file: Path) -> None:
     assert counts == sorted(counts) and counts[-1] == 38 and counts[1] > counts[0]
 
 
-@pytest.mark.parametrize(("n_gpus", "gibs"), [(1, (0.5, 1.3, 4, 5)), (2, (1.3, 5))])
-def test_the_quick_search_finds_what_trying_everything_finds(n_gpus: int, gibs: tuple[float, ...]) -> None:
+@pytest.mark.parametrize("gibs", [(0.5,), (1.3,), (4,), (5,), (1.3, 0.65), (5, 2.5), (5, 1), (2, 3.4), (1.5, 0.7, 1)])
+def test_the_quick_search_finds_what_trying_everything_finds(gibs: tuple[float, ...]) -> None:
     sizes = full_size.sizes(STEP35, "Q4_K_M")
-    for gib, settings in itertools.product(gibs, (RunSettings(8192), RunSettings(30000, type_k=GgmlType.Q8_0))):
-        gpus = (gpu(int(gib * GIB)), gpu(int(gib * GIB / 2), "GPU1"))
-        devices = (*gpus[:n_gpus], host())
+    for settings in (RunSettings(8192), RunSettings(30000, type_k=GgmlType.Q8_0)):
+        devices = (*(gpu(int(gib * GIB), f"GPU{i}") for i, gib in enumerate(gibs)), host())
         memory_compute._replay.cache_clear()
         plan = plan_model(sizes, settings, devices)
         asked = memory_compute._replay.cache_info().misses
         assert asked <= 2 * 7, "a search that costs more than 50 ms"
         counts = [n for n in range(39) if plan_model(sizes, settings, devices, n).fits]
         assert plan.fits == bool(counts) and (not counts or plan.settings.n_gpu_layers == counts[-1])
+
+
+@pytest.mark.parametrize(
+    ("gibs", "by_free_memory"), [((5, 1.3), 24), ((3.2, 3.2), 37), ((4, 2.2), 33), ((2.2, 2.2, 2.2), 35)]
+)
+def test_layers_are_dealt_by_what_fits_where_shares_of_free_memory_do_not(
+    gibs: tuple[float, ...], by_free_memory: int
+) -> None:
+    """llama.cpp's own split would keep layers on the CPU; the plan names the number of each card's layers."""
+    sizes = full_size.sizes(STEP35, "Q4_K_M")
+    devices = (*(gpu(int(gib * GIB), f"GPU{i}") for i, gib in enumerate(gibs)), host())
+    plan = plan_model(sizes, RunSettings(8192), devices)
+    s = plan.settings
+    assert plan.fits and s.n_gpu_layers == 38 == sum(s.tensor_split)
+    assert f"({' + '.join(map(str, s.tensor_split))})" in plan.summary()[0]
+    places = [Placement(device.name, device.free_bytes, device.traits) for device in devices[:-1]]
+
+    def fits_by_free_memory(count: int) -> bool:
+        trees = predict_memory(sizes, RunSettings(8192, n_gpu_layers=count), places)
+        return all(t.n_bytes + 224 * MIB <= place.free_bytes for t, place in zip(trees[:-1], places, strict=True))
+
+    assert max(filter(fits_by_free_memory, range(39))) == by_free_memory
+
+
+def test_layers_are_dealt_so_that_the_fullest_device_keeps_most() -> None:
+    assert deal([[4, 4, 4, 9]] * 2, (20, 20)) == (3, 1)
+    assert deal([[4, 4, 4, 9], [5, 5, 5, 5]], (9, 30)) == (0, 4)
+    assert deal([[4, 4, 4, 9]] * 3, (3, 30, 3)) == (0, 4, 0)
+    assert deal([[4, 4, 4, 9]] * 2, (12, 8)) is None and deal([[4]] * 2, (-1, -1)) is None
+    assert most_layers([[4, 4, 4, 9]] * 2, (12, 8)) == 1 and most_layers([[4, 4, 4, 9]] * 2, (8, 9)) == 3
+
+
+def test_a_gpu_without_room_for_anything_is_left_out(file: Path) -> None:
+    """Occupied by other programs, say: the plan does without it rather than refuse."""
+    busy = gpu(200 * MIB, "GPU1")
+    alone = plan_fit(file, n_ctx=8192, devices=(busy, host()))
+    assert alone.fits and [fit.device.name for fit in alone.devices] == ["CPU"] and alone.left_out == (busy,)
+    assert "GPU1 left out: only 200.0 MiB free" in alone.summary()[1]
+    two = plan_fit(file, n_ctx=8192, devices=(gpu(5 * GIB), busy, host()))
+    assert two.fits and two.settings.n_gpu_layers == 33 and two.left_out == (busy,)
+    assert json.loads(json.dumps(two.as_json()))["left_out"] == [{"name": "GPU1", "free_bytes": 200 * MIB}]
+    assert plan_fit(file, n_ctx=8192, n_gpu_layers=0, devices=(busy, host())).left_out == (busy,)
+    wanted = plan_fit(file, n_ctx=8192, n_gpu_layers=38, devices=(busy, host()))
+    assert not wanted.fits and wanted.left_out == ()  # asked for, it is not done without
 
 
 @pytest.mark.parametrize("layout", [STEP35, QWEN2])

@@ -34,3 +34,11 @@ def test_the_same_tokens_wherever_the_layers_are(tiny_path: Path) -> None:
             there = ask(tiny_path, "--rpc", endpoint, "--gpu-layers", str(layers), *([] if mtp else ["--no-mtp"]))
             assert there["text"] == here["text"]
             assert there["mtp"]["present"] == mtp and (not mtp or there["mtp"]["drafted"][0] > 20)
+
+
+def test_two_workers_hold_what_the_plan_deals_them(tiny_path: Path) -> None:
+    """The split of the plan is the one llama.cpp is given: the same tokens, and the plan names both shares."""
+    here = ask(tiny_path)
+    with running_worker() as first, running_worker() as second:
+        there = ask(tiny_path, "--rpc", first, "--rpc", second)
+    assert there["text"] == here["text"]

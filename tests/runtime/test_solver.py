@@ -86,6 +86,12 @@ def test_it_says_what_was_given_up_and_what_comes_next() -> None:
     assert roomy.gave_up == () and roomy.next_steps == ()
 
 
+def test_a_busy_gpu_is_no_reason_to_refuse() -> None:
+    solution = solved(0.2, None, "Q4_K_M")
+    assert solution.plan.fits and solution.plan.settings.n_gpu_layers == 0
+    assert solution.gave_up[0] == "GPU left out: only 204.8 MiB free"
+
+
 def test_a_machine_without_a_gpu_and_a_file_without_mtp() -> None:
     solution = solve(candidates("Q4_K_M", layout=QWEN2), (HOST,))
     assert solution.plan.fits and not solution.plan.runs_mtp
