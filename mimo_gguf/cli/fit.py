@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from mimo_gguf.core.model_source import Metadata
     from mimo_gguf.runtime.devices import Device
     from mimo_gguf.runtime.fit import FitPlan
+    from mimo_gguf.runtime.gpu_catalogue import Card
     from mimo_gguf.runtime.memory_model import Part
     from mimo_gguf.runtime.nvml import OtherUse
     from mimo_gguf.runtime.solver import Candidate, Solution, Wishes
@@ -52,7 +55,9 @@ def command(
         bool | None, typer.Option("--mtp/--no-mtp", help="Drafting with the MTP layer [default: where there is one].")
     ] = None,
     flash_attn: Annotated[bool, typer.Option("--flash-attn/--no-flash-attn", help="Flash attention.")] = True,
-    parallel: Annotated[int, typer.Option("--parallel", min=1, help="Conversations at once, sharing --ctx.")] = 1,
+    parallel: Annotated[
+        int, typer.Option("--parallel", min=1, metavar="N", help="Conversations at once, sharing --ctx.")
+    ] = 1,
     gpu_layers: Annotated[
         int | None,
         typer.Option(
@@ -84,6 +89,9 @@ def command(
 
     devices = choose_devices(vram or [], gpu or [], rpc or [], asked=asked)
     candidates, metadata = find_candidates(src, ftype or [], auto=auto)
+    if asked and (auto or len(candidates) > 1):
+        hint = "leave --auto or --asked out" if auto else f"--asked --type {candidates[0].name}"
+        raise UsageError("llama.cpp is asked about one plan, not a choice", hint=hint)
     wishes = Wishes(
         n_ctx=parallel * candidates[0].model.geometry.context_length if ctx == 0 else ctx,
         kv_type=parse_ggml_type(kv_type) if kv_type else None,
@@ -96,7 +104,7 @@ def command(
     if kv_type and "4" in kv_type:
         ui.print_warning(FOUR_BIT_KV)
     if auto:
-        _show_solution(solve(candidates, devices, wishes), as_json=as_json)
+        _show_solution(solve(candidates, devices, wishes), src, rpc or [], as_json=as_json)
         return
     plans = [_plan(candidate, candidates, devices, wishes) for candidate in candidates]
     if len(plans) > 1:
@@ -106,7 +114,8 @@ def command(
     others = _others(devices)
     if as_json:
         programs = {name: [asdict(use) for use in uses] for name, uses in others.items()}
-        ui.print_json(plans[0].as_json() | {"other_programs": programs} | ({"asked_bytes": answers} if answers else {}))
+        asked_bytes = {"asked_bytes": answers} if answers else {}
+        ui.print_json(plans[0].as_json() | _expected_json(plans[0]) | {"other_programs": programs} | asked_bytes)
     else:
         print_plan(plans[0], answers)
         for name, uses in others.items():
@@ -124,7 +133,6 @@ def choose_devices(
         BackendError: a worker that does not answer.
     """
     from mimo_gguf.runtime.devices import add_workers, host_device, imagined_gpu, list_devices
-    from mimo_gguf.runtime.gpu_catalogue import find_card
 
     named = [name for name in gpu if name.lower() != "auto"]
     if len(named) < len(gpu) and (named or vram):
@@ -136,7 +144,7 @@ def choose_devices(
     if (vram or named) and asked:
         raise UsageError("llama.cpp cannot be asked about a card that is not here", hint="leave --asked out")
     sizes = [(parse_size(size), "a card of the size given") for size in vram]
-    sizes += [(card.memory_bytes, card.name) for card in map(find_card, named)]
+    sizes += [(card.memory_bytes, card.name) for card in map(_find_card, named)]
     if sizes:
         names = ["GPU"] if len(sizes) == 1 else [f"GPU{i}" for i in range(len(sizes))]
         cards = (imagined_gpu(size, name, text) for (size, text), name in zip(sizes, names, strict=True))
@@ -144,6 +152,19 @@ def choose_devices(
     if rpc:
         add_workers(rpc)
     return list_devices()
+
+
+def _find_card(name: str) -> Card:
+    """The catalogue's card; says so where the name leaves open which, or where nothing runs on it."""
+    from mimo_gguf.runtime.gpu_catalogue import find_card, other_sizes
+
+    card = find_card(name)
+    others = [other.name for other in other_sizes(card)]
+    if others and not re.search(rf"\b{card.memory_gb:g} ?(gb)?$", name.lower()):
+        ui.print_note(f"taking the {card.name}; there is also the {', the '.join(others)}")
+    if not card.is_supported:
+        ui.print_warning(f"llama.cpp does not run on the {card.name}: {card.backend.removeprefix('none: ')}")
+    return card
 
 
 def _others(devices: Sequence[Device]) -> dict[str, tuple[OtherUse, ...]]:
@@ -218,30 +239,55 @@ def _ask(plan: FitPlan, metadata: Metadata) -> dict[str, int]:
     return {device.name: answer.total for device, answer in zip(devices, answers, strict=True)}
 
 
-def _show_solution(solution: Solution, *, as_json: bool) -> None:
+def _show_solution(solution: Solution, src: str, rpc: Sequence[str], *, as_json: bool) -> None:
+    from mimo_gguf.runtime.gpu_catalogue import expectation
+
     if as_json:
-        ui.print_json(solution.as_json())
+        ui.print_json(solution.as_json() | _expected_json(solution.plan))
     else:
-        ui.print_field("choice", f"{Path(solution.plan.model.label).name} ({solution.file_type})")
+        name = Path(solution.plan.model.label).name
+        ui.print_field("choice", name if name == solution.file_type else f"{name} ({solution.file_type})")
         ui.print_field("run", solution.plan.summary()[0])
         ui.print_field("memory", solution.plan.summary()[1])
+        if expected := expectation(solution.plan):
+            ui.print_field("speed", str(expected))
         for text in solution.gave_up:
             ui.print_field("given up", text)
         for text in solution.next_steps:
             ui.print_field("next step", text)
-        if solution.plan.fits and solution.plan.settings.n_seq_max == 1:  # chat has one conversation
-            ui.print_field("to run it", _command_line(solution.plan))
+        if solution.plan.fits:
+            for label, line in _command_lines(solution, src, rpc):
+                ui.print_field(label, line)
     solution.plan.require()
 
 
-def _command_line(plan: FitPlan) -> str:
-    s = plan.settings
-    words = ["mimo-gguf chat", Path(plan.model.label).name, f"--ctx {s.n_ctx}"]
+def _expected_json(plan: FitPlan) -> dict[str, Any]:
+    from mimo_gguf.runtime.gpu_catalogue import expectation
+
+    expected = expectation(plan)
+    speeds = expected and {"tps": round(expected.tps, 1), "tps_mtp": round(expected.tps_mtp, 1)}
+    return {"expected": speeds and {"card": expected.card.name, **speeds} if expected else None}
+
+
+def _command_lines(solution: Solution, src: str, rpc: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(label, command): how to make the file, where there is none yet, and how to run it so."""
+    plan, s = solution.plan, solution.plan.settings
+    file = plan.model.label
+    if file != src:  # a type it could be made into
+        verb = "quantize" if src.lower().endswith(".gguf") else "convert"
+        file = str(Path(src).parent / Path(file).name) if verb == "quantize" else Path(file).name
+        yield "to make it", f"mimo-gguf {verb} {shlex.quote(src)} --type {solution.file_type}"
+    if s.n_seq_max > 1:
+        return  # chat has one conversation
+    words = ["mimo-gguf", "chat", shlex.quote(file), "--ctx", str(s.n_ctx)]
     if s.type_k.name != "F16":
-        words.append(f"--kv-type {s.type_k.name.lower()}")
+        words += ["--kv-type", s.type_k.name.lower()]
     if plan.model.has_mtp and not s.mtp:
         words.append("--no-mtp")
-    return " ".join(words)
+    if s.n_ubatch != 512:
+        words += ["--ubatch", str(s.n_ubatch)]
+    words += [word for endpoint in rpc for word in ("--rpc", endpoint)]
+    yield "to run it", " ".join(words)
 
 
 def _show_comparison(plans: Sequence[FitPlan], *, as_json: bool) -> None:
@@ -316,6 +362,10 @@ def _counted(tree: Part) -> int:
 
 
 def _print_verdict(plan: FitPlan) -> None:
+    from mimo_gguf.runtime.gpu_catalogue import expectation
+
+    for fit in plan.devices[:-1]:
+        ui.out.print(f"{fit.device.name} is {fit.device.description}", markup=False)
     for note in plan.notes():
         ui.out.print(note, markup=False)
     if not plan.fits:
@@ -328,3 +378,5 @@ def _print_verdict(plan: FitPlan) -> None:
     on_gpu, n_layers = plan.settings.n_gpu_layers, plan.n_layers
     if len(plan.devices) > 1 and on_gpu < n_layers:
         ui.out.print(f"but only {on_gpu} of {n_layers} layers are on the GPU: slower than with all of them")
+    if expected := expectation(plan):
+        ui.out.print(str(expected), markup=False)

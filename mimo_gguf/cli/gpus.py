@@ -79,6 +79,9 @@ def command(
         f"{model.label}, {format_size(model.file_bytes)}, context {ctx}, MTP at {MTP_ACCEPTANCE:.0%} acceptance",
         markup=False,
     )
+    if not chosen:
+        ui.print_note("no card passes: a larger --budget, a lower --min-tps, another --vendor")
+        return
     _print_cards(chosen)
 
 
@@ -88,7 +91,7 @@ def _model(src: str | None, ftype: str) -> ModelSizes:
     from mimo_gguf.cli.fit import find_candidates
     from mimo_gguf.quantization.profiles import load_profile
     from mimo_gguf.quantization.type_choice import choose_types
-    from mimo_gguf.runtime.gpu_catalogue import published_model
+    from mimo_gguf.runtime.published_model import published_model
 
     if src is not None:
         is_file = src.lower().endswith(".gguf")

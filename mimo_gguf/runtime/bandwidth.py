@@ -38,7 +38,7 @@ def find_bandwidth(devices: Sequence[Device], n_threads: int) -> Bandwidth | Non
     if not devices[0].is_gpu:
         return measure_host(n_threads)
     try:
-        card = find_card(devices[0].description)
+        card = find_card(devices[0].description, devices[0].total_bytes)
     except UsageError:
         return None
     return Bandwidth(1e9 * card.bandwidth_gbs, f"stated for the {card.name}")

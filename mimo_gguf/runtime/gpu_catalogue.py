@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import csv
 import re
-import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.core.geometry import STEP35, Geometry
 from mimo_gguf.core.ggml_types import GgmlType
-from mimo_gguf.core.model_source import TensorInfo
 from mimo_gguf.core.units import GIB
 from mimo_gguf.runtime.devices import host_device, imagined_gpu
-from mimo_gguf.runtime.fit import plan_model
+from mimo_gguf.runtime.fit import FitPlan, plan_model
 from mimo_gguf.runtime.memory_model import CONTEXT_STEP, ModelSizes, RunSettings, predict_memory
 
 VENDORS: Final = ("nvidia", "amd", "intel", "apple")
@@ -114,27 +111,52 @@ def _card(row: dict[str, str]) -> Card:
     )
 
 
-def find_card(name: str) -> Card:
-    """The card called `name`; vendor words, case, spaces and a "GB" may be missing ("3060" finds the RTX 3060s).
+def find_card(name: str, memory_bytes: int = 0) -> Card:
+    """The card called `name`; vendor words, case, spaces and the memory size may be missing.
+
+    Args:
+        memory_bytes: of a card sold with several memory sizes the nearest to this; 0 takes the smallest.
 
     Raises:
         UsageError: no such card, or several; the hint lists the nearest.
     """
     wanted = _plain(name)
-    exact = [card for card in cards() if _plain(card.name) == wanted]
-    found = exact or [card for card in cards() if wanted and wanted in _plain(card.name)]
-    if len(found) == 1:
-        return found[0]
+    found = _named(wanted) if wanted else []
+    if found and len({_without_size(card.name) for card in found}) == 1:
+        return min(found, key=lambda card: abs(card.memory_bytes - memory_bytes))
     if found:
         names = ", ".join(card.name for card in found[:6])
         raise UsageError(f"{name!r} is more than one card", hint=f"one of: {names}{' ...' if len(found) > 6 else ''}")
-    near = ", ".join(_nearest(wanted)) or "look at: mimo-gguf gpus"
-    raise UsageError(f"no card {name!r} in the catalogue", hint=f"like {near}; or give its memory with --vram 8GiB")
+    near = _nearest(wanted)
+    see = f"like {', '.join(near)}" if near else "see: mimo-gguf gpus"
+    raise UsageError(f"no card {name!r} in the catalogue", hint=f"{see}; or give its memory with --vram 8GiB")
+
+
+def other_sizes(card: Card) -> list[Card]:
+    """The cards that only their memory tells from `card`."""
+    return [c for c in cards() if c is not card and _without_size(c.name) == _without_size(card.name)]
+
+
+def _named(wanted: str) -> list[Card]:
+    """The cards that `wanted` (plain) means: by the full name, without the memory size, by its end, by a part."""
+    meanings: tuple[Callable[[Card], bool], ...] = (
+        lambda card: _plain(card.name) == wanted,
+        lambda card: _plain(_without_size(card.name)) == wanted,
+        lambda card: _plain(_without_size(card.name)).endswith(wanted),
+        lambda card: wanted in _plain(card.name),
+    )
+    matches = ([card for card in cards() if means(card)] for means in meanings)
+    return next(filter(None, matches), [])
+
+
+def _without_size(name: str) -> str:
+    return re.sub(r" \d+GB$", "", name)
 
 
 def _plain(name: str) -> str:
-    text = re.sub(r"nvidia|geforce|amd|radeon|intel|apple|\bgb\b", "", name.lower())
-    return re.sub(r"[^a-z0-9.]", "", text)
+    """As drivers and people write names: `NVIDIA GeForce RTX 4060 Laptop GPU`, `AMD Radeon RX 6600 (RADV NAVI23)`."""
+    text = re.sub(r"\(.*?\)|nvidia|geforce|amd|radeon|intel|apple|graphics|gpu|\bgb\b", "", name.lower())
+    return re.sub(r"[^a-z0-9.]", "", re.sub(r"(\d)gb\b", r"\1", text))
 
 
 def _nearest(wanted: str) -> list[str]:
@@ -257,6 +279,32 @@ def expected_speed(model: ModelSizes, card: Card) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, slots=True)
+class Expectation:
+    """How fast a run will be: tokens per second on `card`, plain and with MTP (0 where it does not draft)."""
+
+    card: Card
+    tps: float
+    tps_mtp: float
+
+    def __str__(self) -> str:
+        drafting = f", {self.tps_mtp:.0f} with MTP drafting" if self.tps_mtp else ""
+        return f"about {self.tps:.0f} tok/s{drafting}, from the bandwidth of the {self.card.name}"
+
+
+def expectation(plan: FitPlan) -> Expectation | None:
+    """Of a plan with all layers on one card that the catalogue knows; None of any other."""
+    if len(plan.devices) != 2 or plan.settings.n_gpu_layers < plan.n_layers or plan.settings.n_seq_max > 1:
+        return None
+    device = plan.devices[0].device
+    try:
+        card = find_card(device.description, device.total_bytes)
+    except UsageError:
+        return None
+    plain, drafting = expected_speed(plan.model, card)
+    return Expectation(card, plain, drafting if plan.runs_mtp else 0.0) if card.is_supported else None
+
+
+@dataclass(frozen=True, slots=True)
 class Filters:
     """What the user wants to see; None and "" mean everything."""
 
@@ -320,59 +368,3 @@ _REASONS: Final[tuple[tuple[str, Callable[[Verdict], tuple[float, ...]]], ...]] 
     ("most memory, for long contexts and better file types", lambda v: (v.card.memory_gb, v.best_tps)),
     ("cheapest", lambda v: (-v.card.price_usd, v.best_tps)),
 )
-
-
-@cache
-def published_model() -> ModelSizes:
-    """MiMo-7B as published, all matrices in BF16, with its MTP layer: for planning before there is a file."""
-    with Path(__file__).with_name("mimo_7b.toml").open("rb") as file:
-        data = tomllib.load(file)
-    geometry = Geometry(
-        architecture=STEP35,
-        block_count=data["n_trunk"] + data["n_mtp"],
-        n_mtp=data["n_mtp"],
-        value_length=data["key_length"],
-        **{
-            key: data[key]
-            for key in (
-                "context_length", "embedding_length", "feed_forward_length", "head_count", "head_count_kv",
-                "key_length", "rope_freq_base", "rms_epsilon", "vocab_size",
-            )
-        },
-    )  # fmt: skip
-    return ModelSizes(data["name"], geometry, tuple(_published_tensors(geometry)))
-
-
-def _published_tensors(g: Geometry) -> Iterator[TensorInfo]:
-    width, kv_width = g.embedding_length, g.head_count_kv * g.key_length
-
-    def matrix(name: str, rows: int, columns: int) -> TensorInfo:
-        return TensorInfo(f"{name}.weight", (rows, columns), GgmlType.BF16)
-
-    def vector(name: str, length: int) -> TensorInfo:
-        return TensorInfo(name, (length,), GgmlType.F32)
-
-    yield matrix("token_embd", g.vocab_size, width)
-    for block in range(g.block_count):
-        p = f"blk.{block}."
-        for part, rows in (("q", g.head_count * g.key_length), ("k", kv_width), ("v", kv_width)):
-            yield matrix(f"{p}attn_{part}", rows, width)
-            yield vector(f"{p}attn_{part}.bias", rows)
-        yield matrix(p + "attn_output", width, g.head_count * g.value_length)
-        yield matrix(p + "ffn_gate", g.feed_forward_length, width)
-        yield matrix(p + "ffn_up", g.feed_forward_length, width)
-        yield matrix(p + "ffn_down", width, g.feed_forward_length)
-        norms = ["attn_norm", "ffn_norm"]
-        if block >= g.n_trunk:
-            yield matrix(p + "nextn.eh_proj", width, 2 * width)
-            norms += ["nextn.enorm", "nextn.hnorm", "nextn.shared_head_norm"]
-        for norm in norms:
-            yield vector(f"{p}{norm}.weight", width)
-    yield vector("output_norm.weight", width)
-    yield matrix("output", g.vocab_size, width)
-
-
-__all__ = [
-    "Card", "Filters", "Verdict", "best_picks", "cards", "expected_speed", "find_card", "judge_cards",
-    "published_model", "select",
-]  # fmt: skip

@@ -170,6 +170,8 @@ def check_settings(model: ModelSizes, settings: RunSettings) -> None:
             f"a context of {settings.n_ctx} tokens is beyond any model",
             hint=f"the model was trained for {model.geometry.context_length}",
         )
+    if settings.n_ubatch > 1 << 20:
+        raise UsageError(f"{settings.n_ubatch} tokens at a time", hint="for example --ubatch 512")
     for name, kind, length in (
         ("K", settings.type_k, model.geometry.key_length),
         ("V", settings.type_v, model.geometry.value_length),

@@ -30,6 +30,7 @@ from mimo_gguf.core.units import format_size
 from mimo_gguf.runtime.devices import Device
 from mimo_gguf.runtime.fit import FitPlan, largest_context, plan_model
 from mimo_gguf.runtime.memory_model import MTP_N_UBATCH, ModelSizes, RunSettings
+from mimo_gguf.runtime.ways_out import smaller_types
 
 SMALLEST_CONTEXT: Final = 1024  # less is no conversation
 USABLE_CONTEXT: Final = 4096
@@ -254,6 +255,9 @@ def _next_steps(
     if len(plan.devices) > 1 and s.n_gpu_layers < plan.n_layers:
         everything = plan_model(plan.model, s, devices, -1)
         yield f"all layers on the GPU: {format_size(_missing_bytes(everything))} more memory there"
+        if rank == 0:  # the candidates have none smaller
+            wholes = (name for name, smaller in smaller_types(plan.model) if plan_model(smaller, s, devices, -1).fits)
+            yield from (f"the file as {name}: all layers on the GPU" for name in itertools.islice(wholes, 1))
     elif s.n_ctx < trained:
         missing = _missing_bytes(_at(plan, trained))
         yield f"context {trained}: " + (

@@ -19,8 +19,8 @@ from mimo_gguf.core.geometry import STEP35
 from mimo_gguf.core.units import GIB
 from mimo_gguf.runtime import devices
 from mimo_gguf.runtime.devices import CPU, GPU, IGPU, Device
-from mimo_gguf.runtime.gpu_catalogue import published_model
 from mimo_gguf.runtime.memory_allocator import DeviceTraits
+from mimo_gguf.runtime.published_model import published_model
 from tests.checkpoints import write_checkpoint
 from tests.cli import command_line
 from tests.conversion.fake_hub import serve_hub
@@ -86,7 +86,30 @@ def test_several_types_are_compared_and_one_is_chosen(file: str, tmp_path: Path)
     )
     assert chosen["file_type"] == "Q6_K" and chosen["gave_up"]
     shown = run(fit.command, file, "--auto", "--gpu", "RTX 3060 Ti").stdout
-    assert "to run it" in shown and "--ctx" in shown
+    assert f"to run it  mimo-gguf chat {file} --ctx" in shown and "speed      about 68 tok/s" in shown
+
+
+def test_what_does_not_exist_yet_is_made_first(tmp_path: Path) -> None:
+    """The commands printed are those that make and run what was chosen."""
+    source = str(full_size.write_header_only(tmp_path / "My MiMo-F16.gguf", STEP35, "F16"))
+    shown = run(fit.command, source, "--auto", "-t", "Q4_K_M", "--vram", "5.6GiB").stdout
+    assert f"to make it mimo-gguf quantize '{source}' --type Q4_K_M" in shown
+    assert f"to run it  mimo-gguf chat '{tmp_path}/My MiMo-Q4_K_M.gguf' --ctx" in shown
+    write_checkpoint(tmp_path / "hf")
+    shown = run(fit.command, str(tmp_path / "hf"), "--auto", "-t", "Q8_0").stdout
+    assert f"to make it mimo-gguf convert {tmp_path}/hf --type Q8_0" in shown
+    assert "to run it  mimo-gguf chat hf-Q8_0.gguf" in shown
+
+
+def test_a_card_by_name(file: str) -> None:
+    """The one meant is told where the name leaves it open, and what nothing runs on is called so."""
+    shown = run(fit.command, file, "--gpu", "RTX 3060")
+    assert "taking the RTX 3060 8GB; there is also the RTX 3060 12GB" in " ".join(shown.stderr.split())
+    assert "GPU is RTX 3060 8GB" in shown.stdout and "about 36 tok/s, 54 with MTP" in shown.stdout
+    assert not run(fit.command, file, "--gpu", "RTX 3060 12GB").stderr
+    assert "does not run on the Tesla K20X" in " ".join(run(fit.command, file, "--gpu", "k20x").stderr.split())
+    speeds = json.loads(run(fit.command, file, "--gpu", "4090", "--json").stdout)["expected"]
+    assert speeds["card"] == "RTX 4090" and 100 < speeds["tps"] < speeds["tps_mtp"]
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *gpus: Device, host_gib: int = 32) -> None:
@@ -159,7 +182,10 @@ def test_two_cards_of_different_size(file: str, monkeypatch: pytest.MonkeyPatch)
         ("--gpu", "Voodoo 2"),
         ("--gpu", "auto", "--gpu", "RTX 4090"),
         ("--gpu", "auto", "--vram", "8GiB"),
-        ("--gpu", "RTX 3060"),
+        ("--gpu", "RTX 30"),
+        ("--auto", "--asked"),
+        ("--type", "Q8_0", "--type", "Q4_K_M", "--asked"),
+        ("--ubatch", "99999999999"),
         ("--vram", "three"),
         ("--vram", "9999999TiB"),
         ("--vram", "1MiB"),
@@ -183,6 +209,8 @@ def test_gpus(file: str) -> None:
     listed = json.loads(run(gpus.command, "--json").stdout)
     assert len(listed) >= 120 and all(card["source"] for card in listed)
     assert len(json.loads(run(gpus.command, "--best", "--json", "--file", file).stdout)) >= 2
+    nothing = run(gpus.command, "--min-tps", "9999")
+    assert nothing.exit_code == 0 and "no card passes" in nothing.stderr
     for args in (("--vendor", "3dfx"), ("--sort", "beauty"), ("--best", "--budget", "1"), ("--type", "Q99")):
         assert isinstance(run(gpus.command, *args).exception, MimoGgufError)
 

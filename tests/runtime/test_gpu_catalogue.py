@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,17 +14,20 @@ from mimo_gguf.core.units import GIB
 from mimo_gguf.runtime.devices import host_device, imagined_gpu
 from mimo_gguf.runtime.fit import plan_model
 from mimo_gguf.runtime.gpu_catalogue import (
+    Expectation,
     Filters,
     Verdict,
     best_picks,
     cards,
+    expectation,
     expected_speed,
     find_card,
     judge_cards,
-    published_model,
+    other_sizes,
     select,
 )
 from mimo_gguf.runtime.memory_model import RunSettings
+from mimo_gguf.runtime.published_model import published_model
 from tests.runtime import full_size
 
 # The cards of the published list with the bandwidth and price it gives.
@@ -85,15 +89,62 @@ def test_the_published_lists_cards_are_there_and_old_ones_are_called_old() -> No
 def test_names_are_found_however_they_are_written() -> None:
     for text in ("RTX 3060 Ti", "rtx3060ti", "NVIDIA GeForce RTX 3060 Ti", "3060 ti"):
         assert find_card(text).name == "RTX 3060 Ti"
-    assert find_card("rx 7900xtx").name == "RX 7900 XTX"
+    assert find_card("4090").name == "RTX 4090" and find_card("rx 7900xtx").name == "RX 7900 XTX"
     assert find_card("apple m2 ultra 128").memory_bytes == 96 * GIB
     with pytest.raises(UsageError, match="more than one") as caught:
-        find_card("3060")
+        find_card("rtx 306")
     assert "RTX 3060 12GB" in str(caught.value.hint)
-    with pytest.raises(UsageError, match="no card"):
-        find_card("Voodoo 2")
-    with pytest.raises(UsageError):
-        find_card("")
+    for text in ("Voodoo 2", ""):
+        with pytest.raises(UsageError, match="no card") as caught:
+            find_card(text)
+        assert "mimo-gguf gpus" in str(caught.value.hint)
+    with pytest.raises(UsageError) as caught:
+        find_card("RTX 4190")
+    assert "RTX 4090" in str(caught.value.hint)
+
+
+def test_of_several_sizes_the_smallest_is_meant_or_the_one_at_hand() -> None:
+    smallest = find_card("RTX 3060")
+    assert smallest.name == find_card("3060").name == "RTX 3060 8GB"
+    assert [card.name for card in other_sizes(smallest)] == ["RTX 3060 12GB"] and other_sizes(find_card("4090")) == []
+    assert find_card("RTX 3060", 12 * GIB - 200_000_000).name == "RTX 3060 12GB"
+    assert find_card("Apple M2 Pro", 22 * GIB).name == "M2 Pro 32GB"
+
+
+@pytest.mark.parametrize(
+    ("described", "name"),
+    [
+        ("NVIDIA GeForce RTX 4060 Laptop GPU", "RTX 4060 Laptop"),
+        ("NVIDIA GeForce GTX 1650 SUPER", "GTX 1650 SUPER"),
+        ("Tesla T4", "Tesla T4"),
+        ("NVIDIA L4", "L4"),
+        ("AMD Radeon RX 7900 XTX (RADV NAVI31)", "RX 7900 XTX"),
+        ("AMD Radeon RX 5700 XT", "RX 5700 XT"),
+        ("Intel(R) Arc(TM) A770 Graphics", "Arc A770 16GB"),
+        ("Apple M1 Max", "M1 Max 32GB"),
+    ],
+)
+def test_what_drivers_call_a_card_is_understood(described: str, name: str) -> None:
+    assert find_card(described).name == name
+
+
+def test_a_plan_on_a_known_card_has_an_expected_speed() -> None:
+    """Only where all layers are on one card that something runs on; with drafting only where it drafts."""
+    sizes = full_size.sizes(STEP35, "Q4_K_M")
+    card = find_card("RTX 4060")
+
+    def expected(name: str, gib: float, **changes: Any) -> Expectation | None:
+        devices = (imagined_gpu(int(gib * GIB), description=name), host_device())
+        return expectation(plan_model(sizes, RunSettings(n_ctx=4096, **changes), devices))
+
+    found = expected("NVIDIA GeForce RTX 4060", 8)
+    assert found == Expectation(card, *expected_speed(sizes, card))
+    assert str(found) == "about 41 tok/s, 61 with MTP drafting, from the bandwidth of the RTX 4060"
+    plain = expected("NVIDIA GeForce RTX 4060", 8, mtp=False)
+    assert plain is not None and plain.tps == found.tps and not plain.tps_mtp
+    for name, gib in (("a card of the size given", 8), ("RTX 4060", 4), ("Tesla K80 (each half)", 12)):
+        assert expected(name, gib) is None
+    assert expected("RTX 4060", 8, n_seq_max=2) is None
 
 
 def test_a_verdict_agrees_with_the_plan(verdicts: list[Verdict]) -> None:

@@ -82,6 +82,9 @@ def test_it_says_what_was_given_up_and_what_comes_next() -> None:
     assert any("q8_0" in text for text in tight.gave_up)
     assert any(text.startswith("context") for text in tight.gave_up)
     assert tight.next_steps[0].startswith("Q6_K instead of Q4_K_M: 1.5")
+    partial = solved(8, None, "F16")
+    assert partial.next_steps[1] == "the file as Q6_K: all layers on the GPU"
+    assert not any("the file as" in text for text in solved(4).next_steps)  # nothing smaller is usual
     roomy = solved(40)
     assert roomy.gave_up == () and roomy.next_steps == ()
 
