@@ -143,7 +143,7 @@ def choose_devices(
         )
     if (vram or named) and asked:
         raise UsageError("llama.cpp cannot be asked about a card that is not here", hint="leave --asked out")
-    sizes = [(parse_size(size), "a card of the size given") for size in vram]
+    sizes = [(parse_size(size), "") for size in vram]
     sizes += [(card.memory_bytes, card.name) for card in map(_find_card, named)]
     if sizes:
         names = ["GPU"] if len(sizes) == 1 else [f"GPU{i}" for i in range(len(sizes))]
@@ -364,8 +364,8 @@ def _counted(tree: Part) -> int:
 def _print_verdict(plan: FitPlan) -> None:
     from mimo_gguf.runtime.gpu_catalogue import expectation
 
-    for fit in plan.devices[:-1]:
-        ui.out.print(f"{fit.device.name} is {fit.device.description}", markup=False)
+    for gpu in (fit.device for fit in plan.devices[:-1] if fit.device.description):
+        ui.out.print(f"{gpu.name} is {gpu.description}", markup=False)
     for note in plan.notes():
         ui.out.print(note, markup=False)
     if not plan.fits:

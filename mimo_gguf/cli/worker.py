@@ -23,11 +23,13 @@ def command(
 
     On the other side: mimo-gguf fit FILE --rpc HOST:PORT, mimo-gguf chat FILE --rpc HOST:PORT.
     """
+    from mimo_gguf.runtime.devices import host_device
     from mimo_gguf.runtime.worker import LOOPBACK, serve, worker_devices
 
     devices = worker_devices(cpu_only=cpu)
     for device in devices:
-        ui.print_note(f"lending {device.name}: {device.description}, {format_size(device.free_bytes)} free")
+        free_bytes = device.free_bytes if device.is_gpu else host_device().free_bytes  # ggml calls all RAM free
+        ui.print_note(f"lending {device.name}: {device.description}, {format_size(free_bytes)} free")
     if host != LOOPBACK:
         ui.print_warning(f"anyone who reaches {host}:{port} can use and crash this process; there is no password")
     ui.print_note(f"listening on {host}:{port}")

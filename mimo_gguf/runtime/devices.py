@@ -182,7 +182,7 @@ def _address_space_left() -> int:
     return max(limit - int(psutil.Process().memory_info().vms), 0)
 
 
-def imagined_gpu(vram_bytes: int, name: str = "GPU", description: str = "a card of the size given") -> Device:
+def imagined_gpu(vram_bytes: int, name: str = "GPU", description: str = "") -> Device:
     """A CUDA-like card with `vram_bytes`, to plan for one that is not here; the driver's own part is not free.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def test_asked_agrees(file: str) -> None:
     trees = [device["tree"]["parts"] for device in document["devices"]]
     counted = [sum(part["bytes"] for part in parts if part["name"] in by_llama_cpp) for parts in trees]
     assert list(document["asked_bytes"].values()) == counted
+
+
+@pytest.mark.parametrize("options", [("--vram", "8GiB"), (), ("--auto",)])
+def test_a_plan_needs_no_llama_cpp(file: str, options: tuple[str, ...]) -> None:
+    code = (
+        "import sys; sys.modules['llama_cpp'] = None; from mimo_gguf.cli.app import main; "
+        f"sys.argv = ['mimo-gguf', 'fit', {file!r}, *{options!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "MiMo-Q4_K_M.gguf" in done.stdout, done.stderr
 
 
 def test_several_conversations_are_planned_as_they_run(file: str) -> None:

@@ -91,17 +91,14 @@ def as_asked(tree: Part) -> AskedMemory:
     )  # fmt: skip
 
 
-def both(
-    path: Path, sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...]
-) -> tuple[tuple[AskedMemory, ...], tuple[AskedMemory, ...]]:
-    """(predicted, asked), one entry per device and the host's."""
+def predict(sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...]) -> tuple[AskedMemory, ...]:
+    """One entry per device and the host's."""
     places = [Placement(device.name, device.free_bytes, device.traits) for device in devices]
-    predicted = tuple(as_asked(tree) for tree in predict_memory(sizes, settings, places))
-    return predicted, ask_memory(path, settings, devices)
+    return tuple(as_asked(tree) for tree in predict_memory(sizes, settings, places))
 
 
 def compare(path: Path, sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...]) -> str | None:
-    predicted, asked = both(path, sizes, settings, devices)
+    predicted, asked = predict(sizes, settings, devices), ask_memory(path, settings, devices)
     return None if predicted == asked else f"predicted {predicted}\nasked {asked}"
 
 

@@ -142,7 +142,7 @@ def test_a_plan_on_a_known_card_has_an_expected_speed() -> None:
     assert str(found) == "about 41 tok/s, 61 with MTP drafting, from the bandwidth of the RTX 4060"
     plain = expected("NVIDIA GeForce RTX 4060", 8, mtp=False)
     assert plain is not None and plain.tps == found.tps and not plain.tps_mtp
-    for name, gib in (("a card of the size given", 8), ("RTX 4060", 4), ("Tesla K80 (each half)", 12)):
+    for name, gib in (("", 8), ("RTX 4060", 4), ("Tesla K80 (each half)", 12)):
         assert expected(name, gib) is None
     assert expected("RTX 4060", 8, n_seq_max=2) is None
 

@@ -73,6 +73,18 @@ def test_agrees_without_mtp_and_with_three_layers_of_it(tmp_path: Path) -> None:
         assert_agrees(path, full_size.sizes(STEP35, "Q6_K", n_mtp=n_mtp), settings)
 
 
+def test_a_prediction_imports_no_llama_cpp() -> None:
+    code = """
+import sys
+from mimo_gguf.runtime.memory_allocator import DeviceTraits
+from mimo_gguf.runtime.memory_model import Placement, RunSettings, predict_memory
+from mimo_gguf.runtime.published_model import published_model
+predict_memory(published_model(), RunSettings(8192, n_gpu_layers=20), [Placement("", 1 << 33, DeviceTraits(128, 32))])
+sys.exit("llama_cpp" in sys.modules or "torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_odd_contexts_and_batches(files: dict[tuple[str, str], Path]) -> None:
     sizes = full_size.sizes(STEP35, "Q8_0")
     for n_ctx, ubatch in ((1, 512), (300, 512), (1000, 17), (5000, 1)):
