@@ -50,13 +50,15 @@ def draw(curves: Sequence[Curve], cards: Sequence[Card], path: Path) -> None:
     """Writes the picture as PNG or SVG, by the name's ending.
 
     Raises:
-        UsageError: another ending.
+        UsageError: another ending, or no such folder.
         MimoGgufError: matplotlib is not installed.
         OutputError: it cannot be written.
     """
     kind = path.suffix.lower().lstrip(".")
     if kind not in _FORMATS:
         raise UsageError(f"{path}: a picture is a .png or .svg file", hint="--plot memory.png")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no such folder", hint="--plot memory.png")
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -353,7 +353,7 @@ def best_picks(verdicts: Sequence[Verdict], filters: Filters) -> list[tuple[Verd
     """
     useful = [v for v in select(verdicts, filters) if v.is_useful and v.card.price_usd]
     if not useful:
-        raise UsageError("no card with a known price passes", hint="a larger --budget, a smaller --type or --ctx")
+        raise UsageError("no card with a known price passes", hint="look at: mimo-gguf gpus --sort price")
     winners: dict[str, list[str]] = {}
     for reason, order in _REASONS:
         best = max(useful, key=order)

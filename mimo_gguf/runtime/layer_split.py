@@ -1,6 +1,6 @@
 """Dealing layers out to several devices: llama.cpp's share by free memory first, by what fits where that is too much.
 
-llama.cpp deals by free memory alone, as if all layers were alike. The output layer is four times a block at Q4_K_M, and
+llama.cpp deals by free memory alone, as if all layers were alike. The output layer is nearly five blocks at Q4_K_M, and
 a small card also holds compute buffers, so what would fit in all is too much for one card. A plan names the number of
 layers of each device, and a run passes them on as the split: what is planned is what is loaded, even if free memory
 has changed a little in between.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,10 @@ from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
 from mimo_gguf.core.geometry import STEP35
 from mimo_gguf.core.units import GIB
 from mimo_gguf.runtime import devices
-from mimo_gguf.runtime.devices import CPU, GPU, IGPU, Device
+from mimo_gguf.runtime.devices import CPU, GPU, IGPU, Device, host_device, imagined_gpu
+from mimo_gguf.runtime.fit import plan_model
 from mimo_gguf.runtime.memory_allocator import DeviceTraits
+from mimo_gguf.runtime.memory_model import RunSettings
 from mimo_gguf.runtime.published_model import published_model
 from tests.checkpoints import write_checkpoint
 from tests.cli import command_line
@@ -253,7 +256,12 @@ def test_the_picture(tmp_path: Path) -> None:
     assert picture.startswith("<?xml") and "</svg>" in picture
     run_gpus("--plot", tmp_path / "m.png")
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
-    for wrong in (("--plot", tmp_path / "m.pdf"), ("--gpu", "RTX 4090"), ("--plot", tmp_path / "m.png", "--gpu", "x9")):
+    for wrong in (
+        ("--plot", tmp_path / "m.pdf"),
+        ("--plot", tmp_path / "no" / "m.png"),
+        ("--gpu", "RTX 4090"),
+        ("--plot", tmp_path / "m.png", "--gpu", "x9"),
+    ):
         with pytest.raises(UsageError) as caught:
             run_gpus(*wrong)
         assert caught.value.hint
@@ -264,6 +272,21 @@ def test_a_picture_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(MimoGgufError, match="matplotlib") as caught:
         run_gpus("--plot", tmp_path / "m.png")
     assert caught.value.hint and "plot" in caught.value.hint and not list(tmp_path.iterdir())
+
+
+def test_the_documents_table_of_published_figures_is_what_we_plan() -> None:
+    text = (Path(__file__).parents[2] / "docs/memory.md").read_text()
+    rows = re.findall(
+        r"^\| (\w+) \| ([\d.]+) GB \| ([\d.]+) GiB \| ([\d.]+) GiB \| ([\d.]+) GiB \|$", text, re.MULTILINE
+    )
+    assert [(name, theirs) for name, theirs, *_ in rows] == [
+        ("Q4_K_M", "4.4"), ("Q6_K", "6.2"), ("Q8_0", "7.5"), ("FP16", "14.5"),
+    ]  # fmt: skip
+    for name, _, *ours in rows:
+        model = gpus._model(None, name.replace("FP16", "F16"))
+        card, host = plan_model(model, RunSettings(8192), (imagined_gpu(64 * GIB), host_device()), -1).devices
+        planned = (card.tree.find("weights"), card.needed_bytes, host.needed_bytes)
+        assert ours == [f"{n / GIB:.{d}f}" for n, d in zip(planned, (2, 2, 1), strict=True)], name
 
 
 def test_curves_rise_and_cross_where_the_plan_says() -> None:
