@@ -274,7 +274,7 @@ def plan_model(
         most = _largest_with_room(put, _spare_layers, at_least, n_layers, guess)
         if most is not None and most.fits:
             return most
-    if (len(devices) == 2 and n_gpu_layers) or min(_layers_and_rooms(plan)[1]) >= 0:
+    if n_gpu_layers and (len(devices) == 2 or min(_layers_and_rooms(plan)[1]) >= 0):
         return plan
     too_small = [fit.device for fit in put(0).devices[:-1] if not fit.fits]
     others = [device for device in devices if device not in too_small]

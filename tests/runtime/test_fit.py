@@ -114,6 +114,8 @@ def test_layers_are_dealt_so_that_the_fullest_device_keeps_most() -> None:
 
 def test_a_gpu_without_room_for_anything_is_left_out(file: Path) -> None:
     """Occupied by other programs, say: the plan does without it rather than refuse."""
+    for mib in (10, 300, 400, 450, 500):  # room for buffers, but not for copies of weights, is none either
+        assert plan_fit(file, n_ctx=8192, devices=(gpu(mib * MIB), host())).fits, mib
     busy = gpu(200 * MIB, "GPU1")
     alone = plan_fit(file, n_ctx=8192, devices=(busy, host()))
     assert alone.fits and [fit.device.name for fit in alone.devices] == ["CPU"] and alone.left_out == (busy,)
