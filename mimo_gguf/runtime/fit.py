@@ -260,13 +260,20 @@ def plan_model(
     n_layers = model.geometry.block_count + 1
     wanted = n_layers if n_gpu_layers is None or n_gpu_layers < 0 else min(n_gpu_layers, n_layers)
 
+    last: FitPlan | None = None
+
     def put(count: int) -> FitPlan:
-        plan = _dealt(model, replace(settings, n_gpu_layers=count, tensor_split=()), devices)
-        return replace(plan, pinned_layers=n_gpu_layers is not None)
+        nonlocal last
+        before = last if len(devices) > 2 else None
+        last = _dealt(model, replace(settings, n_gpu_layers=count, tensor_split=()), devices, before)
+        return replace(last, pinned_layers=n_gpu_layers is not None)
 
     if len(devices) == 1:
         return put(0)
     plan = put(wanted)
+    if len(devices) > 2 and not plan.fits_on_gpus and wanted < n_layers:
+        for count in range(max(wanted - 4, 0), wanted + 1):  # a split that fits fewer shows the way to one that fits
+            plan = put(count)
     if plan.fits:
         return plan
     if n_gpu_layers is None:
@@ -331,21 +338,27 @@ def _largest_with_room(
 _GUESSES: Final = 5
 
 
-def _dealt(model: ModelSizes, settings: RunSettings, devices: Sequence[Device]) -> FitPlan:
-    """The plan with its layers dealt out as llama.cpp does, or, where a GPU has too many so, by what fits."""
-    plan = first = _weigh(model, settings, devices)
+def _dealt(
+    model: ModelSizes, settings: RunSettings, devices: Sequence[Device], before: FitPlan | None = None
+) -> FitPlan:
+    """The plan with its layers dealt out as llama.cpp does, or, where a GPU has too many so, by what fits.
+
+    Args:
+        before: a plan with another number of layers, for which llama.cpp's way was too much: its buffers tell enough.
+    """
+    plan = before or _weigh(model, settings, devices)
     for _ in range(_DEALS if len(devices) > 2 else 0):
-        if plan.fits_on_gpus:
-            break
+        if plan is not before and plan.fits_on_gpus:
+            return plan
         layers, rooms = _layers_and_rooms(plan)
         counts = deal([sizes[plan.n_layers - settings.n_gpu_layers :] for sizes in layers], rooms)
-        if counts is None:
+        if counts is None or (plan is not before and counts == plan.settings.tensor_split):
             break
         plan = _weigh(model, replace(settings, tensor_split=counts), devices)
-    return plan if plan.fits_on_gpus else first
+    return plan if plan is not before else _weigh(model, settings, devices)
 
 
-_DEALS: Final = 2  # where the layers lie changes the buffers a little, so what was dealt is looked at again
+_DEALS: Final = 4  # where the layers lie changes the buffers a little, so what was dealt is looked at again
 
 
 def _weigh(model: ModelSizes, settings: RunSettings, devices: Sequence[Device]) -> FitPlan:
