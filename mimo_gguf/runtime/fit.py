@@ -8,8 +8,7 @@ page cache count as free.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from mimo_gguf.core.ggml_types import ftype_name, parse_ggml_type
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.units import MIB, format_size
 from mimo_gguf.runtime.devices import Device, list_devices
+from mimo_gguf.runtime.largest import largest_with_room
 from mimo_gguf.runtime.layer_split import deal, most_layers
 from mimo_gguf.runtime.memory_model import (
     CONTEXT_STEP,
@@ -278,7 +278,7 @@ def plan_model(
         return plan
     if n_gpu_layers is None:
         guess = at_least or n_layers + _spare_layers(plan)
-        most = _largest_with_room(put, _spare_layers, at_least, n_layers, guess)
+        most = largest_with_room(put, _spare_layers, at_least, n_layers, guess)
         if most is not None and most.fits:
             return most
     if n_gpu_layers and (len(devices) == 2 or min(_layers_and_rooms(plan)[1]) >= 0):
@@ -311,31 +311,6 @@ def _spare_context(plan: FitPlan) -> int:
     n_steps = max(plan.settings.n_ctx // CONTEXT_STEP, 1)
     steps = [max(fit.tree.find("KV cache") // n_steps, 1) for fit in plan.devices]
     return min((fit.free_bytes - fit.needed_bytes) // step for fit, step in zip(plan.devices, steps, strict=True))
-
-
-def _largest_with_room(
-    plan_of: Callable[[int], FitPlan], spare: Callable[[FitPlan], int], low: int, high: int, guess: int
-) -> FitPlan | None:
-    """The plan of the largest number in [low, high) with room to spare; None where there is none.
-
-    The need grows with the number (of layers, of context steps), and nearly in proportion: what a plan has to spare
-    tells where to look next, and three or four plans are enough. Where that goes wrong, bisection ends it.
-    """
-    best = None
-    for attempt in itertools.count():
-        if low >= high:
-            return best
-        number = min(max(guess, low), high - 1) if attempt < _GUESSES else (low + high) // 2
-        plan = plan_of(number)
-        guess = number + spare(plan)
-        if guess >= number:
-            best, low = plan, number + 1
-        else:
-            high = number
-    raise AssertionError  # the loop has no other end
-
-
-_GUESSES: Final = 5
 
 
 def _dealt(
@@ -390,7 +365,7 @@ def largest_context(plan: FitPlan, at_most: int) -> int:
         return changed(plan, n_ctx=steps * CONTEXT_STEP)
 
     guess = plan.settings.n_ctx // CONTEXT_STEP + _spare_context(plan)
-    largest = _largest_with_room(at, _spare_context, 1, at_most // CONTEXT_STEP + 1, guess)
+    largest = largest_with_room(at, _spare_context, 1, at_most // CONTEXT_STEP + 1, guess)
     return largest.settings.n_ctx if largest is not None else 0
 
 
