@@ -1,9 +1,9 @@
 """Checkpoint or GGUF to quantized files: `mimo-gguf quantize` beside convert_hf_to_gguf.py and llama-quantize.
 
-    python -m benchmarks.quantize CHECKPOINT LLAMA_CPP_SOURCE LLAMA_QUANTIZE SCRATCH [--threads 2] [--warm]
+    python -m benchmarks.quantize CHECKPOINT LLAMA_CPP_SOURCE LLAMA_QUANTIZE SCRATCH [--threads 2] [--rounds 3] [--warm]
 
-All in one run on one machine, caches emptied before each command unless --warm. SCRATCH, an empty folder, needs 40 GB
-free for the full model. The peers get the trunk as Qwen2 (see peer_convert.py), 2.7 % fewer weights. At the end every
+All in one run on one machine, caches emptied before each command unless --warm; ours, which are short, several times
+before and after the peers, and the median counts. SCRATCH, an empty folder, needs 40 GB free for the full model. The peers get the trunk as Qwen2 (see peer_convert.py), 2.7 % fewer weights. At the end every
 tensor of ours is compared with llama-quantize's. The last line printed is one JSON document.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,11 @@ from gguf import GGUFReader
 from benchmarks.measured import Measurement, drop_page_cache, machine, measure
 
 FOUR = ("Q4_K_M", "Q6_K", "Q8_0", "F16")
+CHECKPOINT_TO_ONE = "ours: checkpoint -> Q4_K_M"
+CHECKPOINT_TO_FOUR = "ours: checkpoint -> Q4_K_M Q6_K Q8_0 F16"
+GGUF_TO_ONE = "ours: BF16 -> Q4_K_M"
+PEER_CONVERT = "convert_hf_to_gguf.py: checkpoint -> BF16"
+PEER_QUANTIZE = "llama-quantize: BF16 -> Q4_K_M"
 OURS = (sys.executable, "-m", "mimo_gguf", "quantize")
 
 
@@ -31,7 +37,7 @@ class Bench:
         self.scratch = scratch
         self.threads = threads
         self.warm = warm
-        self.runs: dict[str, Measurement] = {}
+        self.runs: dict[str, list[Measurement]] = {}
 
     def run(self, label: str, command: Sequence[str | Path]) -> None:
         if not self.warm:
@@ -39,7 +45,7 @@ class Bench:
         run = measure(label, command)
         if run.returncode:
             sys.exit(f"{label} failed:\n{run.output[-2000:]}")
-        self.runs[label] = run
+        self.runs.setdefault(label, []).append(run)
         print(
             f"{label:44}{run.wall_s:8.1f} s{run.cpu_s:8.1f} CPU s"
             f"{run.peak_anon_bytes / 2**20:8.0f} MiB anon{run.peak_rss_bytes / 2**20:8.0f} MiB RSS",
@@ -50,8 +56,8 @@ class Bench:
         wanted = [argument for ftype in types for argument in ("--type", ftype)]
         self.run(label, [*OURS, source, *wanted, "-o", out, "--threads", str(self.threads), "--json", "--force"])
 
-    def ratio(self, slow: Sequence[str], fast: str) -> float:
-        return sum(self.runs[label].wall_s for label in slow) / self.runs[fast].wall_s
+    def seconds(self, *labels: str) -> float:
+        return sum(statistics.median(run.wall_s for run in self.runs[label]) for label in labels)
 
 
 def count_differences(ours: Path, theirs: Path) -> tuple[int, int]:
@@ -79,6 +85,7 @@ def main() -> None:
     for name in ("checkpoint", "llama_cpp", "llama_quantize", "scratch"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="times that ours run")
     parser.add_argument("--warm", action="store_true")
     arguments = parser.parse_args()
     if any(arguments.scratch.iterdir()):
@@ -86,27 +93,25 @@ def main() -> None:
     bench = Bench(arguments.scratch, arguments.threads, warm=arguments.warm)
     scratch, checkpoint = arguments.scratch, arguments.checkpoint
 
-    bench.ours("ours: checkpoint -> Q4_K_M", checkpoint, ["Q4_K_M"], scratch / "one.gguf")
-    remove(scratch, "one.gguf*")
-    bench.ours("ours: checkpoint -> Q4_K_M Q6_K Q8_0 F16", checkpoint, FOUR, scratch)
+    for _ in range(arguments.rounds):
+        bench.ours(CHECKPOINT_TO_ONE, checkpoint, ["Q4_K_M"], scratch / "one.gguf")
+        remove(scratch, "one.gguf*")
+    bench.ours(CHECKPOINT_TO_FOUR, checkpoint, FOUR, scratch)
     remove(scratch, f"{checkpoint.resolve().name}-*.gguf*")
 
     bf16, theirs, ours = (scratch / name for name in ("bf16.gguf", "theirs.gguf", "ours.gguf"))
     peer = (sys.executable, "-m", "benchmarks.peer_convert", arguments.llama_cpp, checkpoint, bf16)
-    bench.run("convert_hf_to_gguf.py: checkpoint -> BF16", peer)
-    bench.run(
-        "llama-quantize: BF16 -> Q4_K_M",
-        [arguments.llama_quantize, bf16, theirs, "Q4_K_M", str(arguments.threads)],
-    )
-    bench.ours("ours: BF16 -> Q4_K_M", bf16, ["Q4_K_M"], ours)
+    bench.run(PEER_CONVERT, peer)
+    bench.run(PEER_QUANTIZE, [arguments.llama_quantize, bf16, theirs, "Q4_K_M", str(arguments.threads)])
+    for _ in range(arguments.rounds):
+        bench.ours(GGUF_TO_ONE, bf16, ["Q4_K_M"], ours)
     compared, wrong = count_differences(ours, theirs)
 
-    both = ("convert_hf_to_gguf.py: checkpoint -> BF16", "llama-quantize: BF16 -> Q4_K_M")
+    one = bench.seconds(CHECKPOINT_TO_ONE)
     ratios = {
-        "checkpoint -> Q4_K_M against both peers": bench.ratio(both, "ours: checkpoint -> Q4_K_M"),
-        "GGUF -> Q4_K_M against llama-quantize": bench.ratio(both[1:], "ours: BF16 -> Q4_K_M"),
-        "four types against Q4_K_M alone": 1
-        / bench.ratio(("ours: checkpoint -> Q4_K_M",), "ours: checkpoint -> Q4_K_M Q6_K Q8_0 F16"),
+        "checkpoint -> Q4_K_M against both peers": bench.seconds(PEER_CONVERT, PEER_QUANTIZE) / one,
+        "GGUF -> Q4_K_M against llama-quantize": bench.seconds(PEER_QUANTIZE) / bench.seconds(GGUF_TO_ONE),
+        "four types against Q4_K_M alone": bench.seconds(CHECKPOINT_TO_FOUR) / one,
     }
     for label, ratio in ratios.items():
         print(f"{label:44}{ratio:8.2f} x")
@@ -118,7 +123,7 @@ def main() -> None:
         "ratios": ratios,
         "tensors_compared": compared,
         "tensors_different": wrong,
-        "runs": [run.as_json() for run in bench.runs.values()],
+        "runs": [run.as_json() for runs in bench.runs.values() for run in runs],
     }
     print(json.dumps(document))
 
