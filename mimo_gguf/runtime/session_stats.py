@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 LOW_ACCEPTANCE: Final = 0.30
-ENOUGH_DRAFTS: Final = 40  # before the share of accepted drafts is worth a warning
+_SURE_Z: Final = 2.33  # normal quantile of 99 %: how sure to be that acceptance is low before saying so
 
 
 @dataclass(slots=True)
@@ -88,9 +89,12 @@ class SessionStats:
 
     @property
     def warning(self) -> str | None:
-        """One line when the drafts are so often wrong that something is amiss."""
-        acceptance = self.acceptance
-        if acceptance is None or acceptance >= LOW_ACCEPTANCE or self.n_drafted[0] < ENOUGH_DRAFTS:
+        """One line when the drafts are so often wrong that something is amiss.
+
+        Drafting that does not pay is switched off after a few tokens, so this must be said on few drafts: 13 that are
+        all wrong are enough.
+        """
+        if not self.n_drafted[0] or upper_bound(self.n_accepted[0], self.n_drafted[0]) >= LOW_ACCEPTANCE:
             return None
         return (
             "fewer than 30% of the drafted tokens are right: an MTP layer of another model, one quantized too far, or "
@@ -101,3 +105,10 @@ class SessionStats:
 def total(parts: Sequence[SessionStats]) -> SessionStats:
     """The sum of at least one."""
     return functools.reduce(operator.add, parts)
+
+
+def upper_bound(n_right: int, n: int) -> float:
+    """The largest share that `n_right` of `n` still agrees with, at 99 % (E. B. Wilson's interval for a proportion)."""
+    share, z2 = n_right / n, _SURE_Z**2
+    spread = _SURE_Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return (share + z2 / (2 * n) + spread) / (1 + z2 / n)
