@@ -9,11 +9,13 @@ https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-ext.h
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import os
+import tempfile
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -109,6 +111,22 @@ def _without_function(line: str) -> str:
 
 
 LOG: Final = LogRing()
+
+
+@contextlib.contextmanager
+def kept_from_stderr() -> Iterator[list[str]]:
+    """Collects what llama.cpp writes to stderr past its log (its grammar parser does), whole once the block is left."""
+    said: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        screen = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+            file.seek(0)
+            said += file.read().decode("utf-8", "replace").splitlines()
 
 
 @cache

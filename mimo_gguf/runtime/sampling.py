@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from mimo_gguf.core.errors import BackendError, UsageError
-from mimo_gguf.runtime.llama_api import Floats, LlamaContext, LlamaModel, api
+from mimo_gguf.runtime.llama_api import LOG, Floats, LlamaContext, LlamaModel, api, kept_from_stderr
 
 _MAX_SEED: Final = 0xFFFFFFFE  # 0xFFFFFFFF means "random" to llama.cpp
 DRY_BREAKERS: Final = ("\n", ":", '"', "*")
@@ -129,9 +129,7 @@ class Sampler:
             pairs = (module.llama_logit_bias * len(options.logit_bias))(*options.logit_bias.items())
             self._add(module.llama_sampler_init_logit_bias(model.n_vocab, len(pairs), pairs))
         if options.grammar is not None:
-            self._grammar = module.llama_sampler_init_grammar(model.vocab, options.grammar.encode(), b"root")
-            if not self._grammar:
-                raise UsageError("the grammar is not valid GBNF", hint="a grammar starts with: root ::= ...")
+            self._grammar = _read_grammar(module, model, options.grammar)
             self._finalizers.append(weakref.finalize(self, module.llama_sampler_free, self._grammar))
             self._candidates = _Candidates(model.n_vocab)
         penalties = module.llama_sampler_init_penalties(
@@ -219,6 +217,17 @@ class Sampler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _read_grammar(module: Any, model: LlamaModel, grammar: str) -> Any:
+    """llama.cpp's sampler for GBNF. Raises UsageError, with the parser's reason, where it is none."""
+    since = LOG.mark
+    with kept_from_stderr() as said:
+        sampler = module.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
+    if sampler:
+        return sampler
+    reason = said[0].rpartition("error parsing grammar: ")[2] if said else LOG.reason(since)
+    raise UsageError(f"the grammar is not valid GBNF: {reason[:120]}", hint="a grammar starts with: root ::= ...")
 
 
 class _Candidates:

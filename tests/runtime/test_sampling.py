@@ -134,8 +134,19 @@ def test_grammar_and_bias(tiny: LlamaModel) -> None:
             said = [session.slot.next_token(sampler) for _ in range(12)]
     assert all(chr_of(token) in "0123456789." or token in (256, 258, 261) for token in said)
     assert draws(tiny, 5, temperature=0, logit_bias={42: 1000.0}) == [42] * 5
-    with pytest.raises(UsageError, match="GBNF"):
-        Sampler(tiny, SamplingOptions(grammar="root ::= ("))
+
+
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [("root ::= (", "expecting"), ("root ::= digit", "Undefined rule identifier 'digit'"), ("no grammar", "expecting"),
+     ('start ::= "a"', "root"), ("root ::= root", "left recursion")],
+)  # fmt: skip
+def test_a_grammar_that_is_none_is_refused_with_the_reason(
+    tiny: LlamaModel, capfd: pytest.CaptureFixture[str], grammar: str, reason: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"GBNF: .*{reason}"):
+        Sampler(tiny, SamplingOptions(grammar=grammar))
+    assert capfd.readouterr() == ("", "")
 
 
 GRAMMAR = "root ::= [A-Za-z0-9 ] [a-z]*"
