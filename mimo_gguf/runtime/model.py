@@ -10,7 +10,7 @@ with Model.load("MiMo-7B-RL-Q4_K_M.gguf") as model:
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
@@ -18,62 +18,20 @@ from typing import Any, Literal, overload
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.gguf_file import GgufFile, read_gguf
+from mimo_gguf.runtime.answer import Answer, AnswerOptions, AnswerText, FinishReason
 from mimo_gguf.runtime.chat_template import ChatTemplate, Message, with_system
 from mimo_gguf.runtime.devices import Device
 from mimo_gguf.runtime.fit import FitPlan
 from mimo_gguf.runtime.launch import Launch, choose_plan, launch
 from mimo_gguf.runtime.llama_api import LlamaModel, ModelOptions, load_model
-from mimo_gguf.runtime.reasoning import THINK_CLOSE, Kind, Piece, ReasoningSplitter
+from mimo_gguf.runtime.reasoning import Kind, Piece
 from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
 from mimo_gguf.runtime.session import Session, SessionOptions
-from mimo_gguf.runtime.session_stats import SessionStats
 from mimo_gguf.runtime.slot import Cancelled, Progress, Slot, WindowFull
 from mimo_gguf.runtime.solver import Wishes
-from mimo_gguf.runtime.text_stream import TextStream
 from mimo_gguf.runtime.vocabulary import Vocabulary
 
-FinishReason = Literal["stop", "stop_string", "length", "context", "cancelled"]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the model said.
-
-    Attributes:
-        text: the answer, without reasoning.
-        reasoning: what stood inside `<think>...</think>`.
-        tokens: ids as generated, the end token included.
-        finish_reason: "stop" (the model ended), "stop_string", "length" (max_tokens), "context" (the window is full),
-            or "cancelled".
-        n_prompt: tokens of the prompt; stats.n_reused of them needed no evaluation.
-        seed: give it again to get the same answer again; None when greedy.
-        stats: counts and times of this answer alone.
-    """
-
-    text: str
-    reasoning: str
-    tokens: tuple[int, ...]
-    finish_reason: FinishReason
-    n_prompt: int
-    seed: int | None
-    stats: SessionStats
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerOptions:
-    """What ends an answer, and how long it may think.
-
-    Attributes:
-        max_tokens: None lets it go on until the model ends it or the window is full.
-        stop: texts that end the answer; they are not part of it.
-        think_budget: reasoning tokens after which the block is closed and the answer asked for; None: no limit.
-        split_reasoning: read a leading `<think>` block as reasoning.
-    """
-
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    think_budget: int | None = None
-    split_reasoning: bool = True
+__all__ = ["Answer", "AnswerOptions", "AnswerStream", "FinishReason", "Model"]
 
 
 class AnswerStream(Iterator[Piece]):
@@ -87,15 +45,11 @@ class AnswerStream(Iterator[Piece]):
         options: AnswerOptions, progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self._slot = slot
-        self._vocabulary = vocabulary
         self._prompt = list(prompt)
-        self._options = options
         self._progress = progress
         self._sampling = sampling.seeded()
         self._before = slot.stats.copy()
-        self._tokens: list[int] = []
-        self._texts: dict[Kind, list[str]] = {kind: [] for kind in Kind}
-        self._reason: FinishReason = "cancelled"
+        self._said = AnswerText(vocabulary, options)
         self._pieces = self._generate()
 
     def __next__(self) -> Piece:
@@ -120,64 +74,38 @@ class AnswerStream(Iterator[Piece]):
     @property
     def n_tokens(self) -> int:
         """Tokens generated so far."""
-        return len(self._tokens)
+        return len(self._said.tokens)
 
     @property
     def answer(self) -> Answer:
         """What has come so far; complete once the iteration has ended."""
         return Answer(
-            text="".join(self._texts[Kind.ANSWER]),
-            reasoning="".join(self._texts[Kind.REASONING]),
-            tokens=tuple(self._tokens),
-            finish_reason=self._reason,
+            text=self._said.text(Kind.ANSWER),
+            reasoning=self._said.text(Kind.REASONING),
+            tokens=tuple(self._said.tokens),
+            finish_reason=self._said.reason,
             n_prompt=len(self._prompt),
             seed=None if self._sampling.greedy else self._sampling.seed,
             stats=self._slot.stats.since(self._before),
         )
 
     def _generate(self) -> Generator[Piece, None, None]:
-        splitter = ReasoningSplitter() if self._options.split_reasoning else None
-        stream = TextStream(self._options.stop)
+        said = self._said
         with Sampler(self._slot.session.model, self._sampling, self._prompt) as sampler:
             try:
                 self._slot.feed(self._prompt, self._progress)
-                for text in self._texts_of(sampler, stream, splitter):
-                    yield from self._keep(splitter.push(text) if splitter else [Piece(Kind.ANSWER, text)])
+                while not said.ended:
+                    yield from said.take(self._slot.next_token(sampler))
+                    if closing := said.closing():
+                        self._slot.insert(closing, sampler)
+                        yield from said.put(closing)
             except WindowFull:
-                self._reason = "context"
+                said.end("context")
             except Cancelled:
-                self._reason = "cancelled"
+                said.end("cancelled")
             finally:
                 self._slot.settle()
-            rest = stream.finish()
-            yield from self._keep(splitter.push(rest) + splitter.finish() if splitter else [Piece(Kind.ANSWER, rest)])
-
-    def _texts_of(self, sampler: Sampler, stream: TextStream, splitter: ReasoningSplitter | None) -> Iterator[str]:
-        options, end_tokens = self._options, self._vocabulary.end_tokens
-        budget = options.think_budget
-        while options.max_tokens is None or len(self._tokens) < options.max_tokens:
-            token = self._slot.next_token(sampler)
-            self._tokens.append(token)
-            if token in end_tokens:
-                self._reason = "stop"
-                return
-            yield stream.push(self._vocabulary.piece(token))
-            if stream.stopped:
-                self._reason = "stop_string"
-                return
-            if budget is not None and splitter is not None and splitter.thinking and len(self._tokens) >= budget:
-                closing = self._vocabulary.tokenize(f"\n{THINK_CLOSE}\n\n")
-                self._slot.insert(closing, sampler)
-                self._tokens += closing
-                yield stream.push(f"\n{THINK_CLOSE}\n\n".encode())
-                budget = None
-        self._reason = "length"
-
-    def _keep(self, pieces: Sequence[Piece]) -> Iterator[Piece]:
-        for piece in pieces:
-            if piece.text:
-                self._texts[piece.kind].append(piece.text)
-                yield piece
+            yield from said.finish()
 
 
 class Model:
@@ -297,7 +225,15 @@ class Model:
 
     def prompt_tokens(self, messages: Sequence[Message], *, system: str | None = "", **variables: Any) -> list[int]:
         """The prompt that `chat` would evaluate for `messages`."""
-        return self.vocabulary.tokenize(self.template.render(with_system(messages, system), **variables))
+        return self.vocabulary.tokenize(self.prompt_text(messages, system=system, **variables))
+
+    def prompt_text(self, messages: Sequence[Message], *, system: str | None = "", **variables: Any) -> str:
+        """The same before it becomes tokens.
+
+        Raises:
+            UsageError: a conversation the template does not take.
+        """
+        return self.template.render(with_system(messages, system), **variables)
 
     @overload
     def chat(
