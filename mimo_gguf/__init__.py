@@ -6,10 +6,11 @@ TYPE_CHECKING = False  # as typing's, which takes longer to import than all of t
 if TYPE_CHECKING:
     from typing import Any
 
+    from mimo_gguf.runtime.llm import LLM, SamplingParams
     from mimo_gguf.runtime.model import Answer, AnswerStream, Model
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "AnswerStream", "Model", "__version__"]
+__all__ = ["LLM", "Answer", "AnswerStream", "Model", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from mimo_gguf.runtime import model
 
         return getattr(model, name)
+    if name in ("LLM", "SamplingParams"):
+        from mimo_gguf.runtime import llm
+
+        return getattr(llm, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
