@@ -64,7 +64,7 @@ def run_ours(file: Path, options: PeerOptions, texts: list[str], *, mtp: bool) -
 
 
 def run_llama_bench(program: Path, file: Path, options: PeerOptions) -> Round:
-    return Round(measure_peer(program, file, options, [])[0].tokens_per_s)
+    return Round(next(measure_peer(program, file, options, {})).tokens_per_s)
 
 
 def run_server(program: Path, file: Path, options: PeerOptions, texts: list[str], n_draft: int) -> Round:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+from rich.text import Text
 
 from mimo_gguf.cli import ui
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mimo_gguf.runtime.bench import BenchReport
-    from mimo_gguf.runtime.bench_peers import PeerFigure
+    from mimo_gguf.runtime.bench_peers import PeerFigure, PeerOptions
+    from mimo_gguf.runtime.fit import FitPlan
+
+_COLUMNS: Final = ("text", "way", "tok/s", "speed-up", "drafts right", "GB/s", "of memory")
+_ROW: Final = "{:<6} {:<23}{:>6}{:>10}  {:<15}{:>6}{:>11}"  # 80 columns
+_TYPICAL_PROMPT: Final = 64  # tokens of the shipped prompts, more or less
 
 
 def command(
@@ -59,13 +66,13 @@ def command(
 ) -> None:
     """Measure prompt reading and generation: plain, and with 1, 2 and 3 drafts on code, prose and maths.
 
-    A table for people on stdout; its last line is one JSON document.
+    A table for people on stdout, row by row; its last line is one JSON document.
     """
     from mimo_gguf.cli.chat import plan_teller
     from mimo_gguf.core.ggml_types import parse_ggml_type
     from mimo_gguf.core.gguf_file import read_gguf
-    from mimo_gguf.runtime.bench import PROMPTS, BenchOptions, run_bench, window_needed
-    from mimo_gguf.runtime.bench_peers import PeerOptions, measure_peer
+    from mimo_gguf.runtime.bench import BenchOptions, bench_prompts, run_bench, window_needed
+    from mimo_gguf.runtime.bench_peers import check_peer, measure_peer
     from mimo_gguf.runtime.chat_template import ChatTemplate
     from mimo_gguf.runtime.devices import add_workers
     from mimo_gguf.runtime.launch import choose_plan, model_options, session_options
@@ -74,6 +81,8 @@ def command(
     from mimo_gguf.runtime.solver import Wishes
 
     options = BenchOptions(n_prompt, n_generate, _numbers(drafts), tuple(kinds.split(",")), repetitions)
+    for program in against or ():
+        check_peer(program)
     header = read_gguf(file)
     template = ChatTemplate.of_file(header)
     if rpc:
@@ -89,22 +98,25 @@ def command(
     )
     plan.require()
     plan_teller(not as_json and sys.stderr.isatty())(plan)
+    screen = BenchScreen(quiet=as_json)
+    if any(options.drafts) and not (plan.settings.mtp and plan.model.has_mtp):
+        why = "the plan leaves the MTP layer out" if plan.model.has_mtp else "this file has no MTP layer"
+        screen.note(f"{why}: plain generation only")
     start = time.perf_counter()
     with load_model(file, model_options(plan)) as model:
         load_s = time.perf_counter() - start
         session = replace(session_options(plan, SessionOptions(n_threads=threads)), n_ctx=ctx)
-        report = run_bench(model, template, session, options, load_s=load_s, tell=_tell(as_json), plan=plan)
-    prompts = [template.render([{"role": "system", "content": ""}, _user(PROMPTS[kind])]) for kind in options.kinds]
-    window = n_prompt + n_generate + 256
-    peer_options = PeerOptions(n_prompt, n_generate, report.n_threads, plan.settings.n_gpu_layers, window, repetitions)
-    peers = [figure for program in against or () for figure in measure_peer(program, file, peer_options, prompts)]
-    if not as_json:
-        _print_report(report, peers)
-    print(json.dumps(report.as_json() | {"peers": [_peer_json(peer) for peer in peers]}, ensure_ascii=False))
-
-
-def _user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
+        report = run_bench(
+            model, template, session, options, load_s=load_s, tell=screen.measuring, heard=screen.hear, plan=plan
+        )
+    peers = []
+    for program in against or ():
+        screen.measuring(program.name)
+        for figure in measure_peer(program, file, _as_ours(report, plan), bench_prompts(template, options.kinds)):
+            peers.append(figure)
+            screen.hear_peer(figure)
+    screen.end(report, peers)
+    print(json.dumps(report.as_json() | {"peers": [asdict(peer) for peer in peers]}, ensure_ascii=False))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -114,45 +126,130 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise UsageError(f"--drafts {text}: not a list of numbers", hint="--drafts 0,1,2") from None
 
 
-def _tell(as_json: bool) -> Any:
-    return (lambda _: None) if as_json else (lambda text: ui.print_note(f"measuring {text}"))
+def _as_ours(report: BenchReport, plan: FitPlan) -> PeerOptions:
+    """A peer's run with what ours had; llama-bench's cache is filled as far as a short prompt fills it."""
+    from mimo_gguf.runtime.bench_peers import PeerOptions
 
-
-def _print_report(report: BenchReport, peers: Sequence[PeerFigure]) -> None:
-    ui.out.print(
-        f"{report.model} ({format_size(report.size_bytes)}), {report.n_threads} threads: prompt "
-        f"{report.prompt_tokens_per_s:.1f} tok/s, first token after {report.first_token_s:.2f} s, "
-        f"loaded in {report.load_s:.1f} s",
-        markup=False,
+    options = report.options
+    return PeerOptions(
+        n_prompt=options.n_prompt,
+        n_generate=options.n_generate,
+        n_threads=report.n_threads,
+        n_gpu_layers=plan.settings.n_gpu_layers,
+        n_ctx=options.n_prompt + options.n_generate + 256,
+        repetitions=options.repetitions,
+        n_depth=_TYPICAL_PROMPT,
+        kv_type=plan.settings.type_k.name.lower(),
+        drafts=tuple(sorted({figure.n_draft for figure in report.generation})),
     )
-    used = ", ".join(f"{format_size(n_bytes)} on {name}" for name, n_bytes in report.memory_bytes.items())
-    reads = "bandwidth not known"
-    if report.bandwidth:
-        reads = f"memory delivers {report.bandwidth.bytes_per_s / 1e9:.1f} GB/s ({report.bandwidth.source})"
-    ui.out.print(f"in use: {used}; {reads}", markup=False)
-    rows = []
-    for figure in report.generation:
-        speed_up = report.speed_up(figure)
-        rows.append(
+
+
+class BenchScreen:
+    """The table, a row as soon as it is measured, and on a terminal a line under it that says what is being measured.
+
+    With `quiet` it shows nothing.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._live = not quiet and sys.stderr.isatty()
+        self._turned = False
+
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            ui.print_note(text)
+
+    def measuring(self, what: str) -> None:
+        if self._live:
+            self._wipe()
+            ui.err.print(Text(f"measuring {what}", style="note"), end="")
+        else:
+            self.note(f"measuring {what}")
+
+    def hear(self, report: BenchReport) -> None:
+        """Prints what is new in a report: the last figure of generation, or else what comes before the table."""
+        if self._quiet:
+            return
+        self._wipe()
+        if not report.generation:
+            _print_opening(report)
+            self._row("heading", _COLUMNS)
+            return
+        figure = report.generation[-1]
+        self._turned |= not figure.same_text
+        self._row(
+            "",
             (
                 figure.kind,
-                f"{figure.n_draft} drafts" if figure.n_draft else "plain",
-                f"{figure.tokens_per_s:.1f}",
-                "-" if speed_up is None else f"{speed_up:.2f}",
-                " ".join("-" if share is None else f"{share:.0%}" for share in figure.acceptance) or "-",
-                f"{report.read_bytes_per_s(figure) / 1e9:.1f}",
-                "-" if (share := report.bandwidth_share(figure)) is None else f"{share:.0%}",
-                "" if figure.same_text else "near ties turned",
-            )
+                figure.way + "*" * (not figure.same_text),
+                _speed(figure.tokens_per_s),
+                "" if (speed_up := report.speed_up(figure)) is None else f"{speed_up:.2f}",
+                " ".join(map(_percent, figure.acceptance)),
+                f"{figure.read_bytes_per_s / 1e9:.1f}",
+                _percent(report.bandwidth_share(figure)),
+            ),
         )
-    for peer in peers:
-        how = f"{peer.n_draft} drafts" if peer.n_draft else "plain"
-        right = "-" if peer.acceptance is None else f"{peer.acceptance:.0%}"
-        rows.append((peer.program, how, f"{peer.tokens_per_s:.1f}", "-", right, "-", "-", ""))
-    ui.print_table(("text", "way", "tok/s", "speed-up", "drafts right", "GB/s of weights", "of memory", ""), rows)
+
+    def hear_peer(self, peer: PeerFigure) -> None:
+        if not self._quiet:
+            self._wipe()
+            right = "" if peer.acceptance is None else _percent(peer.acceptance)
+            way = f"{peer.program}, {peer.way}"
+            self._row("", (peer.kind or "-", way, _speed(peer.tokens_per_s), "", right, "", ""))
+
+    def end(self, report: BenchReport, peers: Sequence[PeerFigure]) -> None:
+        """What stands under the table."""
+        if self._quiet:
+            return
+        self._wipe()
+        used = ", ".join(f"{format_size(n_bytes)} on {name}" for name, n_bytes in report.memory_bytes.items())
+        ui.out.print(f"memory in use: {used}", markup=False)
+        if self._turned:
+            ui.out.print("* near ties of logits turned: another text than the first way's", markup=False)
+        for line in _comparison(report, peers):
+            ui.out.print(line, markup=False)
+
+    def _row(self, style: str, cells: Sequence[str]) -> None:
+        ui.out.print(Text(_ROW.format(*cells).rstrip(), style=style))
+
+    def _wipe(self) -> None:
+        if self._live:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
 
 
-def _peer_json(peer: PeerFigure) -> dict[str, Any]:
-    from dataclasses import asdict
+def _print_opening(report: BenchReport) -> None:
+    threads = f"{report.n_threads} thread{'s' * (report.n_threads > 1)}"
+    ui.out.print(f"{report.model} ({format_size(report.size_bytes)}), {threads}", markup=False)
+    ui.out.print(
+        f"prompt {_speed(report.prompt_tokens_per_s)} tok/s, first token of {report.options.n_prompt} after "
+        f"{report.first_token_s:.2f} s, loaded in {report.load_s:.1f} s",
+        markup=False,
+    )
+    if report.bandwidth:
+        speed = f"{report.bandwidth.bytes_per_s / 1e9:.1f} GB/s"
+        ui.out.print(f"memory delivers {speed} ({report.bandwidth.source})", markup=False)
 
-    return asdict(peer)
+
+def _comparison(report: BenchReport, peers: Sequence[PeerFigure]) -> Iterator[str]:
+    """Ours divided by each program's, over the texts both have: `llama-server: plain 1.02, 1 draft 1.15`."""
+    ours = {(figure.kind, figure.n_draft): figure.tokens_per_s for figure in report.generation}
+    for program in dict.fromkeys(peer.program for peer in peers):
+        ratios: dict[str, list[float]] = {}
+        for peer in (peer for peer in peers if peer.program == program):
+            for kind in [peer.kind] if peer.kind else report.options.kinds:
+                if speed := ours.get((kind, peer.n_draft)):
+                    ratios.setdefault(peer.way, []).append(speed / peer.tokens_per_s)
+            if not peer.kind and peer.prompt_tokens_per_s:
+                ratios["prompt"] = [report.prompt_tokens_per_s / peer.prompt_tokens_per_s]
+        each = ", ".join(f"{way} {statistics.geometric_mean(shares):.2f}" for way, shares in ratios.items())
+        if each:
+            yield f"ours / {program}: {each}"
+
+
+def _speed(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:.2f}" if tokens_per_s < 100 else f"{tokens_per_s:.0f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"

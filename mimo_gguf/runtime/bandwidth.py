@@ -11,6 +11,8 @@ from typing import Final
 import numpy as np
 
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.geometry import read_geometry, tensor_group
+from mimo_gguf.core.gguf_file import GgufFile
 from mimo_gguf.core.units import MIB
 from mimo_gguf.runtime.devices import Device
 from mimo_gguf.runtime.gpu_catalogue import find_card
@@ -25,6 +27,31 @@ class Bandwidth:
 
     bytes_per_s: float
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightReads:
+    """Bytes of weights that a pass of the trunk reads, and a draft of one MTP block; both end in the output matrix."""
+
+    per_pass: int
+    per_draft: int
+
+
+def weight_reads(file: GgufFile) -> WeightReads:
+    """What generation reads of `file`. The input embedding is left out where it has an output matrix beside it: of it
+    only single rows are read.
+
+    Raises:
+        GgufError: not a MiMo file.
+    """
+    infos = file.infos()
+    geometry = read_geometry(file.metadata, infos, where=str(file.path))
+    sizes = dict.fromkeys(("trunk", "mtp", "output", "embedding"), 0)
+    for info in infos:
+        sizes[tensor_group(info.name, geometry.n_trunk)] += info.n_bytes
+    has_head = any(info.name == "output.weight" for info in infos)
+    output = sizes["output"] + (0 if has_head else sizes["embedding"])
+    return WeightReads(sizes["trunk"] + output, sizes["mtp"] // max(geometry.n_mtp, 1) + output)
 
 
 def find_bandwidth(devices: Sequence[Device], n_threads: int) -> Bandwidth | None:
@@ -52,7 +79,8 @@ def measure_host(n_threads: int, per_thread_bytes: int = _PER_THREAD_BYTES) -> B
     with ThreadPoolExecutor(n_threads) as pool:
         times = [_read_s(pool, stretches) for _ in range(_ROUNDS)]
     rate = n_threads * per_thread_bytes / min(times)
-    return Bandwidth(rate, f"measured here: {n_threads} threads reading {per_thread_bytes // MIB} MiB each")
+    threads = f"{n_threads} thread{'s' * (n_threads > 1)}"
+    return Bandwidth(rate, f"measured here: {threads} reading {per_thread_bytes // MIB} MiB each")
 
 
 def _read_s(pool: ThreadPoolExecutor, stretches: Sequence[np.ndarray[tuple[int], np.dtype[np.uint8]]]) -> float:

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from mimo_gguf import __version__
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.runtime.bandwidth import Bandwidth, find_bandwidth
+from mimo_gguf.core.gguf_file import read_gguf
+from mimo_gguf.runtime.bandwidth import Bandwidth, WeightReads, find_bandwidth, weight_reads
+from mimo_gguf.runtime.bench_peers import way_text
 from mimo_gguf.runtime.chat_template import ChatTemplate
 from mimo_gguf.runtime.devices import Device, host_device, list_devices
 from mimo_gguf.runtime.fit import FitPlan
-from mimo_gguf.runtime.llama_api import LlamaModel, default_threads
+from mimo_gguf.runtime.llama_api import LlamaModel, api, default_threads
 from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
 from mimo_gguf.runtime.session import Session, SessionOptions
 from mimo_gguf.runtime.slot import Slot
@@ -70,8 +73,12 @@ class BenchOptions:
 class GenerationFigure:
     """Generation of one kind of text in one way.
 
-    `acceptance[i]` is the share of drafts at place i that were right; `same_text` tells whether the text equals the
-    first way's, token for token (it may not where a backend rounds batches of other sizes otherwise).
+    Attributes:
+        acceptance: share of the drafts at each place that were right, given that those before them were.
+        same_text: whether the text equals the first way's, token for token (it may not where a backend rounds batches
+            of other sizes otherwise).
+        read_bytes_per_token: weights read for a token: every pass reads the trunk's and the output's, every draft an
+            MTP block's and the output's.
     """
 
     kind: str
@@ -80,20 +87,34 @@ class GenerationFigure:
     tokens_per_pass: float
     acceptance: tuple[float | None, ...]
     same_text: bool
+    read_bytes_per_token: float
+
+    @property
+    def way(self) -> str:
+        """`plain`, `1 draft`, `2 drafts`."""
+        return way_text(self.n_draft)
+
+    @property
+    def read_bytes_per_s(self) -> float:
+        """What the memory has to deliver at least."""
+        return self.read_bytes_per_token * self.tokens_per_s
 
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """All figures of one model on this machine.
+    """All figures of one model on this machine, or those taken so far.
 
     Attributes:
+        devices: what it runs on.
         memory_bytes: device name -> most that was in use; for the host what this process had resident.
         bandwidth: of the memory that holds the weights.
     """
 
     model: str
     size_bytes: int
+    devices: tuple[str, ...]
     n_threads: int
+    options: BenchOptions
     load_s: float
     prompt_tokens_per_s: float
     first_token_s: float
@@ -109,21 +130,25 @@ class BenchReport:
         plain = self.plain(figure.kind)
         return figure.tokens_per_s / plain if plain and figure.n_draft else None
 
-    def read_bytes_per_s(self, figure: GenerationFigure) -> float:
-        """Weights read per second, every pass reading all of them: what the memory has to deliver at least."""
-        return self.size_bytes * figure.tokens_per_s / figure.tokens_per_pass
-
     def bandwidth_share(self, figure: GenerationFigure) -> float | None:
-        """`read_bytes_per_s` as a share of what the memory delivers; beyond 1 where weights fit into a cache."""
-        return self.read_bytes_per_s(figure) / self.bandwidth.bytes_per_s if self.bandwidth else None
+        """Weights read per second as a share of what the memory delivers; beyond 1 where they fit into a cache."""
+        return figure.read_bytes_per_s / self.bandwidth.bytes_per_s if self.bandwidth else None
 
     def as_json(self) -> dict[str, Any]:
-        document = asdict(self)
+        document = asdict(self) | {"mimo_gguf": __version__, "llama_cpp": api().llama_version().decode()}
         for figure, entry in zip(self.generation, document["generation"], strict=True):
             entry["speed_up"] = self.speed_up(figure)
-            entry["read_bytes_per_s"] = self.read_bytes_per_s(figure)
+            entry["read_bytes_per_s"] = figure.read_bytes_per_s
             entry["bandwidth_share"] = self.bandwidth_share(figure)
         return document
+
+
+def bench_prompts(template: ChatTemplate, kinds: Sequence[str]) -> dict[str, str]:
+    """The prompts as the model reads them, by kind of text."""
+    return {
+        kind: template.render([{"role": "system", "content": ""}, {"role": "user", "content": PROMPTS[kind]}])
+        for kind in kinds
+    }
 
 
 def run_bench(
@@ -134,41 +159,55 @@ def run_bench(
     *,
     load_s: float,
     tell: Tell = lambda _: None,
+    heard: Callable[[BenchReport], None] = lambda _: None,
     plan: FitPlan | None = None,
 ) -> BenchReport:
-    """Measures `model`. `tell` hears what is being measured; `plan` says where the model lies (None: on the host).
+    """Measures `model`.
+
+    Args:
+        tell: hears what is being measured.
+        heard: is given the report so far, first without and then with one more figure of generation each time.
+        plan: says where the model lies (None: on the host).
 
     Raises:
-        UsageError: the window is too small for prompt and answer.
+        UsageError: the window is too small for prompt and answer, or only drafts are asked for and none can be made.
         BackendError: llama.cpp failed.
     """
+    can_draft = bool(model.n_mtp) and session_options.mtp
+    if not can_draft and 0 not in options.drafts:
+        raise UsageError(f"{model.path.name}: no MTP layer is loaded, so nothing drafts", hint="--drafts 0")
     vocabulary = Vocabulary(model)
-    prompts = {
-        kind: vocabulary.tokenize(
-            template.render([{"role": "system", "content": ""}, {"role": "user", "content": PROMPTS[kind]}])
-        )
-        for kind in options.kinds
-    }
+    prompts = {kind: vocabulary.tokenize(text) for kind, text in bench_prompts(template, options.kinds).items()}
     longest = max(options.n_prompt, max(map(len, prompts.values())) + options.n_generate) + 10
     if session_options.n_ctx and longest > session_options.n_ctx:
         raise UsageError(f"{longest} tokens do not fit into a window of {session_options.n_ctx}", hint="a larger --ctx")
     session_options = replace(session_options, n_ctx=session_options.n_ctx or longest, adaptive=False)
+    n_threads = session_options.n_threads or default_threads()
+    on = _weight_devices(plan)
+    tell("how fast the memory is")
+    bandwidth = find_bandwidth(on, n_threads)
     tell("reading a prompt")
     prompt_speed, first_token_s = _measure_prompt(model, session_options, vocabulary, options)
-    used: dict[str, int] = {}
-    figures = tuple(_measure_generation(model, session_options, prompts, options, tell, plan, used))
-    n_threads = session_options.n_threads or default_threads()
-    return BenchReport(
+    report = BenchReport(
         model=model.path.name,
         size_bytes=model.size_bytes,
+        devices=tuple(device.description or device.name for device in on),
         n_threads=n_threads,
+        options=options,
         load_s=load_s,
         prompt_tokens_per_s=prompt_speed,
         first_token_s=first_token_s,
-        generation=figures,
-        memory_bytes=used,
-        bandwidth=find_bandwidth(_weight_devices(plan), n_threads),
+        generation=(),
+        memory_bytes={},
+        bandwidth=bandwidth,
     )
+    heard(report)
+    ways = [n for n in sorted(options.drafts) if n == 0 or can_draft]
+    used: dict[str, int] = {}
+    for figure in _measure_generation(model, session_options, prompts, options, ways, tell, plan, used):
+        report = replace(report, generation=(*report.generation, figure), memory_bytes=dict(used))
+        heard(report)
+    return report
 
 
 def window_needed(options: BenchOptions) -> int:
@@ -223,23 +262,33 @@ def _measure_generation(
     session_options: SessionOptions,
     prompts: dict[str, list[int]],
     options: BenchOptions,
+    ways: Sequence[int],
     tell: Tell,
     plan: FitPlan | None,
     used: dict[str, int],
 ) -> Iterator[GenerationFigure]:
     texts: dict[str, list[int]] = {}
-    ways = [n for n in options.drafts if n == 0 or (model.n_mtp and session_options.mtp)]
-    for n_draft in sorted(ways):
+    reads = weight_reads(read_gguf(model.path))
+    number, of = 0, len(ways) * len(prompts)
+    for n_draft in ways:
         one_way = replace(session_options, mtp=n_draft > 0, n_draft=max(n_draft, 1))
         with Session(model, one_way) as session:
             for kind, prompt in prompts.items():
-                tell(f"{kind}, {f'{n_draft} drafts' if n_draft else 'plain'}")
-                yield _measure_text(session.slot, kind, prompt, n_draft, options, texts)
-            _note_memory(plan, used)
+                number += 1
+                tell(f"{kind}, {way_text(n_draft)} ({number} of {of})")
+                figure = _measure_text(session.slot, kind, prompt, n_draft, options, texts, reads)
+                _note_memory(plan, used)
+                yield figure
 
 
 def _measure_text(
-    slot: Slot, kind: str, prompt: Sequence[int], n_draft: int, options: BenchOptions, texts: dict[str, list[int]]
+    slot: Slot,
+    kind: str,
+    prompt: Sequence[int],
+    n_draft: int,
+    options: BenchOptions,
+    texts: dict[str, list[int]],
+    reads: WeightReads,
 ) -> GenerationFigure:
     speeds = []
     before = slot.stats.copy()
@@ -255,11 +304,13 @@ def _measure_text(
         if repetition == 0:  # later ones reuse the prompt, and batches of other sizes round otherwise
             same_text = texts.setdefault(kind, tokens) == tokens
     stats = slot.stats.since(before)
+    tokens_per_pass = (stats.n_generated - options.repetitions) / max(stats.n_passes, 1)
     return GenerationFigure(
         kind=kind,
         n_draft=n_draft,
         tokens_per_s=statistics.median(speeds),
-        tokens_per_pass=(stats.n_generated - options.repetitions) / max(stats.n_passes, 1),
+        tokens_per_pass=tokens_per_pass,
         acceptance=tuple(stats.acceptance_by_place) if n_draft else (),
         same_text=same_text,
+        read_bytes_per_token=(reads.per_pass + n_draft * reads.per_draft) / tokens_per_pass,
     )

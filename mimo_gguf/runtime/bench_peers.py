@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import statistics
 import subprocess
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,13 +23,19 @@ _START_S: Final = 600
 
 @dataclass(frozen=True, slots=True)
 class PeerFigure:
-    """What a peer measured; None where it does not measure that."""
+    """What a peer measured; None where it does not measure that. `kind` is the text's; llama-bench has none."""
 
     program: str
+    kind: str
     n_draft: int
     prompt_tokens_per_s: float | None
     tokens_per_s: float
     acceptance: float | None = None
+
+    @property
+    def way(self) -> str:
+        """`plain`, `1 draft`, `2 drafts`."""
+        return way_text(self.n_draft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,48 +52,67 @@ class PeerOptions:
     n_ctx: int
     repetitions: int
     n_depth: int = 0
+    kv_type: str = "f16"
+    drafts: tuple[int, ...] = (0, 1)
 
 
-def measure_peer(program: Path, model: Path, options: PeerOptions, prompts: list[str]) -> list[PeerFigure]:
-    """Figures of llama-bench or llama-server (plain, and drafting with MTP), told apart by the program's name.
+def way_text(n_draft: int) -> str:
+    """`plain`, `1 draft`, `2 drafts`."""
+    return f"{n_draft} draft{'s' * (n_draft > 1)}" if n_draft else "plain"
+
+
+def check_peer(program: Path) -> None:
+    """Raises UsageError where `program` is not there, or neither llama-bench nor llama-server, by its name."""
+    if not program.is_file():
+        raise UsageError(f"{program}: no such program", hint="give the path of llama-bench or llama-server")
+    if program.stem not in ("llama-bench", "llama-server"):
+        raise UsageError(f"{program}: neither llama-bench nor llama-server", hint="give the path of one of these")
+
+
+def measure_peer(program: Path, model: Path, options: PeerOptions, prompts: Mapping[str, str]) -> Iterator[PeerFigure]:
+    """Figures of llama-bench, or of llama-server for each of `prompts` (by kind) with each number of drafts.
 
     Raises:
         UsageError: no such program, or another one.
         BackendError: it failed; the message has the end of what it said.
     """
-    if not program.is_file():
-        raise UsageError(f"{program}: no such program", hint="give the path of llama-bench or llama-server")
+    check_peer(program)
     if program.stem == "llama-bench":
-        return [_llama_bench(program, model, options)]
-    if program.stem == "llama-server":
-        return [_llama_server(program, model, options, prompts, n_draft) for n_draft in (0, 1)]
-    raise UsageError(f"{program}: neither llama-bench nor llama-server", hint="give the path of one of these")
+        yield _llama_bench(program, model, options)
+        return
+    for n_draft in options.drafts:
+        yield from _llama_server(program, model, options, prompts, n_draft)
 
 
 def _llama_bench(program: Path, model: Path, options: PeerOptions) -> PeerFigure:
     arguments = [
         "-m", str(model), "-p", str(options.n_prompt), "-n", str(options.n_generate), "-t", str(options.n_threads),
         "-ngl", str(options.n_gpu_layers), "-r", str(options.repetitions), "-d", str(options.n_depth), "-o", "json",
+        "-ctk", options.kv_type, "-ctv", options.kv_type,
     ]  # fmt: skip
     run = subprocess.run([str(program), *arguments], capture_output=True, text=True, check=False)
     if run.returncode:
         raise BackendError(f"{program} failed: {run.stderr[-300:].strip()}", hint="run it by hand to see more")
     rows: list[dict[str, Any]] = json.loads(run.stdout)
     prompt = next(float(row["avg_ts"]) for row in rows if row["n_prompt"])
-    return PeerFigure("llama-bench", 0, prompt, next(float(row["avg_ts"]) for row in rows if row["n_gen"]))
+    return PeerFigure("llama-bench", "", 0, prompt, next(float(row["avg_ts"]) for row in rows if row["n_gen"]))
 
 
-def _llama_server(program: Path, model: Path, options: PeerOptions, prompts: list[str], n_draft: int) -> PeerFigure:
-    speeds, drafted, accepted = [], 0, 0
+def _llama_server(
+    program: Path, model: Path, options: PeerOptions, prompts: Mapping[str, str], n_draft: int
+) -> Iterator[PeerFigure]:
     with running_server(program, model, options, n_draft) as address:
-        for _ in range(options.repetitions):
-            for prompt in prompts:
-                timings = serve_once(address, prompt, options.n_generate)
-                speeds.append(float(timings["predicted_per_second"]))
-                drafted += int(timings.get("draft_n", 0))
-                accepted += int(timings.get("draft_n_accepted", 0))
-    harmonic = len(speeds) / sum(1 / speed for speed in speeds)
-    return PeerFigure("llama-server", n_draft, None, harmonic, accepted / drafted if drafted else None)
+        for kind, prompt in prompts.items():
+            runs = [serve_once(address, prompt, options.n_generate) for _ in range(options.repetitions)]
+            drafted, accepted = (sum(int(run.get(key, 0)) for run in runs) for key in ("draft_n", "draft_n_accepted"))
+            yield PeerFigure(
+                "llama-server",
+                kind,
+                n_draft,
+                statistics.median(float(run["prompt_per_second"]) for run in runs),
+                statistics.median(float(run["predicted_per_second"]) for run in runs),
+                accepted / drafted if drafted else None,
+            )
 
 
 @contextlib.contextmanager
@@ -97,7 +123,8 @@ def running_server(program: Path, model: Path, options: PeerOptions, n_draft: in
         port = probe.getsockname()[1]
     arguments = [
         "-m", str(model), "-c", str(options.n_ctx), "-t", str(options.n_threads), "-ngl", str(options.n_gpu_layers),
-        "-np", "1", "--host", "127.0.0.1", "--port", str(port), "--no-webui",
+        "-np", "1", "--host", "127.0.0.1", "--port", str(port), "--no-webui", "-ctk", options.kv_type,
+        "-ctv", options.kv_type,
     ]  # fmt: skip
     if n_draft:
         arguments += ["--spec-type", "draft-mtp", "--spec-draft-n-max", str(n_draft)]
