@@ -98,24 +98,24 @@ def command(
     )
     plan.require()
     plan_teller(not as_json and sys.stderr.isatty())(plan)
-    screen = BenchScreen(quiet=as_json)
-    if any(options.drafts) and not (plan.settings.mtp and plan.model.has_mtp):
-        why = "the plan leaves the MTP layer out" if plan.model.has_mtp else "this file has no MTP layer"
-        screen.note(f"{why}: plain generation only")
-    start = time.perf_counter()
-    with load_model(file, model_options(plan)) as model:
-        load_s = time.perf_counter() - start
-        session = replace(session_options(plan, SessionOptions(n_threads=threads)), n_ctx=ctx)
-        report = run_bench(
-            model, template, session, options, load_s=load_s, tell=screen.measuring, heard=screen.hear, plan=plan
-        )
-    peers = []
-    for program in against or ():
-        screen.measuring(program.name)
-        for figure in measure_peer(program, file, _as_ours(report, plan), bench_prompts(template, options.kinds)):
-            peers.append(figure)
-            screen.hear_peer(figure)
-    screen.end(report, peers)
+    with BenchScreen(quiet=as_json) as screen:
+        if any(options.drafts) and not (plan.settings.mtp and plan.model.has_mtp):
+            why = "the plan leaves the MTP layer out" if plan.model.has_mtp else "this file has no MTP layer"
+            screen.note(f"{why}: plain generation only")
+        start = time.perf_counter()
+        with load_model(file, model_options(plan)) as model:
+            load_s = time.perf_counter() - start
+            session = replace(session_options(plan, SessionOptions(n_threads=threads)), n_ctx=ctx)
+            report = run_bench(
+                model, template, session, options, load_s=load_s, tell=screen.measuring, heard=screen.hear, plan=plan
+            )
+        peers = []
+        for program in against or ():
+            screen.measuring(program.name)
+            for figure in measure_peer(program, file, _as_ours(report, plan), bench_prompts(template, options.kinds)):
+                peers.append(figure)
+                screen.hear_peer(figure)
+        screen.end(report, peers)
     print(json.dumps(report.as_json() | {"peers": [asdict(peer) for peer in peers]}, ensure_ascii=False))
 
 
@@ -154,6 +154,12 @@ class BenchScreen:
         self._quiet = quiet
         self._live = not quiet and sys.stderr.isatty()
         self._turned = False
+
+    def __enter__(self) -> BenchScreen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wipe()
 
     def note(self, text: str) -> None:
         if not self._quiet:
