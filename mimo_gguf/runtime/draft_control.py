@@ -4,14 +4,20 @@ Pure arithmetic on timings somebody else measures. Two ways of making tokens are
 and drafted (a draft, one pass over draft and token, and what was accepted). Each keeps a window of its last cycles; its
 speed is mean tokens per cycle over median seconds per cycle, so that one slow cycle (a page fault, a busy machine)
 decides nothing.
+
+Measuring must cost next to nothing, too. Plain speed is measured first, and a trial of drafting ends as soon as not
+even the largest share of right drafts that its few cycles agree with would pay: where drafts are all wrong and two
+tokens cost nearly twice as much as one, after three cycles.
 """
 
 from __future__ import annotations
 
 import collections
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+
+from mimo_gguf.runtime.session_stats import upper_bound
 
 WINDOW: Final = 48  # cycles remembered of each way
 ENOUGH_PLAIN: Final = 4  # cycles before a speed is believed
@@ -21,6 +27,8 @@ LAST_INTERVAL: Final = 768
 SOON: Final = 16  # the same when drafting has become slower than plain was
 PROBE_PLAIN: Final = 3  # cycles of one such measurement
 PROBE_DRAFTED: Final = 6
+FEWEST_DRAFTED: Final = 3  # cycles of a trial before it may be given up
+HOPE_Z: Final = 1.64  # normal quantile of 95 %: how sure to be that drafting cannot pay
 OFF_BELOW: Final = 0.98  # of plain speed: drafting goes off
 ON_ABOVE: Final = 1.03  # and on again; the gap keeps it from flickering
 
@@ -39,10 +47,21 @@ class _Window:
 
     @property
     def tokens_per_s(self) -> float | None:
-        if not self._cycles:
-            return None
-        seconds = statistics.median(seconds for seconds, _ in self._cycles)
-        return sum(n for _, n in self._cycles) / len(self._cycles) / max(seconds, 1e-9)
+        return self._tokens_per_cycle / self._seconds_per_cycle if self._cycles else None
+
+    def most_tokens_per_s(self, n_drawing: int, n_draft: int) -> float:
+        """The same with the largest share of right drafts, `n_draft` for each of `n_drawing`, that the cycles allow."""
+        share = (self._tokens_per_cycle / n_drawing - 1) / n_draft
+        most = upper_bound(share, n_drawing * len(self._cycles), HOPE_Z)
+        return n_drawing * (1 + most * n_draft) / self._seconds_per_cycle
+
+    @property
+    def _tokens_per_cycle(self) -> float:
+        return sum(n for _, n in self._cycles) / len(self._cycles)
+
+    @property
+    def _seconds_per_cycle(self) -> float:
+        return max(statistics.median(seconds for seconds, _ in self._cycles), 1e-9)
 
     def halve(self) -> None:
         """Forgets the older half, before a fresh measurement is to count."""
@@ -66,61 +85,84 @@ class DraftVerdict:
         return self.drafted_tokens_per_s / self.plain_tokens_per_s
 
 
+@dataclass(slots=True)
+class _Measurement:
+    """Cycles of one way that are to be made before the verdict; those of a trial of drafting are kept."""
+
+    drafted: bool
+    n_left: int
+    trial: _Window = field(default_factory=_Window)
+
+
 class DraftControl:
     """Decides before each cycle whether to draft, from the cycles recorded so far.
 
-    Drafting starts on. While one way is in use the other is probed now and then, ever more rarely while the verdict
-    stands, so that measuring costs less than a percent or two. `adaptive=False` always drafts (bench, tests).
+    After a few plain cycles it drafts. While one way is in use the other is measured now and then, ever more rarely
+    while the verdict stands. `adaptive=False` always drafts (bench, tests).
     """
 
-    def __init__(self, *, adaptive: bool = True) -> None:
+    def __init__(self, *, adaptive: bool = True, n_drawing: int = 1, n_draft: int = 1) -> None:
+        """`n_drawing` conversations draw from each cycle: so many tokens give a plain one."""
         self._adaptive = adaptive
+        self._n_drawing, self._n_draft = n_drawing, n_draft
         self._plain, self._drafted = _Window(), _Window()
         self._drafting = True
         self._interval = FIRST_INTERVAL
-        self._until_probe = ENOUGH_DRAFTED
-        self._probing = 0
+        self._until_measured = 0
+        self._measuring = [_Measurement(False, ENOUGH_PLAIN), _Measurement(True, ENOUGH_DRAFTED)]
         self._n_switches = 0
 
     def wants_draft(self) -> bool:
         """Whether the next cycle should draft."""
-        return not self._adaptive or self._drafting != bool(self._probing)
+        return not self._adaptive or (self._measuring[0].drafted if self._measuring else self._drafting)
 
     def record(self, *, drafted: bool, seconds: float, n_tokens: int) -> None:
-        """Takes one finished cycle: how long it took and how many tokens it gave (a plain one gives 1)."""
+        """Takes one finished cycle: how long it took and how many tokens it gave."""
         (self._drafted if drafted else self._plain).add(seconds, n_tokens)
         if not self._adaptive:
             return
-        if self._probing:
-            if drafted != self._drafting:
-                self._probing -= 1
-                if not self._probing:
-                    self._judge()
-        elif drafted == self._drafting:
-            self._until_probe -= 1
+        if self._measuring and drafted == self._measuring[0].drafted:
+            self._measure(self._measuring[0], seconds, n_tokens)
+        elif not self._measuring and drafted == self._drafting:
+            self._until_measured -= 1
             if self._drafting and (self.verdict.speed_up or 1.0) < OFF_BELOW:
-                self._until_probe = min(self._until_probe, SOON)  # acceptance fell, or the machine changed
-            if self._until_probe <= 0:
-                self._begin_probe()
+                self._until_measured = min(self._until_measured, SOON)  # acceptance fell, or the machine changed
+            if self._until_measured <= 0:
+                self._measure_other_way()
 
-    def _begin_probe(self) -> None:
+    def _measure(self, measurement: _Measurement, seconds: float, n_tokens: int) -> None:
+        measurement.n_left -= 1
+        measurement.trial.add(seconds, n_tokens)
+        if measurement.drafted and self._is_hopeless(measurement.trial):
+            self._measuring, self._drafted = [], measurement.trial
+            self._decide(drafting=False)
+        elif not measurement.n_left:
+            del self._measuring[0]
+            if not self._measuring:
+                speed_up = self.verdict.speed_up or 1.0
+                self._decide(drafting=speed_up >= OFF_BELOW if self._drafting else speed_up > ON_ABOVE)
+
+    def _is_hopeless(self, trial: _Window) -> bool:
+        plain = self._plain.tokens_per_s
+        if plain is None or len(trial) < FEWEST_DRAFTED:
+            return False
+        return trial.most_tokens_per_s(self._n_drawing, self._n_draft) < OFF_BELOW * plain
+
+    def _measure_other_way(self) -> None:
         other = self._plain if self._drafting else self._drafted
         enough = ENOUGH_PLAIN if self._drafting else ENOUGH_DRAFTED
         usual = PROBE_PLAIN if self._drafting else PROBE_DRAFTED
-        self._probing = max(usual, enough - len(other))
+        self._measuring = [_Measurement(not self._drafting, max(usual, enough - len(other)))]
         other.halve()
 
-    def _judge(self) -> None:
-        speed_up = self.verdict.speed_up or 1.0
-        keep = speed_up >= OFF_BELOW if self._drafting else speed_up <= ON_ABOVE
-        if keep:
-            self._until_probe = self._interval
+    def _decide(self, *, drafting: bool) -> None:
+        if drafting == self._drafting:
+            self._until_measured = self._interval
             self._interval = min(self._interval * 2, LAST_INTERVAL)
             return
-        self._drafting = not self._drafting
+        self._drafting = drafting
         self._n_switches += 1
-        self._interval = FIRST_INTERVAL
-        self._until_probe = FIRST_INTERVAL
+        self._interval = self._until_measured = FIRST_INTERVAL
 
     @property
     def verdict(self) -> DraftVerdict:

@@ -141,7 +141,10 @@ class Session:
             raise
         self.slots = tuple(Slot(self, seq_id) for seq_id in range(self.options.n_parallel))
         # What a pass costs, and so whether drafting pays, depends on how many draw from it: a control for each number.
-        self._controls = [DraftControl(adaptive=self.options.adaptive) for _ in self.slots]
+        adaptive, n_draft = self.options.adaptive, self.options.n_draft
+        self._controls = [
+            DraftControl(adaptive=adaptive, n_drawing=1 + i, n_draft=n_draft) for i in range(len(self.slots))
+        ]
         self._n_drawing = 1
         self._cycle = _Cycle()
 

@@ -94,7 +94,8 @@ class SessionStats:
         Drafting that does not pay is switched off after a few tokens, so this must be said on few drafts: 13 that are
         all wrong are enough.
         """
-        if not self.n_drafted[0] or upper_bound(self.n_accepted[0], self.n_drafted[0]) >= LOW_ACCEPTANCE:
+        acceptance = self.acceptance
+        if acceptance is None or upper_bound(acceptance, self.n_drafted[0], _SURE_Z) >= LOW_ACCEPTANCE:
             return None
         return (
             "fewer than 30% of the drafted tokens are right: an MTP layer of another model, one quantized too far, or "
@@ -107,8 +108,12 @@ def total(parts: Sequence[SessionStats]) -> SessionStats:
     return functools.reduce(operator.add, parts)
 
 
-def upper_bound(n_right: int, n: int) -> float:
-    """The largest share that `n_right` of `n` still agrees with, at 99 % (E. B. Wilson's interval for a proportion)."""
-    share, z2 = n_right / n, _SURE_Z**2
-    spread = _SURE_Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+def upper_bound(share: float, n: int, z: float) -> float:
+    """The largest share of which one of `share` among `n` may be a sample (E. B. Wilson's interval for a proportion).
+
+    Args:
+        z: how sure to be, as a quantile of the normal distribution.
+    """
+    z2 = z**2
+    spread = z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return (share + z2 / (2 * n) + spread) / (1 + z2 / n)

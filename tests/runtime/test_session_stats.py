@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from mimo_gguf.runtime.session_stats import LOW_ACCEPTANCE, SessionStats, upper_bound
+from mimo_gguf.runtime.session_stats import SessionStats, upper_bound
 
 
 @pytest.mark.parametrize(
@@ -20,9 +20,10 @@ def test_few_drafts_are_enough_where_none_is_right(n_accepted: int, n_drafted: i
 
 @pytest.mark.parametrize(("n_right", "n"), [(0, 13), (3, 40), (250, 1000), (9, 10)])
 def test_the_bound_is_wilsons(n_right: int, n: int) -> None:
-    interval = stats.binomtest(n_right, n).proportion_ci(confidence_level=0.98, method="wilson")
-    assert upper_bound(n_right, n) == pytest.approx(interval.high, abs=1e-3)
-    assert upper_bound(0, 13) < LOW_ACCEPTANCE
+    for z in (1.64, 2.33):
+        level = 2 * stats.norm.cdf(z) - 1
+        interval = stats.binomtest(n_right, n).proportion_ci(confidence_level=level, method="wilson")
+        assert upper_bound(n_right / n, n, z) == pytest.approx(interval.high, abs=1e-6)
 
 
 def test_drafts_are_counted_as_far_as_they_were_tested() -> None:
