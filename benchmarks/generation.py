@@ -4,9 +4,11 @@
 
 All with the same threads and greedy sampling; the texts are the ones `mimo-gguf bench` ships with. Rounds alternate
 between the candidates, in an order that turns round every time, so that a machine that slows down slows all of them;
-the median of the rounds counts. Only one program is loaded at a time. Time to first token is what a caller waits for:
-reading the prompt and drawing one token, no cache reused. llama-bench measures neither texts nor first tokens and draws
-no token; its cache is filled to the texts' median length before it counts. The last line is one JSON document.
+the median of the rounds counts. Ours is run plain, with one draft always, and as it comes: drafting where its own
+measurements say that it pays. Python's share is what is left of the time without that inside llama_decode; choosing the
+token is in it. Only one program is loaded at a time. Time to first token is what a caller waits for: reading the prompt
+and drawing one token, no cache reused. llama-bench measures neither texts nor first tokens and draws no token; its
+cache is filled to the texts' median length before it counts. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.measured import machine
+from benchmarks.measured import machine, time_decodes
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.runtime.bench import PROMPTS, BenchOptions, window_needed
 from mimo_gguf.runtime.bench_peers import PeerOptions, measure_peer, running_server, serve_once
@@ -38,15 +40,16 @@ class Round:
     tokens_per_s: float
     first_token_s: float | None = None
     acceptance: float | None = None
+    python_share: float | None = None
 
 
-def run_ours(file: Path, options: PeerOptions, texts: list[str], *, mtp: bool) -> Round:
-    """Our own engine, drafting always (adaptive drafting would choose the faster way by itself)."""
-    speeds, firsts = [], []
-    session_options = SessionOptions(n_ctx=options.n_ctx, n_threads=options.n_threads, mtp=mtp, adaptive=False)
+def run_ours(file: Path, options: PeerOptions, texts: list[str], *, mtp: bool, adaptive: bool = False) -> Round:
+    """Our own engine, drafting never, always, or (`adaptive`) where it pays by its own measure, as it comes."""
+    speeds, firsts, shares = [], [], []
+    session_options = SessionOptions(n_ctx=options.n_ctx, n_threads=options.n_threads, mtp=mtp, adaptive=adaptive)
     model_options = ModelOptions(n_gpu_layers=options.n_gpu_layers, load_mtp=mtp)
     with load_model(file, model_options) as model, Session(model, session_options) as session:
-        vocabulary, slot = Vocabulary(model), session.slot
+        vocabulary, slot, native = Vocabulary(model), session.slot, time_decodes(session)
         slot.feed(vocabulary.tokenize("warm up"))
         for text in texts:
             with Sampler(model, SamplingOptions(temperature=0)) as sampler:
@@ -54,13 +57,15 @@ def run_ours(file: Path, options: PeerOptions, texts: list[str], *, mtp: bool) -
                 start = time.perf_counter()
                 slot.feed(vocabulary.tokenize(text))
                 slot.next_token(sampler)
-                first = time.perf_counter()
+                first, before = time.perf_counter(), sum(timed.seconds for timed in native)
                 for _ in range(options.n_generate):
                     slot.next_token(sampler)
-                speeds.append(options.n_generate / (time.perf_counter() - first))
+                seconds = time.perf_counter() - first
+                speeds.append(options.n_generate / seconds)
                 firsts.append(first - start)
+                shares.append(1 - (sum(timed.seconds for timed in native) - before) / seconds)
         acceptance = session.stats.acceptance
-    return Round(statistics.median(speeds), statistics.median(firsts), acceptance)
+    return Round(statistics.median(speeds), statistics.median(firsts), acceptance, statistics.median(shares))
 
 
 def run_llama_bench(program: Path, file: Path, options: PeerOptions) -> Round:
@@ -107,6 +112,7 @@ def main() -> None:
     }
     if has_mtp:
         candidates["ours, MTP"] = lambda: run_ours(file, options, texts, mtp=True)
+        candidates["ours, as it comes"] = lambda: run_ours(file, options, texts, mtp=True, adaptive=True)
         candidates["llama-server, MTP"] = lambda: run_server(tools / "llama-server", file, options, texts, 1)
     rounds: dict[str, list[Round]] = {name: [] for name in candidates}
     for number in range(arguments.rounds):
@@ -119,7 +125,7 @@ def main() -> None:
 def print_report(file: Path, options: PeerOptions, rounds: dict[str, list[Round]]) -> None:
     """A line per candidate (median, and the range of its rounds), ratios, and the document."""
     print(f"{file.name}, {options.n_threads} threads, {options.n_generate} tokens of {len(PROMPTS)} texts, greedy")
-    print(f"{'':22}{'tok/s':>8}{'min':>8}{'max':>8}{'first token':>14}{'drafts right':>14}")
+    print(f"{'':22}{'tok/s':>8}{'min':>8}{'max':>8}{'first token':>14}{'drafts right':>14}{'Python':>9}")
     speed = {}
     for name, measured in rounds.items():
         speeds = [entry.tokens_per_s for entry in measured]
@@ -128,12 +134,16 @@ def print_report(file: Path, options: PeerOptions, rounds: dict[str, list[Round]
         shares = [entry.acceptance for entry in measured if entry.acceptance is not None]
         first = f"{1000 * statistics.median(firsts):.0f} ms" if firsts else "-"
         share = f"{statistics.median(shares):.0%}" if shares else "-"
-        print(f"{name:22}{speed[name]:8.2f}{min(speeds):8.2f}{max(speeds):8.2f}{first:>14}{share:>14}")
+        python = [entry.python_share for entry in measured if entry.python_share is not None]
+        of_python = f"{statistics.median(python):.2%}" if python else "-"
+        print(f"{name:22}{speed[name]:8.2f}{min(speeds):8.2f}{max(speeds):8.2f}{first:>14}{share:>14}{of_python:>9}")
     pairs = (
         ("ours, plain", "llama-bench"),
         ("ours, plain", "llama-server, plain"),
         ("ours, MTP", "llama-server, MTP"),
         ("ours, MTP", "ours, plain"),
+        ("ours, as it comes", "ours, plain"),
+        ("ours, as it comes", "llama-server, MTP"),
     )
     ratios = {f"{a} / {b}": speed[a] / speed[b] for a, b in pairs if a in speed and b in speed}
     for name, ratio in ratios.items():

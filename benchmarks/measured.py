@@ -7,10 +7,13 @@ import resource
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mimo_gguf.runtime.session import Session
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,28 @@ class Measurement:
 
     def as_json(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key != "output"}
+
+
+class Timed:
+    """Calls a function and counts the seconds in it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *arguments: Any) -> Any:
+        started = time.perf_counter()
+        result = self.function(*arguments)
+        self.seconds += time.perf_counter() - started
+        return result
+
+
+def time_decodes(session: Session) -> list[Timed]:
+    """Counts the time inside llama_decode from now on, in one timer for each context of `session`."""
+    native = []
+    for context in [session.target, *([session.drafter.context] if session.drafter is not None else [])]:
+        context._decode = Timed(context._decode)
+        native.append(context._decode)
+    return native
 
 
 def measure(label: str, command: Sequence[str | Path], **popen: Any) -> Measurement:

@@ -14,12 +14,10 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.measured import machine
+from benchmarks.measured import machine, time_decodes
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.runtime.bench import PROMPTS
 from mimo_gguf.runtime.chat_template import ChatTemplate
@@ -40,19 +38,6 @@ class Figure:
     acceptance: float | None
 
 
-class Timed:
-    """Calls a function and counts the seconds in it."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.seconds = function, 0.0
-
-    def __call__(self, *arguments: Any) -> Any:
-        started = time.perf_counter()
-        result = self.function(*arguments)
-        self.seconds += time.perf_counter() - started
-        return result
-
-
 def measure(model: LlamaModel, prompts: list[list[int]], n_tokens: int, options: SessionOptions) -> Figure:
     """Serves `n_parallel` conversations side by side until each has `n_tokens` more than the first token."""
     n = options.n_parallel
@@ -64,11 +49,7 @@ def measure(model: LlamaModel, prompts: list[list[int]], n_tokens: int, options:
         while not all(said.values()):
             for slot in session.step({slot: samplers[slot] for slot in samplers if not said[slot]}):
                 said[slot] = 1
-        contexts = [session.target, *([session.drafter.context] if session.drafter is not None else [])]
-        native = []
-        for context in contexts:
-            context._decode = Timed(context._decode)
-            native.append(context._decode)
+        native = time_decodes(session)
         n_steps, started = 0, time.perf_counter()
         while samplers:
             n_steps += 1
