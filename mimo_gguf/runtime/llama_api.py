@@ -97,7 +97,8 @@ class LogRing:
     def reason(self, since: int) -> str:
         """What went wrong after `since`, in llama.cpp's own words, as one line."""
         errors = [_without_function(line) for line in self.lines(since, _ERROR_LEVEL) if line.strip()]
-        telling = [line.removeprefix("error loading model: ") for line in errors if "failed to load model" not in line]
+        loading = (line.removeprefix("error loading model: ") for line in errors if "failed to load model" not in line)
+        telling = [_without_function(line) for line in loading]
         if telling:
             return telling[0].strip()
         warnings = [_without_function(line) for line in self.lines(since, _WARN_LEVEL) if line.strip()]
