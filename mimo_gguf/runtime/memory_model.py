@@ -157,6 +157,15 @@ class Placement:
 HOST: Final = Placement("host", 0)
 
 
+def require_kv_type(kind: GgmlType) -> None:
+    """Raises UsageError where llama.cpp has no KV cache of this type."""
+    if kind not in KV_TYPES:
+        raise UsageError(
+            f"llama.cpp has no KV cache of type {kind.name}",
+            hint="one of: " + ", ".join(t.name.lower() for t in KV_TYPES),
+        )
+
+
 def check_settings(model: ModelSizes, settings: RunSettings) -> None:
     """Raises UsageError where llama.cpp would refuse the settings."""
     if settings.n_ctx < 1 or settings.n_ubatch < 1 or settings.n_batch < 1 or settings.n_seq_max < 1:
@@ -176,11 +185,7 @@ def check_settings(model: ModelSizes, settings: RunSettings) -> None:
         ("K", settings.type_k, model.geometry.key_length),
         ("V", settings.type_v, model.geometry.value_length),
     ):
-        if kind not in KV_TYPES:
-            raise UsageError(
-                f"llama.cpp has no KV cache of type {kind.name}",
-                hint="one of: " + ", ".join(t.name.lower() for t in KV_TYPES),
-            )
+        require_kv_type(kind)
         if length % GGML_QUANT_SIZES[kind][0]:
             raise UsageError(f"{name} heads of {length} cannot be stored as {kind.name}", hint="use --kv-type f16")
     if settings.type_v not in FLOAT_TYPES and not settings.flash_attn:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.runtime.batch import Batch
 from mimo_gguf.runtime.draft_control import DraftControl
 from mimo_gguf.runtime.drafting import Drafter, DraftRequest, HiddenState
@@ -25,7 +26,7 @@ from mimo_gguf.runtime.llama_api import (
     open_context,
     open_mtp_context,
 )
-from mimo_gguf.runtime.memory_model import RunSettings
+from mimo_gguf.runtime.memory_model import RunSettings, require_kv_type
 from mimo_gguf.runtime.sampling import Sampler
 from mimo_gguf.runtime.session_stats import SessionStats, total
 from mimo_gguf.runtime.slot import Cancelled, Slot, WindowFull
@@ -86,7 +87,7 @@ class SessionOptions:
         The cache is one buffer for all sequences: whichever are at work then run in one pass, whatever their numbers of
         rows, and a common beginning is kept once. Divided buffers would need a pass for each number of rows.
         """
-        kv_type = ggml_type_number(self.kv_type)
+        kv_type = _kv_type_number(self.kv_type)
         n_batch = max(min(self.n_batch, self.n_ctx), self.n_rows_drawing + 1)
         return ContextOptions(
             n_ctx=RunSettings(n_ctx=self.n_ctx, n_seq_max=self.n_parallel).n_cells,
@@ -102,11 +103,11 @@ class SessionOptions:
         )
 
 
-def ggml_type_number(name: str) -> int:
-    """`q8_0` -> 8. Raises UsageError where ggml knows no such type."""
-    from mimo_gguf.core.ggml_types import parse_ggml_type
-
-    return int(parse_ggml_type(name))
+def _kv_type_number(name: str) -> int:
+    """`q8_0` -> 8. Raises UsageError for a type in which llama.cpp keeps no cache; some of them end the process."""
+    kind = parse_ggml_type(name)
+    require_kv_type(kind)
+    return int(kind)
 
 
 class Part(NamedTuple):

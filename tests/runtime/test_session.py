@@ -240,17 +240,42 @@ def test_drafting_can_be_switched(tiny: LlamaModel) -> None:
         assert 35 <= session.stats.n_drafted[0] <= 42
 
 
-def test_unlikely_drafts_are_not_proposed(tiny: LlamaModel) -> None:
-    with Session(tiny, replace(OPTIONS, p_min=1.0)) as session:
-        assert generate(session, 20) == plain_tokens(tiny, 20)
-        assert session.stats.n_drafted == [0]
-        assert session.stats.acceptance is None
+def test_unlikely_drafts_are_not_proposed(tiny: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly those drafts are made whose probability, computed here in float64, is at least the least wanted."""
+    wanted = plain_tokens(tiny, 60)
+    seen: list[float] = []
+    propose = Drafter._proposal
+
+    def spy(drafter: Drafter, row: int) -> int | None:
+        logits = drafter.context.logits(row).astype(np.float64)
+        seen.append(float(np.exp(logits.max() - np.logaddexp.reduce(logits))))
+        return propose(drafter, row)
+
+    monkeypatch.setattr(Drafter, "_proposal", spy)
+    counts = []
+    for p_min in (0.05, 0.5, 1.0):
+        seen.clear()
+        with Session(tiny, replace(OPTIONS, p_min=p_min)) as session:
+            assert generate(session, 60) == wanted
+            n_likely = sum(probability >= p_min for probability in seen)
+            assert session.stats.n_drafted[0] in (n_likely, n_likely - 1)  # the last one was perhaps not tested
+            assert (n_likely == 0) == (session.stats.acceptance is None)
+        counts.append(n_likely)
+        assert len(seen) > 30
+    assert counts[0] > counts[1] > counts[2] == 0
 
 
 @pytest.mark.parametrize("changes", [{"n_draft": 0}, {"n_draft": 9}, {"p_min": 1.5}, {"n_ctx": -1}])
 def test_options_that_make_no_sense(changes: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         replace(OPTIONS, **changes)
+
+
+@pytest.mark.parametrize("kv_type", ["i32", "q4_k", "no_such"])
+def test_a_cache_of_a_type_llama_has_none_of(tiny: LlamaModel, kv_type: str) -> None:
+    """Given an integer type llama.cpp ends the process."""
+    with pytest.raises(UsageError):
+        Session(tiny, replace(OPTIONS, kv_type=kv_type))
 
 
 def test_memory_stays_flat_over_many_turns(tiny: LlamaModel) -> None:
