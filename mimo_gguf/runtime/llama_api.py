@@ -363,7 +363,9 @@ class LlamaContext(_Owner):
 
     def logits(self, row: int) -> Floats:
         """Logits of batch row `row` (which asked for output), shape (n_vocab,). A view: valid until the next decode."""
-        return self._view(self._rows, self._logits_address(self.pointer, row), (self.model.n_vocab,))
+        address = self._logits_address(self.pointer, row)
+        view = self._rows.get(address)
+        return self._view(self._rows, address, (self.model.n_vocab,)) if view is None else view
 
     def hidden(self, n_rows: int) -> Floats:
         """States before the final norm of the last decode, shape (n_rows, n_embd). A view, as `logits`.

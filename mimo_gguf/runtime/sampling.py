@@ -109,7 +109,8 @@ class Sampler:
             UsageError: the grammar is not GBNF.
         """
         module = api()
-        self.options = options.seeded()
+        self.options = options = options.seeded()
+        self.greedy, self._takes_likeliest = options.greedy, options.takes_likeliest  # asked for every token
         self._looking_back: list[Any] = []  # the parts of the chain that count tokens the chain did not draw
         self._chain = module.llama_sampler_chain_init(module.llama_sampler_chain_default_params())
         self._finalizers = [weakref.finalize(self, module.llama_sampler_free, self._chain)]
@@ -178,12 +179,12 @@ class Sampler:
         """The next token from row `row` of the last decode's logits. What it draws depends on nothing else."""
         if self._grammar is not None:
             return self._sample_by_grammar(context.logits(row))
-        if self.options.takes_likeliest:  # 8 times as fast as llama.cpp's, which lists the vocabulary first
+        if self._takes_likeliest:  # 8 times as fast as llama.cpp's, which lists the vocabulary first
             return int(context.logits(row).argmax())
         return int(self._sample(self._chain, context.pointer, row))
 
     def _sample_by_grammar(self, logits: Floats) -> int:
-        plain = self.options.takes_likeliest
+        plain = self._takes_likeliest
         token = int(logits.argmax()) if plain else self._draw(self._candidates.of(logits))
         if not self._is_allowed(token):
             candidates = self._candidates.of(logits)

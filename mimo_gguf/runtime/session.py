@@ -193,19 +193,18 @@ class Session:
             BackendError: llama.cpp failed; every slot is as it was before.
         """
         outcomes: dict[Slot, int | Cancelled | WindowFull] = {}
+        slots = []
         for slot in samplers:
             if slot.take_cancel():
                 outcomes[slot] = Cancelled()
-        slots = [slot for slot in samplers if slot not in outcomes]
+            else:
+                slots.append(slot)
         ready = [slot for slot in slots if slot.can_draw]
         if slots and not ready:
             outcomes.update(self.evaluate(slots))
             ready = [slot for slot in slots if slot.can_draw]
-        started = time.perf_counter()
         for slot in ready:
             outcomes[slot] = slot.draw(samplers[slot])
-        self._cycle.seconds += time.perf_counter() - started
-        self._cycle.n_tokens += len(ready)
         return outcomes
 
     def evaluate(self, slots: Sequence[Slot]) -> Ended:
@@ -215,13 +214,20 @@ class Session:
             BackendError: llama.cpp failed; every slot is as it was before.
         """
         started = time.perf_counter()
-        ended: Ended = {slot: WindowFull() for slot in slots if slot.drawn is not None and not slot.room}
-        slots = [slot for slot in slots if slot not in ended]
-        if not slots:
-            return ended
+        ended: Ended = {}
+        drawing, reading = [], []
         for slot in slots:
+            if slot.drawn is not None and not slot.room:
+                ended[slot] = WindowFull()
+                continue
             slot.prepare()
-        parts = self._plan(slots)
+            if slot.drawn is not None:
+                drawing.append(slot)
+            elif slot.prompt:
+                reading.append(slot)
+        if not drawing and not reading:
+            return ended
+        parts = self._plan(drawing, reading)
         first_rows = self._decode(parts)
         if first_rows is None:
             return ended | {part.slot: Cancelled() for part in parts if part.slot.take_cancel()}
@@ -231,15 +237,15 @@ class Session:
             part.slot.took(part, first_row, seconds)
         return ended
 
-    def _plan(self, slots: Sequence[Slot]) -> list[Part]:
+    def _plan(self, drawing: Sequence[Slot], reading: Sequence[Slot]) -> list[Part]:
         """What each slot contributes: drawn tokens with their drafts, then as much of the prompts as there is room.
 
         The shortest prompt comes first: its conversation waits least, and the others hardly longer for it.
         """
-        drawing = [slot for slot in slots if slot.drawn is not None]
-        reading = [slot for slot in slots if slot.prompt]
-        self._begin_cycle(len(drawing), is_pure=not reading)
-        drafts = self._draft(drawing)
+        drafts = {}
+        if self.drafter is not None:
+            self._begin_cycle(len(drawing), is_pure=not reading)
+            drafts = self._draft(self.drafter, drawing)
         parts = []
         for slot in drawing:
             assert slot.drawn is not None
@@ -256,8 +262,8 @@ class Session:
                 room -= len(tokens)
         return parts
 
-    def _draft(self, drawing: Sequence[Slot]) -> dict[Slot, list[int]]:
-        if self.drafter is None or not self.drafting_allowed or not drawing or not self.control.wants_draft():
+    def _draft(self, drafter: Drafter, drawing: Sequence[Slot]) -> dict[Slot, list[int]]:
+        if not self.drafting_allowed or not drawing or not self.control.wants_draft():
             return {}
         wanted = {
             slot: DraftRequest(slot.rows, slot.drawn, slot.room - 1)
@@ -265,7 +271,7 @@ class Session:
             if slot.rows is not None and slot.drawn is not None and slot.rows.knows_state and slot.room > 1
         }
         self._cycle.tried = True
-        return dict(zip(wanted, self.drafter.draft(list(wanted.values())), strict=True))
+        return dict(zip(wanted, drafter.draft(list(wanted.values())), strict=True))
 
     def _decode(self, parts: Sequence[Part]) -> list[int] | None:
         """The first row of each part in the batch evaluated; None when all of the slots were cancelled meanwhile."""
@@ -277,7 +283,7 @@ class Session:
         ]
         for slot in self.slots:
             slot.lose_row()
-        is_reading = any(slot.prompt for slot, _, _ in parts)
+        is_reading = bool(parts[-1].slot.prompt)  # these come last
         if is_reading:  # a pass that may take long; asking is not free
             self.target.abort_when(lambda: all(slot.is_cancelled() for slot, _, _ in parts))
         try:
@@ -319,7 +325,7 @@ class Session:
     def _begin_cycle(self, n_drawing: int, *, is_pure: bool) -> None:
         """Tells the control about the last pass, if nothing but drawing was in it and all it yields was drawn."""
         cycle = self._cycle
-        if self.drafter is not None and cycle.n_drawing and cycle.n_drained == cycle.n_drawing:
+        if cycle.n_drawing and cycle.n_drained == cycle.n_drawing:
             self._controls[cycle.n_drawing - 1].record(
                 drafted=cycle.tried, seconds=cycle.seconds, n_tokens=cycle.n_tokens
             )
@@ -327,9 +333,12 @@ class Session:
         if n_drawing:
             self._n_drawing = n_drawing
 
-    def note_drained(self) -> None:
-        """A slot has drawn all that the last pass yields for it."""
-        self._cycle.n_drained += 1
+    def note_drawn(self, seconds: float, *, drained: bool) -> None:
+        """A slot has drawn a token, in so many seconds, or, `drained`, all that the last pass yields for it."""
+        cycle = self._cycle
+        cycle.seconds += seconds
+        cycle.n_tokens += 1
+        cycle.n_drained += drained
 
 
 @dataclass(slots=True)

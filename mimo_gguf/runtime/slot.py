@@ -8,7 +8,6 @@ both caches.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -59,7 +58,7 @@ class Slot:
         self._drafts: list[int] = []  # evaluated after self.tokens, not yet drawn
         self._row: int | None = None  # row of the last decode that predicts what follows self.tokens
         self._in_pass: tuple[int, int] | None = None  # drafts of the pass being drawn from, and how many were right
-        self._cancel = threading.Event()
+        self._cancel = False  # set from any thread; looked at between passes
 
     @property
     def room(self) -> int:
@@ -68,21 +67,21 @@ class Slot:
 
     def cancel(self) -> None:
         """Stops what the slot is at, or is asked for next, as soon as it can. From any thread or a signal handler."""
-        self._cancel.set()
+        self._cancel = True
 
     def forget_cancel(self) -> None:
         """Takes back a `cancel` that came when nothing was left to stop."""
-        self._cancel.clear()
+        self._cancel = False
 
     def is_cancelled(self) -> bool:
-        return self._cancel.is_set()
+        return self._cancel
 
     def take_cancel(self) -> bool:
         """Whether `cancel` was called; asked again it says no."""
-        wanted = self._cancel.is_set()
-        if wanted:
-            self._cancel.clear()
-        return wanted
+        if not self._cancel:
+            return False
+        self._cancel = False
+        return True
 
     def begin(self, prompt: Sequence[int]) -> int:
         """Makes `prompt` what is to stand in the cache; the number of its tokens that do already.
@@ -219,18 +218,21 @@ class Slot:
 
     def draw(self, sampler: Sampler) -> int:
         """Draws the next token from the last pass's logits (see `can_draw`)."""
-        assert self._row is not None
+        row = self._row
+        assert row is not None
         started = time.perf_counter()
-        token = sampler.sample(self.session.target, self._row)
-        if sampler.options.greedy and (self.session.n_rows > 1 or len(self.session.slots) > 1):
-            self._count_near_tie(self._row)
-        if self._drafts and token == self._drafts[0]:
-            self._accept(token)
-        else:
+        token = sampler.sample(self.session.target, row)
+        if sampler.greedy and (self.session.n_rows > 1 or len(self.session.slots) > 1):
+            self._count_near_tie(row)
+        drained = not self._drafts or token != self._drafts[0]
+        if drained:
             self._finish_pass(tested=True)
             self.drawn = token
-            self.session.note_drained()
-        self.stats.add_token(time.perf_counter() - started)
+        else:
+            self._accept(token)
+        seconds = time.perf_counter() - started
+        self.stats.add_token(seconds)
+        self.session.note_drawn(seconds, drained=drained)
         return token
 
     def _accept(self, token: int) -> None:
@@ -274,8 +276,11 @@ class Slot:
     def _count_near_tie(self, row: int) -> None:
         """Greedy choices so close that another batch size's rounding might turn them are counted, not hidden."""
         logits = self.session.target.logits(row)
-        if np.count_nonzero(logits > logits.max() - NEAR_TIE) > 1:
-            self.stats.n_near_ties += 1
+        best = logits.argmax()
+        largest = logits[best]
+        logits[best] = -np.inf  # for a moment: a second search costs less than comparing all
+        self.stats.n_near_ties += bool(logits[logits.argmax()] > largest - NEAR_TIE)
+        logits[best] = largest
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
