@@ -24,6 +24,7 @@ ENOUGH_PLAIN: Final = 4  # cycles before a speed is believed
 ENOUGH_DRAFTED: Final = 8
 FIRST_INTERVAL: Final = 48  # cycles of the chosen way before the other is measured again; doubles up to the last
 LAST_INTERVAL: Final = 768
+AFTER_NO_HOPE: Final = 144  # the first such interval where a trial showed at once that drafting cannot pay
 SOON: Final = 16  # the same when drafting has become slower than plain was
 PROBE_PLAIN: Final = 3  # cycles of one such measurement
 PROBE_DRAFTED: Final = 6
@@ -136,6 +137,7 @@ class DraftControl:
         if measurement.drafted and self._is_hopeless(measurement.trial):
             self._measuring, self._drafted = [], measurement.trial
             self._decide(drafting=False)
+            self._until_measured = max(self._until_measured, AFTER_NO_HOPE)
         elif not measurement.n_left:
             del self._measuring[0]
             if not self._measuring:
