@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class Day:
         self.model, self.folder = model, folder
         self.rng = np.random.default_rng(seed)
         self.conversation = Conversation()
-        self.n_overflows = 0
+        self.n_overflows = self.n_cancelled = 0
 
     def run(self, n: int) -> None:
         operations = (
@@ -71,8 +72,15 @@ class Day:
         self.conversation.add(question, answer)
 
     def cancelled(self) -> None:
-        """Left after any number of pieces, or cancelled from within the reading of the prompt."""
+        """Left after any number of pieces, or cancelled: at any moment, or from within the reading of the prompt."""
         messages = self.conversation.messages("Tell me a story.")
+        if self.rng.random() < 0.3:
+            timer = threading.Timer(float(self.rng.uniform(0, 0.05)), self.model.cancel)
+            timer.start()
+            answer = self.model.chat(messages, max_tokens=60, seed=1)
+            timer.join()
+            self.n_cancelled += answer.finish_reason == "cancelled"
+            return
         if self.rng.random() < 0.3:
             answer = self.model.chat(messages, progress=lambda *_: self.model.cancel(), max_tokens=9)
             if answer.stats.n_prompt:  # otherwise all of the prompt was there already
@@ -125,6 +133,7 @@ def test_a_day_of_chat(tmp_path: Path) -> None:
         before = process.memory_info().rss
         day.run(N_OPERATIONS - N_OPERATIONS // 3)
         assert day.n_overflows > N_OPERATIONS // 24
+        assert day.n_cancelled > 0
         gc.collect()
         assert process.memory_info().rss - before < 6 << 20
         for question in QUESTIONS:

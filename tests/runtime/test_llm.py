@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.runtime.test_model import OPTIONS, trained_path
 
 __all__ = ["trained_path"]
 
+ROOT = Path(__file__).parents[2]
 QUESTIONS = ("Who are you?", "What is 17 + 25?", "Tell me a story.", "What is the capital of France?", "What is 2 + 2?")
 CONVERSATIONS = [[{"role": "user", "content": question}] for question in QUESTIONS]
 GREEDY = SamplingParams(temperature=0, max_tokens=60)
@@ -82,6 +84,12 @@ def test_wrong_use_is_told_before_anything_runs(llm: LLM) -> None:
     with pytest.raises(UsageError, match="top_p"):
         llm.chat(CONVERSATIONS, SamplingParams(top_p=2))
     assert SamplingParams(top_k=-1).sampling().top_k == 0
+
+
+def test_the_example_of_the_docs_runs(trained_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/engine.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(code.replace("MiMo-7B-RL-Q4_K_M.gguf", str(trained_path)).replace("4096", "512"), {})
+    assert "42" in capsys.readouterr().out
 
 
 def test_the_package_offers_it() -> None:
