@@ -157,6 +157,8 @@ def main() -> None:
         candidates["ours, MTP"] = lambda: ours(file, options, mtp=True)
         candidates["ours, as it comes"] = lambda: ours(file, options, mtp=True, adaptive=True)
         candidates["llama-server, MTP"] = lambda: llama_server(server, file, options, 1)
+    if arguments.only:
+        candidates = {name: candidate for name, candidate in candidates.items() if name in arguments.only}
     print_report(file, options, run_all(candidates, texts, arguments.rounds, together=arguments.together))
 
 
@@ -202,6 +204,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gpu-layers", type=int, default=-1)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help='for example --only "ours, plain" llama-bench')
     parser.add_argument("--together", action="store_true", help="all programs loaded at once, text by text in turn")
     return parser.parse_args()
 
