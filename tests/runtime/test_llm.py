@@ -88,7 +88,7 @@ def test_wrong_use_is_told_before_anything_runs(llm: LLM) -> None:
 
 def test_the_example_of_the_docs_runs(trained_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/engine.md").read_text(encoding="utf-8"), re.DOTALL)
-    exec(code.replace("MiMo-7B-RL-Q4_K_M.gguf", str(trained_path)).replace("4096", "512"), {})
+    exec(code.replace("MiMo-7B-RL-Q4_K_M.gguf", str(trained_path)).replace("4096", "512").replace("500", "80"), {})
     assert "42" in capsys.readouterr().out
 
 
