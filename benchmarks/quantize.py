@@ -3,8 +3,9 @@
     python -m benchmarks.quantize CHECKPOINT LLAMA_CPP_SOURCE LLAMA_QUANTIZE SCRATCH [--threads 2] [--rounds 3] [--warm]
 
 All in one run on one machine, caches emptied before each command unless --warm; ours, which are short, several times
-before and after the peers, and the median counts. SCRATCH, an empty folder, needs 40 GB free for the full model. The peers get the trunk as Qwen2 (see peer_convert.py), 2.7 % fewer weights. At the end every
-tensor of ours is compared with llama-quantize's. The last line printed is one JSON document.
+around the peers, and the median counts. SCRATCH, an empty folder, needs 40 GB free for the full model. The peers get
+the trunk as Qwen2 (see peer_convert.py), 2.7 % fewer weights. At the end every tensor of ours is compared with
+llama-quantize's. The last line printed is one JSON document.
 """
 
 from __future__ import annotations
