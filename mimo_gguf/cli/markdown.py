@@ -12,12 +12,14 @@ from typing import Final
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markdown import CodeBlock, Heading, Markdown
+from markdown_it.token import Token
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
+from rich.markdown import CodeBlock, Heading, Markdown, TableDataElement, TableElement
 from rich.padding import Padding
 from rich.segment import Segment
 from rich.style import Style
 from rich.syntax import ANSI_LIGHT, ANSISyntaxTheme, Syntax
+from rich.text import Text
 from rich.theme import Theme
 
 from mimo_gguf.cli.ui import TONES
@@ -137,13 +139,51 @@ class _Code(CodeBlock):
         yield Padding(code, (0, 0, 0, 2))
 
 
+class _Cell(TableDataElement):
+    """A cell whose words are broken, not cut, where the column is narrow."""
+
+    def __init__(self, justify: JustifyMethod) -> None:
+        super().__init__(justify)
+        self.content.overflow = "fold"
+
+
+class _Table(TableElement):
+    """A table; where it would have to be squeezed until nobody can read it, each row as a list of its cells."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        head = [cell.content for cell in self.header.row.cells] if self.header and self.header.row else []
+        rows = [[cell.content for cell in row.cells] for row in self.body.rows] if self.body else []
+        widths = [max(cell.cell_len for cell in column) for column in zip(head, *rows, strict=True)]
+        if sum(min(width, _NARROW) + 2 for width in widths) <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        for name in head:
+            name.stylize("markdown.table.header")
+        for row in rows or [[Text()] * len(head)]:
+            yield from (Text.assemble(name, ": ", cell) for name, cell in zip(head, row, strict=True))
+            yield Text()
+
+
+_NARROW: Final = 10  # columns of a cell that can still be read
+
+
 class _Document(Markdown):
-    elements = {**Markdown.elements, "heading_open": _Heading, "fence": _Code, "code_block": _Code}  # noqa: RUF012
+    elements = {  # noqa: RUF012
+        **Markdown.elements, "heading_open": _Heading, "fence": _Code, "code_block": _Code,
+        "table_open": _Table, "th_open": _Cell, "td_open": _Cell,
+    }  # fmt: skip
 
     def __init__(self, text: str) -> None:
         super().__init__("", hyperlinks=False)
         self.parsed = _PARSER.parse(text)
         for token in self.parsed:
-            for child in token.children or ():
-                if child.type == "softbreak":
-                    child.type = "hardbreak"
+            token.children = [_plainer(child) for child in token.children or () if child.info != "auto"]
+
+
+def _plainer(token: Token) -> Token:
+    """Line ends stay, and an image is its description and address."""
+    if token.type == "image":
+        return Token("text", "", 0, content=f"{token.content} ({token.attrs['src']})")
+    if token.type == "softbreak":
+        token.type = "hardbreak"
+    return token

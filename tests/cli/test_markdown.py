@@ -68,6 +68,21 @@ def test_rows_keep_to_the_width(width: int) -> None:
         assert sum(segment.cell_length for segment in row) <= width
 
 
+@pytest.mark.parametrize("n_columns", [3, 12, 60])
+@pytest.mark.parametrize("width", [20, 80])
+def test_nothing_of_a_wide_table_is_lost(n_columns: int, width: int) -> None:
+    cells = [f"cell_{i}_of_some_length" for i in range(n_columns)]
+    table = "\n".join(f"|{'|'.join(row)}|" for row in ([f"h{i}" for i in range(n_columns)], ["--"] * n_columns, cells))
+    rows = shown(table, width).splitlines()
+    assert all(len(row) <= width for row in rows)
+    heads = [f"h{i}" for i in range(n_columns)]
+    assert sorted("".join(rows).translate(dict.fromkeys(map(ord, " ─:")))) == sorted("".join(heads + cells))
+
+
+def test_images_and_addresses_are_shown_once() -> None:
+    assert shown("![a *cat*](http://x/y) <https://x.org/> [z](w)") == "a *cat* (http://x/y) https://x.org/ z (w)"
+
+
 @pytest.mark.parametrize(
     ("text", "whole"),
     [
