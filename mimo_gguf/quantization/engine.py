@@ -17,7 +17,7 @@ from mimo_gguf.core.output_file import check_free_space, sync_folder
 from mimo_gguf.core.progress import Job, Progress, Silence
 from mimo_gguf.quantization.chunk_loop import KernelKey, Loop, kernel_key, kernel_keys
 from mimo_gguf.quantization.chunks import Chunk, cut_into_chunks
-from mimo_gguf.quantization.kernels import Kernel, kernel_for
+from mimo_gguf.quantization.kernels import Kernel, have_to_compile, kernel_for
 from mimo_gguf.quantization.output_writer import (
     OutputWriter,
     check_places,
@@ -93,6 +93,8 @@ def _load_kernels(plan: QuantizePlan, progress: Progress) -> dict[KernelKey, Ker
     keys = sorted(set().union(*map(kernel_keys, plan.outputs)))
     if slow := sorted({key[0].name for key in keys if key[0] in _SLOW_TABLES}):
         progress.note(f"libggml builds its tables for {', '.join(slow)}: this takes some seconds")
+    if keys and have_to_compile():
+        progress.note("compiling the kernels for this processor: some seconds, once")
     return {key: kernel_for(*key) for key in keys}
 
 

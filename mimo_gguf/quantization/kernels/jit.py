@@ -20,7 +20,7 @@ import numba
 def kernel(function: Callable[..., Any]) -> Any:
     """Decorator for the entry points: flat source array, flat output array, tables; compiled on the first call."""
     outer = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(_cache_folder())  # read while the decorator runs
+    numba.config.CACHE_DIR = str(cache_folder())  # read while the decorator runs
     try:
         return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # no folder can be written: compile again in every process
@@ -30,7 +30,8 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 @cache
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where this version's compiled kernels are kept; made when the first is."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())

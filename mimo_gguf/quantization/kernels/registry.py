@@ -92,6 +92,17 @@ def kernel_for(ggml_type: GgmlType, source_type: GgmlType, with_importance: bool
         return _kernel(ggml_type, source_type, with_importance)
 
 
+def have_to_compile() -> bool:
+    """Whether no kernel of ours has been compiled on this machine yet: the first requests will take seconds."""
+    if os.environ.get(CHOICE_VARIABLE) == "libggml":
+        return False
+    try:
+        from mimo_gguf.quantization.kernels import jit
+    except Exception:  # as in numba_run: libggml does the work
+        return False
+    return not jit.cache_folder().is_dir()
+
+
 def requires_importance(ggml_type: GgmlType) -> bool:
     """Whether libggml refuses to write this type without an importance matrix."""
     return load_libggml().requires_importance(ggml_type)

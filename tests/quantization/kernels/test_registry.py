@@ -126,6 +126,19 @@ print(first_suspect_strip(np.ones(1024, np.float32), 0x7F800000), first_suspect_
     assert list(folder.rglob("*.nbi"))
 
 
+def test_it_is_known_whether_kernels_have_to_be_compiled(tmp_path: Path) -> None:
+    code = """
+import numpy as np
+from mimo_gguf.quantization.kernels import first_nonfinite, have_to_compile
+from mimo_gguf.core.ggml_types import GgmlType
+before = have_to_compile()
+first_nonfinite(np.ones((1, 1024), np.float32), GgmlType.F32)
+print(before, have_to_compile())
+"""
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["True", "False"]
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path / "new"), MIMO_GGUF_KERNELS="libggml").split()[0] == "False"
+
+
 def test_every_type_has_a_kernel_and_a_reason() -> None:
     kernels = describe_kernels()
     assert {kernel.ggml_type for kernel in kernels} == registry.QUANTIZABLE_TYPES
