@@ -6,8 +6,8 @@ each other. So each lane of a vector takes one whole block, and thirty-two block
 every lane doing exactly the additions libggml does, in its order.
 
 What that needs, and where it is:
-- *The tile is transposed first* (`transpose`): in memory a block's weights are neighbours; here vector i holds weight
-  i of all thirty-two blocks. Widening from bf16 or f16 happens in the same pass, so no f32 copy of the rows is made.
+- *The tile is transposed first* (transposes.py): in memory a block's weights are neighbours; here vector i holds
+  weight i of all thirty-two blocks.
 - *Plain IEEE operations*: no fast-math and no fused multiply-add, in neither libggml-base (x86 builds) nor here.
   A build that contracts (ARM compilers do by default) rounds differently; the registry notices and does without us.
 - *Branches become `select`*: a lane keeps its old value where its condition fails. A comparison with NaN is false, as
@@ -16,7 +16,6 @@ What that needs, and where it is:
   of the float. ggml masks those bits, so values out of range wrap around; so do ours. In range the machine's own
   rounding to even does the same (`nearest_in_range`).
 - *f16 by integer arithmetic* (`half_bits`, `half_value`): round half to even, overflow to infinity, subnormals.
-
 - *Long loops over a tile go by halves* (`lower_half`, `upper_half`): three sums of thirty-two lanes fill twelve of
   AVX's sixteen registers, and what they push out goes to memory and back at every step.
 
@@ -43,9 +42,8 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 
 LANES: Final = 32
 HALF: Final = LANES // 2
-SQUARE: Final = 16  # rows and columns that `transpose` turns at a time
-
-_I1, _I8, _I16, _I32, _F32 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
+REGISTER: Final = 8  # f32 lanes of AVX2
+_I1, I8, I16, I32, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 _MASK_BITS = ir.IntType(LANES)
 
 
@@ -57,10 +55,11 @@ class Lanes(types.Type):
         self.vector = ir.VectorType(element, count)
 
 
-F32Lanes: Final = Lanes("f32_lanes", _F32)
-I32Lanes: Final = Lanes("i32_lanes", _I32)
+F32Lanes: Final = Lanes("f32_lanes", F32)
+I32Lanes: Final = Lanes("i32_lanes", I32)
+ByteLanes: Final = Lanes("byte_lanes", I8)
 MaskLanes: Final = Lanes("mask_lanes", _I1)
-F32Half: Final = Lanes("f32_half", _F32, HALF)
+F32Half: Final = Lanes("f32_half", F32, HALF)
 MaskHalf: Final = Lanes("mask_half", _I1, HALF)
 
 
@@ -108,7 +107,8 @@ for _function, _method in {
     operator.lshift: "shl",
     operator.rshift: "lshr",
 }.items():
-    _define(_function, I32Lanes, I32Lanes, getattr(ir.IRBuilder, _method))
+    for _lanes in (I32Lanes, ByteLanes):
+        _define(_function, _lanes, _lanes, getattr(ir.IRBuilder, _method))
 _define(operator.and_, MaskLanes, MaskLanes, ir.IRBuilder.and_)
 for _function, _sign in {operator.lt: "<", operator.gt: ">", operator.eq: "=="}.items():
     _define(_function, F32Lanes, MaskLanes, _compare(_sign, floats=True))
@@ -120,27 +120,28 @@ _define(operator.ne, I32Lanes, MaskLanes, _compare("!=", floats=False))
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-def _pointer(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, at: ir.Value) -> ir.Value:
+def pointer_to(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, at: ir.Value) -> ir.Value:
     """Byte pointer to element `at` of a one-dimensional array."""
     data = context.make_array(array_type)(context, builder, array).data
-    base = builder.bitcast(data, ir.PointerType(_I8))
+    base = builder.bitcast(data, ir.PointerType(I8))
     width = ir.Constant(at.type, array_type.dtype.bitwidth // 8)
     return builder.gep(base, [builder.mul(at, width)])
 
 
-def _load(builder: ir.IRBuilder, pointer: ir.Value, element: ir.Type, width: int = LANES) -> ir.Value:
+def load_vector(builder: ir.IRBuilder, pointer: ir.Value, element: ir.Type, width: int = LANES) -> ir.Value:
     vector = ir.VectorType(element, width)
     return builder.load(builder.bitcast(pointer, ir.PointerType(vector)), align=1)
 
 
-def _store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
+def store_vector(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
     builder.store(value, builder.bitcast(pointer, ir.PointerType(value.type)), align=1)
 
 
 @intrinsic
 def load(typing_context: Any, array: Any, at: Any) -> Any:
-    """Neighbours of a float32 or int32 array, one per lane, from element `at`."""
-    return _emit_load(array, {types.float32: F32Lanes, types.int32: I32Lanes}[array.dtype])
+    """Neighbours of a float32, int32 or uint8 array, one per lane, from element `at`."""
+    lanes = {types.float32: F32Lanes, types.int32: I32Lanes, types.uint8: ByteLanes}
+    return _emit_load(array, lanes[array.dtype])
 
 
 @intrinsic
@@ -151,20 +152,20 @@ def load_half(typing_context: Any, array: Any, at: Any) -> Any:
 
 def _emit_load(array: Any, lanes: Lanes) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
-        return _load(builder, pointer, lanes.vector.element, lanes.vector.count)
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1])
+        return load_vector(builder, pointer, lanes.vector.element, lanes.vector.count)
 
     return lanes(array, types.intp), codegen
 
 
 @intrinsic
 def store(typing_context: Any, array: Any, at: Any, value: Any) -> Any:
-    """Writes one neighbour per lane; into a uint8 or uint16 array the low bits of each."""
-    narrow = {types.uint8: _I8, types.uint16: _I16}.get(array.dtype)
+    """Writes one neighbour per lane; of int32 lanes into a uint8 or uint16 array the low bits of each."""
+    narrow = {types.uint8: I8, types.uint16: I16}.get(array.dtype) if value is I32Lanes else None
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
-        _store(builder, builder.trunc(args[2], ir.VectorType(narrow, LANES)) if narrow else args[2], pointer)
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1])
+        store_vector(builder, builder.trunc(args[2], ir.VectorType(narrow, LANES)) if narrow else args[2], pointer)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), codegen
@@ -175,82 +176,52 @@ def load_weights(typing_context: Any, array: Any, at: Any) -> Any:
     """Neighbouring weights as f32; uint16 arrays hold bf16, int16 arrays f16."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
-        return _load_widened(builder, pointer, signature.args[0].dtype)
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1])
+        if array.dtype is types.float32:
+            return load_vector(builder, pointer, F32)
+        return widened(builder, load_vector(builder, pointer, I16), array.dtype)
 
     return F32Lanes(array, types.intp), codegen
 
 
-def _load_widened(builder: ir.IRBuilder, pointer: ir.Value, dtype: Any, width: int = LANES) -> ir.Value:
-    if dtype in (types.float32, types.int32):
-        return _load(builder, pointer, _F32 if dtype is types.float32 else _I32, width)
-    bits = builder.zext(_load(builder, pointer, _I16, width), ir.VectorType(_I32, width))
+def widened(builder: ir.IRBuilder, words: ir.Value, dtype: Any) -> ir.Value:
+    """f32 from the 16 bits of a bf16 (`dtype` uint16) or f16 (int16)."""
+    bits = builder.zext(words, ir.VectorType(I32, words.type.count))
     if dtype is types.uint16:
-        return builder.bitcast(builder.shl(bits, _constant(bits, 16)), ir.VectorType(_F32, width))
-    return _emit_half_value(builder, bits)
+        return builder.bitcast(builder.shl(bits, constant(bits, 16)), ir.VectorType(F32, words.type.count))
+    return widened_half(builder, bits)
 
 
-@intrinsic
-def transpose(
-    typing_context: Any, src: Any, first: Any, second: Any, stride: Any, dst: Any, dst_at: Any, dst_stride: Any
-) -> Any:
-    """Writes the 16 x 16 transpose of `src` to `dst`, widened to f32 as by load_weights (int32 stays int32).
-
-    Rows 0-7 of the source start at element `first`, rows 8-15 at `second`, each row `stride` after the one before;
-    row i of the result starts at `dst_at + i * dst_stride`.
-    """
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        array, first, second, stride, out, out_at, out_stride = args
-        rows = []
-        for row in range(SQUARE):
-            start, step = (first, row) if row < 8 else (second, row - 8)
-            at = builder.add(start, builder.mul(stride, ir.Constant(stride.type, step)))
-            pointer = _pointer(context, builder, signature.args[0], array, at)
-            rows.append(_load_widened(builder, pointer, signature.args[0].dtype, SQUARE))
-        for row, vector in enumerate(_transposed(builder, rows)):
-            at = builder.add(out_at, builder.mul(out_stride, ir.Constant(out_stride.type, row)))
-            _store(builder, vector, _pointer(context, builder, signature.args[4], out, at))
-        return context.get_dummy_value()
-
-    intp = types.intp
-    return types.void(src, intp, intp, intp, dst, intp, intp), codegen
-
-
-def _transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
-    """Swaps ever smaller off-diagonal squares: 8 x 8, 4 x 4, 2 x 2, 1 x 1."""
-    for span in (8, 4, 2, 1):
-        low = [lane if not lane & span else SQUARE + lane - span for lane in range(SQUARE)]
-        high = [lane + span if not lane & span else SQUARE + lane for lane in range(SQUARE)]
-        for row in range(SQUARE):
-            if not row & span:
-                a, b = rows[row], rows[row + span]
-                rows[row] = builder.shuffle_vector(a, b, _indices(low))
-                rows[row + span] = builder.shuffle_vector(a, b, _indices(high))
-    return rows
-
-
-def _indices(lanes: list[int]) -> ir.Constant:
-    return ir.Constant(ir.VectorType(_I32, len(lanes)), lanes)
+def indices(lanes: list[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
 
 
-def _constant(like: ir.Value, value: float) -> ir.Constant:
+def constant(like: ir.Value, value: float) -> ir.Constant:
     return ir.Constant(like.type, [value] * like.type.count)
 
 
 @intrinsic
 def splat(typing_context: Any, value: Any) -> Any:
     """The same number in every lane: f32 lanes from a float (rounded to f32), i32 lanes from an integer."""
-    lanes = F32Lanes if isinstance(value, types.Float) else I32Lanes
+    if isinstance(value, types.Float):
+        return _emit_splat(value, types.float32, F32Lanes)
+    return _emit_splat(value, types.int32, I32Lanes)
 
+
+@intrinsic
+def splat_byte(typing_context: Any, value: Any) -> Any:
+    """The same byte in every lane."""
+    return _emit_splat(value, types.uint8, ByteLanes)
+
+
+def _emit_splat(value: Any, narrow: Any, lanes: Lanes) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        narrow = types.float32 if lanes is F32Lanes else types.int32
         scalar = context.cast(builder, args[0], signature.args[0], narrow)
-        one = builder.insert_element(ir.Constant(lanes.vector, ir.Undefined), scalar, ir.Constant(_I32, 0))
-        return builder.shuffle_vector(one, one, _indices([0] * LANES))
+        one = builder.insert_element(ir.Constant(lanes.vector, ir.Undefined), scalar, ir.Constant(I32, 0))
+        return builder.shuffle_vector(one, one, indices([0] * LANES))
 
     return lanes(value), codegen
 
@@ -263,6 +234,35 @@ def select(typing_context: Any, mask: Any, yes: Any, no: Any) -> Any:
         return builder.select(*args)
 
     return yes(mask, yes, no), codegen
+
+
+def _either(sign: str) -> Any:
+    """`a` where it compares so to `b`, else `b`: one instruction, where LLVM sees a register's lanes and no more.
+
+    Of a comparison of 32 lanes with zero it makes two.
+    """
+
+    @intrinsic
+    def function(typing_context: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            parts = []
+            for first in range(0, a.vector.count, REGISTER):
+                part = indices(list(range(first, first + REGISTER)))
+                x, y = (builder.shuffle_vector(vector, vector, part) for vector in args)
+                parts.append(builder.select(builder.fcmp_ordered(sign, x, y), x, y))
+            while len(parts) > 1:
+                joint = indices(list(range(2 * parts[0].type.count)))
+                pairs = zip(parts[::2], parts[1::2], strict=True)
+                parts = [builder.shuffle_vector(left, right, joint) for left, right in pairs]
+            return parts[0]
+
+        return a(a, b), codegen
+
+    return function
+
+
+larger = _either(">")
+smaller = _either("<")
 
 
 @intrinsic
@@ -294,11 +294,54 @@ def largest_lane(typing_context: Any, value: Any) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         vector = args[0]
         for span in (16, 8, 4, 2, 1):
-            other = builder.shuffle_vector(vector, vector, _indices([lane ^ span for lane in range(LANES)]))
+            other = _exchanged(builder, vector, span)
             vector = builder.select(builder.fcmp_ordered(">", vector, other), vector, other)
-        return builder.extract_element(vector, ir.Constant(_I32, 0))
+        return builder.extract_element(vector, ir.Constant(I32, 0))
 
     return types.float32(F32Lanes), codegen
+
+
+@intrinsic
+def largest_of_eight(typing_context: Any, value: Any) -> Any:
+    """In every lane the largest of the eight it belongs to (none of them NaN)."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        vector = args[0]
+        for span in (4, 2, 1):
+            other = _exchanged(builder, vector, span)
+            vector = builder.select(builder.fcmp_ordered(">", vector, other), vector, other)
+        return vector
+
+    return F32Lanes(F32Lanes), codegen
+
+
+@intrinsic
+def four_further(typing_context: Any, value: Any) -> Any:
+    """In the first four of eight lanes what the last four hold, and the reverse."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _exchanged(builder, args[0], 4)
+
+    return I32Lanes(I32Lanes), codegen
+
+
+@intrinsic
+def four_bytes(typing_context: Any, value: Any) -> Any:
+    """In the first of four lanes their low bytes, the first lane's lowest."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        word = builder.and_(args[0], constant(args[0], 0xFF))
+        for span in (1, 2):
+            other = _exchanged(builder, word, span)
+            word = builder.or_(word, builder.shl(other, constant(other, 8 * span)))
+        return word
+
+    return I32Lanes(I32Lanes), codegen
+
+
+def _exchanged(builder: ir.IRBuilder, vector: ir.Value, span: int) -> ir.Value:
+    """Every lane's neighbour `span` (a power of two) further on or back."""
+    return builder.shuffle_vector(vector, vector, indices([lane ^ span for lane in range(LANES)]))
 
 
 def _unary(name: str) -> Any:
@@ -325,7 +368,7 @@ def _part(first: int) -> Any:
     @intrinsic
     def function(typing_context: Any, value: Any) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            return builder.shuffle_vector(args[0], args[0], _indices(list(range(first, first + HALF))))
+            return builder.shuffle_vector(args[0], args[0], indices(list(range(first, first + HALF))))
 
         return F32Half(F32Lanes), codegen
 
@@ -341,7 +384,7 @@ def joined(typing_context: Any, lower: Any, upper: Any) -> Any:
     """The lanes of two halves."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return builder.shuffle_vector(args[0], args[1], _indices(list(range(LANES))))
+        return builder.shuffle_vector(args[0], args[1], indices(list(range(LANES))))
 
     return F32Lanes(F32Half, F32Half), codegen
 
@@ -365,15 +408,15 @@ to_float = _conversion("sitofp", I32Lanes, F32Lanes)
 truncated = _conversion("fptosi", F32Lanes, I32Lanes)  # every lane must fit an int32
 
 
-def _emit_half_value(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+def widened_half(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
     """f32 from the 16 bits of an f16: shift into place, then multiply by 2**112 to correct the exponent's bias."""
-    floats = ir.VectorType(_F32, bits.type.count)
-    magnitude = builder.shl(builder.and_(bits, _constant(bits, 0x7FFF)), _constant(bits, 13))
+    floats = ir.VectorType(F32, bits.type.count)
+    magnitude = builder.shl(builder.and_(bits, constant(bits, 0x7FFF)), constant(bits, 13))
     scale = ir.Constant(floats, [float(2.0**112)] * floats.count)
     scaled = builder.bitcast(builder.fmul(builder.bitcast(magnitude, floats), scale), bits.type)
-    special = builder.icmp_signed(">=", magnitude, _constant(bits, 0x7C00 << 13))
-    infinite = builder.or_(magnitude, _constant(bits, 0x7F800000))
-    sign = builder.shl(builder.and_(bits, _constant(bits, 0x8000)), _constant(bits, 16))
+    special = builder.icmp_signed(">=", magnitude, constant(bits, 0x7C00 << 13))
+    infinite = builder.or_(magnitude, constant(bits, 0x7F800000))
+    sign = builder.shl(builder.and_(bits, constant(bits, 0x8000)), constant(bits, 16))
     return builder.bitcast(builder.or_(sign, builder.select(special, infinite, scaled)), floats)
 
 
@@ -382,7 +425,7 @@ def half_value(typing_context: Any, bits: Any) -> Any:
     """f32 value of an f16 given by its bits."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return _emit_half_value(builder, args[0])
+        return widened_half(builder, args[0])
 
     return F32Lanes(I32Lanes), codegen
 
@@ -414,6 +457,4 @@ def nearest(value, low, high):
 @njit
 def nearest_in_range(value, low, high):
     """The same in f32 throughout and half as long, for |value| < 4194303, where nothing wraps."""
-    rounded = round_to_even(value)
-    raised = select(rounded > low, rounded, low)
-    return select(raised < high, raised, high)
+    return smaller(larger(round_to_even(value), low), high)

@@ -23,13 +23,15 @@ from mimo_gguf.quantization.kernels.jit import kernel
 from mimo_gguf.quantization.kernels.lanes import (
     HALF,
     LANES,
-    SQUARE,
     absolute,
     all_lanes,
     any_lane,
+    four_bytes,
+    four_further,
     half_bits,
     half_value,
     joined,
+    largest_of_eight,
     load,
     load_half,
     lower_half,
@@ -38,12 +40,13 @@ from mimo_gguf.quantization.kernels.lanes import (
     round_to_even,
     select,
     splat,
+    splat_byte,
     square_root,
     store,
     to_float,
-    transpose,
     upper_half,
 )
+from mimo_gguf.quantization.kernels.transposes import SQUARE, load_square, store_32_rows
 
 TILE: Final = 32 * LANES  # weights
 TILE_BLOCKS: Final = TILE // 256
@@ -161,10 +164,13 @@ def fit(x, weight, weighed, level, fitted, trials, n_levels):
     low = bottom
     inverse = to_float(splat(n_levels)) / (high - low)
     scale = splat(1.0) / inverse
-    _round_levels(x, inverse, low, n_levels, level)
+    top = to_float(splat(n_levels))
+    if all_lanes(inverse * (high - low) < top + splat(0.5)):  # not where it is NaN
+        _round_inside_and_sum(x, weight, inverse, low, level)  # the sums nobody asks for are not computed
+    else:
+        _round_levels(x, inverse, low, n_levels, level)
     best_error = _weighted_error(x, weight, level, scale, low)
     best_inverse, best_low = inverse, low
-    top = to_float(splat(n_levels))
 
     for trial in range(trials.size):
         inverse = splat(trials[trial]) / (high - low)  # low moves whenever a trial wins
@@ -199,25 +205,18 @@ def fit(x, weight, weighed, level, fitted, trials, n_levels):
 
 
 @njit
-def _round_scales(fitted, largest, codes, halves, rounded):
+def _round_scales(fitted, codes, halves, rounded):
     """Rounds the lanes' scales and offsets to 6 bits of their super-block's largest.
 
     `codes`: int32[2 * LANES] receives the 6-bit values, `halves`: int32[2 * LANES] the f16 bits of the unit of the
-    lane's super-block, `rounded`: float32[2 * LANES] their products; scales first, offsets second. `largest` is
-    scratch.
+    lane's super-block, `rounded`: float32[2 * LANES] their products; scales first, offsets second.
     """
     for kind in range(0, 2 * LANES, LANES):
-        for first in range(0, LANES, 8):
-            top = np.float32(0.0)
-            for lane in range(first, first + 8):
-                if fitted[kind + lane] > top:
-                    top = fitted[kind + lane]
-            for lane in range(first, first + 8):
-                largest[lane] = top
-        most = load(largest, 0)
+        value = load(fitted, kind)
+        most = largest_of_eight(select(value > splat(0.0), value, splat(0.0)))
         inverse = select(most > splat(0.0), splat(63.0) / most, splat(0.0))
         # ggml stores nearest_int in a byte before it takes the minimum with 63
-        code = nearest(inverse * load(fitted, kind), splat(-0x400000), splat(0x3FFFFF)) & splat(0xFF)
+        code = nearest(inverse * value, splat(-0x400000), splat(0x3FFFFF)) & splat(0xFF)
         code = select(code < splat(63), code, splat(63))
         half = half_bits(most / splat(63.0))
         store(codes, kind, code)
@@ -241,35 +240,34 @@ def take_levels(x, fitted, rounded, level, n_levels):
 
 
 @njit
-def _pack_scales(codes, halves, lane, out, at):
-    """d, dmin and the twelve bytes of 6-bit scales and offsets of the super-block whose first lane is `lane`."""
-    for kind in range(2):
-        half = halves[LANES * kind + lane]
-        out[at + 2 * kind] = half & 0xFF
-        out[at + 2 * kind + 1] = half >> 8
-    for j in range(4):
-        scale, scale4 = codes[lane + j], codes[lane + j + 4]
-        offset, offset4 = codes[LANES + lane + j], codes[LANES + lane + j + 4]
-        out[at + 4 + j] = scale | (scale4 >> 4) << 6
-        out[at + 8 + j] = offset | (offset4 >> 4) << 6
-        out[at + 12 + j] = (scale4 & 15) | (offset4 & 15) << 4
+def _pack_heads(codes, halves, heads):
+    """The sixteen bytes each super-block begins with: d, dmin, 6-bit scales and offsets.
+
+    `heads` receives word k of the super-block whose first lane is `lane` at k * LANES + lane.
+    """
+    scale, offset = load(codes, 0), load(codes, LANES)
+    scale_4, offset_4 = four_further(scale), four_further(offset)
+    store(heads, 0, load(halves, 0) | (load(halves, LANES) << splat(16)))
+    store(heads, LANES, four_bytes(scale | ((scale_4 >> splat(4)) << splat(6))))
+    store(heads, 2 * LANES, four_bytes(offset | ((offset_4 >> splat(4)) << splat(6))))
+    store(heads, 3 * LANES, four_bytes((scale_4 & splat(15)) | ((offset_4 & splat(15)) << splat(4))))
 
 
 @njit
 def _pack_low_bits(rows, lane, out, at):
     """Low four bits of eight sub-blocks: 32 bytes for each pair of neighbours."""
     for pair in range(4):
-        even = load(rows, (lane + 2 * pair) * 32) & splat(15)
-        odd = load(rows, (lane + 2 * pair + 1) * 32) & splat(15)
-        store(out, at + 32 * pair, even | (odd << splat(4)))
+        even = load(rows, (lane + 2 * pair) * 32) & splat_byte(15)
+        odd = load(rows, (lane + 2 * pair + 1) * 32) & splat_byte(15)
+        store(out, at + 32 * pair, even | (odd << splat_byte(4)))
 
 
 @njit
 def _pack_high_bits(rows, lane, out, at):
     """The fifth bits of eight sub-blocks: bit j of byte i is sub-block j's weight i."""
-    byte = splat(0)
+    byte = splat_byte(0)
     for j in range(8):
-        byte = byte | ((load(rows, (lane + j) * 32) >> splat(4)) << splat(j))
+        byte = byte | ((load(rows, (lane + j) * 32) >> splat_byte(4)) << splat_byte(j))
     store(out, at, byte)
 
 
@@ -284,25 +282,22 @@ def load_tile(src, first, last, x):
         even = min(first + lane // 8, last) % n_blocks * 256
         odd = min(first + lane // 8 + 1, last) % n_blocks * 256
         for weight in range(0, 32, SQUARE):
-            transpose(src, even + weight, odd + weight, 32, x, weight * LANES + lane, LANES)
+            load_square(src, even + weight, odd + weight, 32, x, weight * LANES + lane, LANES)
 
 
 @njit
-def turn_back(level, rows):
-    """The inverse: rows[lane * 32 + i] is level i of the lane's sub-block."""
-    for lane in range(0, LANES, SQUARE):
-        for weight in range(0, 32, SQUARE):
-            at = weight * LANES + lane
-            transpose(level, at, at + 8 * LANES, LANES, rows, lane * 32 + weight, 32)
+def pack_tile(rows, codes, halves, heads, out, first, n_blocks, n_levels):
+    """Writes the tile whose first super-block is `first`: head, high bits if any, low bits.
 
-
-@njit
-def pack_tile(rows, codes, halves, out, first, n_blocks, n_levels):
-    """Writes the tile whose first super-block is `first`: f16 units, scales and offsets, high bits if any, low bits."""
+    `rows`: uint8[TILE], rows[32 * lane + i] is level i of the lane's sub-block. `heads`: int32[4 * LANES], scratch.
+    """
     block_bytes = 144 if n_levels == 15 else 176
+    _pack_heads(codes, halves, heads)
+    words = out.view(np.int32)
     for block in range(first, min(first + TILE_BLOCKS, n_blocks)):
         lane, at = 8 * (block - first), block * block_bytes
-        _pack_scales(codes, halves, lane, out, at)
+        for word in range(4):
+            words[at // 4 + word] = heads[word * LANES + lane]
         if n_levels == 15:
             _pack_low_bits(rows, lane, out, at + 16)
         else:
@@ -317,17 +312,17 @@ def quantize_q4_k_or_q5_k(src, out, trials, n_levels):
     weight = np.empty(TILE, np.float32)
     trial_level = np.empty(TILE, np.float32)
     level = np.empty(TILE, np.int32)
-    rows = np.empty(TILE, np.int32)
+    rows = np.empty(TILE, np.uint8)
     fitted = np.empty(4 * LANES, np.float32)
-    largest = np.empty(LANES, np.float32)
     codes = np.empty(2 * LANES, np.int32)
     halves = np.empty(2 * LANES, np.int32)
     rounded = np.empty(2 * LANES, np.float32)
+    heads = np.empty(4 * LANES, np.int32)
     n_blocks = src.size // 256
     for first in range(0, n_blocks, TILE_BLOCKS):
         load_tile(src, first, n_blocks - 1, x)
         fit(x, weight, _weigh(x, weight), trial_level, fitted, trials, n_levels)
-        _round_scales(fitted, largest, codes, halves, rounded)
+        _round_scales(fitted, codes, halves, rounded)
         take_levels(x, fitted, rounded, level, n_levels)
-        turn_back(level, rows)
-        pack_tile(rows, codes, halves, out, first, n_blocks, n_levels)
+        store_32_rows(level, rows)
+        pack_tile(rows, codes, halves, heads, out, first, n_blocks, n_levels)

@@ -41,8 +41,8 @@ from mimo_gguf.quantization.kernels.q4_k_q5_k import (
     pack_tile,
     take_levels,
     trial_numerators,
-    turn_back,
 )
+from mimo_gguf.quantization.kernels.transposes import store_32_rows
 
 Q4_K_IMPORTANCE_TRIALS: Final = trial_numerators(15, -0.9, 0.05, 36)
 Q5_K_IMPORTANCE_TRIALS: Final = trial_numerators(31, -0.9, 0.05, 36)
@@ -205,7 +205,7 @@ def quantize_q4_k_or_q5_k_by_importance(src, out, importance, trials, n_levels, 
     weight = np.empty(TILE, np.float32)
     trial_level = np.empty(TILE, np.float32)
     level = np.empty(TILE, np.int32)
-    rows = np.empty(TILE, np.int32)
+    rows = np.empty(TILE, np.uint8)
     fitted = np.empty((GROUP, 4 * LANES), np.float32)
     lane_values = np.empty(LANES, np.float32)
     values = np.zeros(_CODES, np.float32)
@@ -215,6 +215,7 @@ def quantize_q4_k_or_q5_k_by_importance(src, out, importance, trials, n_levels, 
     codes = np.empty(2 * LANES, np.int32)
     halves = np.empty(2 * LANES, np.int32)
     rounded = np.empty(2 * LANES, np.float32)
+    heads = np.empty(4 * LANES, np.int32)
     n_blocks = src.size // 256
     for group in range(0, n_blocks, GROUP * TILE_BLOCKS):
         n_tiles = min(GROUP, (n_blocks - group + TILE_BLOCKS - 1) // TILE_BLOCKS)
@@ -233,5 +234,5 @@ def quantize_q4_k_or_q5_k_by_importance(src, out, importance, trials, n_levels, 
             first = group + tile * TILE_BLOCKS
             _take_codes(found, units, tile, codes, halves, rounded)
             take_levels(x[tile], fitted[tile], rounded, level, n_levels)
-            turn_back(level, rows)
-            pack_tile(rows, codes, halves, out, first, n_blocks, n_levels)
+            store_32_rows(level, rows)
+            pack_tile(rows, codes, halves, heads, out, first, n_blocks, n_levels)

@@ -29,12 +29,15 @@ from mimo_gguf.quantization.kernels.lanes import (
     load,
     nearest,
     nearest_in_range,
+    round_to_even,
     select,
+    smaller,
     splat,
+    splat_byte,
     store,
     to_float,
-    transpose,
 )
+from mimo_gguf.quantization.kernels.transposes import load_square, store_16_rows
 
 TILE: Final = 16 * LANES  # weights
 TILE_BLOCKS: Final = TILE // 256
@@ -58,7 +61,7 @@ def _load_tile(src, first, last, x):
     """
     for lane in range(0, LANES, 16):
         at = min(first + lane // 16, last) % (src.size // 256) * 256
-        transpose(src, at, at + 128, 16, x, lane, LANES)
+        load_square(src, at, at + 128, 16, x, lane, LANES)
 
 
 @njit
@@ -85,10 +88,16 @@ def _fit(x, weight, by_square, weighted, fitted, trials):
     for trial in range(trials.size):
         inverse = splat(trials[trial]) / extreme
         sum_lx, sum_l2 = splat(0.0), splat(0.0)
-        for i in range(0, TILE, LANES):
-            level = nearest_in_range(inverse * load(x, i), low, high)  # |inverse * x| < 33
-            sum_lx = sum_lx + load(weighted, i) * level
-            sum_l2 = sum_l2 + load(weight, i) * level * level
+        if trials[trial] > np.float32(-32.45):  # |inverse * x| is at most this, and rounds to 32
+            for i in range(0, TILE, LANES):
+                level = smaller(round_to_even(inverse * load(x, i)), high)
+                sum_lx = sum_lx + load(weighted, i) * level
+                sum_l2 = sum_l2 + load(weight, i) * level * level
+        else:
+            for i in range(0, TILE, LANES):
+                level = nearest_in_range(inverse * load(x, i), low, high)
+                sum_lx = sum_lx + load(weighted, i) * level
+                sum_l2 = sum_l2 + load(weight, i) * level * level
         trial_scale = sum_lx / sum_l2
         if trial == 0:
             scale = select(sum_l2 == splat(0.0), splat(0.0), trial_scale)
@@ -152,11 +161,11 @@ def _pack(rows, codes, halves, lane, out, at):
         b = load(rows, quarter + 32)
         c = load(rows, quarter + 64)
         d = load(rows, quarter + 96)
-        nibble = splat(15)
-        store(out, at + 64 * part, (a & nibble) | ((c & nibble) << splat(4)))
-        store(out, at + 64 * part + 32, (b & nibble) | ((d & nibble) << splat(4)))
-        high_ab = (a >> splat(4)) | ((b >> splat(4)) << splat(2))
-        high_cd = ((c >> splat(4)) << splat(4)) | ((d >> splat(4)) << splat(6))
+        nibble, four = splat_byte(15), splat_byte(4)
+        store(out, at + 64 * part, (a & nibble) | (c << four))
+        store(out, at + 64 * part + 32, (b & nibble) | (d << four))
+        high_ab = (a >> four) | ((b >> four) << splat_byte(2))
+        high_cd = ((c >> four) << four) | ((d >> four) << splat_byte(6))
         store(out, at + 128 + 32 * part, high_ab | high_cd)
     for j in range(16):
         out[at + 192 + j] = codes[lane + j] & 0xFF
@@ -174,7 +183,7 @@ def quantize_q6_k(src, out, importance, trials):
     weight = np.empty(TILE, np.float32)
     weighted = np.empty(TILE, np.float32)
     level = np.empty(TILE, np.int32)
-    rows = np.empty(TILE, np.int32)
+    rows = np.empty(TILE, np.uint8)
     fitted = np.empty(2 * LANES, np.float32)
     extremes = np.empty(LANES, np.float32)
     codes = np.empty(LANES, np.int32)
@@ -189,8 +198,7 @@ def quantize_q6_k(src, out, importance, trials):
         _extreme_scales(fitted, extremes)
         _round_scales(fitted, extremes, codes, halves, rounded)
         _take_levels(x, fitted, rounded, level)
-        for lane in range(0, LANES, 16):
-            transpose(level, lane, lane + 8 * LANES, LANES, rows, lane * 16, 16)
+        store_16_rows(level, rows)
         for block in range(first, min(first + TILE_BLOCKS, n_blocks)):
             lane, at = 16 * (block - first), block * 210
             if extremes[lane] == 0:
