@@ -14,7 +14,7 @@ What that needs, and where it is:
   in C.
 - *Rounding as ggml rounds* (`nearest`): adding 1.5 * 2**23 leaves the integer, rounded half to even, in the low bits
   of the float. ggml masks those bits, so values out of range wrap around; so do ours. In range the machine's own
-  rounding to even does the same (`nearest_in_range`).
+  rounding to even does the same (`round_to_even`).
 - *f16 by integer arithmetic* (`half_bits`, `half_value`): round half to even, overflow to infinity, subnormals.
 - *Long loops over a tile go by halves* (`lower_half`, `upper_half`): three sums of thirty-two lanes fill twelve of
   AVX's sixteen registers, and what they push out goes to memory and back at every step.
@@ -212,6 +212,12 @@ def splat(typing_context: Any, value: Any) -> Any:
 
 
 @intrinsic
+def splat_half(typing_context: Any, value: Any) -> Any:
+    """The same in half as many f32 lanes."""
+    return _emit_splat(value, types.float32, F32Half)
+
+
+@intrinsic
 def splat_byte(typing_context: Any, value: Any) -> Any:
     """The same byte in every lane."""
     return _emit_splat(value, types.uint8, ByteLanes)
@@ -221,7 +227,7 @@ def _emit_splat(value: Any, narrow: Any, lanes: Lanes) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         scalar = context.cast(builder, args[0], signature.args[0], narrow)
         one = builder.insert_element(ir.Constant(lanes.vector, ir.Undefined), scalar, ir.Constant(I32, 0))
-        return builder.shuffle_vector(one, one, indices([0] * LANES))
+        return builder.shuffle_vector(one, one, indices([0] * lanes.vector.count))
 
     return lanes(value), codegen
 
@@ -249,7 +255,8 @@ def _either(sign: str) -> Any:
             for first in range(0, a.vector.count, REGISTER):
                 part = indices(list(range(first, first + REGISTER)))
                 x, y = (builder.shuffle_vector(vector, vector, part) for vector in args)
-                parts.append(builder.select(builder.fcmp_ordered(sign, x, y), x, y))
+                compare = builder.icmp_signed if a is I32Lanes else builder.fcmp_ordered
+                parts.append(builder.select(compare(sign, x, y), x, y))
             while len(parts) > 1:
                 joint = indices(list(range(2 * parts[0].type.count)))
                 pairs = zip(parts[::2], parts[1::2], strict=True)
@@ -455,6 +462,10 @@ def nearest(value, low, high):
 
 
 @njit
-def nearest_in_range(value, low, high):
-    """The same in f32 throughout and half as long, for |value| < 4194303, where nothing wraps."""
-    return smaller(larger(round_to_even(value), low), high)
+def nearest_from_zero(value, zero, top):
+    """The same in f32 for [0, top], `zero` and `top` given as bits, where |value| < 4194303 and nothing wraps.
+
+    Clamped by integer units, which have time when those for floats have none: read as integers the bits of floats
+    from 0 up are in the floats' order, and those of negative ones are below 0.
+    """
+    return from_bits(smaller(larger(to_bits(round_to_even(value)), zero), top))

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.quantization.kernels.casts import cast_to_bf16, cast_to_f16
-from mimo_gguf.quantization.kernels.q4_k_q5_k import Q4_K_TRIALS, Q5_K_TRIALS, quantize_q4_k_or_q5_k
+from mimo_gguf.quantization.kernels.q4_k_q5_k import Q4_K_TRIALS, Q5_K_TRIALS, quantize_q4_k, quantize_q5_k
 from mimo_gguf.quantization.kernels.q4_k_q5_k_importance import (
     Q4_K_IMPORTANCE_TRIALS,
     Q5_K_IMPORTANCE_TRIALS,
     UNIT_TRIALS,
-    quantize_q4_k_or_q5_k_by_importance,
+    quantize_q4_k_by_importance,
+    quantize_q5_k_by_importance,
 )
 from mimo_gguf.quantization.kernels.q6_k import Q6_K_TRIALS, quantize_q6_k
 from mimo_gguf.quantization.kernels.q8_0 import quantize_q8_0
@@ -28,16 +29,16 @@ FlatKernel = Callable[[NDArray[Any], NDArray[np.uint8], NDArray[np.float32] | No
 
 def _q4_k(src: NDArray[Any], out: NDArray[np.uint8], importance: NDArray[np.float32] | None) -> None:
     if importance is None:
-        quantize_q4_k_or_q5_k(src, out, Q4_K_TRIALS, 15)
+        quantize_q4_k(src, out, Q4_K_TRIALS)
     else:
-        quantize_q4_k_or_q5_k_by_importance(src, out, importance, Q4_K_IMPORTANCE_TRIALS, 15, UNIT_TRIALS)
+        quantize_q4_k_by_importance(src, out, importance, Q4_K_IMPORTANCE_TRIALS, UNIT_TRIALS)
 
 
 def _q5_k(src: NDArray[Any], out: NDArray[np.uint8], importance: NDArray[np.float32] | None) -> None:
     if importance is None:
-        quantize_q4_k_or_q5_k(src, out, Q5_K_TRIALS, 31)
+        quantize_q5_k(src, out, Q5_K_TRIALS)
     else:
-        quantize_q4_k_or_q5_k_by_importance(src, out, importance, Q5_K_IMPORTANCE_TRIALS, 31, UNIT_TRIALS)
+        quantize_q5_k_by_importance(src, out, importance, Q5_K_IMPORTANCE_TRIALS, UNIT_TRIALS)
 
 
 def _q6_k(src: NDArray[Any], out: NDArray[np.uint8], importance: NDArray[np.float32] | None) -> None:

@@ -36,13 +36,15 @@ from mimo_gguf.quantization.kernels.lanes import (
     load_half,
     lower_half,
     nearest,
-    nearest_in_range,
+    nearest_from_zero,
     round_to_even,
     select,
     splat,
     splat_byte,
+    splat_half,
     square_root,
     store,
+    to_bits,
     to_float,
     upper_half,
 )
@@ -86,15 +88,23 @@ def _weigh(x, weight):
 
 @njit
 def _round_levels(x, inverse, low, n_levels, level):
+    """Levels of a trial, wherever they lie."""
     zero, top = splat(0), splat(n_levels)
     for i in range(0, TILE, LANES):
         store(level, i, to_float(nearest(inverse * (load(x, i) - low), zero, top)))
 
 
 @njit
-def _round_any_and_sum(x, weight, inverse, low, n_levels, level):
-    """Levels of a trial, and the sums of w * level, w * level**2 and w * level * x."""
-    _round_levels(x, inverse, low, n_levels, level)
+def _round_levels_in_range(x, inverse, low, n_levels, level):
+    """The same where rounding does not wrap around: nearly always."""
+    zero, top = splat(0), to_bits(to_float(splat(n_levels)))
+    for i in range(0, TILE, LANES):
+        store(level, i, nearest_from_zero(inverse * (load(x, i) - low), zero, top))
+
+
+@njit
+def _sums(x, weight, level):
+    """The sums of w * level, w * level**2 and w * level * x."""
     sum_l, sum_l2, sum_xl = splat(0.0), splat(0.0), splat(0.0)
     for i in range(0, TILE, LANES):
         step = load(level, i)
@@ -106,32 +116,16 @@ def _round_any_and_sum(x, weight, inverse, low, n_levels, level):
 
 
 @njit
-def _round_and_sum(x, weight, inverse, low, top, level):
-    """The same in one pass, for lanes where rounding does not wrap around: nearly always."""
-    zero = splat(0.0)
-    sum_l, sum_l2, sum_xl = splat(0.0), splat(0.0), splat(0.0)
-    for i in range(0, TILE, LANES):
-        value = load(x, i)
-        step = nearest_in_range(inverse * (value - low), zero, top)
-        store(level, i, step)
-        weighted = load(weight, i) * step
-        sum_l = sum_l + weighted
-        sum_l2 = sum_l2 + weighted * step
-        sum_xl = sum_xl + weighted * value
-    return sum_l, sum_l2, sum_xl
-
-
-@njit
-def _round_inside_and_sum(x, weight, inverse, low, level):
-    """The same where no level lies outside the range before it is bounded: in two trials of three."""
-    a = _round_half_inside_and_sum(x, weight, lower_half(inverse), lower_half(low), level, 0)
-    b = _round_half_inside_and_sum(x, weight, upper_half(inverse), upper_half(low), level, HALF)
+def _round_and_sum(x, weight, inverse, low, level):
+    """Both at once where no level lies outside the range before it is clamped: in two trials of three."""
+    a = _round_and_sum_half(x, weight, lower_half(inverse), lower_half(low), level, 0)
+    b = _round_and_sum_half(x, weight, upper_half(inverse), upper_half(low), level, HALF)
     return joined(a[0], b[0]), joined(a[1], b[1]), joined(a[2], b[2])
 
 
 @njit
-def _round_half_inside_and_sum(x, weight, inverse, low, level, first):
-    sum_l = sum_l2 = sum_xl = lower_half(splat(0.0))
+def _round_and_sum_half(x, weight, inverse, low, level, first):
+    sum_l = sum_l2 = sum_xl = splat_half(0.0)
     for i in range(first, TILE, LANES):
         value = load_half(x, i)
         step = round_to_even(inverse * (value - low))
@@ -166,7 +160,7 @@ def fit(x, weight, weighed, level, fitted, trials, n_levels):
     scale = splat(1.0) / inverse
     top = to_float(splat(n_levels))
     if all_lanes(inverse * (high - low) < top + splat(0.5)):  # not where it is NaN
-        _round_inside_and_sum(x, weight, inverse, low, level)  # the sums nobody asks for are not computed
+        _round_levels_in_range(x, inverse, low, n_levels, level)
     else:
         _round_levels(x, inverse, low, n_levels, level)
     best_error = _weighted_error(x, weight, level, scale, low)
@@ -177,11 +171,13 @@ def fit(x, weight, weighed, level, fitted, trials, n_levels):
         first, last = inverse * (bottom - low), inverse * (high - low)  # every level lies between these, rounded
         lower, upper = select(first < last, first, last), select(first < last, last, first)
         if all_lanes((lower > splat(-0.5)) & (upper < top + splat(0.5))):
-            sum_l, sum_l2, sum_xl = _round_inside_and_sum(x, weight, inverse, low, level)
-        elif all_lanes((lower > splat(-4e6)) & (upper < splat(4e6))):
-            sum_l, sum_l2, sum_xl = _round_and_sum(x, weight, inverse, low, top, level)
+            sum_l, sum_l2, sum_xl = _round_and_sum(x, weight, inverse, low, level)
         else:
-            sum_l, sum_l2, sum_xl = _round_any_and_sum(x, weight, inverse, low, n_levels, level)
+            if all_lanes((lower > splat(-4e6)) & (upper < splat(4e6))):
+                _round_levels_in_range(x, inverse, low, n_levels, level)
+            else:
+                _round_levels(x, inverse, low, n_levels, level)
+            sum_l, sum_l2, sum_xl = _sums(x, weight, level)
         determinant = sum_w * sum_l2 - sum_l * sum_l
         trial_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
         trial_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
@@ -305,9 +301,8 @@ def pack_tile(rows, codes, halves, heads, out, first, n_blocks, n_levels):
             _pack_low_bits(rows, lane, out, at + 48)
 
 
-@kernel
-def quantize_q4_k_or_q5_k(src, out, trials, n_levels):
-    """Quantises the flat `src` (whole super-blocks) into the flat uint8 `out`; 15 levels are Q4_K, 31 Q5_K."""
+@njit
+def _quantize(src, out, trials, n_levels):
     x = np.empty(TILE, np.float32)
     weight = np.empty(TILE, np.float32)
     trial_level = np.empty(TILE, np.float32)
@@ -326,3 +321,15 @@ def quantize_q4_k_or_q5_k(src, out, trials, n_levels):
         take_levels(x, fitted, rounded, level, n_levels)
         store_32_rows(level, rows)
         pack_tile(rows, codes, halves, heads, out, first, n_blocks, n_levels)
+
+
+@kernel
+def quantize_q4_k(src, out, trials):
+    """Quantises the flat `src` (whole super-blocks) into the flat uint8 `out`."""
+    _quantize(src, out, trials, 15)  # as a constant: a tenth faster than as an argument
+
+
+@kernel
+def quantize_q5_k(src, out, trials):
+    """The same for Q5_K."""
+    _quantize(src, out, trials, 31)

@@ -198,9 +198,8 @@ def _take_codes(found, units, tile, codes, halves, rounded):
         store(rounded, at, half_value(load(halves, at)) * to_float(load(codes, at)))
 
 
-@kernel
-def quantize_q4_k_or_q5_k_by_importance(src, out, importance, trials, n_levels, unit_trials):
-    """Quantises the flat `src` (whole rows) into the flat uint8 `out`; `importance`: float32, of one row's columns."""
+@njit
+def _quantize(src, out, importance, trials, n_levels, unit_trials):
     x = np.empty((GROUP, TILE), np.float32)
     weight = np.empty(TILE, np.float32)
     trial_level = np.empty(TILE, np.float32)
@@ -236,3 +235,15 @@ def quantize_q4_k_or_q5_k_by_importance(src, out, importance, trials, n_levels, 
             take_levels(x[tile], fitted[tile], rounded, level, n_levels)
             store_32_rows(level, rows)
             pack_tile(rows, codes, halves, heads, out, first, n_blocks, n_levels)
+
+
+@kernel
+def quantize_q4_k_by_importance(src, out, importance, trials, unit_trials):
+    """Quantises the flat `src` (whole rows) into the flat uint8 `out`; `importance`: float32, of one row's columns."""
+    _quantize(src, out, importance, trials, 15, unit_trials)
+
+
+@kernel
+def quantize_q5_k_by_importance(src, out, importance, trials, unit_trials):
+    """The same for Q5_K."""
+    _quantize(src, out, importance, trials, 31, unit_trials)

@@ -21,21 +21,27 @@ from numpy.typing import NDArray
 
 from mimo_gguf.quantization.kernels.jit import kernel
 from mimo_gguf.quantization.kernels.lanes import (
+    HALF,
     LANES,
     absolute,
     any_lane,
     half_bits,
     half_value,
+    joined,
+    larger,
     load,
+    load_half,
+    lower_half,
     nearest,
-    nearest_in_range,
     round_to_even,
     select,
     smaller,
     splat,
     splat_byte,
+    splat_half,
     store,
     to_float,
+    upper_half,
 )
 from mimo_gguf.quantization.kernels.transposes import load_square, store_16_rows
 
@@ -65,13 +71,47 @@ def _load_tile(src, first, last, x):
 
 
 @njit
+def _below(level):
+    return smaller(level, splat_half(31.0))
+
+
+@njit
+def _between(level):
+    return smaller(larger(level, splat_half(-32.0)), splat_half(31.0))
+
+
+def _summing(bounded):
+    """The sums of w * x * level and w * level**2 of a trial, in one of two variants."""
+
+    @njit
+    def sums_of_half(x, weight, weighted, inverse, first):
+        sum_lx = sum_l2 = splat_half(0.0)
+        for i in range(first, TILE, LANES):
+            level = bounded(round_to_even(inverse * load_half(x, i)))
+            sum_lx = sum_lx + load_half(weighted, i) * level
+            sum_l2 = sum_l2 + load_half(weight, i) * level * level
+        return sum_lx, sum_l2
+
+    @njit
+    def sums(x, weight, weighted, inverse):
+        a = sums_of_half(x, weight, weighted, lower_half(inverse), 0)
+        b = sums_of_half(x, weight, weighted, upper_half(inverse), HALF)
+        return joined(a[0], b[0]), joined(a[1], b[1])
+
+    return sums
+
+
+_sums_below = _summing(_below)
+_sums_between = _summing(_between)
+
+
+@njit
 def _fit(x, weight, by_square, weighted, fitted, trials):
     """Fits the scale of each lane's 16 weights.
 
     `x`, `weight`, `weighted`: float32[TILE] (the last is scratch). `fitted`: float32[2 * LANES], receives the scale
     and the inverse scale that gave the winning levels (NaN for a lane of zeros).
     """
-    low, high = splat(-32.0), splat(31.0)
     largest, extreme = splat(0.0), splat(0.0)
     for i in range(0, TILE, LANES):
         value = load(x, i)
@@ -87,17 +127,10 @@ def _fit(x, weight, by_square, weighted, fitted, trials):
     scale, best, best_inverse = splat(0.0), splat(0.0), splat(0.0)
     for trial in range(trials.size):
         inverse = splat(trials[trial]) / extreme
-        sum_lx, sum_l2 = splat(0.0), splat(0.0)
         if trials[trial] > np.float32(-32.45):  # |inverse * x| is at most this, and rounds to 32
-            for i in range(0, TILE, LANES):
-                level = smaller(round_to_even(inverse * load(x, i)), high)
-                sum_lx = sum_lx + load(weighted, i) * level
-                sum_l2 = sum_l2 + load(weight, i) * level * level
+            sum_lx, sum_l2 = _sums_below(x, weight, weighted, inverse)
         else:
-            for i in range(0, TILE, LANES):
-                level = nearest_in_range(inverse * load(x, i), low, high)
-                sum_lx = sum_lx + load(weighted, i) * level
-                sum_l2 = sum_l2 + load(weight, i) * level * level
+            sum_lx, sum_l2 = _sums_between(x, weight, weighted, inverse)
         trial_scale = sum_lx / sum_l2
         if trial == 0:
             scale = select(sum_l2 == splat(0.0), splat(0.0), trial_scale)
