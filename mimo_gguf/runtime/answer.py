@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mimo_gguf.runtime.reasoning import THINK_CLOSE, Kind, Piece, ReasoningSplitter
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.runtime.reasoning import Kind, Piece, ReasoningSplitter
+from mimo_gguf.runtime.sampling import Sampler
 from mimo_gguf.runtime.session_stats import SessionStats
 from mimo_gguf.runtime.text_stream import TextStream
+from mimo_gguf.runtime.think_budget import ThinkBudget
 from mimo_gguf.runtime.vocabulary import Vocabulary
 
 FinishReason = Literal["stop", "stop_string", "length", "context", "cancelled"]
-_CLOSING = f"\n{THINK_CLOSE}\n\n"  # what ends the reasoning when its budget is used up
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Answer:
     Attributes:
         text: the answer, without reasoning.
         reasoning: what stood inside `<think>...</think>`.
-        tokens: ids as generated, the end token included.
+        tokens: ids as generated, the end token included, and those put in to close the reasoning (`think_budget`).
         finish_reason: "stop" (the model ended), "stop_string", "length" (max_tokens), "context" (the window is full),
             or "cancelled".
         n_prompt: tokens of the prompt; stats.n_reused of them needed no evaluation.
@@ -44,9 +46,11 @@ class AnswerOptions:
     """What ends an answer, and how long it may think.
 
     Attributes:
-        max_tokens: None lets it go on until the model ends it or the window is full.
+        max_tokens: tokens of reasoning and answer together; None lets it go on until the model ends it or the window is
+            full.
         stop: texts that end the answer; they are not part of it.
-        think_budget: reasoning tokens after which the block is closed and the answer asked for; None: no limit.
+        think_budget: reasoning tokens after which the block is closed and the answer asked for, as `ThinkBudget` counts
+            them; 0 closes it at once; None: no limit.
         split_reasoning: read a leading `<think>` block as reasoning.
     """
 
@@ -54,6 +58,15 @@ class AnswerOptions:
     stop: tuple[str, ...] = ()
     think_budget: int | None = None
     split_reasoning: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for values that make no sense."""
+        for name in ("max_tokens", "think_budget"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise UsageError(f"{name} is {value!r}", hint="give a number of tokens, or None for no limit")
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
+            raise UsageError(f"stop is {self.stop!r}", hint='give texts: stop=("###",)')
 
 
 class AnswerText:
@@ -64,12 +77,13 @@ class AnswerText:
         reason: why it ended; "cancelled" as long as nothing else did.
     """
 
-    def __init__(self, vocabulary: Vocabulary, options: AnswerOptions) -> None:
+    def __init__(self, vocabulary: Vocabulary, options: AnswerOptions, opened: str | None = None) -> None:
+        """`opened`: what the prompt says after a `<think>` of its own, None where it opened no block."""
         self._vocabulary = vocabulary
         self._options = options
-        self._budget = options.think_budget
+        self._budget = None if options.think_budget is None else ThinkBudget(options.think_budget, opened)
         self._stream = TextStream(options.stop)
-        self._splitter = ReasoningSplitter() if options.split_reasoning else None
+        self._splitter = ReasoningSplitter(inside=opened is not None) if options.split_reasoning else None
         self._texts: dict[Kind, list[str]] = {kind: [] for kind in Kind}
         self.tokens: list[int] = []
         self.reason: FinishReason = "cancelled"
@@ -92,19 +106,23 @@ class AnswerText:
             return []
         return self._push(self._vocabulary.piece(token))
 
-    def closing(self) -> list[int]:
+    def closing(self, sampler: Sampler) -> list[int]:
         """Tokens that are to be put into the answer now: they close reasoning that has used up its budget."""
-        if self.ended or self._budget is None or self._splitter is None:
+        if self.ended or self._budget is None:
             return []
-        if not self._splitter.thinking or len(self.tokens) < self._budget:
-            return []
-        self._budget = None
-        return self._vocabulary.tokenize(_CLOSING)
+        room = None if self._options.max_tokens is None else self._options.max_tokens - len(self.tokens)
+        for closing in self._budget.closings:
+            if sampler.allows(tokens := self._vocabulary.tokenize(closing)):
+                return tokens[:room]
+        return []
 
     def put(self, closing: Sequence[int]) -> list[Piece]:
-        """The pieces that come of tokens put in."""
-        self.tokens += closing
-        return self._push(_CLOSING.encode())
+        """The pieces that come of tokens put in, as far as they do not end the answer."""
+        pieces: list[Piece] = []
+        for token in closing:
+            if not self.ended:
+                pieces += self.take(token)
+        return pieces
 
     def finish(self) -> list[Piece]:
         """What was held back, when no more will come."""
@@ -112,6 +130,8 @@ class AnswerText:
         return self._keep(self._splitter.push(rest) + self._splitter.finish() if self._splitter else _plain(rest))
 
     def _push(self, piece: bytes) -> list[Piece]:
+        if self._budget is not None:
+            self._budget.take(piece)
         text = self._stream.push(piece)
         if self._stream.stopped:
             self.end("stop_string")

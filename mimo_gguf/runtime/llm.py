@@ -20,7 +20,7 @@ from mimo_gguf.core.errors import UsageError
 from mimo_gguf.runtime.answer import AnswerOptions, AnswerText, FinishReason
 from mimo_gguf.runtime.chat_template import Message
 from mimo_gguf.runtime.model import Model
-from mimo_gguf.runtime.reasoning import Kind
+from mimo_gguf.runtime.reasoning import Kind, opened_block
 from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
 from mimo_gguf.runtime.session import SessionOptions
 from mimo_gguf.runtime.slot import Cancelled, Slot, WindowFull
@@ -40,6 +40,7 @@ class SamplingParams:
         n: answers to each prompt.
         top_k: 0 and -1 switch it off.
         max_tokens: None lets an answer go on until the model ends it or its window is full.
+        thinking_token_budget: `AnswerOptions.think_budget`.
     """
 
     n: int = 1
@@ -53,6 +54,7 @@ class SamplingParams:
     seed: int | None = None
     stop: str | Sequence[str] = ()
     max_tokens: int | None = None
+    thinking_token_budget: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def sampling(self, number: int = 0) -> SamplingOptions:
@@ -76,7 +78,7 @@ class SamplingParams:
     def ending(self, *, split_reasoning: bool) -> AnswerOptions:
         """What ends the answer."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        return AnswerOptions(max_tokens=self.max_tokens, stop=stop, split_reasoning=split_reasoning)
+        return AnswerOptions(self.max_tokens, stop, self.thinking_token_budget, split_reasoning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +172,8 @@ class LLM:
             raise UsageError(f"{len(params)} parameters for {len(prompts)} prompts", hint="give one, or one for each")
         tokens = [self.model.vocabulary.tokenize(prompt) for prompt in prompts]
         requests = [
-            [_Request(self.model, ids, each, number, split_reasoning) for number in range(each.n)]
-            for ids, each in zip(tokens, params, strict=True)
+            [_Request(self.model, prompt, ids, each, number, split_reasoning) for number in range(each.n)]
+            for prompt, ids, each in zip(prompts, tokens, params, strict=True)
         ]
         self._serve(deque(request for group in requests for request in group))
         return [
@@ -188,6 +190,8 @@ class LLM:
                 for slot in free[: len(waiting)]:
                     running[slot] = waiting.popleft()
                     running[slot].begin(slot)
+                for slot, request in running.items():
+                    request.close_reasoning(slot)
                 for slot, outcome in session.step(
                     {slot: request.sampler for slot, request in running.items() if not request.said.ended}
                 ).items():
@@ -203,11 +207,12 @@ class _Request:
     """One answer on its way."""
 
     def __init__(
-        self, model: Model, prompt: list[int], params: SamplingParams, number: int, split_reasoning: bool
+        self, model: Model, prompt: str, tokens: list[int], params: SamplingParams, number: int, split_reasoning: bool
     ) -> None:
-        self.said = AnswerText(model.vocabulary, params.ending(split_reasoning=split_reasoning))
+        options = params.ending(split_reasoning=split_reasoning)
+        self.said = AnswerText(model.vocabulary, options, opened_block(prompt))
         self.number = number
-        self._prompt = prompt
+        self._prompt = tokens
         self._native = model.native
         self._sampling = params.sampling(number)
         self.sampler: Sampler
@@ -219,6 +224,16 @@ class _Request:
             slot.begin(self._prompt)
         except WindowFull as full:
             self.take(full)
+
+    def close_reasoning(self, slot: Slot) -> None:
+        """Where its budget is used up."""
+        if closing := self.said.closing(self.sampler):
+            try:
+                slot.insert(closing, self.sampler)
+            except WindowFull as full:
+                self.take(full)
+            else:
+                self.said.put(closing)
 
     def take(self, outcome: int | Cancelled | WindowFull) -> None:
         if isinstance(outcome, int):

@@ -24,7 +24,7 @@ from mimo_gguf.runtime.devices import Device
 from mimo_gguf.runtime.fit import FitPlan
 from mimo_gguf.runtime.launch import Launch, choose_plan, launch
 from mimo_gguf.runtime.llama_api import LlamaModel, ModelOptions, load_model
-from mimo_gguf.runtime.reasoning import Kind, Piece
+from mimo_gguf.runtime.reasoning import Kind, Piece, opened_block
 from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
 from mimo_gguf.runtime.session import Session, SessionOptions
 from mimo_gguf.runtime.slot import Cancelled, Progress, Slot, WindowFull
@@ -42,14 +42,15 @@ class AnswerStream(Iterator[Piece]):
 
     def __init__(
         self, slot: Slot, vocabulary: Vocabulary, prompt: Sequence[int], sampling: SamplingOptions,
-        options: AnswerOptions, progress: Progress | None = None,
+        options: AnswerOptions, progress: Progress | None = None, opened: str | None = None,
     ) -> None:  # fmt: skip
+        """`opened`: what the prompt says after a `<think>` of its own, None where it opened no block."""
         self._slot = slot
         self._prompt = list(prompt)
         self._progress = progress
         self._sampling = sampling.seeded()
         self._before = slot.stats.copy()
-        self._said = AnswerText(vocabulary, options)
+        self._said = AnswerText(vocabulary, options, opened)
         self._pieces = self._generate()
 
     def __next__(self) -> Piece:
@@ -95,10 +96,11 @@ class AnswerStream(Iterator[Piece]):
             try:
                 self._slot.feed(self._prompt, self._progress)
                 while not said.ended:
-                    yield from said.take(self._slot.next_token(sampler))
-                    if closing := said.closing():
+                    if closing := said.closing(sampler):
                         self._slot.insert(closing, sampler)
                         yield from said.put(closing)
+                    else:
+                        yield from said.take(self._slot.next_token(sampler))
             except WindowFull:
                 said.end("context")
             except Cancelled:
@@ -269,7 +271,7 @@ class Model:
         Raises:
             UsageError: an unknown option, a value out of range, a conversation the template does not take.
         """
-        prompt = self.prompt_tokens(messages, system=system)
+        prompt = self.prompt_text(messages, system=system)
         return self._answer(prompt, stream, sampling, options, progress, overrides)
 
     @overload
@@ -296,16 +298,17 @@ class Model:
     ) -> Answer | AnswerStream:
         """Continues `prompt` as it stands: no template, no splitting of reasoning. Otherwise as `chat`."""
         options = options or AnswerOptions(split_reasoning=False)
-        return self._answer(self.vocabulary.tokenize(prompt), stream, sampling, options, progress, overrides)
+        return self._answer(prompt, stream, sampling, options, progress, overrides)
 
     def _answer(
-        self, prompt: Sequence[int], stream: bool, sampling: SamplingOptions | None, options: AnswerOptions | None,
+        self, prompt: str, stream: bool, sampling: SamplingOptions | None, options: AnswerOptions | None,
         progress: Progress | None, overrides: dict[str, Any],
     ) -> Answer | AnswerStream:  # fmt: skip
         self._stop_running()
         self.slot.forget_cancel()
         sampling, options = _overridden(sampling or SamplingOptions(), options or AnswerOptions(), overrides)
-        answers = AnswerStream(self.slot, self.vocabulary, prompt, sampling, options, progress)
+        tokens = self.vocabulary.tokenize(prompt)
+        answers = AnswerStream(self.slot, self.vocabulary, tokens, sampling, options, progress, opened_block(prompt))
         self._running = answers
         return answers if stream else answers.read()
 

@@ -27,12 +27,18 @@ class Piece:
     text: str
 
 
+def opened_block(prompt: str) -> str | None:
+    """What a prompt that ends in an open block (some templates' do) says after `<think>`: white space; else None."""
+    _, marker, after = prompt.rpartition(THINK_OPEN)
+    return after if marker and not after.strip() else None
+
+
 class ReasoningSplitter:
     """Sorts streamed text into reasoning and answer, with markers split over pieces in any way.
 
     A block is read as reasoning only where a text begins with it (white space aside): `<think>` in the middle of an
     answer is an answer about it. A block that never closes is reasoning to the end; text without one is all answer.
-    The markers and the blank lines around them are not part of either text.
+    The markers, one that is cut off too, and the blank lines around them are not part of either text.
     """
 
     def __init__(self, *, inside: bool = False) -> None:
@@ -59,7 +65,12 @@ class ReasoningSplitter:
         if self._kind is None:
             self._kind, self._at_start = Kind.ANSWER, False
         rest, self._held = self._held, ""
-        return self._as_pieces(rest.rstrip("\n") if self.thinking else rest)
+        if not self.thinking:
+            return self._as_pieces(rest)
+        begun = held_back(rest, (THINK_CLOSE,))
+        if begun > 1:  # `</` and more of a marker that was cut off; `<` alone may be anything
+            rest = rest[:-begun]
+        return self._as_pieces(rest.rstrip("\n"))
 
     def _step(self, pieces: list[Piece]) -> bool:
         """Moves certain text from the held to `pieces`; true when there may be more to do."""

@@ -171,9 +171,30 @@ class Sampler:
             self._accept(sampler, token)
 
     def note(self, token: int) -> None:
-        """Takes a token that was put into the answer without being drawn, for penalties and DRY to count."""
+        """Takes a token that was put into the answer without being drawn, for penalties, DRY and grammar to count.
+
+        Raises:
+            BackendError: the grammar does not allow it (ask `allows` before).
+        """
+        if self._grammar is not None:
+            self._accept_by_grammar(self._grammar, token)
         for sampler in self._looking_back:
             self._accept(sampler, token)
+
+    def allows(self, tokens: Sequence[int]) -> bool:
+        """Whether a grammar, where there is one, allows `tokens` here, one after the other."""
+        if self._grammar is None:
+            return True
+        module = api()
+        grammar = module.llama_sampler_clone(self._grammar)
+        try:
+            for token in tokens:
+                self._accept_by_grammar(grammar, token)
+        except BackendError:
+            return False
+        finally:
+            module.llama_sampler_free(grammar)
+        return True
 
     def sample(self, context: LlamaContext, row: int) -> int:
         """The next token from row `row` of the last decode's logits. What it draws depends on nothing else."""
@@ -186,15 +207,11 @@ class Sampler:
     def _sample_by_grammar(self, logits: Floats) -> int:
         plain = self._takes_likeliest
         token = int(logits.argmax()) if plain else self._draw(self._candidates.of(logits))
-        if not self._is_allowed(token):
+        if not self._is_allowed(self._grammar, token):
             candidates = self._candidates.of(logits)
             self._apply(self._grammar, candidates)
             token = self._draw(candidates)
-            if not self._is_allowed(token):  # llama.cpp ends the process when it is told to accept such a token
-                raise BackendError(
-                    "the grammar allows no token here", hint="let it end: root ::= ... with nothing after"
-                )
-        self._accept(self._grammar, token)
+        self._accept_by_grammar(self._grammar, token)
         self._accept(self._chain, token)
         return token
 
@@ -203,10 +220,15 @@ class Sampler:
         array = candidates.contents
         return int(array.data[array.selected].id)
 
-    def _is_allowed(self, token: int) -> bool:
+    def _accept_by_grammar(self, grammar: Any, token: int) -> None:
+        if not self._is_allowed(grammar, token):  # llama.cpp ends the process when it is told to accept such a token
+            raise BackendError("the grammar allows no token here", hint="let it end: root ::= ... with nothing after")
+        self._accept(grammar, token)
+
+    def _is_allowed(self, grammar: Any, token: int) -> bool:
         module = api()
         one = module.llama_token_data(token, 1.0, 0.0)
-        self._apply(self._grammar, ctypes.pointer(module.llama_token_data_array(ctypes.pointer(one), 1, -1, False)))
+        self._apply(grammar, ctypes.pointer(module.llama_token_data_array(ctypes.pointer(one), 1, -1, False)))
         return bool(one.logit != -math.inf)
 
     def close(self) -> None:

@@ -118,15 +118,6 @@ def _no_end(model: Model) -> dict[int, float]:
     return dict.fromkeys(model.vocabulary.end_tokens, -1000.0)
 
 
-def test_a_reasoning_budget_brings_the_answer(model: Model) -> None:
-    free = model.chat(WHO, temperature=0)
-    assert len(model.vocabulary.tokenize(free.reasoning)) > 4
-    answer = model.chat(WHO, temperature=0, think_budget=4)
-    assert answer.reasoning == model.vocabulary.text(list(answer.tokens[:4])).removeprefix("<think>").strip("\n")
-    assert answer.text and answer.finish_reason == "stop"
-    assert model.chat(WHO, temperature=0, think_budget=10_000).tokens == free.tokens
-
-
 def test_turns_reuse_what_they_share(trained_path: Path) -> None:
     """On BF16: with quantized weights another batch size rounds the activations otherwise, and near ties may turn."""
     with Model.open(trained_path, session=OPTIONS) as model:

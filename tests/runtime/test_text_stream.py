@@ -82,6 +82,8 @@ CASES = [
     ("<think>a < b </thin> </think>\nc </think> d", "a < b </thin> ", "c </think> d"),
     ("<thi", "", "<thi"),
     ("<think>", "", ""),
+    ("<think>cut off\n</thi", "cut off", ""),
+    ("<think>a <", "a <", ""),
     ("", "", ""),
     ("<think>one\n\ntwo</think>three\n\nfour\n", "one\n\ntwo", "three\n\nfour\n"),
 ]
