@@ -26,6 +26,7 @@ FIRST_INTERVAL: Final = 48  # cycles of the chosen way before the other is measu
 LAST_INTERVAL: Final = 768
 AFTER_NO_HOPE: Final = 144  # the first such interval where a trial showed at once that drafting cannot pay
 SOON: Final = 16  # the same when drafting has become slower than plain was
+WARM_UP: Final = 32  # cycles before a trial of drafting from which on the MTP blocks are shown the text again
 PROBE_PLAIN: Final = 3  # cycles of one such measurement
 PROBE_DRAFTED: Final = 6
 FEWEST_DRAFTED: Final = 3  # cycles of a trial before it may be given up
@@ -116,6 +117,11 @@ class DraftControl:
     def wants_draft(self) -> bool:
         """Whether the next cycle should draft."""
         return not self._adaptive or (self._measuring[0].drafted if self._measuring else self._drafting)
+
+    @property
+    def wants_rows(self) -> bool:
+        """Whether drafts are made, or will be so soon that the MTP blocks should see what is evaluated."""
+        return not self._adaptive or self._drafting or bool(self._measuring) or self._until_measured <= WARM_UP
 
     def record(self, *, drafted: bool, seconds: float, n_tokens: int) -> None:
         """Takes one finished cycle: how long it took and how many tokens it gave."""

@@ -186,21 +186,23 @@ class MtpRows:
         return self._before is not None
 
     def can_follow(self, position: int) -> bool:
-        """Whether `follow` may begin there."""
+        """Whether `follow` may begin there and lose nothing that is known."""
         return position < self.end or (position == self.end and self.knows_state)
 
     def follow(self, tokens: Sequence[int], first_position: int, states: Floats) -> None:
         """Takes what the target has just evaluated: `tokens` at consecutive positions and its states, one row each.
 
         It follows on what is known here, or begins with the last token known, whose state was missing (after a draft,
-        after `forget`, at position 0).
+        after `forget`, at position 0). Where tokens went by unseen (while nothing was drafted), everything before is
+        forgotten: the MTP blocks then attend to what comes from here on, which only their drafts depend on.
         """
         states = self._drafter.trunk_norm(states)
         self.forget(first_position + 1)
+        if first_position >= self.end and not self.can_follow(first_position):
+            self._drafter.context.forget(0, self.seq_id)
+            self.resume(first_position + 1)
         if first_position == self.end - 1:
             self._before, tokens, states = states[0].copy(), tokens[1:], states[1:]
-        elif first_position != self.end or self._before is None:
-            raise BackendError("the MTP context lost its place", hint="a mistake in mimo-gguf; please report it")
         done = 0
         while done < len(tokens):
             if len(self._tokens) == len(self._states):
@@ -237,7 +239,7 @@ class MtpRows:
         self._drafter.catch_up(source)
         self.forget(0)
         self._drafter.context.share(source.seq_id, n_tokens, self.seq_id)
-        self.resume(n_tokens)
+        self.resume(min(n_tokens, source.end))
 
     def waiting(self) -> _Stretch:
         return _Stretch(self.seq_id, self._tokens, self._first, self._states[: len(self._tokens)])

@@ -170,6 +170,11 @@ class Session:
         """The control for as many conversations as drew together last."""
         return self._controls[self._n_drawing - 1]
 
+    @property
+    def follows(self) -> bool:
+        """Whether the MTP blocks are shown what is evaluated. They need not be while nothing is drafted."""
+        return self.drafter is not None and self.drafting_allowed and self.control.wants_rows
+
     def close(self) -> None:
         """Frees both contexts. The model is not the session's."""
         if self.drafter is not None:
@@ -268,9 +273,9 @@ class Session:
         wanted = {
             slot: DraftRequest(slot.rows, slot.drawn, slot.room - 1)
             for slot in drawing
-            if slot.rows is not None and slot.drawn is not None and slot.rows.knows_state and slot.room > 1
+            if slot.rows is not None and slot.drawn is not None and slot.is_followed and slot.room > 1
         }
-        self._cycle.tried = True
+        self._cycle.tried = bool(wanted)
         return dict(zip(wanted, drafter.draft(list(wanted.values())), strict=True))
 
     def _decode(self, parts: Sequence[Part]) -> list[int] | None:
@@ -288,7 +293,7 @@ class Session:
             self.target.abort_when(lambda: all(slot.is_cancelled() for slot, _, _ in parts))
         try:
             result = self.target.decode(batch.native)
-            if result == 0 and self.drafter is not None:
+            if result == 0 and self.follows:
                 for (slot, tokens, _), first in zip(parts, rows, strict=True):
                     assert slot.rows is not None
                     n = len(tokens) if slot.prompt else 1  # drafts follow when they are drawn

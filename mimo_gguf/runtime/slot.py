@@ -188,13 +188,18 @@ class Slot:
             if not self.tokens:
                 raise BackendError("there is nothing to draw a token from", hint="call begin or feed first")
             at -= 1
-        if self.rows is not None and not self.rows.can_follow(at):
-            at = min(at, self.rows.end) - 1
+        if self.rows is not None and at == self.rows.end and self.session.follows and not self.rows.knows_state:
+            at -= 1
         if at < len(self.tokens):
             self.session.target.forget(at, self.seq_id)
             drawn = [] if self.drawn is None else [self.drawn]
             self.prompt, self.drawn = self.tokens[at:] + drawn + self.prompt, None
             del self.tokens[at:]
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the MTP blocks have seen all that is evaluated, so that they can draft what comes next."""
+        return self.rows is not None and self.rows.end == len(self.tokens) and self.rows.knows_state
 
     @property
     def can_draw(self) -> bool:

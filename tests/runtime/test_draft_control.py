@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mimo_gguf.runtime.draft_control import DraftControl
+from mimo_gguf.runtime.draft_control import WARM_UP, DraftControl
 
 
 def simulate(
@@ -73,6 +73,23 @@ def test_a_trial_ends_when_it_cannot_pay_any_more() -> None:
         n_drafted.append(sum(decisions))
         assert not control.verdict.drafting and control.verdict.n_switches == 1
     assert n_drafted == [3, 8]
+
+
+def test_the_mtp_blocks_see_the_text_again_before_a_trial() -> None:
+    """Not while drafting is off, but for the last cycles before it is tried: see WARM_UP."""
+    control = DraftControl()
+    seen = []
+    for _ in range(400):
+        draft = control.wants_draft()
+        seen.append((draft, control.wants_rows))
+        control.record(drafted=draft, seconds=0.18 if draft else 0.1, n_tokens=1)
+    trials = [i for i in range(1, 400) if seen[i][0] and not seen[i - 1][0]]
+    assert len(trials) >= 2
+    for trial in trials[1:]:
+        assert all(rows for _, rows in seen[trial - WARM_UP : trial + 1])
+        assert not any(rows for _, rows in seen[trial - WARM_UP - 20 : trial - WARM_UP])
+    assert sum(rows for _, rows in seen) < 400 * 0.35
+    assert all(rows for _, rows in seen[:7]) and DraftControl(adaptive=False).wants_rows
 
 
 def test_follows_a_change_in_acceptance() -> None:

@@ -416,6 +416,10 @@ class Anything:
         slot.reset()
         self.texts.pop(slot, None)
 
+    def switch(self) -> None:
+        """The MTP blocks see nothing of what is evaluated until drafting is allowed again."""
+        self.session.drafting_allowed = not self.session.drafting_allowed or self.rng.random() < 0.4
+
     def step(self) -> None:
         self.failing = 0.1
         try:
@@ -431,6 +435,7 @@ class Anything:
 
     def run(self, n: int) -> None:
         operations = [self.step] * 30 + [self.begin, self.feed, self.insert, self.cancel, self.reset, self.begin]
+        operations += [self.switch] * 2
         for _ in range(n):
             try:
                 operations[int(self.rng.integers(len(operations)))]()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ import pytest
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.runtime.drafting import Drafter
-from mimo_gguf.runtime.llama_api import LlamaModel
+from mimo_gguf.runtime.llama_api import LlamaContext, LlamaModel, api
 from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
 from mimo_gguf.runtime.session import Session, SessionOptions
+from mimo_gguf.runtime.session_state import load_state, save_state
 from mimo_gguf.runtime.slot import Cancelled, WindowFull
 from tests.runtime.oracle import Oracle
 
@@ -238,6 +240,55 @@ def test_drafting_can_be_switched(tiny: LlamaModel) -> None:
                 said.append(session.slot.next_token(sampler))
         assert said == wanted
         assert 35 <= session.stats.n_drafted[0] <= 42
+
+
+def test_the_mtp_blocks_do_nothing_while_nothing_is_drafted(tiny: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards they see what comes from there on, and only that."""
+    wanted = plain_tokens(tiny, 90)
+    with Session(tiny, OPTIONS) as session, Sampler(tiny, GREEDY) as sampler:
+        assert session.drafter is not None
+        decoded: list[int] = []
+        context = session.drafter.context
+        decode = context.decode
+        monkeypatch.setattr(context, "decode", lambda batch: decoded.append(batch.n_tokens) or decode(batch))
+        session.drafting_allowed = False
+        session.slot.feed(PROMPT)
+        said = [session.slot.next_token(sampler) for _ in range(40)]
+        assert decoded == [] and context.last_position() == -1
+        session.drafting_allowed = True
+        n = len(session.slot.tokens)
+        said += [session.slot.next_token(sampler) for _ in range(20)]
+        assert first_position(context) == n + 1 and len(decoded) > 15
+        session.drafting_allowed = False
+        said += [session.slot.next_token(sampler) for _ in range(20)]
+        session.drafting_allowed = True
+        said += [session.slot.next_token(sampler) for _ in range(10)]
+        assert first_position(context) > n + 40 and session.stats.n_drafted[0] > 20
+        assert said == wanted
+
+
+def first_position(context: LlamaContext) -> int:
+    return int(api().llama_memory_seq_pos_min(context.memory, 0))
+
+
+def test_going_back_or_on_while_nothing_is_drafted(tiny: LlamaModel, tmp_path: Path) -> None:
+    """To a text of which the MTP blocks have seen all, a part, or nothing; saved and loaded, too."""
+    branches = [PROMPT[:20], [*PROMPT[:50], 3, 1, 4], [*PROMPT, 1, 5, 9], [2, 6, 5], PROMPT]
+    for branch in branches:
+        with Session(tiny, PLAIN) as plain:
+            wanted = generate(plain, 30, prompt=branch)
+        for saved in (False, True):
+            with Session(tiny, OPTIONS) as session, Session(tiny, OPTIONS) as other:
+                session.slot.feed(PROMPT[:50])
+                session.drafting_allowed = False
+                generate(session, 10, prompt=PROMPT)
+                if saved:
+                    save_state(session.slot, "key", tmp_path / "talk.kv")
+                    assert load_state(other.slot, "key", tmp_path / "talk.kv")
+                    session = other
+                session.drafting_allowed = True
+                assert generate(session, 30, prompt=branch) == wanted
+                assert session.stats.n_drafted[0] > 15
 
 
 def test_unlikely_drafts_are_not_proposed(tiny: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
