@@ -2,14 +2,15 @@
 
     python -m benchmarks.generation MiMo-7B-RL-Q4_K_M.gguf --tools DIR [--threads 2] [--tokens 64] [--rounds 3]
 
-All with the same threads and greedy sampling; the texts are the ones `mimo-gguf bench` ships with. The candidates take
-turns, in an order that turns round every time; ratios are medians of those of the same text in the same round, so that
-a machine that slows down slows both sides of them. Only one program is loaded at a time, or, with --together, all of
-them, text by text in turn: they share the mapped weights, and only what is measured computes. Ours is run plain, with
-one draft always, and as it comes: drafting where its own measurements say that it pays. Python's share is what is left
-of the time without that inside llama_decode; choosing the token is in it. Time to first token is what a caller waits
-for: reading the prompt and drawing one token, no cache reused. llama-bench measures neither texts nor first tokens and
-draws no token; its cache is filled to the texts' median length before it counts. The last line is one JSON document.
+All with the same threads and greedy sampling, end tokens forbidden; the texts are the ones `mimo-gguf bench` ships
+with. The candidates take turns, in an order that turns round every time; ratios are medians of those of the same text
+in the same round, so that a machine that slows down slows both sides of them. Only one program is loaded at a time, or,
+with --together, all of them, text by text in turn: they share the mapped weights, and only what is measured computes.
+Ours is run plain, with one draft always, and as it comes: drafting where its own measurements say that it pays.
+Python's share is what is left of the time without that inside llama_decode; choosing the token is in it. Time to first
+token is what a caller waits for: reading the prompt and drawing one token, no cache reused. llama-bench measures
+neither texts nor first tokens and draws no token; its cache is filled to the texts' median length before it counts. The
+last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -26,11 +27,10 @@ from pathlib import Path
 
 from benchmarks.measured import machine, time_decodes
 from mimo_gguf.core.gguf_file import read_gguf
-from mimo_gguf.runtime.bench import PROMPTS, BenchOptions, bench_prompts, window_needed
+from mimo_gguf.runtime.bench import PROMPTS, BenchOptions, EndlessSampler, bench_prompts, window_needed
 from mimo_gguf.runtime.bench_peers import PeerOptions, measure_peer, running_server, serve_once
 from mimo_gguf.runtime.chat_template import ChatTemplate
 from mimo_gguf.runtime.llama_api import ModelOptions, default_threads, load_model
-from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
 from mimo_gguf.runtime.session import Session, SessionOptions
 from mimo_gguf.runtime.vocabulary import Vocabulary
 
@@ -65,10 +65,11 @@ def ours(file: Path, options: PeerOptions, *, mtp: bool, adaptive: bool = False)
     with load_model(file, model_options) as model, Session(model, session_options) as session:
         vocabulary, slot, native = Vocabulary(model), session.slot, time_decodes(session)
         slot.feed(vocabulary.tokenize("warm up"))
+        end_tokens = vocabulary.end_tokens
 
         def measure(text: str) -> Run:
             earlier = slot.stats.copy()
-            with Sampler(model, SamplingOptions(temperature=0)) as sampler:
+            with EndlessSampler(model, end_tokens) as sampler:
                 slot.reset()
                 start = time.perf_counter()
                 slot.feed(vocabulary.tokenize(text))

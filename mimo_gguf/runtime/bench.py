@@ -1,16 +1,18 @@
 """Measuring a model's speed: reading prompts, plain generation, generation with drafts of several lengths.
 
 Every figure is a median of repetitions on the same greedy text, so that ways differ only in how tokens are made. End
-tokens are ignored: each run makes as many tokens as asked.
+tokens are forbidden: each run makes as many tokens as asked.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
+
+import numpy as np
 
 from mimo_gguf import __version__
 from mimo_gguf.core.errors import UsageError
@@ -20,7 +22,7 @@ from mimo_gguf.runtime.bench_peers import way_text
 from mimo_gguf.runtime.chat_template import ChatTemplate
 from mimo_gguf.runtime.devices import Device, host_device, list_devices
 from mimo_gguf.runtime.fit import FitPlan
-from mimo_gguf.runtime.llama_api import LlamaModel, api, default_threads
+from mimo_gguf.runtime.llama_api import LlamaContext, LlamaModel, api, default_threads
 from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
 from mimo_gguf.runtime.session import Session, SessionOptions
 from mimo_gguf.runtime.slot import Slot
@@ -141,6 +143,22 @@ class BenchReport:
             entry["read_bytes_per_s"] = figure.read_bytes_per_s
             entry["bandwidth_share"] = self.bandwidth_share(figure)
         return document
+
+
+class EndlessSampler(Sampler):
+    """Greedy, but for end tokens: never drawn, so that the text is the one llama-server's `ignore_eos` makes.
+
+    Drawn and ignored, they would lead to another text, in which more, or fewer, drafts are right.
+    """
+
+    def __init__(self, model: LlamaModel, end_tokens: Collection[int]) -> None:
+        super().__init__(model, SamplingOptions(temperature=0))
+        self._end_tokens = np.array(sorted(end_tokens), np.int64)
+
+    def sample(self, context: LlamaContext, row: int) -> int:
+        """The likeliest token of a row but for end tokens, whose logits it overwrites."""
+        context.logits(row)[self._end_tokens] = -np.inf
+        return super().sample(context, row)
 
 
 def bench_prompts(template: ChatTemplate, kinds: Sequence[str]) -> dict[str, str]:
@@ -268,6 +286,7 @@ def _measure_generation(
     used: dict[str, int],
 ) -> Iterator[GenerationFigure]:
     texts: dict[str, list[int]] = {}
+    end_tokens = Vocabulary(model).end_tokens
     reads = weight_reads(read_gguf(model.path))
     number, of = 0, len(ways) * len(prompts)
     for n_draft in ways:
@@ -276,7 +295,7 @@ def _measure_generation(
             for kind, prompt in prompts.items():
                 number += 1
                 tell(f"{kind}, {way_text(n_draft)} ({number} of {of})")
-                figure = _measure_text(session.slot, kind, prompt, n_draft, options, texts, reads)
+                figure = _measure_text(session.slot, kind, prompt, n_draft, options, texts, reads, end_tokens)
                 _note_memory(plan, used)
                 yield figure
 
@@ -289,13 +308,14 @@ def _measure_text(
     options: BenchOptions,
     texts: dict[str, list[int]],
     reads: WeightReads,
+    end_tokens: Collection[int],
 ) -> GenerationFigure:
     speeds = []
     before = slot.stats.copy()
     same_text = True
     for repetition in range(options.repetitions):
         slot.feed(prompt)
-        with Sampler(slot.session.model, SamplingOptions(temperature=0)) as sampler:
+        with EndlessSampler(slot.session.model, end_tokens) as sampler:
             tokens = [slot.next_token(sampler)]  # from the prompt's logits: not yet generation
             start = time.perf_counter()
             tokens += [slot.next_token(sampler) for _ in range(options.n_generate)]

@@ -15,16 +15,35 @@ from mimo_gguf.cli import bench
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.runtime.bandwidth import find_bandwidth, measure_host, weight_reads
-from mimo_gguf.runtime.bench import BenchOptions, BenchReport, run_bench
+from mimo_gguf.runtime.bench import BenchOptions, BenchReport, EndlessSampler, run_bench
 from mimo_gguf.runtime.bench_peers import PeerOptions, measure_peer
 from mimo_gguf.runtime.chat_template import CHATML, ChatTemplate
 from mimo_gguf.runtime.devices import imagined_gpu
 from mimo_gguf.runtime.llama_api import LlamaModel
-from mimo_gguf.runtime.session import SessionOptions
+from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
+from mimo_gguf.runtime.session import Session, SessionOptions
 from tests.runtime.tiny_models import make_model
 
 QUICK = BenchOptions(n_prompt=20, n_generate=10, drafts=(0, 1, 2), kinds=("code",), repetitions=2)
 PEER = PeerOptions(n_prompt=8, n_generate=4, n_threads=1, n_gpu_layers=0, n_ctx=256, repetitions=1)
+
+
+def test_no_end_token_is_drawn(tiny: LlamaModel) -> None:
+    """Against llama.cpp's own logit bias, with which llama-server ignores ends."""
+    options = SessionOptions(n_ctx=256, n_threads=1, adaptive=False)
+    free: list[int] = []
+    with Session(tiny, options) as session:
+        for _ in range(2):
+            ends = set(free[::7])
+            texts = []
+            bias = SamplingOptions(temperature=0, logit_bias=dict.fromkeys(ends, -1e9))
+            for sampler in (EndlessSampler(tiny, ends), Sampler(tiny, bias)):
+                session.slot.reset()
+                session.slot.feed([1, 2, 3])
+                with sampler:
+                    texts.append([session.slot.next_token(sampler) for _ in range(60)])
+            assert texts[0] == texts[1] != free and not ends & set(texts[0])
+            free = texts[0]
 
 
 def test_figures(tiny: LlamaModel) -> None:
