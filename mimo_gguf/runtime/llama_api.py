@@ -24,7 +24,7 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mimo_gguf.core.errors import BackendError
+from mimo_gguf.core.errors import BackendError, UsageError
 
 Floats = NDArray[np.float32]
 
@@ -260,16 +260,33 @@ class ContextOptions:
 class _Owner:
     """Owns one native pointer; frees it once, on `close`, on garbage collection, or at exit."""
 
-    def __init__(self, pointer: int, free: Callable[[int], None]) -> None:
-        self.pointer = pointer
-        self._finalizer = weakref.finalize(self, free, pointer)
+    def __init__(self, pointer: int, free: Callable[[int], None], *needed: _Owner) -> None:
+        """`needed` are what the pointer's owner looks at while it is freed, so that they are freed after it."""
+        self._pointer: int | None = pointer
+        self._finalizer = weakref.finalize(self, _freed, free, pointer, needed)
+
+    @property
+    def pointer(self) -> int:
+        """For llama.cpp, which does not look whether it is still valid.
+
+        Raises:
+            UsageError: it has been freed.
+        """
+        if self._pointer is None:
+            raise UsageError("the model has been closed", hint="load it again")
+        return self._pointer
 
     @property
     def closed(self) -> bool:
         return not self._finalizer.alive
 
     def close(self) -> None:
+        self._pointer = None
         self._finalizer()
+
+
+def _freed(free: Callable[[int], None], pointer: int, _: tuple[_Owner, ...]) -> None:
+    free(pointer)
 
 
 class LlamaModel(_Owner):
@@ -280,12 +297,17 @@ class LlamaModel(_Owner):
         super().__init__(pointer, module.llama_model_free)
         self.path = path
         self.options = options
-        self.vocab = module.llama_model_get_vocab(pointer)
-        self.n_vocab = int(module.llama_vocab_n_tokens(self.vocab))
+        self._vocab = module.llama_model_get_vocab(pointer)
+        self.n_vocab = int(module.llama_vocab_n_tokens(self._vocab))
         self.n_embd = int(module.llama_model_n_embd(pointer))
         self.n_ctx_train = int(module.llama_model_n_ctx_train(pointer))
         self.n_mtp = int(module.llama_model_n_layer_nextn(pointer)) if options.load_mtp else 0
         self.size_bytes = int(module.llama_model_size(pointer))
+
+    @property
+    def vocab(self) -> Any:
+        """The tokenizer, which is freed with the model. Raises UsageError as `pointer`."""
+        return self._vocab if self.pointer else None
 
     def __enter__(self) -> LlamaModel:
         return self
@@ -338,14 +360,18 @@ class LlamaContext(_Owner):
     making either anew costs more than the calls themselves.
     """
 
-    def __init__(self, pointer: int, model: LlamaModel, options: ContextOptions) -> None:
+    def __init__(
+        self, pointer: int, model: LlamaModel, options: ContextOptions, other: LlamaContext | None = None
+    ) -> None:
+        """`other`: the target context, of one that runs MTP blocks."""
         module = api()
-        super().__init__(pointer, module.llama_free)
+        super().__init__(pointer, module.llama_free, model, *([other] if other else []))
         self.model = model
         self.options = options
-        self.memory = module.llama_get_memory(pointer)
+        self._memory = module.llama_get_memory(pointer)
         self.n_ctx = int(module.llama_n_ctx(pointer))
         self._abort: Any = None
+        self._raised: BaseException | None = None
         self._decode = module.llama_decode
         self._logits_address = ggml_function("llama_get_logits_ith", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
         self._rows: dict[int, Floats] = {}
@@ -357,9 +383,22 @@ class LlamaContext(_Owner):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def memory(self) -> Any:
+        """The KV cache, which is freed with the context. Raises UsageError as `pointer`."""
+        return self._memory if self.pointer else None
+
     def decode(self, native_batch: Any) -> int:
-        """llama_decode's result: 0 done, 1 no room in the KV cache, 2 aborted, negative an error."""
-        return int(self._decode(self.pointer, native_batch))
+        """llama_decode's result: 0 done, 1 no room in the KV cache, 2 aborted, negative an error.
+
+        Raises:
+            KeyboardInterrupt, or whatever else was raised while `abort_when` asked.
+        """
+        result = int(self._decode(self.pointer, native_batch))
+        if self._raised is not None:
+            error, self._raised = self._raised, None
+            raise error
+        return result
 
     def logits(self, row: int) -> Floats:
         """Logits of batch row `row` (which asked for output), shape (n_vocab,). A view: valid until the next decode."""
@@ -410,9 +449,20 @@ class LlamaContext(_Owner):
         api().llama_synchronize(self.pointer)
 
     def abort_when(self, wanted: Callable[[], bool] | None) -> None:
-        """Asks `wanted` between two graph nodes (CPU backends) and stops the decode when it says so; None: never."""
+        """Asks `wanted` between two graph nodes (CPU backends) and stops the decode when it says so; None: never.
+
+        Python sees Ctrl-C while a decode runs only here, and ctypes would swallow it: `decode` raises it.
+        """
+
+        def abort(_: Any) -> bool:
+            try:
+                return wanted is not None and wanted()
+            except BaseException as error:
+                self._raised = error
+                return True
+
         callback_type = api().ggml_abort_callback
-        self._abort = callback_type(lambda _: bool(wanted())) if wanted is not None else callback_type(0)
+        self._abort = callback_type(abort) if wanted is not None else callback_type(0)
         api().llama_set_abort_callback(self.pointer, self._abort, None)
 
 
@@ -447,13 +497,13 @@ def open_mtp_context(target: LlamaContext, *, n_ubatch: int = 64, n_outputs_max:
         flash_attn=given.flash_attn,
         offload_kqv=given.offload_kqv,
     )
-    context = _open(target.model, options, api().LLAMA_CONTEXT_TYPE_MTP, target.pointer)
+    context = _open(target.model, options, api().LLAMA_CONTEXT_TYPE_MTP, target)
     target.give_hidden(True, of_outputs_only=False)
     context.give_hidden(True, of_outputs_only=True)
     return context
 
 
-def _open(model: LlamaModel, options: ContextOptions, ctx_type: int, other: int | None) -> LlamaContext:
+def _open(model: LlamaModel, options: ContextOptions, ctx_type: int, other: LlamaContext | None) -> LlamaContext:
     module, since = api(), LOG.mark
     params = module.llama_context_default_params()
     for name in (
@@ -466,7 +516,7 @@ def _open(model: LlamaModel, options: ContextOptions, ctx_type: int, other: int 
         enabled, disabled = module.LLAMA_FLASH_ATTN_TYPE_ENABLED, module.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.flash_attn_type = enabled if options.flash_attn else disabled
     params.ctx_type = ctx_type
-    params.ctx_other = other
+    params.ctx_other = other.pointer if other else None
     params.no_perf = True
     pointer = module.llama_init_from_model(model.pointer, params)
     if not pointer:
@@ -474,7 +524,7 @@ def _open(model: LlamaModel, options: ContextOptions, ctx_type: int, other: int 
             f"{model.path}: llama.cpp cannot make a context of {options.n_ctx} tokens: {LOG.reason(since)}",
             hint=f"try a smaller --ctx; what fits: mimo-gguf fit {model.path}",
         )
-    return LlamaContext(pointer, model, options)
+    return LlamaContext(pointer, model, options, other)
 
 
 def use_log(*, copy_to: IO[str] | None) -> None:

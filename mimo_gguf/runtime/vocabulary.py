@@ -14,7 +14,6 @@ class Vocabulary:
 
     def __init__(self, model: LlamaModel) -> None:
         self._model = model  # keeps the vocabulary's owner alive
-        self._vocab = model.vocab
         self.n_tokens = model.n_vocab
         self._pieces: dict[int, bytes] = {}
 
@@ -29,7 +28,7 @@ class Vocabulary:
         raw = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
         room = len(raw) + 2
         tokens = (ctypes.c_int32 * room)()
-        n = api().llama_tokenize(self._vocab, raw, len(raw), tokens, room, False, parse_special)
+        n = api().llama_tokenize(self._model.vocab, raw, len(raw), tokens, room, False, parse_special)
         if n < 0:
             raise BackendError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes", hint="give a shorter text")
         return list(tokens[:n])
@@ -49,7 +48,7 @@ class Vocabulary:
         room = 128
         while True:
             buffer = ctypes.create_string_buffer(room)
-            n = api().llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
+            n = api().llama_token_to_piece(self._model.vocab, token, buffer, room, 0, special)
             if n >= 0:
                 return buffer.raw[:n]
             room = -n
@@ -61,5 +60,5 @@ class Vocabulary:
     @cached_property
     def end_tokens(self) -> frozenset[int]:
         """Tokens that end an answer (`<|im_end|>`, `<|endoftext|>`)."""
-        is_end = api().llama_vocab_is_eog
-        return frozenset(token for token in range(self.n_tokens) if is_end(self._vocab, token))
+        vocab, is_end = self._model.vocab, api().llama_vocab_is_eog
+        return frozenset(token for token in range(self.n_tokens) if is_end(vocab, token))
