@@ -227,8 +227,12 @@ class MtpRows:
             self._before = self._states[keep].copy()
             del self._tokens[keep:]
         else:
-            self._drafter.context.forget(first_position, self.seq_id)
             self.resume(first_position)
+            self.settle()
+
+    def settle(self) -> None:
+        """Drops from the cache what is not known to be there: what an interrupted draft may have left."""
+        self._drafter.context.forget(self._first, self.seq_id)
 
     def resume(self, end: int) -> None:
         """Takes the cache's content as it is: rows up to `end`, put there from a saved state."""

@@ -112,9 +112,7 @@ class Slot:
         if others.get(source, 0) > same:
             self._share(source, same := others[source])
         elif same < len(self.tokens):
-            self.session.target.forget(same, self.seq_id)
-            del self.tokens[same:]
-            self._row = None
+            self._cut(same)
         if self.rows is not None:
             self.rows.forget(same)
         return same
@@ -122,9 +120,19 @@ class Slot:
     def _share(self, source: Slot, n_tokens: int) -> None:
         if self.rows is not None and source.rows is not None:
             self.rows.share(source.rows, n_tokens)
-        self.session.target.forget(0, self.seq_id)
+        self._cut(0)
         self.session.target.share(source.seq_id, n_tokens, self.seq_id)
-        self.tokens, self._row = source.tokens[:n_tokens], None
+        self.tokens = source.tokens[:n_tokens]
+
+    def _cut(self, n_tokens: int) -> None:
+        """Forgets all but the first tokens.
+
+        In this order an interrupt may leave too much in the cache, never too little, and `settle` drops what is beyond
+        `tokens`.
+        """
+        self._row = None
+        del self.tokens[n_tokens:]
+        self.session.target.forget(n_tokens, self.seq_id)
 
     def feed(self, prompt: Sequence[int], progress: Progress | None = None) -> int:
         """`begin`, and evaluates the rest, so that the logits after it are there; the number of tokens reused.
@@ -191,10 +199,9 @@ class Slot:
         if self.rows is not None and at == self.rows.end and self.session.follows and not self.rows.knows_state:
             at -= 1
         if at < len(self.tokens):
-            self.session.target.forget(at, self.seq_id)
             drawn = [] if self.drawn is None else [self.drawn]
             self.prompt, self.drawn = self.tokens[at:] + drawn + self.prompt, None
-            del self.tokens[at:]
+            self._cut(at)
 
     @property
     def is_followed(self) -> bool:
@@ -244,11 +251,12 @@ class Slot:
         assert self._row is not None
         assert self.rows is not None
         assert self._in_pass is not None
+        row, self._row = self._row + 1, None  # none, while it would not agree with the tokens
         del self._drafts[0]
-        self._row += 1
         self._in_pass = self._in_pass[0], self._in_pass[1] + 1
-        self.rows.follow([token], len(self.tokens), self.session.states(self._row, 1))
+        self.rows.follow([token], len(self.tokens), self.session.states(row, 1))
         self.tokens.append(token)
+        self._row = row
 
     def _finish_pass(self, *, tested: bool = False) -> None:
         """Books the drafts of the last pass and drops those not drawn; `tested`: the first of these was wrong."""
@@ -268,15 +276,20 @@ class Slot:
     def reset(self) -> None:
         """Forgets everything evaluated."""
         self.settle()
-        self.session.target.forget(0, self.seq_id)
-        self.tokens, self._row = [], None
+        self._cut(0)
         if self.rows is not None:
             self.rows.forget(0)
 
     def settle(self) -> None:
-        """Puts the slot into the state where exactly `tokens` is evaluated: drops drafts, the undrawn, the unread."""
+        """Puts the slot into the state where exactly `tokens` is evaluated: drops drafts, the undrawn, the unread.
+
+        Whatever was interrupted, wherever it was (KeyboardInterrupt), the slot is whole again afterwards.
+        """
         self._finish_pass()
         self.drawn, self.prompt = None, []
+        self.session.target.forget(len(self.tokens), self.seq_id)
+        if self.rows is not None:
+            self.rows.settle()
 
     def _count_near_tie(self, row: int) -> None:
         """Greedy choices so close that another batch size's rounding might turn them are counted, not hidden."""
