@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 from mimo_gguf.core.errors import UsageError
@@ -63,7 +64,7 @@ class AnswerOptions:
         """Raises UsageError for values that make no sense."""
         for name in ("max_tokens", "think_budget"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 0):
+            if value is not None and (not isinstance(value, Integral) or value < 0):
                 raise UsageError(f"{name} is {value!r}", hint="give a number of tokens, or None for no limit")
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
             raise UsageError(f"stop is {self.stop!r}", hint='give texts: stop=("###",)')

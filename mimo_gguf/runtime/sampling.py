@@ -8,6 +8,7 @@ import secrets
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +16,14 @@ import numpy as np
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.runtime.llama_api import LOG, Floats, LlamaContext, LlamaModel, api, kept_from_stderr
 
-_MAX_SEED: Final = 0xFFFFFFFE  # 0xFFFFFFFF means "random" to llama.cpp
+MAX_SEED: Final = 0xFFFFFFFE  # 0xFFFFFFFF means "random" to llama.cpp
+_LEAST_TEMPERATURE: Final = 1e-6  # divided by much less, logits are no longer finite
+_WHOLE_NUMBERS: Final = (
+    ("top_k", 0, (1 << 31) - 1), ("penalty_last_n", 0, 1 << 20), ("dry_allowed_length", 0, 1 << 20),
+    ("dry_last_n", 0, 1 << 20), ("seed", 0, MAX_SEED),
+)  # fmt: skip
+_HELP: Final = "see: mimo-gguf chat --help"
+_GRAMMAR: Final = "a grammar starts with: root ::= ..."
 DRY_BREAKERS: Final = ("\n", ":", '"', "*")
 
 
@@ -24,7 +32,7 @@ class SamplingOptions:
     """What llama.cpp's samplers are told. The defaults are what Xiaomi recommends for MiMo-7B-RL.
 
     Attributes:
-        temperature: 0 or less is greedy: always the most likely token (after bias, penalties and grammar).
+        temperature: less than a millionth is greedy: always the most likely token (after bias, penalties and grammar).
         top_k, top_p, min_p, typical_p: 0, 1, 0 and 1 switch them off.
         repeat_penalty, presence_penalty, frequency_penalty: 1, 0 and 0 switch them off; over `penalty_last_n` tokens,
             prompt included.
@@ -54,18 +62,27 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         """Raises UsageError for a value no sampler understands."""
         for name, low, high in (
-            ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0), ("typical_p", 0.0, 1.0), ("top_k", 0, math.inf),
-            ("presence_penalty", -2.0, 2.0), ("frequency_penalty", -2.0, 2.0), ("repeat_penalty", 0.01, 10.0),
-            ("temperature", -math.inf, 100.0), ("penalty_last_n", 0, 1 << 20), ("dry_multiplier", 0.0, 100.0),
-            ("seed", 0, _MAX_SEED),
+            ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0), ("typical_p", 0.0, 1.0), ("presence_penalty", -2.0, 2.0),
+            ("frequency_penalty", -2.0, 2.0), ("repeat_penalty", 0.01, 10.0), ("temperature", -math.inf, 100.0),
+            ("dry_multiplier", 0.0, 100.0), ("dry_base", 0.0, 100.0), *_WHOLE_NUMBERS,
         ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UsageError(f"{name} is {value}, not between {low} and {high}", hint="see: mimo-gguf chat --help")
+            value: Any = getattr(self, name)
+            if name == "seed" and value is None:
+                continue
+            if not isinstance(value, Real) or not low <= value <= high:  # type: ignore[operator]
+                raise UsageError(f"{name} is {value!r}, not between {low} and {high}", hint=_HELP)
+            if isinstance(low, int) and not isinstance(value, Integral):
+                raise UsageError(f"{name} is {value!r}, not a whole number", hint=_HELP)
+        biases: Mapping[Any, Any] = self.logit_bias
+        for token, bias in biases.items():
+            if not isinstance(token, Integral) or not isinstance(bias, Real) or math.isnan(bias):
+                raise UsageError(f"a bias of {bias!r} for token {token!r}", hint="logit_bias: token id -> number")
+        if self.grammar is not None and (not isinstance(self.grammar, str) or not self.grammar.strip()):
+            raise UsageError(f"the grammar is {self.grammar!r}", hint=_GRAMMAR)
 
     @property
     def greedy(self) -> bool:
-        return self.temperature <= 0
+        return self.temperature < _LEAST_TEMPERATURE
 
     @property
     def takes_likeliest(self) -> bool:
@@ -75,7 +92,7 @@ class SamplingOptions:
 
     def seeded(self) -> SamplingOptions:
         """The same options with a seed drawn where there was none, so that an answer can be repeated."""
-        return self if self.seed is not None else replace(self, seed=secrets.randbelow(_MAX_SEED))
+        return self if self.seed is not None else replace(self, seed=secrets.randbelow(MAX_SEED))
 
 
 def grammar_of_schema(schema: str) -> str:
@@ -106,11 +123,12 @@ class Sampler:
         """`history` is the prompt, which penalties and DRY look back on.
 
         Raises:
-            UsageError: the grammar is not GBNF.
+            UsageError: the grammar is not GBNF, or a bias is for no token of the model.
         """
         module = api()
         self.options = options = options.seeded()
         self.greedy, self._takes_likeliest = options.greedy, options.takes_likeliest  # asked for every token
+        self._closed = False
         self._looking_back: list[Any] = []  # the parts of the chain that count tokens the chain did not draw
         self._chain = module.llama_sampler_chain_init(module.llama_sampler_chain_default_params())
         self._finalizers = [weakref.finalize(self, module.llama_sampler_free, self._chain)]
@@ -127,6 +145,8 @@ class Sampler:
     def _build(self, module: Any, model: LlamaModel, history: Sequence[int]) -> None:
         options = self.options
         if options.logit_bias:
+            if unknown := [token for token in options.logit_bias if not 0 <= token < model.n_vocab]:
+                raise UsageError(f"a bias for token {unknown[0]}", hint=f"tokens are 0 to {model.n_vocab - 1}")
             pairs = (module.llama_logit_bias * len(options.logit_bias))(*options.logit_bias.items())
             self._add(module.llama_sampler_init_logit_bias(model.n_vocab, len(pairs), pairs))
         if options.grammar is not None:
@@ -200,6 +220,8 @@ class Sampler:
         """The next token from row `row` of the last decode's logits. What it draws depends on nothing else."""
         if self._grammar is not None:
             return self._sample_by_grammar(context.logits(row))
+        if self._closed:
+            raise UsageError("the sampler has been closed", hint="make another")
         if self._takes_likeliest:  # 8 times as fast as llama.cpp's, which lists the vocabulary first
             return int(context.logits(row).argmax())
         return int(self._sample(self._chain, context.pointer, row))
@@ -232,6 +254,7 @@ class Sampler:
         return bool(one.logit != -math.inf)
 
     def close(self) -> None:
+        self._closed = True
         for finalizer in self._finalizers:
             finalizer()
 
@@ -250,7 +273,7 @@ def _read_grammar(module: Any, model: LlamaModel, grammar: str) -> Any:
     if sampler:
         return sampler
     reason = said[0].rpartition("error parsing grammar: ")[2] if said else LOG.reason(since)
-    raise UsageError(f"the grammar is not valid GBNF: {reason[:120]}", hint="a grammar starts with: root ::= ...")
+    raise UsageError(f"the grammar is not valid GBNF: {reason[:120]}", hint=_GRAMMAR)
 
 
 class _Candidates:
