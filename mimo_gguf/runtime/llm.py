@@ -21,7 +21,7 @@ from mimo_gguf.runtime.answer import AnswerOptions, AnswerText, FinishReason
 from mimo_gguf.runtime.chat_template import Message
 from mimo_gguf.runtime.model import Model
 from mimo_gguf.runtime.reasoning import Kind, opened_block
-from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
+from mimo_gguf.runtime.sampling import MAX_SEED, Sampler, SamplingOptions
 from mimo_gguf.runtime.session import SessionOptions
 from mimo_gguf.runtime.slot import Cancelled, Slot, WindowFull
 
@@ -52,10 +52,15 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = ()
     max_tokens: int | None = None
     thinking_token_budget: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a number of answers that makes no sense."""
+        if self.n < 0:
+            raise UsageError(f"{self.n} answers to a prompt", hint="SamplingParams(n=1)")
 
     def sampling(self, number: int = 0) -> SamplingOptions:
         """What draws the tokens of answer `number` of `n`: each has a seed of its own.
@@ -63,6 +68,9 @@ class SamplingParams:
         Raises:
             UsageError: a value out of range.
         """
+        seed = self.seed
+        if seed is not None and number:
+            seed = (seed + number) % (MAX_SEED + 1)
         return SamplingOptions(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -71,13 +79,13 @@ class SamplingParams:
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             repeat_penalty=self.repetition_penalty,
-            seed=None if self.seed is None else self.seed + number,
+            seed=seed,
             logit_bias=self.logit_bias,
         )
 
     def ending(self, *, split_reasoning: bool) -> AnswerOptions:
         """What ends the answer."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return AnswerOptions(self.max_tokens, stop, self.thinking_token_budget, split_reasoning)
 
 
@@ -149,7 +157,7 @@ class LLM:
         Raises:
             UsageError: a conversation the template does not take, parameters out of range or of another number.
         """
-        is_one = not messages or isinstance(messages[0], Mapping)
+        is_one = bool(messages) and isinstance(messages[0], Mapping)
         conversations = cast("Sequence[Conversation]", [messages] if is_one else messages)
         prompts = [self.model.prompt_text(conversation, system=system) for conversation in conversations]
         return self._answer(prompts, sampling_params, split_reasoning=True)
@@ -171,6 +179,8 @@ class LLM:
         if len(params) != len(prompts):
             raise UsageError(f"{len(params)} parameters for {len(prompts)} prompts", hint="give one, or one for each")
         tokens = [self.model.vocabulary.tokenize(prompt) for prompt in prompts]
+        if not all(tokens):
+            raise UsageError(f"prompt {tokens.index([]) + 1} has no tokens", hint="give some text")
         requests = [
             [_Request(self.model, prompt, ids, each, number, split_reasoning) for number in range(each.n)]
             for prompt, ids, each in zip(prompts, tokens, params, strict=True)
@@ -183,13 +193,15 @@ class LLM:
 
     def _serve(self, waiting: deque[_Request]) -> None:
         session = self.model.session
+        self.model.stop_running()
         running: dict[Slot, _Request] = {}
         try:
             while waiting or running:
                 free = [slot for slot in session.slots if slot not in running]
                 for slot in free[: len(waiting)]:
-                    running[slot] = waiting.popleft()
-                    running[slot].begin(slot)
+                    request = waiting.popleft()
+                    request.begin(slot)
+                    running[slot] = request
                 for slot, request in running.items():
                     request.close_reasoning(slot)
                 for slot, outcome in session.step(

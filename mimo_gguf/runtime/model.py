@@ -9,7 +9,7 @@ with Model.load("MiMo-7B-RL-Q4_K_M.gguf") as model:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +22,12 @@ from mimo_gguf.runtime.answer import Answer, AnswerOptions, AnswerText, FinishRe
 from mimo_gguf.runtime.chat_template import ChatTemplate, Message, with_system
 from mimo_gguf.runtime.devices import Device
 from mimo_gguf.runtime.fit import FitPlan
-from mimo_gguf.runtime.launch import Launch, choose_plan, launch
+from mimo_gguf.runtime.launch import choose_plan, launch
 from mimo_gguf.runtime.llama_api import LlamaModel, ModelOptions, load_model
 from mimo_gguf.runtime.reasoning import Kind, Piece, opened_block
 from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
 from mimo_gguf.runtime.session import Session, SessionOptions
+from mimo_gguf.runtime.session_stats import SessionStats
 from mimo_gguf.runtime.slot import Cancelled, Progress, Slot, WindowFull
 from mimo_gguf.runtime.solver import Wishes
 from mimo_gguf.runtime.vocabulary import Vocabulary
@@ -50,6 +51,7 @@ class AnswerStream(Iterator[Piece]):
         self._progress = progress
         self._sampling = sampling.seeded()
         self._before = slot.stats.copy()
+        self._stats: SessionStats | None = None  # of the whole answer, once it has ended
         self._said = AnswerText(vocabulary, options, opened)
         self._pieces = self._generate()
 
@@ -65,6 +67,7 @@ class AnswerStream(Iterator[Piece]):
     def close(self) -> None:
         """Ends the answer here. Harmless when it has ended."""
         self._pieces.close()
+        self._end()
 
     def read(self) -> Answer:
         """Generates to the end."""
@@ -87,8 +90,14 @@ class AnswerStream(Iterator[Piece]):
             finish_reason=self._said.reason,
             n_prompt=len(self._prompt),
             seed=None if self._sampling.greedy else self._sampling.seed,
-            stats=self._slot.stats.since(self._before),
+            stats=self._stats or self._slot.stats.since(self._before),
         )
+
+    def _end(self) -> list[Piece]:
+        """Nothing more will come: the pieces that were held back. The counts from here on are another answer's."""
+        if self._stats is None:
+            self._stats = self._slot.stats.since(self._before)
+        return self._said.finish()
 
     def _generate(self) -> Generator[Piece, None, None]:
         said = self._said
@@ -107,7 +116,8 @@ class AnswerStream(Iterator[Piece]):
                 said.end("cancelled")
             finally:
                 self._slot.settle()
-            yield from said.finish()
+                rest = self._end()
+            yield from rest
 
 
 class Model:
@@ -174,7 +184,10 @@ class Model:
         if not force:
             plan.require()
         tell(plan)
-        return cls._of(file, launch(file, plan, wishes, options))
+        started = launch(file, plan, wishes, options)
+        model = cls._of(file, started.native, started.session)
+        model.plan, model.launch_note = started.plan, started.note
+        return model
 
     @classmethod
     def open(cls, path: str | Path, session: SessionOptions, model: ModelOptions | None = None) -> Model:
@@ -186,25 +199,24 @@ class Model:
         file = read_gguf(path)
         native = load_model(file.path, model or ModelOptions(load_mtp=session.mtp))
         try:
-            return cls(file, native, Session(native, session))
+            started = Session(native, session)
         except BaseException:
             native.close()
             raise
+        return cls._of(file, native, started)
 
     @classmethod
-    def _of(cls, file: GgufFile, started: Launch) -> Model:
+    def _of(cls, file: GgufFile, native: LlamaModel, session: Session) -> Model:
         try:
-            model = cls(file, started.native, started.session)
+            return cls(file, native, session)
         except BaseException:
-            started.session.close()
-            started.native.close()
+            session.close()
+            native.close()
             raise
-        model.plan, model.launch_note = started.plan, started.note
-        return model
 
     def close(self) -> None:
         """Frees contexts and weights."""
-        self._stop_running()
+        self.stop_running()
         self.session.close()
         self.native.close()
 
@@ -233,8 +245,12 @@ class Model:
         """The same before it becomes tokens.
 
         Raises:
-            UsageError: a conversation the template does not take.
+            UsageError: no message, something else than messages, or a conversation the template does not take.
         """
+        if not messages or not all(isinstance(each, Mapping) for each in messages):
+            raise UsageError(
+                f"no conversation: {messages!r:.60}", hint='give a list of {"role": "user", "content": "..."}'
+            )
         return self.template.render(with_system(messages, system), **variables)
 
     @overload
@@ -304,7 +320,7 @@ class Model:
         self, prompt: str, stream: bool, sampling: SamplingOptions | None, options: AnswerOptions | None,
         progress: Progress | None, overrides: dict[str, Any],
     ) -> Answer | AnswerStream:  # fmt: skip
-        self._stop_running()
+        self.stop_running()
         self.slot.forget_cancel()
         sampling, options = _overridden(sampling or SamplingOptions(), options or AnswerOptions(), overrides)
         tokens = self.vocabulary.tokenize(prompt)
@@ -312,8 +328,8 @@ class Model:
         self._running = answers
         return answers if stream else answers.read()
 
-    def _stop_running(self) -> None:
-        """One cache serves one answer at a time: an unfinished one ends where it is."""
+    def stop_running(self) -> None:
+        """Ends an unfinished answer where it is: one cache serves one at a time."""
         if self._running is not None:
             self._running.close()
             self._running = None
@@ -329,5 +345,5 @@ def _overridden(
         raise UsageError(f"no option {', '.join(sorted(unknown))}", hint=f"one of: {known}")
     if "stop" in of_answer:
         stop = of_answer["stop"]
-        of_answer["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+        of_answer["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())
     return replace(sampling, **of_sampling), replace(options, **of_answer)

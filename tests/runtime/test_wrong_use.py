@@ -1,0 +1,305 @@
+"""Use that is wrong, or rude: interrupted anywhere, after the end, with values of no meaning. Never a crash, never a
+wrong token afterwards.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mimo_gguf.core.errors import GgufError, UsageError
+from mimo_gguf.runtime.chat_template import ChatTemplate
+from mimo_gguf.runtime.llama_api import ContextOptions, api, load_model, open_context, open_mtp_context
+from mimo_gguf.runtime.llm import LLM, SamplingParams
+from mimo_gguf.runtime.model import Model
+from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
+from mimo_gguf.runtime.session import Session
+from mimo_gguf.runtime.session_state import load_state, save_state
+from mimo_gguf.runtime.slot import Slot
+from tests.runtime.test_model import OPTIONS, WHO, trained_path
+
+__all__ = ["trained_path"]
+
+STORY, SUM = ([{"role": "user", "content": text}] for text in ("Tell me a story.", "What is 2 + 2?"))
+
+
+@pytest.fixture(scope="module")
+def model(trained_path: Path) -> Iterator[Model]:
+    with Model.open(trained_path, session=replace(OPTIONS, mtp=True)) as model:
+        yield model
+
+
+class InterruptedAt:
+    """Ctrl-C at the n-th line that is executed in these files."""
+
+    def __init__(self, n: int, files: tuple[str, ...] = ("slot.py", "drafting.py", "session.py", "model.py")) -> None:
+        self._n_left, self._files = n, files
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
+        if not frame.f_code.co_filename.endswith(self._files):
+            return None
+        if event == "line":
+            self._n_left -= 1
+            if not self._n_left:
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("n_draft", [1, 2])
+def test_ctrl_c_anywhere_spoils_nothing(trained_path: Path, n_draft: int) -> None:
+    """What is evaluated and what the slot believes to be stay together, wherever it strikes."""
+    talks = (WHO, STORY, SUM)
+    how: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "think_budget": 3}
+    with Model.open(trained_path, session=replace(OPTIONS, n_draft=n_draft)) as model:
+        wanted = [model.chat(talk, **how).tokens for talk in talks]
+        n_interrupted = 0
+        for n in range(1, 600, 7):
+            talk = n % 3
+            trace = sys.gettrace()
+            sys.settrace(InterruptedAt(n))
+            try:
+                model.chat(talks[talk], **how)
+            except KeyboardInterrupt:
+                n_interrupted += 1
+            finally:
+                sys.settrace(trace)
+            for after in (talk, (talk + 1) % 3):
+                assert model.chat(talks[after], **how).tokens == wanted[after], n
+        assert n_interrupted > 50
+
+
+def test_ctrl_c_while_a_prompt_is_read(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp asks whether to stop; what is raised there would be lost in ctypes."""
+    wanted = model.chat(WHO, temperature=0).tokens
+    asked: list[bool] = []
+
+    def interrupted(_: Slot) -> bool:
+        asked.append(True)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return False
+
+    model.slot.reset()
+    with monkeypatch.context() as patched:
+        patched.setattr(Slot, "is_cancelled", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.chat(WHO, temperature=0)
+    assert len(asked) == 3  # and then it was aborted
+    assert model.slot.tokens == [] and model.chat(WHO, temperature=0).tokens == wanted
+
+
+def test_the_one_who_reads_may_fail(model: Model) -> None:
+    """Between two pieces: the model goes on, and what was said, held back or not, is in the answer."""
+    whole = model.chat(WHO, temperature=0)
+    with (
+        pytest.raises(ZeroDivisionError),
+        model.chat(WHO, temperature=0, stream=True, stop="This is small talk.\nx") as stream,
+    ):
+        for _ in stream:
+            _ = 1 / 0
+    assert stream.answer.tokens == whole.tokens[: stream.n_tokens]
+    for n in range(1, 12):
+        with model.chat(WHO, temperature=0, stream=True, stop="I am the moon") as stream:
+            while stream.n_tokens < n:
+                next(stream)
+        said = model.vocabulary.text(list(stream.answer.tokens))
+        assert said.replace("<think>\n", "").startswith(stream.answer.reasoning) or n < 3
+        left_out = len(said) - len(stream.answer.reasoning) - len(stream.answer.text)
+        assert left_out <= len("<think>\n\n</think>\n\n")
+    with pytest.raises(ZeroDivisionError):
+        model.chat(STORY, progress=lambda *_: 1 // 0)
+    assert model.chat(WHO, temperature=0).tokens == whole.tokens
+
+
+def test_an_answer_stays_what_it_was(model: Model) -> None:
+    with model.chat(WHO, temperature=0, stream=True) as first:
+        next(first)
+    second = model.chat(STORY, temperature=0, stream=True)
+    second.read()
+    unread = model.chat(SUM, temperature=0, stream=True)
+    before = [stream.answer for stream in (first, second, unread)]
+    model.chat(WHO, temperature=0)
+    assert [stream.answer for stream in (first, second, unread)] == before
+    assert before[1].stats.n_generated == len(before[1].tokens) and before[2].stats.n_generated == 0
+
+
+def test_two_models_at_once(trained_path: Path, model: Model) -> None:
+    alone = [model.chat(talk, temperature=0).tokens for talk in (WHO, STORY)]
+    with Model.open(trained_path, session=OPTIONS) as other:
+        streams = [model.chat(WHO, temperature=0, stream=True), other.chat(STORY, temperature=0, stream=True)]
+        while pieces := [piece for stream in streams if (piece := next(stream, None))]:
+            assert pieces
+        assert [stream.answer.tokens for stream in streams] == alone
+        unfinished = other.chat(WHO, temperature=0, stream=True)
+        next(unfinished)
+    assert list(unfinished) == [] and unfinished.answer.finish_reason == "cancelled"
+    assert model.chat(WHO, temperature=0).tokens == alone[0]
+
+
+def test_after_the_end(trained_path: Path, tmp_path: Path) -> None:
+    """llama.cpp would end the process, or read what is no longer there."""
+    model = Model.open(trained_path, session=OPTIONS)
+    model.chat(WHO, max_tokens=3)
+    sampler = Sampler(model.native, SamplingOptions())
+    save_state(model.slot, "key", tmp_path / "talk.kv")
+    model.close()
+    model.close()
+    uses: list[Callable[[], object]] = [
+        lambda: model.chat(WHO),
+        lambda: model.complete("a"),
+        lambda: model.prompt_tokens(WHO),
+        lambda: model.slot.feed([1, 2]),
+        lambda: model.slot.next_token(sampler),
+        lambda: model.session.step({model.slot: sampler}),
+        lambda: Sampler(model.native, SamplingOptions(grammar='root ::= "a"')),
+        lambda: Session(model.native),
+        lambda: save_state(model.slot, "key", tmp_path / "again.kv"),
+        lambda: load_state(model.slot, "key", tmp_path / "talk.kv"),
+    ]
+    for use in uses:
+        with pytest.raises(UsageError, match="closed"):
+            use()
+    sampler.close()
+    llm = LLM(trained_path, max_model_len=256, options=OPTIONS)
+    llm.close()
+    with pytest.raises(UsageError, match="closed"):
+        llm.generate("a")
+    with Model.open(trained_path, session=OPTIONS) as model, pytest.raises(UsageError, match="closed"):
+        model.slot.feed([1])
+        sampler = Sampler(model.native, SamplingOptions())
+        sampler.close()
+        model.slot.next_token(sampler)
+
+
+def test_a_model_outlives_its_contexts(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgotten together in a circle, they are collected in any order, but freed in this one."""
+    freed: list[str] = []
+    module = api()
+    for name in ("llama_free", "llama_model_free"):
+        free = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda pointer, name=name, free=free: freed.append(name) or free(pointer))
+    for _ in range(3):
+        model = load_model(tiny_path)
+        context = open_context(model, ContextOptions(n_ctx=256, n_threads=1))
+        mtp = open_mtp_context(context)
+        circle: list[object] = [model, context, mtp]
+        circle.append(circle)
+        del model, context, mtp, circle
+        gc.collect()
+    assert freed == ["llama_free", "llama_free", "llama_model_free"] * 3
+
+
+def test_a_broken_template_leaves_nothing_open(trained_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+    close = Session.close
+    monkeypatch.setattr(Session, "close", lambda session: closed.append("session") or close(session))
+
+    def broken(_: object) -> ChatTemplate:
+        raise GgufError("the chat template is not valid jinja")
+
+    monkeypatch.setattr(ChatTemplate, "of_file", broken)
+    with pytest.raises(GgufError):
+        Model.open(trained_path, session=OPTIONS)
+    assert closed == ["session"]
+
+
+@pytest.mark.parametrize("messages", [[], (), "hello", ["hello"], [None], {"role": "user", "content": "x"}])
+def test_no_conversation(model: Model, messages: Any) -> None:
+    for system in ("", None, "Be kind."):
+        with pytest.raises(UsageError, match="no conversation"):
+            model.chat(messages, system=system)
+
+
+def test_nothing_to_say(model: Model) -> None:
+    """A prompt is read, so that the next one reuses it; one without tokens cannot be."""
+    answer = model.chat(STORY, max_tokens=0)
+    assert (answer.tokens, answer.text, answer.finish_reason) == ((), "", "length")
+    assert model.chat(STORY, max_tokens=1).stats.n_reused >= answer.n_prompt - 1
+    with pytest.raises(UsageError, match="no tokens"):
+        model.complete("")
+
+
+def test_a_prompt_longer_than_the_window_leaves_the_cache_alone(model: Model) -> None:
+    model.chat(WHO, max_tokens=5, temperature=0)
+    before = list(model.slot.tokens)
+    answer = model.complete("1" * 600)
+    assert answer.finish_reason == "context" and answer.tokens == () and answer.stats.n_prompt == 0
+    assert model.slot.tokens == before
+    assert model.complete("1" * 511, max_tokens=5).finish_reason in ("context", "length")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": math.nan}, {"temperature": math.inf}, {"temperature": "hot"}, {"temperature": None},
+        {"top_k": -1}, {"top_k": 1.5}, {"top_k": 1 << 40}, {"top_p": -0.1}, {"top_p": 1.1}, {"min_p": math.nan},
+        {"typical_p": 2}, {"repeat_penalty": 0}, {"repeat_penalty": -1}, {"presence_penalty": 9},
+        {"frequency_penalty": -9}, {"penalty_last_n": -1}, {"seed": -1}, {"seed": 1.5}, {"seed": 1 << 32},
+        {"dry_multiplier": -1}, {"dry_base": math.nan}, {"dry_allowed_length": -1}, {"dry_last_n": -1},
+        {"grammar": ""}, {"grammar": 5}, {"grammar": "root := 5"}, {"grammar": 'root ::= root "a"'},
+        {"logit_bias": {1024: 1.0}}, {"logit_bias": {-1: 1.0}}, {"logit_bias": {"5": 1.0}},
+        {"logit_bias": {5: math.nan}}, {"stop": [5]}, {"max_tokens": "many"},
+    ],
+)  # fmt: skip
+def test_values_without_a_meaning(model: Model, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        model.chat(WHO, **{"max_tokens": 3, **wrong})
+
+
+def test_values_at_the_edge(model: Model) -> None:
+    greedy = model.chat(WHO, temperature=0, max_tokens=20).tokens
+    for edge in (
+        {"temperature": -3}, {"temperature": 1e-45}, {"temperature": 1e-5}, {"top_k": 1}, {"top_p": 0.0},
+        {"min_p": 1.0}, {"typical_p": 0.0, "top_k": 1}, {"stop": None, "temperature": 0},
+        {"temperature": np.float32(0), "top_k": np.int64(5), "max_tokens": np.int64(20)},
+    ):  # fmt: skip
+        assert model.chat(WHO, **{"max_tokens": 20, **edge}).tokens == greedy, edge
+    for seed in (0, 0xFFFFFFFE):
+        model.chat(WHO, seed=seed, temperature=100.0, repeat_penalty=10.0, penalty_last_n=1 << 20, max_tokens=5)
+
+
+def test_a_seed_gives_the_same_again_with_drafts(model: Model, trained_path: Path) -> None:
+    """Also the one that was drawn because none was given."""
+    with Model.open(trained_path, session=replace(OPTIONS, mtp=False)) as plain:
+        for talk in (WHO, STORY):
+            first = model.chat(talk, temperature=1.2, max_tokens=60)
+            assert first.seed is not None and first.stats.n_drafted[0] > 0
+            again = [each.chat(talk, temperature=1.2, max_tokens=60, seed=first.seed) for each in (model, plain)]
+            assert [answer.tokens for answer in again] == [first.tokens] * 2
+        assert len({model.chat(STORY, temperature=2.0, max_tokens=20).tokens for _ in range(5)}) > 1
+
+
+def test_many_prompts_end_an_answer_on_its_way(trained_path: Path) -> None:
+    """They use the same slots: going on with it would go on with their text."""
+    with LLM(trained_path, max_model_len=256, max_num_seqs=2, options=OPTIONS) as llm:
+        whole = llm.model.chat(WHO, temperature=0)
+        stream = llm.model.chat(WHO, temperature=0, stream=True)
+        next(stream)
+        llm.chat([STORY, SUM], SamplingParams(temperature=0, max_tokens=5))
+        assert list(stream) == [] and stream.answer.tokens == whole.tokens[: stream.n_tokens]
+        assert llm.chat([]) == []
+
+
+def test_many_prompts_with_a_mistake_among_them(trained_path: Path) -> None:
+    with LLM(trained_path, max_model_len=256, max_num_seqs=2, options=OPTIONS) as llm:
+        wanted = llm.generate("a", SamplingParams(temperature=0, max_tokens=5))
+        before = llm.model.session.stats.n_prompt
+        with pytest.raises(UsageError, match="prompt 2 has no tokens"):
+            llm.generate(["a", ""])
+        with pytest.raises(UsageError, match="-1 answers"):
+            llm.generate("a", SamplingParams(n=-1))
+        assert llm.model.session.stats.n_prompt == before
+        with pytest.raises(UsageError, match="bias for token 5000"):
+            llm.generate(["a", "b"], [SamplingParams(), SamplingParams(logit_bias={5000: 1.0})])
+        assert llm.generate("a", SamplingParams(temperature=0, max_tokens=5, stop=None)) == wanted
+        last = SamplingParams(n=2, seed=0xFFFFFFFE, max_tokens=3)
+        assert len(llm.generate("a", last)[0].outputs) == 2
