@@ -6,13 +6,12 @@ tokens are forbidden: each run makes as many tokens as asked.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
-
-import numpy as np
 
 from mimo_gguf import __version__
 from mimo_gguf.core.errors import UsageError
@@ -153,11 +152,13 @@ class EndlessSampler(Sampler):
 
     def __init__(self, model: LlamaModel, end_tokens: Collection[int]) -> None:
         super().__init__(model, SamplingOptions(temperature=0))
-        self._end_tokens = np.array(sorted(end_tokens), np.int64)
+        self._end_tokens = tuple(end_tokens)
 
     def sample(self, context: LlamaContext, row: int) -> int:
         """The likeliest token of a row but for end tokens, whose logits it overwrites."""
-        context.logits(row)[self._end_tokens] = -np.inf
+        logits = context.logits(row)
+        for token in self._end_tokens:  # a few: quicker one by one than as an index
+            logits[token] = -math.inf
         return super().sample(context, row)
 
 
