@@ -9,6 +9,7 @@ with Model.load("MiMo-7B-RL-Q4_K_M.gguf") as model:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,13 @@ class AnswerStream(Iterator[Piece]):
         self.close()
 
     def close(self) -> None:
-        """Ends the answer here. Harmless when it has ended."""
+        """Ends the answer here. Harmless when it has ended.
+
+        Raises:
+            UsageError: it is at work, below (in `progress`) or in another thread.
+        """
+        if inspect.getgeneratorstate(self._pieces) == inspect.GEN_RUNNING:
+            raise UsageError("an answer is being generated", hint="one at a time: Model.cancel stops it; several: LLM")
         self._pieces.close()
         self._end()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.ggml_types import parse_ggml_type
@@ -32,6 +32,8 @@ from mimo_gguf.runtime.session_stats import SessionStats, total
 from mimo_gguf.runtime.slot import Cancelled, Slot, WindowFull
 
 Ended = dict[Slot, Cancelled | WindowFull]
+_MOST_THREADS: Final = 512  # GGML_MAX_N_THREADS
+_MOST: Final = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +68,22 @@ class SessionOptions:
     n_ubatch_mtp: int = 64
 
     def __post_init__(self) -> None:
-        """Raises UsageError for values that make no sense."""
-        if not 1 <= self.n_draft <= 8:
-            raise UsageError(f"{self.n_draft} drafts at a time", hint="choose 1, 2 or 3: --draft 1")
+        """Raises UsageError for values that make no sense; llama.cpp crashes with some of them."""
+        for name, low, high, what, hint in (
+            ("n_draft", 1, 8, "{} drafts at a time", "choose 1, 2 or 3: --draft 1"),
+            ("n_ctx", 0, _MOST, "a context of {} tokens", "give a positive number: --ctx 4096"),
+            ("n_batch", 1, _MOST, "a batch of {} tokens", "choose 512"),
+            ("n_ubatch_mtp", 1, _MOST, "a micro-batch of {} tokens", "choose 64"),
+            ("n_parallel", 1, 256, "{} conversations at a time", "choose 1 to 256"),
+            ("n_threads", 0, _MOST_THREADS, "{} threads", f"at most {_MOST_THREADS}; 0 takes the physical cores"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not low <= value <= high:
+                raise UsageError(what.format(value), hint=hint)
         if not 0.0 <= self.p_min <= 1.0:
             raise UsageError(f"a probability of {self.p_min}", hint="choose a draft probability between 0 and 1")
-        if self.n_ctx < 0 or self.n_batch < 1:
-            raise UsageError(f"a context of {self.n_ctx} tokens", hint="give a positive number: --ctx 4096")
-        if not 1 <= self.n_parallel <= 256:
-            raise UsageError(f"{self.n_parallel} conversations at a time", hint="choose 1 to 256")
+        if self.hidden not in ("pre", "post"):
+            raise UsageError(f"no hidden state {self.hidden!r}", hint="pre or post")
 
     @property
     def n_rows_drawing(self) -> int:

@@ -316,7 +316,14 @@ def test_unlikely_drafts_are_not_proposed(tiny: LlamaModel, monkeypatch: pytest.
     assert counts[0] > counts[1] > counts[2] == 0
 
 
-@pytest.mark.parametrize("changes", [{"n_draft": 0}, {"n_draft": 9}, {"p_min": 1.5}, {"n_ctx": -1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_draft": 0}, {"n_draft": 9}, {"n_draft": 1.5}, {"p_min": 1.5}, {"p_min": float("nan")}, {"n_ctx": -1},
+        {"n_ctx": 1 << 31}, {"n_batch": 0}, {"n_ubatch_mtp": 0}, {"n_threads": -1}, {"n_threads": 100_000},
+        {"hidden": "past"},
+    ],
+)  # fmt: skip
 def test_options_that_make_no_sense(changes: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         replace(OPTIONS, **changes)

@@ -233,7 +233,9 @@ def test_a_prompt_longer_than_the_window_leaves_the_cache_alone(model: Model) ->
     answer = model.complete("1" * 600)
     assert answer.finish_reason == "context" and answer.tokens == () and answer.stats.n_prompt == 0
     assert model.slot.tokens == before
-    assert model.complete("1" * 511, max_tokens=5).finish_reason in ("context", "length")
+    assert (
+        len(model.complete("1" * 511, logit_bias={16: 1000.0}).tokens) == 2
+    )  # one finds room, and one is drawn after it
 
 
 @pytest.mark.parametrize(
@@ -275,6 +277,15 @@ def test_a_seed_gives_the_same_again_with_drafts(model: Model, trained_path: Pat
             again = [each.chat(talk, temperature=1.2, max_tokens=60, seed=first.seed) for each in (model, plain)]
             assert [answer.tokens for answer in again] == [first.tokens] * 2
         assert len({model.chat(STORY, temperature=2.0, max_tokens=20).tokens for _ in range(5)}) > 1
+
+
+def test_an_answer_within_an_answer(model: Model) -> None:
+    wanted = model.chat(WHO, temperature=0).tokens
+    model.slot.reset()
+    with pytest.raises(UsageError, match="being generated"):
+        model.chat(WHO, progress=lambda *_: model.chat(STORY))  # type: ignore[arg-type]
+    for _ in model.chat(STORY, stream=True):
+        assert model.chat(WHO, temperature=0).tokens == wanted  # between two pieces the first one ends
 
 
 def test_many_prompts_end_an_answer_on_its_way(trained_path: Path) -> None:
