@@ -218,10 +218,10 @@ class Sampler:
 
     def sample(self, context: LlamaContext, row: int) -> int:
         """The next token from row `row` of the last decode's logits. What it draws depends on nothing else."""
-        if self._grammar is not None:
-            return self._sample_by_grammar(context.logits(row))
         if self._closed:
             raise UsageError("the sampler has been closed", hint="make another")
+        if self._grammar is not None:
+            return self._sample_by_grammar(context.logits(row))
         if self._takes_likeliest:  # 8 times as fast as llama.cpp's, which lists the vocabulary first
             return int(context.logits(row).argmax())
         return int(self._sample(self._chain, context.pointer, row))

@@ -172,11 +172,13 @@ def test_after_the_end(trained_path: Path, tmp_path: Path) -> None:
     llm.close()
     with pytest.raises(UsageError, match="closed"):
         llm.generate("a")
-    with Model.open(trained_path, session=OPTIONS) as model, pytest.raises(UsageError, match="closed"):
-        model.slot.feed([1])
-        sampler = Sampler(model.native, SamplingOptions())
-        sampler.close()
-        model.slot.next_token(sampler)
+    with Model.open(trained_path, session=OPTIONS) as model:
+        for options in (SamplingOptions(), SamplingOptions(temperature=0), SamplingOptions(grammar='root ::= "a"')):
+            model.slot.feed([1])
+            with Sampler(model.native, options) as sampler:
+                pass
+            with pytest.raises(UsageError, match="closed"):
+                model.slot.next_token(sampler)
 
 
 def test_a_model_outlives_its_contexts(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
