@@ -7,12 +7,11 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
-
-import typer
+from typing import Final
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.chat import ask
+from mimo_gguf.cli.chat_editor import line_editor
 from mimo_gguf.cli.chat_screen import REASONING_VIEWS, TerminalScreen
 from mimo_gguf.cli.chat_settings import SETTINGS, changed_option, settings_line
 from mimo_gguf.core.errors import MimoGgufError, UsageError
@@ -65,7 +64,7 @@ class ChatLoop:
 
     def run(self) -> None:
         """The loop. Errors of one line are shown and the next line is read."""
-        session = _line_editor()
+        session = line_editor({f"/{name}": _WORDS.get(name) for name in COMMANDS})
         self._greet()
         while self._running:
             self._look_at_memory()
@@ -359,39 +358,6 @@ def _path(name: str, suffix: str, example: str) -> Path:
 
 def _rate(tokens_per_s: float | None) -> str:
     return "-" if tokens_per_s is None else f"{tokens_per_s:.1f} tok/s"
-
-
-def _line_editor() -> Any:
-    """prompt_toolkit with history across runs, completion of commands, pasted lines kept together."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import NestedCompleter
-    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings
-    from prompt_toolkit.styles import Style
-
-    keys = KeyBindings()
-
-    @keys.add("escape", "enter")
-    def _(event: Any) -> None:
-        event.current_buffer.insert_text("\n")
-
-    history: History = InMemoryHistory()
-    try:
-        folder = Path(typer.get_app_dir("mimo-gguf"))
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "chat_history"
-        path.touch(mode=0o600)
-        history = FileHistory(str(path))
-    except OSError:
-        pass  # no home to write to: this run's history only
-    return PromptSession(
-        history=history,
-        completer=NestedCompleter.from_nested_dict({f"/{name}": _WORDS.get(name) for name in COMMANDS}),
-        key_bindings=keys,
-        complete_while_typing=False,
-        style=Style.from_dict({"": "bold"}),  # questions stand out when one scrolls back
-        reserve_space_for_menu=6,
-    )
 
 
 # what may follow a command, in the order it is offered
