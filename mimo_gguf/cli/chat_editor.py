@@ -1,20 +1,67 @@
-"""The line a conversation is typed on: history across runs, lines pasted together, several lines."""
+"""The line a conversation is typed on: history across runs, Tab, lines pasted together, several lines."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import typer
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import NestedCompleter
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.styles import Style
 
 
-def line_editor(words: dict[str, dict[str, None] | None]) -> PromptSession[str]:
-    """A prompt for lines of which some are commands: `/name` and the words that may follow it."""
+class Command(Protocol):
+    """What completion knows of a command."""
+
+    @property
+    def arguments(self) -> str:
+        """`FILE ...` where it takes a file's name; empty where nothing may follow."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Words that may follow, in the order they are offered."""
+
+    @property
+    def help(self) -> str: ...
+
+
+def matching(name: str, commands: Iterable[str]) -> list[str]:
+    """The command that `name` is, or those it is the beginning of."""
+    return [name] if name in commands else [command for command in commands if command.startswith(name)]
+
+
+class CommandCompleter(Completer):
+    """Completes `/name`, the words that may follow it, and file names; nothing in a question."""
+
+    def __init__(self, commands: Mapping[str, Command]) -> None:
+        self._commands = commands
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        name, space, typed = document.text_before_cursor.partition(" ")
+        if not name.startswith("/"):
+            return
+        commands = [(command, self._commands[command]) for command in matching(name[1:], self._commands)]
+        if not space:
+            for full, command in commands:
+                end = " " if command.arguments else ""
+                yield Completion(f"/{full}{end}", -len(name), display=f"/{full}", display_meta=command.help)
+        elif len(commands) == 1 and commands[0][1].arguments.startswith("FILE"):
+            yield from self._paths.get_completions(Document(typed.lstrip()), complete_event)
+        elif len(commands) == 1:
+            begun = typed.rpartition(" ")[2]
+            for word in commands[0][1].words:
+                if word.startswith(begun) and word != begun:
+                    yield Completion(word, -len(begun))
+
+
+def line_editor(commands: Mapping[str, Command]) -> PromptSession[str]:
+    """A prompt for questions and for `commands`."""
     keys = KeyBindings()
 
     @keys.add("escape", "enter")
@@ -23,7 +70,7 @@ def line_editor(words: dict[str, dict[str, None] | None]) -> PromptSession[str]:
 
     return PromptSession(
         history=_history(),
-        completer=NestedCompleter.from_nested_dict(words),
+        completer=CommandCompleter(commands),
         key_bindings=keys,
         complete_while_typing=False,
         style=Style.from_dict({"": "bold"}),  # questions stand out when one scrolls back

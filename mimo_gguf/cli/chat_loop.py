@@ -11,7 +11,7 @@ from typing import Final
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.chat import ask
-from mimo_gguf.cli.chat_editor import line_editor
+from mimo_gguf.cli.chat_editor import line_editor, matching
 from mimo_gguf.cli.chat_screen import REASONING_VIEWS, TerminalScreen
 from mimo_gguf.cli.chat_settings import SETTINGS, changed_option, settings_line
 from mimo_gguf.core.errors import MimoGgufError, UsageError
@@ -31,11 +31,12 @@ _ANSWER_ROOM: Final = 0.25  # share of the window kept free for an answer when o
 
 @dataclass(frozen=True, slots=True)
 class ChatCommand:
-    """A slash command: what it takes, what it does, and the ChatLoop method that does it."""
+    """A slash command: what it takes, what it does, the ChatLoop method that does it, and words that may follow."""
 
     arguments: str
     help: str
     run: Callable[[ChatLoop, str], None]
+    words: tuple[str, ...] = ()
 
 
 class ChatLoop:
@@ -64,7 +65,7 @@ class ChatLoop:
 
     def run(self) -> None:
         """The loop. Errors of one line are shown and the next line is read."""
-        session = line_editor({f"/{name}": _WORDS.get(name) for name in COMMANDS})
+        session = line_editor(COMMANDS)
         self._greet()
         while self._running:
             self._look_at_memory()
@@ -314,14 +315,20 @@ COMMANDS: Final[dict[str, ChatCommand]] = {
     "save": ChatCommand("FILE [kv]", "save the conversation; kv: with its cache", ChatLoop.save),
     "load": ChatCommand("FILE", "go on with a saved one", ChatLoop.load),
     "export": ChatCommand("FILE", "write it as Markdown", ChatLoop.export),
-    "think": ChatCommand("[WORD]", "show, fold, hide; keep or drop in context; N (budget)", ChatLoop.think),
+    "think": ChatCommand(
+        "[WORD]", "show, fold, hide; keep or drop in context; N (budget)", ChatLoop.think,
+        (*REASONING_VIEWS, "keep", "drop", "unlimited"),
+    ),
     "stats": ChatCommand("", "speeds, drafts, acceptance", ChatLoop.stats),
     "tokens": ChatCommand("[TEXT]", "tokens used, or those of a text", ChatLoop.tokens),
-    "set": ChatCommand("[NAME=VALUE]", "temp, top_p, top_k, seed, max_tokens, ...", ChatLoop.set_option),
-    "mtp": ChatCommand("[on|off]", "MTP drafting", ChatLoop.mtp),
+    "set": ChatCommand(
+        "[NAME=VALUE]", "temp, top_p, top_k, seed, max_tokens, ...", ChatLoop.set_option,
+        tuple(f"{name}=" for name in SETTINGS),
+    ),
+    "mtp": ChatCommand("[on|off]", "MTP drafting", ChatLoop.mtp, ("on", "off")),
     "fit": ChatCommand("", "the memory it takes, part by part", ChatLoop.fit),
     "quit": ChatCommand("", "leave (or Ctrl-D)", ChatLoop.quit),
-}
+}  # fmt: skip
 
 
 def _whole_name(name: str) -> str:
@@ -330,7 +337,7 @@ def _whole_name(name: str) -> str:
     Raises:
         UsageError: none, or several.
     """
-    matches = [name] if name in COMMANDS else [known for known in COMMANDS if name and known.startswith(name)]
+    matches = matching(name, COMMANDS) if name else []
     if len(matches) == 1:
         return matches[0]
     near = matches or difflib.get_close_matches(name, COMMANDS, n=1)
@@ -358,11 +365,3 @@ def _path(name: str, suffix: str, example: str) -> Path:
 
 def _rate(tokens_per_s: float | None) -> str:
     return "-" if tokens_per_s is None else f"{tokens_per_s:.1f} tok/s"
-
-
-# what may follow a command, in the order it is offered
-_WORDS: Final[dict[str, dict[str, None]]] = {
-    "think": dict.fromkeys([*REASONING_VIEWS, "keep", "drop", "unlimited"]),
-    "mtp": dict.fromkeys(["on", "off"]),
-    "set": dict.fromkeys(f"{name}=" for name in SETTINGS),
-}
