@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from rich.live import Live
 from rich.segment import Segment, SegmentLines
 from rich.text import Text
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.live_rows import LiveRows, Row
 from mimo_gguf.cli.markdown import markdown_rows, split_blocks
 from mimo_gguf.runtime.model import Answer, Model
 from mimo_gguf.runtime.reasoning import Kind, Piece
@@ -20,8 +20,6 @@ from mimo_gguf.runtime.reasoning import Kind, Piece
 REASONING_VIEWS: Final = ("show", "fold", "hide")
 _REDRAW_S: Final = 0.05
 _DRAWING_SHARE: Final = 0.03  # of the time at most: a long block is drawn less often
-
-Row = list[Segment]
 
 
 class Screen(Protocol):
@@ -94,7 +92,7 @@ class TerminalScreen:
         self._n_reasoning = 0
         self._unfinished = ""  # row of reasoning, or block of the answer
         self._gap = False  # a blank row is due before what comes next
-        self._live: Live | None = None
+        self._live = LiveRows(ui.out)
         self._next_draw_s = 0.0
         self._warned: set[str] = set()
 
@@ -134,17 +132,19 @@ class TerminalScreen:
 
     def _show_reasoning(self, text: str) -> None:
         *full, row = _dimmed(self._unfinished + text)
-        self._print(full)
-        self._unfinished = "".join(segment.text for segment in row)
-        self._draw(lambda: [row], now=bool(full))
+        with ui.out:  # one write
+            self._print(full)
+            self._unfinished = "".join(segment.text for segment in row)
+            self._draw(lambda: [row], now=bool(full))
 
     def _show_answer(self, text: str) -> None:
         whole, self._unfinished = split_blocks(self._unfinished + text)
-        self._print_block(whole)
-        self._draw(lambda: markdown_rows(self._unfinished, ui.out), now=bool(whole))
+        with ui.out:
+            self._print_block(whole)
+            self._draw(lambda: markdown_rows(self._unfinished, ui.out), now=bool(whole))
 
     def _print_unfinished(self) -> None:
-        self._stop_drawing()
+        self._live.erase()
         text, self._unfinished = self._unfinished, ""
         if self._kind is Kind.ANSWER:
             self._print_block(text)
@@ -158,28 +158,19 @@ class TerminalScreen:
 
     def _print(self, rows: list[Row]) -> None:
         if rows:
+            self._live.erase()
             ui.out.print(SegmentLines([[], *rows] if self._gap else rows, new_lines=True))
             self._gap = False
 
     def _draw(self, make_rows: Callable[[], list[Row]], *, now: bool = False) -> None:
-        """Replaces what is drawn below the printed rows; not too often, and what does not fit is cut at the top."""
+        """Replaces what is drawn below the printed rows; not too often."""
         started_s = time.monotonic()
         if not now and started_s < self._next_draw_s:
             return
-        if self._live is None:
-            self._live = Live(console=ui.out, transient=True, auto_refresh=False, vertical_overflow="crop")
-            self._live.start()
         rows = make_rows()
-        shown = [[], *rows] if rows and self._gap else rows
-        self._live.update(SegmentLines(shown[2 - max(ui.out.height, 5) :], new_lines=True), refresh=True)
+        self._live.draw([[], *rows] if rows and self._gap else rows)
         drawn_s = time.monotonic()
         self._next_draw_s = drawn_s + max(_REDRAW_S, (drawn_s - started_s) / _DRAWING_SHARE)
-
-    def _stop_drawing(self) -> None:
-        if self._live is not None:
-            self._live.update(Text(""))
-            self._live.stop()
-            self._live = None
 
     def end(self, answer: Answer, model: Model) -> None:
         self._end_reasoning()
