@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -136,12 +137,13 @@ def command(
         )  # fmt: skip
         if rpc:
             add_workers(rpc)
-        model = stack.enter_context(
-            Model.load(
+        watched = not as_json and _somebody_watches()
+        with _loading(told=watched or (verbose and not as_json), alive=watched and not verbose) as tell:
+            model = Model.load(
                 file, n_ctx=ctx, kv_type=kv_type, mtp=mtp, n_ubatch=ubatch, n_gpu_layers=gpu_layers, options=options,
-                force=force, tell=plan_teller(not as_json and (verbose or _somebody_watches())),
-            )
-        )  # fmt: skip
+                force=force, tell=tell,
+            )  # fmt: skip
+        stack.enter_context(model)
         if model.launch_note:
             ui.print_warning(model.launch_note)
         watch = MemoryWatch([fit.device.name for fit in model.plan.devices] if model.plan else [])
@@ -214,6 +216,30 @@ def _somebody_watches() -> bool:
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
+@contextlib.contextmanager
+def _loading(told: bool, alive: bool) -> Iterator[Callable[[FitPlan], None]]:
+    """Gives what hears the plan: it is `told`, and from then on a line shows that the program is `alive`.
+
+    Ctrl-C then ends the process at once: a KeyboardInterrupt would be raised, and lost, in a call back from llama.cpp.
+    """
+    from mimo_gguf.cli.live_rows import Clock, LiveRows
+
+    before, tell, clock = signal.getsignal(signal.SIGINT), plan_teller(told), Clock(LiveRows(ui.err))
+
+    def load(plan: FitPlan) -> None:
+        tell(plan)
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if alive:
+            clock.start("loading")
+
+    try:
+        yield load
+    finally:
+        clock.stop()
+        signal.signal(signal.SIGINT, before)
+
+
 def plan_teller(wanted: bool) -> Callable[[FitPlan], None]:
     """Prints a plan's two lines on stderr before it is loaded, where somebody is there to read them."""
 
@@ -241,19 +267,26 @@ def ask(
     screen: Screen,
     watch: MemoryWatch | None = None,
 ) -> Answer:
-    """Asks and shows the answer as it comes. Ctrl-C ends the answer, a second one the program.
+    """Asks and shows the answer as it comes. Ctrl-C ends the answer; KeyboardInterrupt where it does not end.
 
     `watch` is polled as the tokens come; it looks at the devices once in a while only.
     """
-    with (
-        interruptible(model),
-        _without_echo(),
-        model.chat(messages, stream=True, sampling=sampling, options=options, progress=screen.progress) as stream,
-    ):
-        for piece in stream:
-            screen.show(piece, stream.n_tokens)
-            for warning in watch.poll() if watch is not None else ():
-                screen.warn(warning)
+    try:
+        with (
+            interruptible(model),
+            _without_echo(),
+            model.chat(messages, stream=True, sampling=sampling, options=options, progress=screen.progress) as stream,
+        ):
+            screen.begin()
+            for piece in stream:
+                screen.show(piece, stream.n_tokens)
+                for warning in watch.poll() if watch is not None else ():
+                    screen.warn(warning)
+    except KeyboardInterrupt:  # in the middle of anything
+        model.slot.reset()
+        raise
+    finally:
+        screen.settle()
     screen.end(stream.answer, model)
     return stream.answer
 
@@ -279,11 +312,15 @@ def _without_echo() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible(model: Model) -> Iterator[None]:
-    """While this lasts the first Ctrl-C stops the answer at a safe point; the second interrupts as usual."""
+    """While this lasts Ctrl-C stops the answer at a safe point; one that comes much later, for want of such a point,
+    interrupts as usual."""
     previous = signal.getsignal(signal.SIGINT)
+    first_s: list[float] = []
 
     def stop(*_: object) -> None:
-        signal.signal(signal.SIGINT, previous)
+        first_s.append(time.monotonic())
+        if first_s[-1] - first_s[0] > _PATIENCE_S:
+            raise KeyboardInterrupt
         model.cancel()
 
     signal.signal(signal.SIGINT, stop)
@@ -291,3 +328,6 @@ def interruptible(model: Model) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+_PATIENCE_S: Final = 2.0  # pressing Ctrl-C again within this time means the same

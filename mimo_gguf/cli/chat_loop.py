@@ -83,6 +83,8 @@ class ChatLoop:
                 self.take(line)
             except MimoGgufError as error:
                 ui.print_error(error)
+            except KeyboardInterrupt:
+                ui.print_note("interrupted; Ctrl-D leaves")
 
     def _greet(self) -> None:
         mtp = "MTP drafting on" if self.model.has_mtp else "no MTP"

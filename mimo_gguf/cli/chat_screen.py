@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from rich.segment import Segment, SegmentLines
-from rich.text import Text
+from rich.segment import SegmentLines
 
 from mimo_gguf.cli import ui
-from mimo_gguf.cli.live_rows import LiveRows, Row
+from mimo_gguf.cli.live_rows import Clock, LiveRows, Row, dimmed
 from mimo_gguf.cli.markdown import markdown_rows, split_blocks
 from mimo_gguf.runtime.model import Answer, Model
 from mimo_gguf.runtime.reasoning import Kind, Piece
@@ -25,6 +24,9 @@ _DRAWING_SHARE: Final = 0.03  # of the time at most: a long block is drawn less 
 class Screen(Protocol):
     """Where an answer goes while it comes."""
 
+    def begin(self) -> None:
+        """A prompt is about to be read."""
+
     def progress(self, done: int, total: int) -> None:
         """Prompt tokens read so far."""
 
@@ -34,7 +36,11 @@ class Screen(Protocol):
     def warn(self, text: str) -> None:
         """Something to know while the answer comes."""
 
-    def end(self, answer: Answer, model: Model) -> None: ...
+    def settle(self) -> None:
+        """Nothing more will come."""
+
+    def end(self, answer: Answer, model: Model) -> None:
+        """The answer is complete, or was stopped; not called where an error or an interrupt ended it."""
 
 
 class PipeScreen:
@@ -43,7 +49,13 @@ class PipeScreen:
     def __init__(self, figures: bool) -> None:
         self._figures = figures
 
+    def begin(self) -> None:
+        pass
+
     def progress(self, done: int, total: int) -> None:
+        pass
+
+    def settle(self) -> None:
         pass
 
     def warn(self, text: str) -> None:
@@ -67,7 +79,13 @@ class PipeScreen:
 class JsonScreen:
     """One JSON object on one line when the answer is complete."""
 
+    def begin(self) -> None:
+        pass
+
     def progress(self, done: int, total: int) -> None:
+        pass
+
+    def settle(self) -> None:
         pass
 
     def show(self, piece: Piece, n_tokens: int) -> None:
@@ -93,18 +111,22 @@ class TerminalScreen:
         self._unfinished = ""  # row of reasoning, or block of the answer
         self._gap = False  # a blank row is due before what comes next
         self._live = LiveRows(ui.out)
+        self._clock = Clock(self._live)
         self._next_draw_s = 0.0
         self._warned: set[str] = set()
 
+    def begin(self) -> None:
+        self._clock.start("reading the prompt")
+
     def progress(self, done: int, total: int) -> None:
-        if total > 512:
-            self._draw(lambda: _dimmed(f"reading {done} of {total} tokens"), now=done == total)
+        self._clock.text = f"reading {done} of {total} tokens" if done < total else f"{total} tokens read"
 
     def warn(self, text: str) -> None:
         self._print_unfinished()
         ui.print_warning(text)
 
     def show(self, piece: Piece, n_tokens: int) -> None:
+        self._clock.stop()
         if piece.kind is not self._kind:
             self._begin(piece.kind)
         text = ui.visible(piece.text)
@@ -172,9 +194,12 @@ class TerminalScreen:
         drawn_s = time.monotonic()
         self._next_draw_s = drawn_s + max(_REDRAW_S, (drawn_s - started_s) / _DRAWING_SHARE)
 
-    def end(self, answer: Answer, model: Model) -> None:
+    def settle(self) -> None:
+        self._clock.stop()
         self._end_reasoning()
         self._kind, self._gap = None, False
+
+    def end(self, answer: Answer, model: Model) -> None:
         spared = [f"{self.n_left_out} of earlier reasoning left out"] if self.n_left_out else []
         for line in _wrapped(status_parts(answer, model) + spared, ui.err.width):
             ui.print_note(line)
@@ -185,9 +210,7 @@ class TerminalScreen:
 
 
 def _dimmed(text: str) -> list[Row]:
-    """The rows of `text`, broken between words."""
-    style = ui.out.get_style("note")
-    return [[Segment(line.plain, style)] for line in Text(text).wrap(ui.out, ui.out.width)]
+    return dimmed(text, ui.out)
 
 
 _ENDINGS: Final = {

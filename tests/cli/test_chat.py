@@ -9,7 +9,6 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,16 @@ from mimo_gguf.cli import chat
 from mimo_gguf.cli.chat_loop import COMMANDS, ChatLoop
 from mimo_gguf.cli.chat_screen import JsonScreen
 from mimo_gguf.cli.chat_settings import changed_option
-from mimo_gguf.conversion.checkpoint_source import open_checkpoint
 from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
 from mimo_gguf.runtime.devices import CPU, Device
-from mimo_gguf.runtime.model import AnswerOptions, Model
+from mimo_gguf.runtime.model import AnswerOptions
 from mimo_gguf.runtime.sampling import SamplingOptions
-from mimo_gguf.runtime.session import SessionOptions
 from mimo_gguf.runtime.slot import Cancelled
 from tests.cli.command_line import PROGRAM
-from tests.reference import MIMO_TINY
-from tests.runtime.tiny_models import write_gguf
 
 APP = typer.Typer()
 APP.command()(chat.command)
 GREEDY = ("--temp", "0", "--threads", "1", "--ctx", "512")
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with open_checkpoint(MIMO_TINY) as source:
-        return write_gguf(source, tmp_path_factory.mktemp("chat") / "mimo-tiny-BF16.gguf")
 
 
 def run(*arguments: str | Path, stdin: str | None = None) -> tuple[str, str]:
@@ -52,74 +41,74 @@ def run(*arguments: str | Path, stdin: str | None = None) -> tuple[str, str]:
     return result.stdout, result.stderr
 
 
-def test_one_question(path: Path) -> None:
-    answer, notes = run(path, "-p", "Who are you?", *GREEDY)
+def test_one_question(mimo_tiny: Path) -> None:
+    answer, notes = run(mimo_tiny, "-p", "Who are you?", *GREEDY)
     assert "MiMo" in answer and "think" not in answer and notes == ""  # nobody watches
-    notes = run(path, "-p", "Who are you?", "--verbose", *GREEDY)[1]
+    notes = run(mimo_tiny, "-p", "Who are you?", "--verbose", *GREEDY)[1]
     assert re.search(r"\d+ tokens, [\d.]+ tok/s · MTP drafts \d+% right.* · context \d+ of 512", notes)
-    assert run(path, *GREEDY, stdin="Who are you?")[0] == answer
-    assert run(path, "-p", "Who are you?", "--no-mtp", *GREEDY)[0] == answer
+    assert run(mimo_tiny, *GREEDY, stdin="Who are you?")[0] == answer
+    assert run(mimo_tiny, "-p", "Who are you?", "--no-mtp", *GREEDY)[0] == answer
 
 
-def test_json(path: Path) -> None:
-    line, notes = run(path, "-p", "Who are you?", "--json", "--always-draft", *GREEDY)
+def test_json(mimo_tiny: Path) -> None:
+    line, notes = run(mimo_tiny, "-p", "Who are you?", "--json", "--always-draft", *GREEDY)
     document = json.loads(line)
     assert line.count("\n") == 1 and notes == ""
     assert document["text"] and document["reasoning"] and document["finish_reason"] == "stop"
     assert document["tokens"]["generated"] > 5 and document["timings"]["generation_s"] > 0
     assert 0 < document["mtp"]["acceptance"] <= 1 and document["mtp"]["drafting"]
-    again = json.loads(run(path, "-p", "x", "--json", "--seed", "7", "--temp", "1.5", "--max-tokens", "9")[0])
+    again = json.loads(run(mimo_tiny, "-p", "x", "--json", "--seed", "7", "--temp", "1.5", "--max-tokens", "9")[0])
     assert again["seed"] == 7 and again["finish_reason"] in ("length", "stop")
 
 
-def test_ctrl_c_leaves_a_document_that_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_a_document_that_says_so(mimo_tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JsonScreen, "show", lambda *_: signal.raise_signal(signal.SIGINT))
-    result = CliRunner().invoke(APP, [str(path), "-p", "Tell me a story.", "--json", *GREEDY])
+    result = CliRunner().invoke(APP, [str(mimo_tiny), "-p", "Tell me a story.", "--json", *GREEDY])
     assert result.exit_code == 130
     assert json.loads(result.stdout)["finish_reason"] == "cancelled"
 
 
-def test_a_prompt_that_is_too_long_is_a_failure(path: Path) -> None:
-    result = CliRunner().invoke(APP, [str(path), "-p", "word " * 1000, *GREEDY])
+def test_a_prompt_that_is_too_long_is_a_failure(mimo_tiny: Path) -> None:
+    result = CliRunner().invoke(APP, [str(mimo_tiny), "-p", "word " * 1000, *GREEDY])
     assert result.exit_code == 1 and "the window holds 512: try a larger --ctx" in result.stderr
 
 
-def test_what_comes_through_a_pipe_must_be_text(path: Path) -> None:
-    result = CliRunner().invoke(APP, [str(path), *GREEDY], input=b"a\xff")
+def test_what_comes_through_a_pipe_must_be_text(mimo_tiny: Path) -> None:
+    result = CliRunner().invoke(APP, [str(mimo_tiny), *GREEDY], input=b"a\xff")
     assert isinstance(result.exception, UsageError)
     assert result.exception.message == "stdin: not UTF-8 text (byte 1)"
 
 
-def test_a_file_joins_the_prompt(path: Path, tmp_path: Path) -> None:
+def test_a_file_joins_the_prompt(mimo_tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "question.txt").write_text("Who are you?")
-    document = json.loads(run(path, "-f", tmp_path / "question.txt", "--json", *GREEDY)[0])
-    assert document == json.loads(run(path, "-p", "Who are you?", "--json", *GREEDY)[0]) | {
+    document = json.loads(run(mimo_tiny, "-f", tmp_path / "question.txt", "--json", *GREEDY)[0])
+    assert document == json.loads(run(mimo_tiny, "-p", "Who are you?", "--json", *GREEDY)[0]) | {
         "timings": document["timings"],
         "mtp": document["mtp"],
     }
-    both = json.loads(run(path, "-p", "Answer:", "-f", tmp_path / "question.txt", "--json", *GREEDY)[0])
+    both = json.loads(run(mimo_tiny, "-p", "Answer:", "-f", tmp_path / "question.txt", "--json", *GREEDY)[0])
     assert both["tokens"]["prompt"] > document["tokens"]["prompt"]
 
 
-def test_the_log_goes_where_it_is_wanted(path: Path, tmp_path: Path) -> None:
-    _, notes = run(path, "-p", "x", "--log-file", tmp_path / "log", *GREEDY)
+def test_the_log_goes_where_it_is_wanted(mimo_tiny: Path, tmp_path: Path) -> None:
+    _, notes = run(mimo_tiny, "-p", "x", "--log-file", tmp_path / "log", *GREEDY)
     assert "step35" in (tmp_path / "log").read_text() and "llama_" not in notes
-    assert "step35" in run(path, "-p", "x", "--verbose", *GREEDY)[1]
+    assert "step35" in run(mimo_tiny, "-p", "x", "--verbose", *GREEDY)[1]
 
 
-def test_a_grammar(path: Path, tmp_path: Path) -> None:
+def test_a_grammar(mimo_tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "digits.gbnf").write_text("root ::= [0-9]+")
-    answer, _ = run(path, "-p", "x", "--grammar", tmp_path / "digits.gbnf", "--max-tokens", "5", *GREEDY)
+    answer, _ = run(mimo_tiny, "-p", "x", "--grammar", tmp_path / "digits.gbnf", "--max-tokens", "5", *GREEDY)
     assert answer.strip().isdigit()
     (tmp_path / "schema.json").write_text(
         '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}'
     )
-    answer, _ = run(path, "-p", "x", "--json-schema", tmp_path / "schema.json", *GREEDY)
+    answer, _ = run(mimo_tiny, "-p", "x", "--json-schema", tmp_path / "schema.json", *GREEDY)
     assert json.loads(answer)["n"] in (1, 2)
     (tmp_path / "schema.json").write_text("no schema")
     for both in ((), ("--grammar", tmp_path / "digits.gbnf")):
         with pytest.raises(UsageError):
-            run(path, "-p", "x", "--json-schema", tmp_path / "schema.json", *both)
+            run(mimo_tiny, "-p", "x", "--json-schema", tmp_path / "schema.json", *both)
 
 
 @pytest.mark.parametrize(
@@ -135,21 +124,21 @@ def test_a_grammar(path: Path, tmp_path: Path) -> None:
         (("-p", " "), UsageError, "empty"),
     ],
 )
-def test_wrong_usage(path: Path, arguments: tuple[str, ...], error: type[MimoGgufError], says: str) -> None:
+def test_wrong_usage(mimo_tiny: Path, arguments: tuple[str, ...], error: type[MimoGgufError], says: str) -> None:
     with pytest.raises(error, match=says) as caught:
-        run(path, *arguments, stdin="")
+        run(mimo_tiny, *arguments, stdin="")
     assert caught.value.hint and caught.value.exit_code == 2
 
 
-def test_what_does_not_fit_is_refused_with_a_way_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_refused_with_a_way_out(mimo_tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mimo_gguf.runtime.launch as launch
 
     host = launch.list_devices()[-1]
     monkeypatch.setattr(launch, "list_devices", lambda: (type(host)(**_fields(host) | {"free_bytes": 1 << 20}),))
     with pytest.raises(DoesNotFit, match="free") as caught:
-        run(path, "-p", "x", *GREEDY)
+        run(mimo_tiny, "-p", "x", *GREEDY)
     assert caught.value.exit_code == 3 and caught.value.hint
-    assert run(path, "-p", "Who are you?", "--force", *GREEDY)[0]
+    assert run(mimo_tiny, "-p", "Who are you?", "--force", *GREEDY)[0]
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -157,13 +146,6 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 # ---- the conversation
-
-
-@pytest.fixture
-def loop(path: Path) -> Iterator[ChatLoop]:
-    options = SessionOptions(n_ctx=512, n_threads=1)
-    with Model.open(path, session=options) as model:
-        yield ChatLoop(model, "", SamplingOptions(temperature=0), AnswerOptions(max_tokens=60))
 
 
 def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,14 +308,14 @@ def test_every_command_is_documented() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
-def test_a_conversation_in_a_terminal(path: Path, tmp_path: Path) -> None:
+def test_a_conversation_in_a_terminal(mimo_tiny: Path, tmp_path: Path) -> None:
     """Typed into a real terminal: an answer, Ctrl-C that stops only the answer, Ctrl-D that leaves with 0."""
     import pty
 
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ |= {"TERM": "xterm-256color", "HOME": str(tmp_path), "COLUMNS": "80", "LINES": "24"}
-        arguments = ["chat", str(path), "--threads", "1", "--ctx", "2048", "--temp", "0"]
+        arguments = ["chat", str(mimo_tiny), "--threads", "1", "--ctx", "2048", "--temp", "0"]
         os.execv(sys.executable, [*PROGRAM, *arguments])
     try:
         seen = _until(terminal, "/help", ">")
