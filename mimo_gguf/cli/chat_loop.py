@@ -148,7 +148,7 @@ class ChatLoop:
         ui.print_table(
             ("command", "what it does"), [(f"/{n} {c.arguments}".strip(), c.help) for n, c in COMMANDS.items()]
         )
-        ui.print_note("Alt-Enter new line · Ctrl-C stop the answer · Ctrl-D leave · Tab complete · //x is no command")
+        ui.print_note("Tab completes · Alt-Enter new line · Ctrl-C stops the answer · //x is no command")
 
     def set_system(self, text: str) -> None:
         self.conversation.system = text
@@ -262,7 +262,8 @@ class ChatLoop:
     def tokens(self, text: str) -> None:
         if text:
             ids = self.model.vocabulary.tokenize(text)
-            ui.out.print(" ".join(f"{i}:{self.model.vocabulary.name(i)!r}" for i in ids), markup=False)
+            ui.print_joined([f"{i} {self.model.vocabulary.name(i)!r}" for i in ids], separator="  ")
+            ui.print_note(_counted(len(ids), "token"))
             return
         n, saved = self._count(self.conversation.messages()), self._n_left_out()
         note = f"{n} tokens of {self.model.session.n_ctx}, {_counted(len(self.conversation.turns), 'turn')}"

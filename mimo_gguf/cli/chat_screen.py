@@ -200,8 +200,8 @@ class TerminalScreen:
         self._kind, self._gap = None, False
 
     def end(self, answer: Answer, model: Model) -> None:
-        spared = [f"{self.n_left_out} of earlier reasoning left out"] if self.n_left_out else []
-        for line in _wrapped(status_parts(answer, model) + spared, ui.err.width):
+        spared = [f"{self.n_left_out} tokens of earlier reasoning left out"] if self.n_left_out else []
+        for line in ui.joined(status_parts(answer, model) + spared, ui.err.width, _SEPARATOR):
             ui.print_note(line)
         for warning in warnings(answer, model):
             if warning not in self._warned:
@@ -241,17 +241,6 @@ def status_parts(answer: Answer, model: Model) -> list[str]:
     if answer.finish_reason in _ENDINGS:
         parts.append(_ENDINGS[answer.finish_reason])
     return parts
-
-
-def _wrapped(parts: list[str], width: int) -> list[str]:
-    """`parts` in lines of at most `width` columns, each part in one piece."""
-    lines = parts[:1]
-    for part in parts[1:]:
-        if len(lines[-1]) + len(_SEPARATOR) + len(part) <= width:
-            lines[-1] += _SEPARATOR + part
-        else:
-            lines.append(part)
-    return lines
 
 
 def _draft_text(answer: Answer, model: Model) -> str:

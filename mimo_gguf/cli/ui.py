@@ -6,10 +6,10 @@ import json
 import math
 import re
 import sys
-import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -55,13 +55,14 @@ def print_error(error: MimoGgufError) -> None:
 
 
 def print_warning(text: str) -> None:
-    first, *more = _between_words(harmless(f"warning: {text}")).split("\n")
-    err.print(Text.assemble(("warning:", "warning"), first.removeprefix("warning:"), *(f"\n{line}" for line in more)))
+    _print_labelled("warning", text)
 
 
 def _print_labelled(label: str, text: str) -> None:
-    """On one line however long, so that a command in it can be copied."""
-    err.print(Text.assemble((f"{label}:", label), " ", harmless(text)))
+    """Broken between words; but a hint with a command is one line, however long, so that it can be copied."""
+    text = f"{label}: {harmless(text)}"
+    first, *more = [text] if label == "hint" and _COMMAND.search(text) else _between_words(text).split("\n")
+    err.print(Text.assemble((f"{label}:", label), first.removeprefix(f"{label}:"), *(f"\n{line}" for line in more)))
 
 
 def print_note(text: str) -> None:
@@ -71,9 +72,27 @@ def print_note(text: str) -> None:
 
 def _between_words(text: str) -> str:
     """The text in lines as wide as the terminal; elsewhere, and where a word is wider, it stays in one piece."""
-    if not err.is_terminal:
-        return text
-    return "\n".join(textwrap.wrap(text, err.width, break_long_words=False, break_on_hyphens=False))
+    return "\n".join(line.strip() for line in joined(text.split(" "), err.width, " ")) if err.is_terminal else text
+
+
+_COMMAND: Final = re.compile(r"mimo-gguf \w|pip install ")
+
+
+def print_joined(parts: Sequence[str], separator: str) -> None:
+    """The parts on stdout, on a terminal in lines that break between them only."""
+    width = out.width if out.is_terminal else sys.maxsize
+    out.print("\n".join(joined([harmless(part) for part in parts], width, separator)), markup=False)
+
+
+def joined(parts: Sequence[str], width: int, separator: str) -> list[str]:
+    """The parts in lines of at most `width` columns, each part in one piece."""
+    lines = list(parts[:1])
+    for part in parts[1:]:
+        if cell_len(lines[-1]) + cell_len(separator) + cell_len(part) <= width:
+            lines[-1] += separator + part
+        else:
+            lines.append(part)
+    return lines
 
 
 def harmless(text: str) -> str:

@@ -41,8 +41,9 @@ class Vocabulary:
         return known
 
     def name(self, token: int) -> str:
-        """A token as people write it, control tokens too."""
-        return self._read_piece(token, special=True).decode("utf-8", "replace")
+        """A token as people write it, control tokens too; a byte that is no character by itself is `<E4>`."""
+        text = self._read_piece(token, special=True).decode("utf-8", "surrogateescape")
+        return "".join(f"<{ord(c) - 0xDC00:02X}>" if "\udc80" <= c <= "\udcff" else c for c in text)
 
     def _read_piece(self, token: int, *, special: bool) -> bytes:
         room = 128

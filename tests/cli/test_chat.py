@@ -249,7 +249,7 @@ def test_left_out_reasoning_is_counted(loop: ChatLoop, capsys: pytest.CaptureFix
     assert "left out" not in capsys.readouterr().err
     reasoning = loop.model.vocabulary.tokenize(f"<think>\n{loop.conversation.turns[0].reasoning}\n</think>\n\n")
     loop.take("Who are you?")
-    found = re.search(r"(\d+) of earlier reasoning left out", capsys.readouterr().err)
+    found = re.search(r"(\d+) tokens of earlier reasoning left out", capsys.readouterr().err)
     assert found and abs(int(found[1]) - len(reasoning)) <= 2  # tokens may join at its ends
     loop.take("/think keep")
     loop.take("/regen")
@@ -294,6 +294,22 @@ def test_little_memory_is_told_once(loop: ChatLoop, capsys: pytest.CaptureFixtur
     loop.take("Who are you?")
     loop.take("Who are you?")
     assert capsys.readouterr().err.count("are left on CPU") == 1
+
+
+def test_tokens_of_a_text(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
+    loop.take("/tokens to be 文<|im_end|>")
+    shown, notes = capsys.readouterr()
+    (row,) = shown.splitlines()
+    names = [entry.partition(" ")[2] for entry in row.split("  ")]
+    assert "".join(name.strip("'") for name in names) == "to be <E6><96><87><|im_end|>"
+    assert notes == f"{len(names)} tokens\n"
+
+
+def test_help_fits_into_80_columns(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
+    loop.take("/help")
+    shown, notes = capsys.readouterr()
+    assert all(len(line) <= 80 for line in [*shown.splitlines(), *notes.splitlines()])
+    assert all(f"/{name}" in shown for name in COMMANDS)
 
 
 def test_settings() -> None:
