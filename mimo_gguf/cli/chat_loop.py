@@ -252,11 +252,11 @@ class ChatLoop:
                     (f"draft {place + 1}", f"{stats.n_accepted[place]} of {stats.n_drafted[place]}", f"{share:.0%}")
                 )
         if self.model.has_mtp:
+            drafting = "in use" if verdict.drafting else "switched off: slower here"
             rows += [
-                ("plain", "measured", _rate(verdict.plain_tokens_per_s)),
-                ("drafted", "measured, in use" if verdict.drafting else "measured, switched off: slower",
-                 _rate(verdict.drafted_tokens_per_s)),
-            ]  # fmt: skip
+                ("plain", "measured meanwhile", _rate(verdict.plain_tokens_per_s)),
+                ("drafted", drafting, _rate(verdict.drafted_tokens_per_s)),
+            ]
         ui.print_table(("", "counted", "speed or share"), rows)
 
     def tokens(self, text: str) -> None:

@@ -231,16 +231,19 @@ _SEPARATOR: Final = " · "
 
 def status_parts(answer: Answer, model: Model) -> list[str]:
     """What `status_line` joins."""
-    stats = answer.stats
-    parts = [f"{stats.n_generated} tokens"]
-    if stats.tokens_per_s:
-        parts[0] += f", {stats.tokens_per_s:.1f} tok/s"
-    if model.has_mtp:
+    n, rate = answer.stats.n_generated, answer.stats.tokens_per_s
+    parts = [f"{n} token" if n == 1 else f"{n} tokens"]
+    if rate and n >= _ENOUGH_TOLD:
+        parts[0] += f", {rate:.1f} tok/s"
+    if model.has_mtp and n:
         parts.append(_draft_text(answer, model))
     parts.append(f"context {answer.n_prompt + len(answer.tokens)} of {model.session.n_ctx}")
     if answer.finish_reason in _ENDINGS:
         parts.append(_ENDINGS[answer.finish_reason])
     return parts
+
+
+_ENOUGH_TOLD: Final = 8  # tokens: the first comes with the prompt and takes no time, so fewer seem faster than they are
 
 
 def _draft_text(answer: Answer, model: Model) -> str:

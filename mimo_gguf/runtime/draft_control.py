@@ -33,13 +33,15 @@ FEWEST_DRAFTED: Final = 3  # cycles of a trial before it may be given up
 HOPE_Z: Final = 1.64  # normal quantile of 95 %: how sure to be that drafting cannot pay
 OFF_BELOW: Final = 0.98  # of plain speed: drafting goes off
 ON_ABOVE: Final = 1.03  # and on again; the gap keeps it from flickering
+TOLD: Final = 24  # cycles of each way of which people are told the speed
+ENOUGH_TOLD: Final = 8  # fewer may all have been slow on a busy machine: no figure
 
 
 class _Window:
     """The last cycles of one way."""
 
-    def __init__(self) -> None:
-        self._cycles: collections.deque[tuple[float, int]] = collections.deque(maxlen=WINDOW)
+    def __init__(self, n_cycles: int = WINDOW) -> None:
+        self._cycles: collections.deque[tuple[float, int]] = collections.deque(maxlen=n_cycles)
 
     def add(self, seconds: float, n_tokens: int) -> None:
         self._cycles.append((seconds, n_tokens))
@@ -73,7 +75,10 @@ class _Window:
 
 @dataclass(frozen=True, slots=True)
 class DraftVerdict:
-    """What the control measured: speeds in tokens per second (None: not yet), and whether drafting is on."""
+    """Whether drafting is on, and the speeds measured, in tokens per second (None: on too few tokens to be told).
+
+    Decisions are made on fewer: an interval later a wrong one is put right, while a figure stands on the screen.
+    """
 
     drafting: bool
     plain_tokens_per_s: float | None
@@ -108,6 +113,7 @@ class DraftControl:
         self._adaptive = adaptive
         self._n_drawing, self._n_draft = n_drawing, n_draft
         self._plain, self._drafted = _Window(), _Window()
+        self._told = {drafted: _Window(TOLD) for drafted in (False, True)}
         self._drafting = True
         self._interval = FIRST_INTERVAL
         self._until_measured = 0
@@ -126,13 +132,14 @@ class DraftControl:
     def record(self, *, drafted: bool, seconds: float, n_tokens: int) -> None:
         """Takes one finished cycle: how long it took and how many tokens it gave."""
         (self._drafted if drafted else self._plain).add(seconds, n_tokens)
+        self._told[drafted].add(seconds, n_tokens)
         if not self._adaptive:
             return
         if self._measuring and drafted == self._measuring[0].drafted:
             self._measure(self._measuring[0], seconds, n_tokens)
         elif not self._measuring and drafted == self._drafting:
             self._until_measured -= 1
-            if self._drafting and (self.verdict.speed_up or 1.0) < OFF_BELOW:
+            if self._drafting and self._speed_up < OFF_BELOW:
                 self._until_measured = min(self._until_measured, SOON)  # acceptance fell, or the machine changed
             if self._until_measured <= 0:
                 self._measure_other_way()
@@ -147,7 +154,7 @@ class DraftControl:
         elif not measurement.n_left:
             del self._measuring[0]
             if not self._measuring:
-                speed_up = self.verdict.speed_up or 1.0
+                speed_up = self._speed_up
                 self._decide(drafting=speed_up >= OFF_BELOW if self._drafting else speed_up > ON_ABOVE)
 
     def _is_hopeless(self, trial: _Window) -> bool:
@@ -175,4 +182,11 @@ class DraftControl:
     @property
     def verdict(self) -> DraftVerdict:
         drafting = self._drafting or not self._adaptive
-        return DraftVerdict(drafting, self._plain.tokens_per_s, self._drafted.tokens_per_s, self._n_switches)
+        plain, drafted = (window.tokens_per_s if len(window) >= ENOUGH_TOLD else None for window in self._told.values())
+        return DraftVerdict(drafting, plain, drafted, self._n_switches)
+
+    @property
+    def _speed_up(self) -> float:
+        """By the windows that decisions are made on; 1 as long as one of them is empty."""
+        plain, drafted = self._plain.tokens_per_s, self._drafted.tokens_per_s
+        return drafted / plain if plain and drafted else 1.0

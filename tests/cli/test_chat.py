@@ -50,6 +50,12 @@ def test_one_question(mimo_tiny: Path) -> None:
     assert run(mimo_tiny, "-p", "Who are you?", "--no-mtp", *GREEDY)[0] == answer
 
 
+def test_no_speed_is_told_of_a_few_tokens(mimo_tiny: Path) -> None:
+    for n, said in (("1", "1 token · "), ("7", "7 tokens · "), ("8", r"8 tokens, [\d.]+ tok/s · ")):
+        notes = run(mimo_tiny, "-p", "Who are you?", "--verbose", "--max-tokens", n, *GREEDY)[1]
+        assert re.search(f"^{said}", notes, re.MULTILINE), notes
+
+
 def test_json(mimo_tiny: Path) -> None:
     line, notes = run(mimo_tiny, "-p", "Who are you?", "--json", "--always-draft", *GREEDY)
     document = json.loads(line)
@@ -341,7 +347,7 @@ def test_a_conversation_in_a_terminal(mimo_tiny: Path, tmp_path: Path) -> None:
         os.write(terminal, b"Tell me a story.\r")
         _until(terminal, "story.", "\x1b[2m")  # reasoning has begun, dimmed
         os.write(terminal, b"\x03")
-        _until(terminal, "tok/s", "[0;1m>")
+        _until(terminal, "stopped", "[0;1m>")
         os.write(terminal, b"\x04")
         _until_end(terminal)
     except BaseException:

@@ -474,7 +474,8 @@ def test_each_number_of_conversations_has_its_own_control(tiny: LlamaModel) -> N
     with Session(tiny, replace(together(2), adaptive=True)) as session:
         assert len({id(control) for control in session._controls}) == 2
         Server(session).serve([Talk([1, 2, 3], 120), Talk([4, 5], 120), Talk([6], 120)])
-        assert all(control.verdict.drafted_tokens_per_s for control in session._controls)
+        for control in session._controls:
+            assert control.verdict.plain_tokens_per_s or control.verdict.drafted_tokens_per_s
 
 
 def test_a_saved_state_fits_any_slot(tiny: LlamaModel, tmp_path: Path) -> None:
