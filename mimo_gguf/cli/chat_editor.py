@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ import typer
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.history import FileHistory, History
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.styles import Style
 
@@ -78,13 +79,25 @@ def line_editor(commands: Mapping[str, Command]) -> PromptSession[str]:
     )
 
 
+class _FileHistory(FileHistory):
+    """What can be neither read nor written is this run's history only: no conversation ends for its sake."""
+
+    def load_history_strings(self) -> Iterable[str]:
+        try:
+            return list(super().load_history_strings())
+        except OSError:
+            return []
+
+    def store_string(self, string: str) -> None:
+        with contextlib.suppress(OSError):
+            super().store_string(string)
+
+
 def _history() -> History:
-    """Kept in the user's folder, readable to nobody else; where none can be written, for this run only."""
-    try:
-        folder = Path(typer.get_app_dir("mimo-gguf"))
+    """Kept in the user's folder, readable to nobody else."""
+    folder = Path(typer.get_app_dir("mimo-gguf"))
+    path = folder / "chat_history"
+    with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "chat_history"
         path.touch(mode=0o600)
-    except OSError:
-        return InMemoryHistory()
-    return FileHistory(str(path))
+    return _FileHistory(str(path))

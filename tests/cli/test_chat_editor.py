@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import typer
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
@@ -113,3 +115,34 @@ def test_lines_pasted_together_are_one_question(keyboard: PipeInput) -> None:
 def test_alt_enter_is_a_new_line(keyboard: PipeInput) -> None:
     keyboard.send_text("first\x1b\rsecond\r")
     assert line_editor(COMMANDS).prompt() == "first\nsecond"
+
+
+def test_history_is_there_in_the_next_run(keyboard: PipeInput) -> None:
+    keyboard.send_text("\x1b[200~first\nsecond\x1b[201~\r")
+    assert line_editor(COMMANDS).prompt() == "first\nsecond"
+
+    async def press_up() -> str:
+        session = line_editor(COMMANDS)
+        line = asyncio.create_task(session.prompt_async())
+        async with asyncio.timeout(30):
+            while session.default_buffer.text != "first\nsecond":
+                keyboard.send_text("\x1b[A")  # history is read in the background
+                await asyncio.sleep(0.02)
+        keyboard.send_text("!\r")
+        return await line
+
+    assert asyncio.run(press_up()) == "first\nsecond!"
+    (path,) = Path("../home").rglob("chat_history")
+    assert os.name == "nt" or path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("what", ["folder", "home is a file"])
+def test_no_history_is_no_reason_to_stop(keyboard: PipeInput, what: str) -> None:
+    if what == "folder":
+        (Path(typer.get_app_dir("mimo-gguf")) / "chat_history").mkdir(parents=True)
+    else:
+        Path("../home").touch()
+    session = line_editor(COMMANDS)
+    for _ in range(2):
+        keyboard.send_text("hello\r")
+        assert session.prompt() == "hello"
