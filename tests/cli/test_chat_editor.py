@@ -146,3 +146,5 @@ def test_no_history_is_no_reason_to_stop(keyboard: PipeInput, what: str) -> None
     for _ in range(2):
         keyboard.send_text("hello\r")
         assert session.prompt() == "hello"
+    session.history.store_string("more")
+    assert list(session.history.load_history_strings()) == []
