@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ from mimo_gguf.cli.chat import ask
 from mimo_gguf.cli.chat_editor import line_editor, matching
 from mimo_gguf.cli.chat_screen import REASONING_VIEWS, TerminalScreen
 from mimo_gguf.cli.chat_settings import SETTINGS, changed_option, settings_line
-from mimo_gguf.core.errors import MimoGgufError, UsageError
+from mimo_gguf.core.errors import MimoGgufError, OutputError, UsageError
 from mimo_gguf.core.output_file import atomic_output
 from mimo_gguf.core.paths import path_kind
 from mimo_gguf.core.units import format_size
@@ -26,6 +26,7 @@ from mimo_gguf.runtime.model import AnswerOptions, Model
 from mimo_gguf.runtime.sampling import SamplingOptions
 from mimo_gguf.runtime.session_state import load_state, save_state, state_key
 
+_CACHE: Final = ".kv"  # suffix of the file beside a saved conversation
 _ANSWER_ROOM: Final = 0.25  # share of the window kept free for an answer when old turns have to go
 
 
@@ -104,7 +105,7 @@ class ChatLoop:
                 self.answer(line[1:] if line.startswith("//") else line)
             return
         name, _, argument = line[1:].partition(" ")
-        name, argument = _whole_name(name), argument.strip()
+        name, argument = _whole_name(name.lower()), argument.strip()
         if argument and not COMMANDS[name].arguments:
             raise UsageError(f"/{name} takes nothing behind it", hint=f"/{name}")
         COMMANDS[name].run(self, argument)
@@ -185,41 +186,46 @@ class ChatLoop:
 
     def save(self, text: str) -> None:
         """The conversation; with `kv` behind the name also the caches, so that it need not be read again."""
-        name, _, word = text.partition(" ")
+        name = text.removesuffix(" kv")
         path = _path(name, ".json", "/save talk.json, or with the cache: /save talk.json kv")
-        if word not in ("", "kv"):
-            raise UsageError(f"/save {text}?", hint="/save talk.json, or with the cache: /save talk.json kv")
-        self._claim(path)
-        self.conversation.save(path)
-        if word:
-            session = self.model.session
-            save_state(session.slot, state_key(self.model.file, session), path.with_suffix(".kv"))
-        ui.print_note(f"saved to {path}" + (" with its cache" if word else ""))
+        cache = path.with_suffix(_CACHE) if name != text else None
+        with self._writing(path, *[cache] if cache else []):
+            self.conversation.save(path)
+            if cache:
+                session = self.model.session
+                save_state(session.slot, state_key(self.model.file, session), cache)
+        ui.print_note(f"saved to {path}" + (" with its cache" if cache else ""))
 
     def load(self, name: str) -> None:
         path = _path(name, ".json", "/load talk.json")
         self.conversation = Conversation.load(path)
         self._own_files.add(path.resolve())
-        note, cache = _counted(len(self.conversation.turns), "turn") + " loaded", path.with_suffix(".kv")
-        if cache.exists():
+        note, cache = _counted(len(self.conversation.turns), "turn") + " loaded", path.with_suffix(_CACHE)
+        if path_kind(cache) == "file":
             session = self.model.session
             taken = load_state(session.slot, state_key(self.model.file, session), cache)
+            self._own_files.update([cache.resolve()] if taken else [])
             note += " with the cache" if taken else "; the cache is of another model or damaged, so they are read again"
         if self.conversation.turns:
             note += f"; the last was {shortened(self.conversation.turns[-1].question)}"
         ui.print_note(note)
 
-    def _claim(self, path: Path) -> None:
-        """Raises UsageError for a file that this chat has neither written nor read."""
-        if path.exists() and path.resolve() not in self._own_files:
-            raise UsageError(f"{path}: exists already", hint="choose another name, or delete it first")
-        self._own_files.add(path.resolve())
+    @contextlib.contextmanager
+    def _writing(self, *paths: Path) -> Iterator[None]:
+        """Raises UsageError for files that this chat has neither written nor read, and where one cannot be written."""
+        for path in paths:
+            if path_kind(path) != "nothing" and path.resolve() not in self._own_files:
+                raise UsageError(f"{path}: exists already", hint="choose another name, or delete it first")
+        try:
+            yield
+        except OutputError as error:
+            raise UsageError(error.message, hint="choose another name") from None
+        self._own_files.update(path.resolve() for path in paths)
 
     def export(self, name: str) -> None:
         path = _path(name, ".md", "/export talk.md")
-        self._claim(path)
-        with atomic_output(path) as file:
-            file.write(self.conversation.as_markdown().encode())
+        with self._writing(path), atomic_output(path) as file:
+            file.write(self.conversation.as_markdown().encode("utf-8", "replace"))
         ui.print_note(f"written to {path}")
 
     def think(self, word: str) -> None:
@@ -232,8 +238,8 @@ class ChatLoop:
         elif word == "unlimited" or word.isdigit():
             budget = "none" if word == "unlimited" else word
             self.sampling, self.options = changed_option(self.sampling, self.options, "think_budget", budget)
-        elif not word and self.conversation.turns:
-            for line in (self.conversation.turns[-1].reasoning or "no reasoning in the last answer").splitlines():
+        elif not word:
+            for line in (self._last_turn().reasoning or "no reasoning in the last answer").splitlines():
                 ui.print_note(line)
             return
         else:
@@ -363,6 +369,8 @@ def _path(name: str, suffix: str, example: str) -> Path:
         path = path.expanduser()
     if not path.name or "\0" in name or path_kind(path) == "folder":
         raise UsageError(f"{name}: is no file name", hint=example)
+    if path.suffix == _CACHE:
+        raise UsageError(f"{name}: the cache goes there", hint=example)
     return path if path.suffix else path.with_suffix(suffix)
 
 

@@ -37,9 +37,13 @@ def changed_option(
         try:
             number = int(value) if field in _WHOLE_NUMBERS else float(value)
         except ValueError:
-            raise UsageError(f"{name}={value} is no number", hint=f"/set {name}=1") from None
+            kind = "whole number" if field in _WHOLE_NUMBERS else "number"
+            raise UsageError(f"{name}={value} is no {kind}", hint=f"/set {name}=1") from None
     if field in _SAMPLING_FIELDS:
-        return replace(sampling, **{field: number}), options
+        try:
+            return replace(sampling, **{field: number}), options
+        except UsageError as error:
+            raise UsageError(error.message, hint="/set shows how all of them are set") from None
     if number is not None and number < 1:
         raise UsageError(f"{name}={value} is less than 1", hint=f"/set {name}=none takes the limit away")
     return sampling, replace(options, **{field: number})

@@ -153,4 +153,5 @@ def atomic_output(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror or error}", hint="choose another place with -o") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder is none
+            partial.unlink(missing_ok=True)

@@ -110,7 +110,8 @@ class Conversation:
             OutputError: it cannot be written.
         """
         with atomic_output(path) as file:
-            file.write(json.dumps({"format": _FORMAT, **asdict(self)}, indent=2, ensure_ascii=False).encode())
+            text = json.dumps({"format": _FORMAT, **asdict(self)}, indent=2, ensure_ascii=False)
+            file.write(text.encode("utf-8", "replace"))  # half a character may have been pasted into a question
 
     @classmethod
     def load(cls, path: Path) -> Conversation:
@@ -128,15 +129,13 @@ class Conversation:
                 system=str(data["system"]),
                 turns=turns,
                 keep_reasoning=bool(data["keep_reasoning"]),
-                n_without_reasoning=min(int(data.get("n_without_reasoning", 0)), len(turns)),
-                n_left_out=min(int(data["n_left_out"]), len(turns)),
+                n_without_reasoning=min(max(int(data.get("n_without_reasoning", 0)), 0), len(turns)),
+                n_left_out=min(max(int(data["n_left_out"]), 0), len(turns)),
             )
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror or error}", hint="check the path") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"{path}: not a saved conversation: {error}", hint="give a file that /save wrote"
-            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UsageError(f"{path}: not a saved conversation", hint="give a file that /save wrote") from None
 
     def as_markdown(self) -> str:
         """The conversation to read: questions as headings, reasoning folded away."""

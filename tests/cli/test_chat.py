@@ -202,13 +202,18 @@ def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("line", ["/nosuch", "/", "/s", "/undo", "/regen", "/set x=1", "/set temp=hot", "/think maybe",
-                                  "/save", "/save x y", "/load absent", "/mtp maybe", "/set 'x", "/set temp",
+                                  "/save", "/load absent", "/mtp maybe", "/set 'x", "/set temp",
                                   "/set temp=1 max_tokens=0", "/think 0", "/clear all", "/export",
+                                  "/think", "/set top_k=1.5", "/set top_p=2", "/set seed=-1",
+                                  "/save {here}/absent/x", "/save {here}/plain/x", "/export {here}/plain/x kv",
+                                  "/save {long}", "/export {long}", "/load {long}", "/save x.kv", "/load x.kv",
                                   "/export /", "/save .", "/load ~", "/save a\0b", "/load ~nobody-here/x"])  # fmt: skip
-def test_mistakes_in_commands(loop: ChatLoop, line: str) -> None:
+def test_mistakes_in_commands(loop: ChatLoop, line: str, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("no folder")
     with pytest.raises(UsageError) as caught:
-        loop.take(line)
-    assert caught.value.hint
+        loop.take(line.format(here=tmp_path, long="n" * 300))
+    assert caught.value.hint and " -o" not in caught.value.hint
+    assert [file.name for file in tmp_path.iterdir()] == ["plain"]
     assert loop.sampling.greedy  # of a line that is wrong nothing counts
 
 
@@ -231,6 +236,61 @@ def test_a_file_of_somebody_else_is_kept(loop: ChatLoop, tmp_path: Path) -> None
     assert (tmp_path / "mine.json").read_text() == "{}"
     for _ in range(2):  # what the chat wrote it may write again
         loop.take(f"/save {tmp_path / 'new'}")
+
+
+def test_a_cache_of_somebody_else_is_kept_too(loop: ChatLoop, tmp_path: Path) -> None:
+    loop.take("Who are you?")
+    (tmp_path / "talk.kv").write_text("mine")
+    with pytest.raises(UsageError, match=r"talk\.kv: exists already"):
+        loop.take(f"/save {tmp_path / 'talk'} kv")
+    assert [file.name for file in tmp_path.iterdir()] == ["talk.kv"]
+    loop.take(f"/save {tmp_path / 'a talk about kv'} kv")
+    assert {file.name for file in tmp_path.iterdir()} == {"talk.kv", "a talk about kv.json", "a talk about kv.kv"}
+
+
+SAVED = {
+    "format": "mimo-gguf conversation 1", "system": "", "keep_reasoning": False, "n_left_out": 0,
+    "turns": [{"question": "a?", "answer": "b"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff\xfe\x00", b"5", b"[1]", b"[" * 100_000, b'{"format": 1}', json.dumps(SAVED)[:-3].encode()]
+    + [json.dumps(SAVED | wrong).encode() for wrong in (
+        {"format": "mimo-gguf conversation 9"}, {"turns": [{"question": "a?"}]}, {"turns": ["a?"]}, {"turns": 3},
+        {"turns": [{"question": "a?", "answer": "b", "more": "c"}]}, {"n_left_out": "many"},
+    )],
+)  # fmt: skip
+def test_what_no_chat_saved_is_not_loaded(loop: ChatLoop, tmp_path: Path, content: bytes) -> None:
+    loop.take("Who are you?")
+    turns = loop.conversation.turns
+    (tmp_path / "talk.json").write_bytes(content)
+    with pytest.raises(UsageError, match=r"talk\.json: not a saved conversation$"):
+        loop.take(f"/load {tmp_path / 'talk'}")
+    assert loop.conversation.turns is turns
+
+
+def test_half_characters_are_saved_as_far_as_they_can(loop: ChatLoop, tmp_path: Path) -> None:
+    """What a terminal passes on of bytes that are no text."""
+    loop.take("Who are you \udcff?")
+    for command in ("save", "export"):
+        loop.take(f"/{command} {tmp_path / 'talk'}")
+    assert "## Who are you ??" in (tmp_path / "talk.md").read_text()
+    loop.take(f"/load {tmp_path / 'talk'}")
+    assert loop.conversation.turns[0].question == "Who are you ??"
+
+
+def test_counts_of_what_is_left_out_are_within_the_conversation(loop: ChatLoop, tmp_path: Path) -> None:
+    for given, taken in ((-3, 0), (5, 1)):
+        (tmp_path / "talk.json").write_text(json.dumps(SAVED | {"n_left_out": given, "n_without_reasoning": given}))
+        loop.take(f"/load {tmp_path / 'talk'}")
+        assert (loop.conversation.n_left_out, loop.conversation.n_without_reasoning) == (taken, taken)
+
+
+def test_capitals_do_not_matter_in_a_command(loop: ChatLoop) -> None:
+    loop.take("/Quit")
+    assert not loop._running
 
 
 def test_a_stopped_regeneration_keeps_the_answer(loop: ChatLoop, monkeypatch: pytest.MonkeyPatch) -> None:
