@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import re
 import sys
@@ -67,9 +68,7 @@ def _global_options(
 
 def main() -> None:
     """Runs the command of `sys.argv` and ends the process with its exit code."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell: `>&-`
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - as long as the process
+    _open_streams()
     try:
         sys.exit(_run(sys.argv[1:] or ["--help"]))
     except MimoGgufError as error:
@@ -86,6 +85,16 @@ def main() -> None:
             raise
         ui.print_error(OutputError("the output: no space left on the device", hint="send it elsewhere"))
         os._exit(1)  # what stdout still holds cannot be written
+
+
+def _open_streams() -> None:
+    """Gives the streams that the shell closed (`>&-`) nowhere to lead; where stdout's encoding lacks a character, it is
+    spelled out in a pipe and `?` on a terminal, whose columns are counted."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace" if sys.stdout.isatty() else "backslashreplace")
 
 
 def _run(arguments: list[str]) -> int:

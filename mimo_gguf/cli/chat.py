@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -120,10 +121,12 @@ def command(
         temperature=temp, top_p=top_p, top_k=top_k, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed,
         grammar=_grammar(grammar, json_schema),
     )  # fmt: skip
-    answers = AnswerOptions(max_tokens=max_tokens, stop=tuple(stop or ()), think_budget=think_budget)
+    stop = [_argument(text, "--stop") for text in stop or ()]
+    answers = AnswerOptions(max_tokens=max_tokens, stop=tuple(stop), think_budget=think_budget)
     question = _question(prompt, prompt_file)
     if question is None and as_json:
         raise UsageError("--json answers one question", hint='give it: -p "..."')
+    system = _argument(system, "--system")
     reasoning = "hide" if no_think_display else think
     with contextlib.ExitStack() as stack:
         if log_file is not None:
@@ -162,7 +165,7 @@ def command(
 
 def _question(prompt: str | None, prompt_file: str | None) -> str | None:
     """What to ask once: -p, then the file, or a pipe; None for a conversation."""
-    parts = [] if prompt is None else [prompt]
+    parts = [] if prompt is None else [_argument(prompt, "--prompt")]
     if prompt_file is not None:
         parts.append(_read_stdin() if prompt_file == "-" else _read_text(Path(prompt_file)))
     if not parts and not sys.stdin.isatty():
@@ -175,6 +178,11 @@ def _question(prompt: str | None, prompt_file: str | None) -> str | None:
     if not sys.stdout.isatty():
         raise UsageError("a conversation needs a terminal", hint='give a prompt: -p "..."')
     return None
+
+
+def _argument(text: str, option: str) -> str:
+    """An argument as UTF-8 text, whatever encoding the locale says its bytes are in."""
+    return _decoded(os.fsencode(text), option)
 
 
 def _read_stdin() -> str:

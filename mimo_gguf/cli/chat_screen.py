@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -95,7 +94,7 @@ class JsonScreen:
         ui.print_warning(text)
 
     def end(self, answer: Answer, model: Model) -> None:
-        print(json.dumps(answer_json(answer, model), ensure_ascii=False), flush=True)
+        ui.print_json(answer_json(answer, model), indent=None)
 
 
 class TerminalScreen:

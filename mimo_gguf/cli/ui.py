@@ -111,15 +111,15 @@ def visible(text: str) -> str:
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def print_json(value: Any) -> None:
-    """One JSON document on stdout, indented for people, parseable by programs."""
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """One JSON document on stdout, indented for people, parseable by programs; on one line without `indent`."""
     value = _with_finite_numbers(value)
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # another code page, or a file name that is no text
-        text = json.dumps(value, indent=2)
-    print(text)
+        text = json.dumps(value, indent=indent)
+    print(text, flush=True)
 
 
 def _with_finite_numbers(value: Any) -> Any:

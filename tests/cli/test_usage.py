@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -57,6 +58,43 @@ def test_a_full_disk_behind_the_output(tmp_path: Path) -> None:
 def test_closed_streams(tmp_path: Path) -> None:
     command = f"'{sys.executable}' -m mimo_gguf profiles >&- 2>&-"
     assert subprocess.run(command, shell=True, timeout=60).returncode == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX shells close streams")
+@pytest.mark.parametrize(("arguments", "code"), [("-p x --max-tokens 3", 0), ("", 2), ("-f -", 2)])
+def test_closed_stdin(mimo_tiny: Path, arguments: str, code: int) -> None:
+    command = f"'{sys.executable}' -m mimo_gguf chat '{mimo_tiny}' --ctx 512 {arguments} <&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    if code:
+        assert_clear_error(done, "nothing to answer", code=code)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", "\\xe4\\u4e2d\\U0001f600"), ("latin-1", "ä\\u4e2d\\U0001f600")]
+)
+def test_what_the_output_cannot_hold_is_spelled_out(tmp_path: Path, mimo_tiny: Path, encoding: str, shown: str) -> None:
+    (tmp_path / "g.gbnf").write_text('root ::= "ä中😀"', encoding="utf-8")
+    said = {}
+    for form in ("--temp=0", "--json"):
+        command = [*PROGRAM, "chat", str(mimo_tiny), "--ctx", "512", "--grammar", "g.gbnf", "-p", "Ä", form]
+        env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
+        done = subprocess.run(command, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        said[form] = done.stdout.decode(encoding)
+    assert said["--temp=0"] == f"{shown}\n"
+    assert json.loads(said["--json"])["text"] == "ä中😀"
+
+
+def test_arguments_are_utf_8_in_any_locale(tmp_path: Path, mimo_tiny: Path) -> None:
+    counts = []
+    for locale in ("C", "C.UTF-8"):
+        env = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        done = run(
+            tmp_path, "chat", mimo_tiny, "--ctx", "512", "-p", "Grüße, 中文!", "--json", "--max-tokens", "1", **env
+        )
+        counts.append(json.loads(done.stdout)["tokens"]["prompt"])
+    assert counts[0] == counts[1]
 
 
 # ---- Ctrl-C while the program is still being imported
