@@ -13,6 +13,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History
 from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.layout.processors import TabsProcessor
 from prompt_toolkit.styles import Style
 
 
@@ -75,6 +76,7 @@ def line_editor(commands: Mapping[str, Command]) -> PromptSession[str]:
         key_bindings=keys,
         complete_while_typing=False,
         style=Style.from_dict({"": "bold"}),  # questions stand out when one scrolls back
+        input_processors=[TabsProcessor(char1=" ", char2=" ")],  # pasted code
         reserve_space_for_menu=6,
     )
 

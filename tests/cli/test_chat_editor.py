@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import pytest
 import typer
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.data_structures import Size
 from prompt_toolkit.document import Document
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from prompt_toolkit.output.vt100 import Vt100_Output
 
 from mimo_gguf.cli.chat_editor import CommandCompleter, line_editor
 from mimo_gguf.cli.chat_loop import COMMANDS
@@ -110,6 +114,15 @@ def test_tab_is_pressed(keyboard: PipeInput, steps: Sequence[tuple[str, str]]) -
 def test_lines_pasted_together_are_one_question(keyboard: PipeInput) -> None:
     keyboard.send_text("\x1b[200~first\nsecond\r\n\tthird\x1b[201~\r")
     assert line_editor(COMMANDS).prompt() == "first\nsecond\n\tthird"
+
+
+def test_tabs_of_pasted_code_are_shown_as_spaces() -> None:
+    screen = io.StringIO()
+    output = Vt100_Output(screen, lambda: Size(rows=24, columns=80), term="xterm", enable_cpr=False)
+    with create_pipe_input() as keys, create_app_session(input=keys, output=output):
+        keys.send_text("\x1b[200~if x:\n\treturn\x1b[201~\r")
+        assert line_editor(COMMANDS).prompt() == "if x:\n\treturn"
+    assert "    return" in re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue())
 
 
 def test_alt_enter_is_a_new_line(keyboard: PipeInput) -> None:
