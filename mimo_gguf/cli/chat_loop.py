@@ -122,6 +122,12 @@ class ChatLoop:
         self._tell_when_full(answer.n_prompt + len(answer.tokens))
 
     def _make_room(self, question: str) -> None:
+        alone, window = self._count(Conversation(self.conversation.system).messages(question)), self.model.session.n_ctx
+        if alone >= window:
+            raise UsageError(
+                f"the question alone takes {alone} tokens, the window holds {window}",
+                hint="ask less at a time, or start again with a larger --ctx",
+            )
         room = int(self.model.session.n_ctx * (1 - _ANSWER_ROOM))
         n_reasonings, n_turns = self.conversation.make_room(question, self._count, room)
         gone = [f"the reasoning of {_counted(n_reasonings, 'old turn')}"] if n_reasonings else []

@@ -231,10 +231,12 @@ _SEPARATOR: Final = " · "
 def status_parts(answer: Answer, model: Model) -> list[str]:
     """What `status_line` joins."""
     n, rate = answer.stats.n_generated, answer.stats.tokens_per_s
+    if not answer.tokens:
+        return [_ENDINGS.get(answer.finish_reason, "nothing was said")]
     parts = [f"{n} token" if n == 1 else f"{n} tokens"]
     if rate and n >= _ENOUGH_TOLD:
         parts[0] += f", {rate:.1f} tok/s"
-    if model.has_mtp and n:
+    if model.has_mtp:
         parts.append(_draft_text(answer, model))
     parts.append(f"context {answer.n_prompt + len(answer.tokens)} of {model.session.n_ctx}")
     if answer.finish_reason in _ENDINGS:

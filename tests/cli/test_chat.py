@@ -341,6 +341,21 @@ def test_a_long_conversation_leaves_the_oldest_out(loop: ChatLoop, capsys: pytes
     assert "left out" in capsys.readouterr().err
 
 
+def test_a_question_too_long_for_the_window_drives_nothing_out(loop: ChatLoop) -> None:
+    loop.take("Who are you?")
+    with pytest.raises(UsageError, match=r"the question alone takes \d+ tokens, the window holds 512"):
+        loop.take("word " * 600)
+    assert loop.conversation.n_left_out == 0 and len(loop.conversation.turns) == 1
+
+
+def test_an_answer_stopped_before_it_began_is_told_shortly(
+    loop: ChatLoop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop.model.session.slot, "feed", lambda *_: (_ for _ in ()).throw(Cancelled))
+    loop.take("Who are you?")
+    assert capsys.readouterr().err == "stopped\n"
+
+
 def test_reasoning_is_folded_into_a_line(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
     loop.take("/think fold")
     loop.take("Who are you?")
