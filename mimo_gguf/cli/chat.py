@@ -302,7 +302,7 @@ def ask(
 @contextlib.contextmanager
 def _without_echo() -> Iterator[None]:
     """While this lasts a terminal does not show what is typed, which would land in the middle of the answer; the next
-    prompt gets it."""
+    prompt gets it, even if Ctrl-C follows."""
     if sys.platform == "win32" or not sys.stdin.isatty():
         yield
         return
@@ -310,7 +310,8 @@ def _without_echo() -> Iterator[None]:
 
     terminal = sys.stdin.fileno()
     before = termios.tcgetattr(terminal)
-    silent = [flags & ~termios.ECHO if place == 3 else flags for place, flags in enumerate(before)]
+    silent = termios.tcgetattr(terminal)
+    silent[3] = silent[3] & ~termios.ECHO | termios.NOFLSH
     termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
     try:
         yield

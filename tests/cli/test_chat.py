@@ -421,8 +421,11 @@ def test_a_conversation_in_a_terminal(mimo_tiny: Path, tmp_path: Path) -> None:
         assert "MiMo" in seen and "Traceback" not in seen
         os.write(terminal, b"Tell me a story.\r")
         _until(terminal, "story.", "\x1b[2m")  # reasoning has begun, dimmed
+        os.write(terminal, b"kept")
         os.write(terminal, b"\x03")
-        _until(terminal, "stopped", "[0;1m>")
+        _until(terminal, "stopped", "[0;1m>", "kept")
+        os.write(terminal, b"\x03")
+        _until(terminal, "Ctrl-D leaves", "[0;1m>")
         os.write(terminal, b"\x04")
         _until_end(terminal)
     except BaseException:
