@@ -265,6 +265,7 @@ class ChatLoop:
                 )
         if self.model.has_mtp:
             drafting = "in use" if verdict.drafting else "switched off: slower here"
+            drafting = drafting if self.model.session.drafting_allowed else "off, as you wished"
             rows += [
                 ("plain", "measured meanwhile", _rate(verdict.plain_tokens_per_s)),
                 ("drafted", drafting, _rate(verdict.drafted_tokens_per_s)),

@@ -14,7 +14,7 @@ from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
-from rich.markdown import CodeBlock, Heading, Markdown, TableDataElement, TableElement
+from rich.markdown import CodeBlock, Heading, ListItem, Markdown, TableDataElement, TableElement
 from rich.padding import Padding
 from rich.segment import Segment
 from rich.style import Style
@@ -123,7 +123,7 @@ def _parser() -> MarkdownIt:
 _PARSER: Final = _parser()
 
 
-# ---- showing: rich's Markdown, with plainer headings and code
+# ---- showing: rich's Markdown, with plainer headings and code, and lists as they were numbered
 
 
 class _Heading(Heading):
@@ -137,6 +137,27 @@ class _Code(CodeBlock):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         code = Syntax(str(self.text).rstrip(), self.lexer_name, theme=_CODE_THEME, word_wrap=True)
         yield Padding(code, (0, 0, 0, 2))
+
+
+class _Item(ListItem):
+    """An item whose number stands as it was written: `1.` or `1)`."""
+
+    def __init__(self, mark: str) -> None:
+        super().__init__()
+        self.mark = mark
+
+    @classmethod
+    def create(cls, markdown: Markdown, token: Token) -> _Item:
+        return cls(token.markup)
+
+    def render_number(self, console: Console, options: ConsoleOptions, number: int, last_number: int) -> RenderResult:
+        width = len(f" {last_number - 1}{self.mark} ")  # rich counts one too many
+        numeral = Segment(f"{number}{self.mark} ".rjust(width), console.get_style("markdown.item.number"))
+        rows = console.render_lines(self.elements, options.update(width=options.max_width - width), style=self.style)
+        for i, row in enumerate(rows):
+            yield Segment(" " * width) if i else numeral
+            yield from row
+            yield Segment.line()
 
 
 class _Cell(TableDataElement):
@@ -170,7 +191,7 @@ _NARROW: Final = 10  # columns of a cell that can still be read
 class _Document(Markdown):
     elements = {  # noqa: RUF012
         **Markdown.elements, "heading_open": _Heading, "fence": _Code, "code_block": _Code,
-        "table_open": _Table, "th_open": _Cell, "td_open": _Cell,
+        "list_item_open": _Item, "table_open": _Table, "th_open": _Cell, "td_open": _Cell,
     }  # fmt: skip
 
     def __init__(self, text: str) -> None:

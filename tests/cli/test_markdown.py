@@ -51,14 +51,28 @@ def test_what_was_written_stands_there() -> None:
     for row in (
         "Title",
         "a second line, <b>HTML</b> and a link (https://example.org/x_y).",
-        '     x = "a"  # wide',
-        "    • below",
+        '      x = "a"  # wide',
+        "     • below",
         "a_1 * b_2 * c \\\\",
         "- d",
         "So \\(x_1 * y_1 * z\\) costs $5 and $6, $a_1*b_1*c$ not, 中文.",
     ):
         assert row in rows, (row, rows)
     assert "Some text with code," in rows
+
+
+def test_lists_are_numbered_as_they_were_written() -> None:
+    text = "9. nine\n10. ten, " + "and so on " * 4 + "\n\n1) one\n2) two\n\n2024. A year."
+    assert shown(text, 30).splitlines() == [
+        "  9. nine",
+        " 10. ten, and so on and so on",
+        "     and so on and so on",
+        "",
+        " 1) one",
+        " 2) two",
+        "",
+        " 2024. A year.",
+    ]
 
 
 @pytest.mark.parametrize("width", [20, 80, 120])
