@@ -42,7 +42,7 @@ def command(
         int | None, typer.Option(min=1, metavar="N", help="Longest answer, reasoning included.")
     ] = None,
     think_budget: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Reasoning tokens after which the answer is asked for.")
+        int | None, typer.Option(min=0, metavar="N", help="Reasoning tokens after which the answer is asked for.")
     ] = None,
     think: Annotated[
         str, typer.Option(metavar="show|fold|hide", help="Reasoning in full, as one line, or not at all.")

@@ -44,8 +44,9 @@ def changed_option(
             return replace(sampling, **{field: number}), options
         except UsageError as error:
             raise UsageError(error.message, hint="/set shows how all of them are set") from None
-    if number is not None and number < 1:
-        raise UsageError(f"{name}={value} is less than 1", hint=f"/set {name}=none takes the limit away")
+    least = 0 if field == "think_budget" else 1
+    if number is not None and number < least:
+        raise UsageError(f"{name}={value} is less than {least}", hint=f"/set {name}=none takes the limit away")
     return sampling, replace(options, **{field: number})
 
 
