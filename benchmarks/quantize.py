@@ -1,11 +1,11 @@
 """Checkpoint or GGUF to quantized files: `mimo-gguf quantize` beside convert_hf_to_gguf.py and llama-quantize.
 
-    python -m benchmarks.quantize CHECKPOINT LLAMA_CPP_SOURCE LLAMA_QUANTIZE SCRATCH [--threads 2] [--rounds 3] [--warm]
+    python -m benchmarks.quantize CHECKPOINT LLAMA_CPP_SOURCE LLAMA_QUANTIZE SCRATCH [--threads 2] [--rounds 2] [--warm]
 
-All in one run on one machine, caches emptied before each command unless --warm; ours, which are short, several times
-around the peers, and the median counts. SCRATCH, an empty folder, needs 40 GB free for the full model. The peers get
-the trunk as Qwen2 (see peer_convert.py), 2.7 % fewer weights. At the end every tensor of ours is compared with
-llama-quantize's. The last line printed is one JSON document.
+All in one run on one machine, caches emptied before each command unless --warm; ours, which are short, in turn and as
+often before llama-quantize as after it, and the median counts. SCRATCH, an empty folder, needs 40 GB free for the full
+model. The peers get the trunk as Qwen2 (see peer_convert.py), 2.7 % fewer weights. At the end every tensor of ours is
+compared with llama-quantize's. The last line printed is one JSON document.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
     for name in ("checkpoint", "llama_cpp", "llama_quantize", "scratch"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3, help="times that ours run")
+    parser.add_argument("--rounds", type=int, default=2, help="times that ours run, before and after")
     parser.add_argument("--warm", action="store_true")
     arguments = parser.parse_args()
     if any(arguments.scratch.iterdir()):
@@ -94,18 +94,20 @@ def main() -> None:
     bench = Bench(arguments.scratch, arguments.threads, warm=arguments.warm)
     scratch, checkpoint = arguments.scratch, arguments.checkpoint
 
-    for _ in range(arguments.rounds):
-        bench.ours(CHECKPOINT_TO_ONE, checkpoint, ["Q4_K_M"], scratch / "one.gguf")
-        remove(scratch, "one.gguf*")
+    bf16, theirs, ours = (scratch / name for name in ("bf16.gguf", "theirs.gguf", "ours.gguf"))
+
+    def ours_in_turn() -> None:
+        for _ in range(arguments.rounds):
+            for label, source in ((CHECKPOINT_TO_ONE, checkpoint), (GGUF_TO_ONE, bf16)):
+                remove(scratch, "ours.gguf*")  # to replace a large file takes seconds
+                bench.ours(label, source, ["Q4_K_M"], ours)
+
+    bench.run(PEER_CONVERT, (sys.executable, "-m", "benchmarks.peer_convert", arguments.llama_cpp, checkpoint, bf16))
+    ours_in_turn()
+    bench.run(PEER_QUANTIZE, [arguments.llama_quantize, bf16, theirs, "Q4_K_M", str(arguments.threads)])
+    ours_in_turn()
     bench.ours(CHECKPOINT_TO_FOUR, checkpoint, FOUR, scratch)
     remove(scratch, f"{checkpoint.resolve().name}-*.gguf*")
-
-    bf16, theirs, ours = (scratch / name for name in ("bf16.gguf", "theirs.gguf", "ours.gguf"))
-    peer = (sys.executable, "-m", "benchmarks.peer_convert", arguments.llama_cpp, checkpoint, bf16)
-    bench.run(PEER_CONVERT, peer)
-    bench.run(PEER_QUANTIZE, [arguments.llama_quantize, bf16, theirs, "Q4_K_M", str(arguments.threads)])
-    for _ in range(arguments.rounds):
-        bench.ours(GGUF_TO_ONE, bf16, ["Q4_K_M"], ours)
     compared, wrong = count_differences(ours, theirs)
 
     one = bench.seconds(CHECKPOINT_TO_ONE)

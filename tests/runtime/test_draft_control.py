@@ -92,25 +92,6 @@ def test_the_mtp_blocks_see_the_text_again_before_a_trial() -> None:
     assert all(rows for _, rows in seen[:7]) and DraftControl(adaptive=False).wants_rows
 
 
-def test_no_speed_is_told_that_few_tokens_gave() -> None:
-    """A trial of three cycles, all slow because the machine is busy, ends drafting; it is no figure to show."""
-    control = DraftControl()
-    told = []
-    for _ in range(400):
-        draft = control.wants_draft()
-        control.record(drafted=draft, seconds=0.2 if draft else 0.0004, n_tokens=1)
-        told.append(control.verdict)
-    assert not control.verdict.drafting and control.verdict.n_switches == 1
-    assert told[6].plain_tokens_per_s is None and told[20].plain_tokens_per_s == pytest.approx(2500)
-    assert [verdict.speed_up for verdict in told[:150]] == [None] * 150
-    control = DraftControl(adaptive=False)
-    for _ in range(7):
-        control.record(drafted=True, seconds=0.1, n_tokens=2)
-    assert control.verdict.drafted_tokens_per_s is None
-    control.record(drafted=True, seconds=0.1, n_tokens=2)
-    assert control.verdict.drafted_tokens_per_s == pytest.approx(20)
-
-
 def test_follows_a_change_in_acceptance() -> None:
     """Code first (0.9), then prose where drafting loses (0.2), then code again."""
     control = DraftControl()
@@ -152,3 +133,22 @@ def test_forced_drafting_always_drafts() -> None:
 def test_nothing_measured_nothing_claimed() -> None:
     verdict = DraftControl().verdict
     assert verdict.drafting and verdict.speed_up is None and verdict.plain_tokens_per_s is None
+
+
+def test_no_speed_is_told_that_few_tokens_gave() -> None:
+    """A trial of three cycles, all slow because the machine is busy, ends drafting; it is no figure to show."""
+    control = DraftControl()
+    told = []
+    for _ in range(400):
+        draft = control.wants_draft()
+        control.record(drafted=draft, seconds=0.2 if draft else 0.0004, n_tokens=1)
+        told.append(control.verdict)
+    assert not control.verdict.drafting and control.verdict.n_switches == 1
+    assert told[6].plain_tokens_per_s is None and told[20].plain_tokens_per_s == pytest.approx(2500)
+    assert [verdict.speed_up for verdict in told[:150]] == [None] * 150
+    control = DraftControl(adaptive=False)
+    for _ in range(7):
+        control.record(drafted=True, seconds=0.1, n_tokens=2)
+    assert control.verdict.drafted_tokens_per_s is None
+    control.record(drafted=True, seconds=0.1, n_tokens=2)
+    assert control.verdict.drafted_tokens_per_s == pytest.approx(20)
