@@ -63,7 +63,7 @@ class SamplingOptions:
         """Raises UsageError for a value no sampler understands."""
         for name, low, high in (
             ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0), ("typical_p", 0.0, 1.0), ("presence_penalty", -2.0, 2.0),
-            ("frequency_penalty", -2.0, 2.0), ("repeat_penalty", 0.01, 10.0), ("temperature", -math.inf, 100.0),
+            ("frequency_penalty", -2.0, 2.0), ("repeat_penalty", 0.01, 10.0), ("temperature", 0.0, 100.0),
             ("dry_multiplier", 0.0, 100.0), ("dry_base", 0.0, 100.0), *_WHOLE_NUMBERS,
         ):  # fmt: skip
             value: Any = getattr(self, name)

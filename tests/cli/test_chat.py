@@ -206,7 +206,7 @@ def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("line", ["/nosuch", "/", "/s", "/undo", "/regen", "/set x=1", "/set temp=hot", "/think maybe",
                                   "/save", "/load absent", "/mtp maybe", "/set 'x", "/set temp",
                                   "/set temp=1 max_tokens=0", "/set think_budget=-1", "/clear all", "/export",
-                                  "/think", "/set top_k=1.5", "/set top_p=2", "/set seed=-1",
+                                  "/think", "/set top_k=1.5", "/set top_p=2", "/set temp=-1", "/set seed=-1",
                                   "/save {here}/absent/x", "/save {here}/plain/x", "/export {here}/plain/x kv",
                                   "/save {long}", "/export {long}", "/load {long}", "/save x.kv", "/load x.kv",
                                   "/export /", "/save .", "/load ~", "/save a\0b", "/load ~nobody-here/x"])  # fmt: skip
