@@ -107,7 +107,7 @@ def command(
     """
     from mimo_gguf.runtime.conversation import Conversation
     from mimo_gguf.runtime.devices import add_workers
-    from mimo_gguf.runtime.llama_api import use_log
+    from mimo_gguf.runtime.llama_log import use_log
     from mimo_gguf.runtime.memory_watch import MemoryWatch
     from mimo_gguf.runtime.model import AnswerOptions, Model
     from mimo_gguf.runtime.sampling import SamplingOptions

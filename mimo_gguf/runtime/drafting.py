@@ -17,7 +17,8 @@ import numpy as np
 from mimo_gguf.core.errors import BackendError
 from mimo_gguf.core.gguf_file import open_gguf, read_gguf
 from mimo_gguf.runtime.batch import Batch
-from mimo_gguf.runtime.llama_api import LOG, Floats, LlamaContext
+from mimo_gguf.runtime.llama_api import Floats, LlamaContext
+from mimo_gguf.runtime.llama_log import LOG
 
 HiddenState = Literal["pre", "post"]
 Transform = Callable[[Floats], Floats]

@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from mimo_gguf.core.errors import BackendError, UsageError
-from mimo_gguf.runtime.llama_api import LOG, Floats, LlamaContext, LlamaModel, api, kept_from_stderr
+from mimo_gguf.runtime.llama_api import Floats, LlamaContext, LlamaModel, api
+from mimo_gguf.runtime.llama_log import LOG, kept_from_stderr
 
 MAX_SEED: Final = 0xFFFFFFFE  # 0xFFFFFFFF means "random" to llama.cpp
 _LEAST_TEMPERATURE: Final = 1e-6  # divided by much less, logits are no longer finite

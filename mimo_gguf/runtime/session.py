@@ -17,15 +17,8 @@ from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.runtime.batch import Batch
 from mimo_gguf.runtime.draft_control import DraftControl
 from mimo_gguf.runtime.drafting import Drafter, DraftRequest, HiddenState
-from mimo_gguf.runtime.llama_api import (
-    LOG,
-    ContextOptions,
-    Floats,
-    LlamaContext,
-    LlamaModel,
-    open_context,
-    open_mtp_context,
-)
+from mimo_gguf.runtime.llama_api import ContextOptions, Floats, LlamaContext, LlamaModel, open_context, open_mtp_context
+from mimo_gguf.runtime.llama_log import LOG
 from mimo_gguf.runtime.memory_model import RunSettings, require_kv_type
 from mimo_gguf.runtime.sampling import Sampler
 from mimo_gguf.runtime.session_stats import SessionStats, total

@@ -13,17 +13,15 @@ from mimo_gguf.core.errors import BackendError
 from mimo_gguf.core.gguf_file import open_gguf
 from mimo_gguf.core.model_source import float32
 from mimo_gguf.runtime.llama_api import (
-    LOG,
     ContextOptions,
     LlamaModel,
-    LogRing,
     ModelOptions,
     default_threads,
     load_model,
     open_context,
     open_mtp_context,
-    use_log,
 )
+from mimo_gguf.runtime.llama_log import LOG, LogRing, use_log
 from tests.runtime.tiny_models import write_gguf
 
 
