@@ -70,6 +70,11 @@ class AnswerOptions:
             raise UsageError(f"stop is {self.stop!r}", hint='give texts: stop=("###",)')
 
 
+def stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """`AnswerOptions.stop` from what people write: one text, several, or none."""
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
 class AnswerText:
     """Turns the tokens of one answer into pieces of text, and says when it is over.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.runtime.answer import AnswerOptions, AnswerText, FinishReason
+from mimo_gguf.runtime.answer import AnswerOptions, AnswerText, FinishReason, stop_texts
 from mimo_gguf.runtime.chat_template import Message
 from mimo_gguf.runtime.model import Model
 from mimo_gguf.runtime.reasoning import Kind, opened_block
@@ -85,8 +85,7 @@ class SamplingParams:
 
     def ending(self, *, split_reasoning: bool) -> AnswerOptions:
         """What ends the answer."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return AnswerOptions(self.max_tokens, stop, self.thinking_token_budget, split_reasoning)
+        return AnswerOptions(self.max_tokens, stop_texts(self.stop), self.thinking_token_budget, split_reasoning)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal, overload
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.gguf_file import GgufFile, read_gguf
-from mimo_gguf.runtime.answer import Answer, AnswerOptions, AnswerText, FinishReason
+from mimo_gguf.runtime.answer import Answer, AnswerOptions, AnswerText, FinishReason, stop_texts
 from mimo_gguf.runtime.chat_template import ChatTemplate, Message, with_system
 from mimo_gguf.runtime.devices import Device
 from mimo_gguf.runtime.fit import FitPlan
@@ -351,6 +351,5 @@ def _overridden(
         known = ", ".join([*SamplingOptions.__dataclass_fields__, *AnswerOptions.__dataclass_fields__])
         raise UsageError(f"no option {', '.join(sorted(unknown))}", hint=f"one of: {known}")
     if "stop" in of_answer:
-        stop = of_answer["stop"]
-        of_answer["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        of_answer["stop"] = stop_texts(of_answer["stop"])
     return replace(sampling, **of_sampling), replace(options, **of_answer)
