@@ -26,13 +26,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.measured import machine, time_decodes
+from mimo_gguf.bench.peers import PeerOptions, measure_peer, running_server, serve_once
+from mimo_gguf.bench.run import PROMPTS, BenchOptions, EndlessSampler, bench_prompts, window_needed
+from mimo_gguf.chat.template import ChatTemplate
 from mimo_gguf.core.gguf_file import read_gguf
-from mimo_gguf.runtime.bench import PROMPTS, BenchOptions, EndlessSampler, bench_prompts, window_needed
-from mimo_gguf.runtime.bench_peers import PeerOptions, measure_peer, running_server, serve_once
-from mimo_gguf.runtime.chat_template import ChatTemplate
-from mimo_gguf.runtime.llama_api import ModelOptions, default_threads, load_model
-from mimo_gguf.runtime.session import Session, SessionOptions
-from mimo_gguf.runtime.vocabulary import Vocabulary
+from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.llama.api import ModelOptions, default_threads, load_model
+from mimo_gguf.llama.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mimo_gguf.runtime.session import Session
+    from mimo_gguf.engine.session import Session
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mimo_gguf.runtime import memory_compute
-from mimo_gguf.runtime.devices import Device, add_workers
-from mimo_gguf.runtime.memory_probe import AskedMemory, ask_memory
-from tests.runtime import full_size
-from tests.runtime.agreement import Cell, grid, parallel_grid, predict, write_files
-from tests.runtime.workers import running_worker
+from mimo_gguf.fit.asked import AskedMemory, ask_memory
+from mimo_gguf.hardware.devices import Device, add_workers
+from mimo_gguf.memory import compute as memory_compute
+from tests import full_size
+from tests.memory.agreement import Cell, grid, parallel_grid, predict, write_files
+from tests.workers import running_worker
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "memory.md"
 BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"

@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 from benchmarks.measured import machine
-from mimo_gguf.runtime.llama_api import ModelOptions, load_model
-from mimo_gguf.runtime.sampling import Sampler, SamplingOptions, grammar_of_schema
-from mimo_gguf.runtime.session import Session, SessionOptions
-from mimo_gguf.runtime.vocabulary import Vocabulary
+from mimo_gguf.engine.sampling import Sampler, SamplingOptions, grammar_of_schema
+from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.llama.api import ModelOptions, load_model
+from mimo_gguf.llama.vocabulary import Vocabulary
 
 SCHEMA = {
     "type": "object",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mimo_gguf.core.version import __version__
+
 TYPE_CHECKING = False  # as typing's, which takes longer to import than all of this
 if TYPE_CHECKING:
     from typing import Any
@@ -9,7 +11,6 @@ if TYPE_CHECKING:
     from mimo_gguf.runtime.llm import LLM, SamplingParams
     from mimo_gguf.runtime.model import Answer, AnswerStream, Model
 
-__version__ = "0.1.0"
 __all__ = ["LLM", "Answer", "AnswerStream", "Model", "SamplingParams", "__version__"]
 
 

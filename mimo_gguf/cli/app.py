@@ -17,9 +17,9 @@ from typing import Any, Final
 import typer
 import typer.main
 
-from mimo_gguf import __version__
 from mimo_gguf.cli import ui
 from mimo_gguf.core.errors import MimoGgufError, OutputError, UsageError
+from mimo_gguf.core.version import __version__
 
 # name -> panel of `mimo-gguf --help`. Each command is the function `command` in the module mimo_gguf.cli.<name>.
 COMMANDS: Final[dict[str, str]] = {

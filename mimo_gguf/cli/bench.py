@@ -20,9 +20,9 @@ from mimo_gguf.core.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mimo_gguf.runtime.bench import BenchReport
-    from mimo_gguf.runtime.bench_peers import PeerFigure, PeerOptions
-    from mimo_gguf.runtime.fit import FitPlan
+    from mimo_gguf.bench.peers import PeerFigure, PeerOptions
+    from mimo_gguf.bench.run import BenchReport
+    from mimo_gguf.fit.plan import FitPlan
 
 _COLUMNS: Final = ("text", "way", "tok/s", "speed-up", "drafts right", "GB/s", "of memory")
 _ROW: Final = "{:<6} {:<23}{:>6}{:>10}  {:<15}{:>6}{:>11}"  # 80 columns
@@ -68,17 +68,18 @@ def command(
 
     A table for people on stdout, row by row; its last line is one JSON document.
     """
-    from mimo_gguf.cli.chat import plan_teller
+    from mimo_gguf.bench.peers import check_peer, measure_peer
+    from mimo_gguf.bench.run import BenchOptions, bench_prompts, run_bench, window_needed
+    from mimo_gguf.chat.template import ChatTemplate
+    from mimo_gguf.cli.loading import plan_teller
     from mimo_gguf.core.ggml_types import parse_ggml_type
     from mimo_gguf.core.gguf_file import read_gguf
-    from mimo_gguf.runtime.bench import BenchOptions, bench_prompts, run_bench, window_needed
-    from mimo_gguf.runtime.bench_peers import check_peer, measure_peer
-    from mimo_gguf.runtime.chat_template import ChatTemplate
-    from mimo_gguf.runtime.devices import add_workers
+    from mimo_gguf.engine.session import SessionOptions
+    from mimo_gguf.fit.refusal import require_fit
+    from mimo_gguf.fit.solver import Wishes
+    from mimo_gguf.hardware.devices import add_workers
+    from mimo_gguf.llama.api import load_model
     from mimo_gguf.runtime.launch import choose_plan, model_options, session_options
-    from mimo_gguf.runtime.llama_api import load_model
-    from mimo_gguf.runtime.session import SessionOptions
-    from mimo_gguf.runtime.solver import Wishes
 
     options = BenchOptions(n_prompt, n_generate, _numbers(drafts), tuple(kinds.split(",")), repetitions)
     for program in against or ():
@@ -96,7 +97,7 @@ def command(
             n_outputs_max=1 + max(options.drafts),
         ),
     )
-    plan.require()
+    require_fit(plan)
     plan_teller(not as_json and sys.stderr.isatty())(plan)
     with BenchScreen(quiet=as_json) as screen:
         if any(options.drafts) and not (plan.settings.mtp and plan.model.has_mtp):
@@ -128,7 +129,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _as_ours(report: BenchReport, plan: FitPlan) -> PeerOptions:
     """A peer's run with what ours had; llama-bench's cache is filled as far as a short prompt fills it."""
-    from mimo_gguf.runtime.bench_peers import PeerOptions
+    from mimo_gguf.bench.peers import PeerOptions
 
     options = report.options
     return PeerOptions(

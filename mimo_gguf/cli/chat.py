@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.chat_asking import ask
+from mimo_gguf.cli.loading import loading
 from mimo_gguf.core.errors import UsageError
 
 if TYPE_CHECKING:
     from mimo_gguf.cli.chat_screen import Screen
-    from mimo_gguf.runtime.chat_template import Message
-    from mimo_gguf.runtime.fit import FitPlan
-    from mimo_gguf.runtime.memory_watch import MemoryWatch
-    from mimo_gguf.runtime.model import Answer, AnswerOptions, Model
-    from mimo_gguf.runtime.sampling import SamplingOptions
 
 
 def command(
@@ -105,13 +99,13 @@ def command(
 
     Without -p, -f or a pipe it is a conversation; /help lists its commands.
     """
-    from mimo_gguf.runtime.conversation import Conversation
-    from mimo_gguf.runtime.devices import add_workers
-    from mimo_gguf.runtime.llama_log import use_log
-    from mimo_gguf.runtime.memory_watch import MemoryWatch
+    from mimo_gguf.chat.conversation import Conversation
+    from mimo_gguf.engine.sampling import SamplingOptions
+    from mimo_gguf.engine.session import SessionOptions
+    from mimo_gguf.hardware.devices import add_workers
+    from mimo_gguf.hardware.memory_watch import MemoryWatch
+    from mimo_gguf.llama.log import use_log
     from mimo_gguf.runtime.model import AnswerOptions, Model
-    from mimo_gguf.runtime.sampling import SamplingOptions
-    from mimo_gguf.runtime.session import SessionOptions
 
     if think not in ("show", "fold", "hide"):
         raise UsageError(f"--think {think}?", hint="--think show, --think fold or --think hide")
@@ -141,7 +135,7 @@ def command(
         if rpc:
             add_workers(rpc)
         watched = not as_json and _somebody_watches()
-        with _loading(told=watched or (verbose and not as_json), alive=watched and not verbose) as tell:
+        with loading(told=watched or (verbose and not as_json), alive=watched and not verbose) as tell:
             model = Model.load(
                 file, n_ctx=ctx, kv_type=kv_type, mtp=mtp, n_ubatch=ubatch, n_gpu_layers=gpu_layers, options=options,
                 force=force, tell=tell,
@@ -190,7 +184,7 @@ def _read_stdin() -> str:
 
 
 def _grammar(grammar: Path | None, json_schema: Path | None) -> str | None:
-    from mimo_gguf.runtime.sampling import grammar_of_schema
+    from mimo_gguf.engine.sampling import grammar_of_schema
 
     if grammar is not None and json_schema is not None:
         raise UsageError("--grammar and --json-schema both say what the answer looks like", hint="give one of them")
@@ -224,119 +218,9 @@ def _somebody_watches() -> bool:
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
-@contextlib.contextmanager
-def _loading(told: bool, alive: bool) -> Iterator[Callable[[FitPlan], None]]:
-    """Gives what hears the plan: it is `told`, and from then on a line shows that the program is `alive`.
-
-    Ctrl-C then ends the process at once: a KeyboardInterrupt would be raised, and lost, in a call back from llama.cpp.
-    """
-    from mimo_gguf.cli.live_rows import Clock, LiveRows
-
-    before, tell, clock = signal.getsignal(signal.SIGINT), plan_teller(told), Clock(LiveRows(ui.err))
-
-    def load(plan: FitPlan) -> None:
-        tell(plan)
-        if before is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if alive:
-            clock.start("loading")
-
-    try:
-        yield load
-    finally:
-        clock.stop()
-        signal.signal(signal.SIGINT, before)
-
-
-def plan_teller(wanted: bool) -> Callable[[FitPlan], None]:
-    """Prints a plan's two lines on stderr before it is loaded, where somebody is there to read them."""
-
-    def tell(plan: FitPlan) -> None:
-        if wanted:
-            for line in plan.summary():
-                ui.print_note(line)
-
-    return tell
-
-
 def _screen(as_json: bool, reasoning: str, *, figures: bool) -> Screen:
     from mimo_gguf.cli.chat_screen import JsonScreen, PipeScreen, TerminalScreen
 
     if as_json:
         return JsonScreen()
     return TerminalScreen(reasoning) if sys.stdout.isatty() else PipeScreen(figures)
-
-
-def ask(
-    model: Model,
-    messages: Sequence[Message],
-    sampling: SamplingOptions,
-    options: AnswerOptions,
-    screen: Screen,
-    watch: MemoryWatch | None = None,
-) -> Answer:
-    """Asks and shows the answer as it comes. Ctrl-C ends the answer; KeyboardInterrupt where it does not end.
-
-    `watch` is polled as the tokens come; it looks at the devices once in a while only.
-    """
-    try:
-        with (
-            interruptible(model),
-            _without_echo(),
-            model.chat(messages, stream=True, sampling=sampling, options=options, progress=screen.progress) as stream,
-        ):
-            screen.begin()
-            for piece in stream:
-                screen.show(piece, stream.n_tokens)
-                for warning in watch.poll() if watch is not None else ():
-                    screen.warn(warning)
-    except KeyboardInterrupt:  # in the middle of anything
-        model.slot.reset()
-        raise
-    finally:
-        screen.settle()
-    screen.end(stream.answer, model)
-    return stream.answer
-
-
-@contextlib.contextmanager
-def _without_echo() -> Iterator[None]:
-    """While this lasts a terminal does not show what is typed, which would land in the middle of the answer; the next
-    prompt gets it, even if Ctrl-C follows."""
-    if sys.platform == "win32" or not sys.stdin.isatty():
-        yield
-        return
-    import termios
-
-    terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal)
-    silent = termios.tcgetattr(terminal)
-    silent[3] = silent[3] & ~termios.ECHO | termios.NOFLSH
-    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-
-
-@contextlib.contextmanager
-def interruptible(model: Model) -> Iterator[None]:
-    """While this lasts Ctrl-C stops the answer at a safe point; one that comes much later, for want of such a point,
-    interrupts as usual."""
-    previous = signal.getsignal(signal.SIGINT)
-    first_s: list[float] = []
-
-    def stop(*_: object) -> None:
-        first_s.append(time.monotonic())
-        if first_s[-1] - first_s[0] > _PATIENCE_S:
-            raise KeyboardInterrupt
-        model.cancel()
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-_PATIENCE_S: Final = 2.0  # pressing Ctrl-C again within this time means the same

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from mimo_gguf.chat.conversation import FULL, Conversation, Turn, shortened
+from mimo_gguf.chat.template import Message
 from mimo_gguf.cli import ui
-from mimo_gguf.cli.chat import ask
+from mimo_gguf.cli.chat_asking import ask
 from mimo_gguf.cli.chat_editor import line_editor, matching
 from mimo_gguf.cli.chat_screen import REASONING_VIEWS, TerminalScreen
 from mimo_gguf.cli.chat_settings import SETTINGS, changed_option, settings_line
@@ -18,13 +20,11 @@ from mimo_gguf.core.errors import MimoGgufError, OutputError, UsageError
 from mimo_gguf.core.output_file import atomic_output
 from mimo_gguf.core.paths import path_kind
 from mimo_gguf.core.units import format_size
-from mimo_gguf.runtime.chat_template import Message
-from mimo_gguf.runtime.conversation import FULL, Conversation, Turn, shortened
-from mimo_gguf.runtime.fit import plan_fit
-from mimo_gguf.runtime.memory_watch import MemoryWatch
+from mimo_gguf.engine.sampling import SamplingOptions
+from mimo_gguf.engine.state import load_state, save_state, state_key
+from mimo_gguf.fit.weigh import plan_fit
+from mimo_gguf.hardware.memory_watch import MemoryWatch
 from mimo_gguf.runtime.model import AnswerOptions, Model
-from mimo_gguf.runtime.sampling import SamplingOptions
-from mimo_gguf.runtime.session_state import load_state, save_state, state_key
 
 _CACHE: Final = ".kv"  # suffix of the file beside a saved conversation
 _ANSWER_ROOM: Final = 0.25  # share of the window kept free for an answer when old turns have to go
@@ -304,7 +304,7 @@ class ChatLoop:
     def fit(self, _: str) -> None:
         """The plan it runs by, and what is free beside it now."""
         from mimo_gguf.cli.fit import print_plan
-        from mimo_gguf.runtime.devices import list_devices
+        from mimo_gguf.hardware.devices import list_devices
 
         session = self.model.session
         plan = self.model.plan or plan_fit(

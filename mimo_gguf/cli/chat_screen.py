@@ -9,11 +9,11 @@ from typing import Any, Final, Protocol
 
 from rich.segment import SegmentLines
 
+from mimo_gguf.chat.reasoning import Kind, Piece
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.live_rows import Clock, LiveRows, Row, dimmed
 from mimo_gguf.cli.markdown import markdown_rows, split_blocks
 from mimo_gguf.runtime.model import Answer, Model
-from mimo_gguf.runtime.reasoning import Kind, Piece
 
 REASONING_VIEWS: Final = ("show", "fold", "hide")
 _REDRAW_S: Final = 0.05

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.engine.sampling import SamplingOptions
 from mimo_gguf.runtime.model import AnswerOptions
-from mimo_gguf.runtime.sampling import SamplingOptions
 
 _SAMPLING_FIELDS: Final = frozenset(SamplingOptions.__dataclass_fields__)
 SETTINGS: Final[dict[str, str]] = {

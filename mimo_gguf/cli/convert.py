@@ -55,9 +55,9 @@ def command(
     from mimo_gguf.conversion.checkpoint_source import ConversionOptions, as_model_source, plan_conversion
     from mimo_gguf.conversion.open_model import find_checkpoint, find_mtp_layers
     from mimo_gguf.core.output_file import make_folder, name_outputs, parse_destination, parse_part_size
-    from mimo_gguf.quantization.engine import run_quantization
     from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
     from mimo_gguf.quantization.profiles import load_profile
+    from mimo_gguf.quantization.run import run_quantization
 
     # What is wrong in these is told before 15 GB are downloaded.
     profile = load_profile(ftype) if ftype is not None else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,23 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.candidates import USUAL_TYPES, choose_devices, find_candidates
 from mimo_gguf.core.errors import DoesNotFit, UsageError
-from mimo_gguf.core.units import format_size, parse_size
+from mimo_gguf.core.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mimo_gguf.core.model_source import Metadata
-    from mimo_gguf.runtime.devices import Device
-    from mimo_gguf.runtime.fit import FitPlan
-    from mimo_gguf.runtime.gpu_catalogue import Card
-    from mimo_gguf.runtime.memory_model import Part
-    from mimo_gguf.runtime.nvml import OtherUse
-    from mimo_gguf.runtime.solver import Candidate, Solution, Wishes
+    from mimo_gguf.fit.plan import FitPlan
+    from mimo_gguf.fit.solver import Candidate, Solution, Wishes
+    from mimo_gguf.hardware.devices import Device
+    from mimo_gguf.hardware.nvml import OtherUse
+    from mimo_gguf.memory.run import Part
 
-# From the smallest: what a checkpoint is usually made into.
-USUAL_TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0", "F16")
-_AUTO_TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0")  # F16 doubles the bytes read per token for what nobody can tell
 _COUNTED_BY_LLAMA_CPP: Final = ("weights", "KV cache", "compute buffers")
 
 
@@ -85,7 +81,8 @@ def command(
     Nothing is loaded. Exit code 3 when it does not fit; the error names what would.
     """
     from mimo_gguf.core.ggml_types import parse_ggml_type
-    from mimo_gguf.runtime.solver import FOUR_BIT_KV, Wishes, solve
+    from mimo_gguf.fit.refusal import plan_json, require_fit
+    from mimo_gguf.fit.solver import FOUR_BIT_KV, Wishes, solve
 
     devices = choose_devices(vram or [], gpu or [], rpc or [], asked=asked)
     candidates, metadata = find_candidates(src, ftype or [], auto=auto)
@@ -115,61 +112,17 @@ def command(
     if as_json:
         programs = {name: [asdict(use) for use in uses] for name, uses in others.items()}
         asked_bytes = {"asked_bytes": answers} if answers else {}
-        ui.print_json(plans[0].as_json() | _expected_json(plans[0]) | {"other_programs": programs} | asked_bytes)
+        ui.print_json(plan_json(plans[0]) | _expected_json(plans[0]) | {"other_programs": programs} | asked_bytes)
     else:
         print_plan(plans[0], answers)
         for name, uses in others.items():
             ui.out.print(f"also on {name}: {', '.join(map(str, uses))}", markup=False)
-    plans[0].require()
-
-
-def choose_devices(
-    vram: Sequence[str], gpu: Sequence[str], rpc: Sequence[str], *, asked: bool = False
-) -> tuple[Device, ...]:
-    """This machine's devices, or imagined cards with this machine's RAM beside them.
-
-    Raises:
-        UsageError: options that contradict each other, an unknown card, an absurd size.
-        BackendError: a worker that does not answer.
-    """
-    from mimo_gguf.runtime.devices import add_workers, host_device, imagined_gpu, list_devices
-
-    named = [name for name in gpu if name.lower() != "auto"]
-    if len(named) < len(gpu) and (named or vram):
-        raise UsageError("--gpu auto is this machine, the other cards are not in it", hint="leave --gpu auto out")
-    if len([given for given in (vram, named, rpc) if given]) > 1:
-        raise UsageError(
-            "--vram and --gpu imagine a machine, --rpc names a real one", hint="give only one kind of the three"
-        )
-    if (vram or named) and asked:
-        raise UsageError("llama.cpp cannot be asked about a card that is not here", hint="leave --asked out")
-    sizes = [(parse_size(size), "") for size in vram]
-    sizes += [(card.memory_bytes, card.name) for card in map(_find_card, named)]
-    if sizes:
-        names = ["GPU"] if len(sizes) == 1 else [f"GPU{i}" for i in range(len(sizes))]
-        cards = (imagined_gpu(size, name, text) for (size, text), name in zip(sizes, names, strict=True))
-        return (*cards, host_device())
-    if rpc:
-        add_workers(rpc)
-    return list_devices()
-
-
-def _find_card(name: str) -> Card:
-    """The catalogue's card; says so where the name leaves open which, or where nothing runs on it."""
-    from mimo_gguf.runtime.gpu_catalogue import find_card, other_sizes
-
-    card = find_card(name)
-    others = [other.name for other in other_sizes(card)]
-    if others and not re.search(rf"\b{card.memory_gb:g} ?(gb)?$", name.lower()):
-        ui.print_note(f"taking the {card.name}; there is also the {', the '.join(others)}")
-    if not card.is_supported:
-        ui.print_warning(f"llama.cpp does not run on the {card.name}: {card.backend.removeprefix('none: ')}")
-    return card
+    require_fit(plans[0])
 
 
 def _others(devices: Sequence[Device]) -> dict[str, tuple[OtherUse, ...]]:
     """Device name -> other programs there; says so where a card of this machine is not among `devices`."""
-    from mimo_gguf.runtime.nvml import nvidia_cards, other_uses, unused_cards
+    from mimo_gguf.hardware.nvml import nvidia_cards, other_uses, unused_cards
 
     if not any(device.pointer or not device.is_gpu for device in devices[:1]):
         return {}  # imagined
@@ -183,41 +136,10 @@ def _others(devices: Sequence[Device]) -> dict[str, tuple[OtherUse, ...]]:
     return {name: found for name, found in uses.items() if found}
 
 
-def find_candidates(src: str, types: Sequence[str], *, auto: bool) -> tuple[list[Candidate], Metadata]:
-    """The files `src` is or could be made into, smallest first, and the metadata they share.
-
-    Raises:
-        GgufError, CheckpointError, HubError, UsageError: as the source and the types demand.
-    """
-    from mimo_gguf.conversion.open_model import is_gguf, open_model
-    from mimo_gguf.core.geometry import read_geometry
-    from mimo_gguf.core.ggml_types import ftype_name
-    from mimo_gguf.core.gguf_file import read_gguf
-    from mimo_gguf.quantization.profiles import load_profile
-    from mimo_gguf.quantization.type_choice import choose_types
-    from mimo_gguf.runtime.memory_model import ModelSizes, model_sizes
-    from mimo_gguf.runtime.solver import candidate_of
-
-    if is_gguf(src) and not types:
-        file = read_gguf(src)
-        number = file.value("general.file_type")
-        name = ftype_name(number) if isinstance(number, int) else ""
-        return [candidate_of(model_sizes(file), name)], file.metadata
-    with open_model(src, headers_only=True) as source:
-        infos = [tensor.info for tensor in source.tensors]
-        geometry = read_geometry(source.metadata, infos, where=src)
-        candidates = []
-        for profile in map(load_profile, types or (_AUTO_TYPES if auto else USUAL_TYPES)):
-            chosen = tuple(choice.info for choice in choose_types(profile, geometry, infos))
-            sizes = ModelSizes(f"{source.name}-{profile.name}.gguf", geometry, chosen)
-            candidates.append(candidate_of(sizes, profile.name))
-    return sorted(candidates, key=lambda candidate: candidate.model.file_bytes), source.metadata
-
-
 def _plan(candidate: Candidate, candidates: Sequence[Candidate], devices: Sequence[Device], wishes: Wishes) -> FitPlan:
-    from mimo_gguf.runtime.fit import plan_model
-    from mimo_gguf.runtime.solver import settings_for
-    from mimo_gguf.runtime.ways_out import smaller_types
+    from mimo_gguf.fit.solver import settings_for
+    from mimo_gguf.fit.ways_out import smaller_types
+    from mimo_gguf.fit.weigh import plan_model
 
     if wishes.mtp and not candidate.model.has_mtp:
         raise UsageError(f"{candidate.model.label}: has no MTP layer", hint="leave --mtp out")
@@ -228,7 +150,7 @@ def _plan(candidate: Candidate, candidates: Sequence[Candidate], devices: Sequen
 
 
 def _ask(plan: FitPlan, metadata: Metadata) -> dict[str, int]:
-    from mimo_gguf.runtime.memory_probe import ask_memory, header_only_file
+    from mimo_gguf.fit.asked import ask_memory, header_only_file
 
     devices = [fit.device for fit in plan.devices]
     if Path(plan.model.label).is_file():
@@ -240,7 +162,8 @@ def _ask(plan: FitPlan, metadata: Metadata) -> dict[str, int]:
 
 
 def _show_solution(solution: Solution, src: str, rpc: Sequence[str], *, as_json: bool) -> None:
-    from mimo_gguf.runtime.gpu_catalogue import expectation
+    from mimo_gguf.fit.refusal import require_fit
+    from mimo_gguf.fit.verdicts import expectation
 
     if as_json:
         ui.print_json(solution.as_json() | _expected_json(solution.plan))
@@ -258,11 +181,11 @@ def _show_solution(solution: Solution, src: str, rpc: Sequence[str], *, as_json:
         if solution.plan.fits:
             for label, line in _command_lines(solution, src, rpc):
                 ui.print_field(label, line)
-    solution.plan.require()
+    require_fit(solution.plan)
 
 
 def _expected_json(plan: FitPlan) -> dict[str, Any]:
-    from mimo_gguf.runtime.gpu_catalogue import expectation
+    from mimo_gguf.fit.verdicts import expectation
 
     expected = expectation(plan)
     speeds = expected and {"tps": round(expected.tps, 1), "tps_mtp": round(expected.tps_mtp, 1)}
@@ -291,14 +214,15 @@ def _command_lines(solution: Solution, src: str, rpc: Sequence[str]) -> Iterator
 
 
 def _show_comparison(plans: Sequence[FitPlan], *, as_json: bool) -> None:
-    from mimo_gguf.runtime.fit import largest_context, plan_model
+    from mimo_gguf.fit.refusal import plan_json
+    from mimo_gguf.fit.weigh import largest_context, plan_model
 
     contexts = []
     for plan in plans:
         whole = plan_model(plan.model, plan.settings, [fit.device for fit in plan.devices], -1)
         contexts.append(largest_context(whole, plan.model.geometry.context_length))
     if as_json:
-        ui.print_json([plan.as_json() | {"largest_context": n} for plan, n in zip(plans, contexts, strict=True)])
+        ui.print_json([plan_json(plan) | {"largest_context": n} for plan, n in zip(plans, contexts, strict=True)])
     else:
         ui.out.print(f"context {plans[0].settings.n_ctx}, MTP {'on' if plans[0].runs_mtp else 'off'}", markup=False)
         names = [fit.device.name for fit in plans[0].devices]
@@ -362,14 +286,15 @@ def _counted(tree: Part) -> int:
 
 
 def _print_verdict(plan: FitPlan) -> None:
-    from mimo_gguf.runtime.gpu_catalogue import expectation
+    from mimo_gguf.fit.verdicts import expectation
+    from mimo_gguf.fit.ways_out import find_ways_out
 
     for gpu in (fit.device for fit in plan.devices[:-1] if fit.device.description):
         ui.out.print(f"{gpu.name} is {gpu.description}", markup=False)
     for note in plan.notes():
         ui.out.print(note, markup=False)
     if not plan.fits:
-        for way in plan.ways_out:
+        for way in find_ways_out(plan):
             ui.out.print(f"would fit: {way.text}", markup=False)
         return
     spare = plan.tightest

@@ -14,8 +14,8 @@ from mimo_gguf.core.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mimo_gguf.runtime.gpu_catalogue import Verdict
-    from mimo_gguf.runtime.memory_model import ModelSizes
+    from mimo_gguf.core.model_sizes import ModelSizes
+    from mimo_gguf.fit.verdicts import Verdict
 
 
 def command(
@@ -45,12 +45,12 @@ def command(
 
     Speeds are expected, from bandwidth and bytes read per token; prices are of the date shown.
     """
-    from mimo_gguf.runtime.gpu_catalogue import MTP_ACCEPTANCE, Filters, best_picks, judge_cards, select
+    from mimo_gguf.fit.verdicts import MTP_ACCEPTANCE, Filters, best_picks, judge_cards, select
 
     if plot is not None:
-        from mimo_gguf.cli.fit import USUAL_TYPES
+        from mimo_gguf.cli.candidates import USUAL_TYPES
         from mimo_gguf.cli.gpus_plot import draw, need_curves
-        from mimo_gguf.runtime.gpu_catalogue import find_card
+        from mimo_gguf.hardware.cards import find_card
 
         chosen_cards = [find_card(name) for name in gpu or ("RTX 3060 12GB",)]
         draw(need_curves([(name, _model(src, name)) for name in USUAL_TYPES]), chosen_cards, plot)
@@ -88,10 +88,10 @@ def command(
 def _model(src: str | None, ftype: str) -> ModelSizes:
     from dataclasses import replace
 
-    from mimo_gguf.cli.fit import find_candidates
+    from mimo_gguf.cli.candidates import find_candidates
+    from mimo_gguf.core.published_model import published_model
     from mimo_gguf.quantization.profiles import load_profile
     from mimo_gguf.quantization.type_choice import choose_types
-    from mimo_gguf.runtime.published_model import published_model
 
     if src is not None:
         is_file = src.lower().endswith(".gguf")

@@ -12,8 +12,8 @@ from mimo_gguf.core.output_file import atomic_output
 from mimo_gguf.core.units import GIB
 
 if TYPE_CHECKING:
-    from mimo_gguf.runtime.gpu_catalogue import Card
-    from mimo_gguf.runtime.memory_model import ModelSizes
+    from mimo_gguf.core.model_sizes import ModelSizes
+    from mimo_gguf.hardware.cards import Card
 
 _FORMATS: Final = ("png", "svg")
 _N_POINTS: Final = 9
@@ -29,9 +29,9 @@ class Curve:
 
 def need_curves(models: Sequence[tuple[str, ModelSizes]]) -> list[Curve]:
     """A curve per (file type, sizes): everything on a CUDA-like card, f16 cache, MTP, up to the trained context."""
-    from mimo_gguf.runtime.devices import host_device, imagined_gpu
-    from mimo_gguf.runtime.fit import plan_model
-    from mimo_gguf.runtime.memory_model import RunSettings
+    from mimo_gguf.fit.weigh import plan_model
+    from mimo_gguf.hardware.devices import host_device, imagined_gpu
+    from mimo_gguf.memory.run import RunSettings
 
     devices = (imagined_gpu(64 * GIB), host_device())
     driver = devices[0].total_bytes - devices[0].free_bytes

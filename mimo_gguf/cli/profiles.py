@@ -11,8 +11,9 @@ from mimo_gguf.cli import ui
 from mimo_gguf.core.units import format_size
 
 if TYPE_CHECKING:
+    from mimo_gguf.core.model_sizes import ModelSizes
+    from mimo_gguf.quantization.profile_sizes import ProfileSize
     from mimo_gguf.quantization.profiles import Profile
-    from mimo_gguf.quantization.reference_model import ProfileSize, ReferenceModel
 
 
 def command(
@@ -23,10 +24,11 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """List the file types with their size for MiMo-7B, or show one with its rules and their reasons."""
+    from mimo_gguf.core.published_model import published_model
+    from mimo_gguf.quantization.profile_sizes import idle_globs, size_of
     from mimo_gguf.quantization.profiles import list_profiles, load_profile, read_profile
-    from mimo_gguf.quantization.reference_model import idle_globs, load_reference_model, size_of
 
-    model = load_reference_model()
+    model = published_model()
     chosen = read_profile(check) if check else load_profile(name) if name else None
     if chosen is not None:
         size, warnings = size_of(chosen, model), idle_globs(chosen, model)
@@ -39,10 +41,10 @@ def command(
         return
     sized = sorted(((profile, size_of(profile, model)) for profile in list_profiles()), key=lambda ps: -ps[1].n_bytes)
     if as_json:
-        ui.print_json({"model": model.name, "profiles": [_as_json(*ps, rules=False) for ps in sized]})
+        ui.print_json({"model": model.label, "profiles": [_as_json(*ps, rules=False) for ps in sized]})
         return
     ui.print_table(
-        ("type", "bits per weight", f"size of {model.name}", "imatrix", "what it is"),
+        ("type", "bits per weight", f"size of {model.label}", "imatrix", "what it is"),
         [
             (
                 profile.name,
@@ -57,12 +59,12 @@ def command(
     ui.print_note("weights alone, MTP layer included; mimo-gguf profiles NAME shows the rules")
 
 
-def _print_one(profile: Profile, size: ProfileSize, model: ReferenceModel) -> None:
+def _print_one(profile: Profile, size: ProfileSize, model: ModelSizes) -> None:
     from mimo_gguf.quantization.profiles import CONDITIONS
 
     ui.print_field("profile", f"{profile.name} ({profile.path})")
     ui.print_field("", profile.summary)
-    ui.print_field("size", f"{size.bits_per_weight:.2f} bits per weight, {format_size(size.n_bytes)} for {model.name}")
+    ui.print_field("size", f"{size.bits_per_weight:.2f} bits per weight, {format_size(size.n_bytes)} for {model.label}")
     ui.print_field("imatrix", "needed" if size.needs_imatrix else "optional")
     ui.print_field("matrices", ", ".join(f"{name} x{count}" for name, count in size.types))
     mtp = profile.mtp.ggml_type.name if profile.mtp.ggml_type else f"same as the file ({', '.join(size.mtp_types)})"

@@ -80,11 +80,11 @@ def command(
         parse_part_size,
     )
     from mimo_gguf.core.paths import path_kind
-    from mimo_gguf.quantization.engine import run_quantization
     from mimo_gguf.quantization.estimate import estimate_time
     from mimo_gguf.quantization.importance import read_importance
     from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
     from mimo_gguf.quantization.profiles import load_profile
+    from mimo_gguf.quantization.run import run_quantization
 
     profiles = [load_profile(name) for name in [*(ftype or []), *map(str, profile or [])]]
     destination = parse_destination(out) if out is not None else None
@@ -147,7 +147,7 @@ class Place:
 
 def _present(plan: QuantizePlan) -> tuple[list[str], list[str]]:
     from mimo_gguf.core.paths import path_kind
-    from mimo_gguf.quantization.output_writer import is_complete
+    from mimo_gguf.quantization.output_state import is_complete
 
     complete = [output.path for output in plan.outputs if not plan.options.force and is_complete(output, plan.source)]
     parts = (part.path for output in plan.outputs if output.path not in complete for part in output.parts)

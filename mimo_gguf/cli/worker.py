@@ -23,8 +23,8 @@ def command(
 
     On the other side: mimo-gguf fit FILE --rpc HOST:PORT, mimo-gguf chat FILE --rpc HOST:PORT.
     """
-    from mimo_gguf.runtime.devices import host_device
-    from mimo_gguf.runtime.worker import LOOPBACK, serve, worker_devices
+    from mimo_gguf.hardware.devices import host_device
+    from mimo_gguf.hardware.worker import LOOPBACK, serve, worker_devices
 
     devices = worker_devices(cpu_only=cpu)
     for device in devices:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import numpy as np
-
-from mimo_gguf import __version__
-from mimo_gguf.core.errors import GgufError, OutputError
-from mimo_gguf.core.gguf_file import read_part
+from mimo_gguf.core.errors import OutputError
 from mimo_gguf.core.gguf_header import GgufLayout, lay_out
 from mimo_gguf.core.model_source import Bytes, Metadata, ModelSource, string
-from mimo_gguf.core.output_file import check_output
 from mimo_gguf.core.paths import path_kind
-from mimo_gguf.quantization.checksums import Checksums, TensorSum, checksum_path, read_checksums
+from mimo_gguf.quantization.checksums import Checksums, TensorSum, checksum_path
 from mimo_gguf.quantization.chunks import Chunk, chunk_rows, digest_of, digest_of_digests
 from mimo_gguf.quantization.journal import Journal, open_journal
+from mimo_gguf.quantization.output_state import can_resume, check_parts, journal_path, remove_partials, run_digest
 from mimo_gguf.quantization.partial_file import PartialFile, appear, partial_path, write_error, write_whole
 from mimo_gguf.quantization.plan import SOURCE_DIGEST, TENSORS_DIGEST, OutputPlan, PartPlan
 
@@ -179,31 +172,6 @@ def _by_tensor(chunks: Sequence[Chunk], digests: Sequence[bytes]) -> dict[int, l
     return grouped
 
 
-def is_complete(plan: OutputPlan, source: ModelSource) -> bool:
-    """Whether a run like this one has made the output already, to its end."""
-    if path_kind(_journal_path(plan)) != "nothing":
-        return False
-    run = run_digest(plan, source)
-    try:
-        return all(_is_made_by(run, part) for part in plan.parts)
-    except (OSError, GgufError):
-        return False
-
-
-def _is_made_by(run: str, part: PartPlan) -> bool:
-    """By its checksums, its size and its header; `verify` is for the rest."""
-    sums = read_checksums(checksum_path(part.path))
-    with part.path.open("rb") as file:
-        header = file.read(len(part.layout.header))
-    is_whole = part.path.stat().st_size == part.layout.n_bytes and digest_of(header) == sums.header_digest
-    return is_whole and sums.run == run
-
-
-def recorded_source(plan: OutputPlan) -> str:
-    """The identity of the source, as a complete output's metadata has it."""
-    return str(read_part(plan.parts[0].path).metadata[SOURCE_DIGEST].value)
-
-
 def open_output(plan: OutputPlan, source: ModelSource, kernels: Sequence[str], *, force: bool) -> OutputWriter:
     """Opens an output for writing, taking up what an interrupted run like this one left.
 
@@ -215,60 +183,22 @@ def open_output(plan: OutputPlan, source: ModelSource, kernels: Sequence[str], *
     """
     run = run_digest(plan, source)
     fingerprint = hashlib.sha256(" ".join((run, *kernels)).encode()).hexdigest()
-    journal = open_journal(_journal_path(plan), fingerprint, what=plan.path)
+    journal = open_journal(journal_path(plan), fingerprint, what=plan.path)
     try:
-        if not _can_resume(plan, journal):
+        if not can_resume(plan, journal):
             journal.start_afresh(fingerprint)
-            _remove_partials(plan.path)
+            remove_partials(plan.path)
         if not journal.sealed:
-            _check_parts(plan, force=force)
+            check_parts(plan, force=force)
         files = () if journal.sealed else _open_parts(plan.parts)
     except BaseException:
         if not (journal.done or journal.sealed):
-            _remove_partials(plan.path)
+            remove_partials(plan.path)
             journal.discard()
         journal.close()
         raise
     places = tuple((number, offset) for number, part in enumerate(plan.parts) for offset in part.layout.offsets)
     return OutputWriter(plan, run, journal, files, places)
-
-
-def check_places(plans: Sequence[OutputPlan], *, force: bool) -> None:
-    """Refuses early what `open_output` would refuse later; not where a run that was nearly done left its journal.
-
-    Raises:
-        OutputError: an output exists (without `force`), or its place cannot be written.
-    """
-    for plan in plans:
-        _check_parts(plan, force=force or path_kind(_journal_path(plan)) == "file")
-
-
-def _check_parts(plan: OutputPlan, *, force: bool) -> None:
-    for part in plan.parts:
-        check_output(part.path, force=force)
-
-
-def _journal_path(plan: OutputPlan) -> Path:
-    return plan.path.with_name(f".{plan.path.name}.journal")
-
-
-def _can_resume(plan: OutputPlan, journal: Journal) -> bool:
-    """Whether the files the journal speaks of are there: every partial; once sealed, a partial or the final file."""
-    if not (journal.done or journal.sealed):
-        return False
-    for part in plan.parts:
-        paths = (partial_path(part.path), part.path) if journal.sealed else (partial_path(part.path),)
-        if not any(path.is_file() and path.stat().st_size == part.layout.n_bytes for path in paths):
-            return False
-    return True
-
-
-def _remove_partials(path: Path) -> None:
-    """Removes what earlier runs left of the output `path`, into however many parts they had split it."""
-    stem, digits = glob.escape(path.stem), "[0-9]" * 5
-    for name in (glob.escape(path.name), f"{stem}-{digits}-of-{digits}.gguf"):
-        for partial in (*path.parent.glob(f".{name}.partial"), *path.parent.glob(f".{name}.sums.json.partial")):
-            partial.unlink(missing_ok=True)
 
 
 def _open_parts(parts: Sequence[PartPlan]) -> tuple[PartialFile, ...]:
@@ -281,18 +211,6 @@ def _open_parts(parts: Sequence[PartPlan]) -> tuple[PartialFile, ...]:
             file.close()
         raise
     return tuple(files)
-
-
-def run_digest(plan: OutputPlan, source: ModelSource) -> str:
-    """Hex digest over everything that decides an output's bytes: a resumed run must have the same."""
-    digest = hashlib.sha256(f"{__version__} {source.fingerprint} {plan.chunk_weights} {plan.profile.digest}\n".encode())
-    for part in plan.parts:
-        digest.update(os.fsencode(part.path.name) + f" {part.layout.n_bytes}\n".encode())
-        digest.update(part.layout.header)
-    for tensor in plan.tensors:
-        if tensor.importance is not None:
-            digest.update(np.ascontiguousarray(tensor.importance).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def missing_bytes(writer: OutputWriter, chunks: Sequence[Chunk]) -> int:

@@ -14,12 +14,12 @@ import numpy as np
 from gguf import GGML_QUANT_VERSION, GGUFValueType
 from numpy.typing import NDArray
 
-from mimo_gguf import __version__
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.geometry import Geometry, read_geometry
 from mimo_gguf.core.ggml_types import FLOAT_TYPES
 from mimo_gguf.core.gguf_header import GgufLayout, lay_out
 from mimo_gguf.core.model_source import Metadata, MetaValue, ModelSource, SourceTensor, TensorInfo, string, uint32
+from mimo_gguf.core.version import __version__
 from mimo_gguf.quantization.chunks import CHUNK_WEIGHTS
 from mimo_gguf.quantization.importance import ImportanceMatrix, check_columns
 from mimo_gguf.quantization.profiles import Profile

@@ -10,13 +10,14 @@ from typing import Final
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.ggml_types import ftype_name
 from mimo_gguf.core.gguf_file import GgufFile
+from mimo_gguf.core.model_sizes import model_sizes
 from mimo_gguf.core.units import format_size
-from mimo_gguf.runtime.devices import Device, list_devices
-from mimo_gguf.runtime.fit import DeviceFit, FitPlan
-from mimo_gguf.runtime.llama_api import LlamaModel, ModelOptions, load_model
-from mimo_gguf.runtime.memory_model import Part, model_sizes
-from mimo_gguf.runtime.session import Session, SessionOptions
-from mimo_gguf.runtime.solver import Wishes, candidate_of, most_context, solve
+from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.fit.plan import DeviceFit, FitPlan
+from mimo_gguf.fit.solver import Wishes, candidate_of, most_context, solve
+from mimo_gguf.hardware.devices import Device, list_devices
+from mimo_gguf.llama.api import LlamaModel, ModelOptions, load_model
+from mimo_gguf.memory.run import Part
 
 _MOVABLE: Final = ("KV cache", "compute buffers")  # parts of a plan that a smaller one has less of
 _OUT_OF_MEMORY: Final = re.compile(r"alloc|memory", re.IGNORECASE)

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+from mimo_gguf.chat.answer import AnswerOptions, AnswerText, FinishReason, stop_texts
+from mimo_gguf.chat.reasoning import Kind, opened_block
+from mimo_gguf.chat.template import Message
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.runtime.answer import AnswerOptions, AnswerText, FinishReason, stop_texts
-from mimo_gguf.runtime.chat_template import Message
+from mimo_gguf.engine.sampling import MAX_SEED, Sampler, SamplingOptions
+from mimo_gguf.engine.session import SessionOptions
+from mimo_gguf.engine.slot import Cancelled, Slot, WindowFull
 from mimo_gguf.runtime.model import Model
-from mimo_gguf.runtime.reasoning import Kind, opened_block
-from mimo_gguf.runtime.sampling import MAX_SEED, Sampler, SamplingOptions
-from mimo_gguf.runtime.session import SessionOptions
-from mimo_gguf.runtime.slot import Cancelled, Slot, WindowFull
 
 Conversation = Sequence[Message]
 EndedBy = Literal["stop", "length", "abort"]

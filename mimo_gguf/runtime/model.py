@@ -16,22 +16,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
+from mimo_gguf.chat.answer import Answer, AnswerOptions, AnswerText, FinishReason, stop_texts
+from mimo_gguf.chat.reasoning import Kind, Piece, opened_block
+from mimo_gguf.chat.template import ChatTemplate, Message, with_system
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.gguf_file import GgufFile, read_gguf
-from mimo_gguf.runtime.answer import Answer, AnswerOptions, AnswerText, FinishReason, stop_texts
-from mimo_gguf.runtime.chat_template import ChatTemplate, Message, with_system
-from mimo_gguf.runtime.devices import Device
-from mimo_gguf.runtime.fit import FitPlan
+from mimo_gguf.engine.sampling import Sampler, SamplingOptions
+from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.engine.slot import Cancelled, Progress, Slot, WindowFull
+from mimo_gguf.engine.stats import SessionStats
+from mimo_gguf.fit.plan import FitPlan
+from mimo_gguf.fit.refusal import require_fit
+from mimo_gguf.fit.solver import Wishes
+from mimo_gguf.hardware.devices import Device
+from mimo_gguf.llama.api import LlamaModel, ModelOptions, load_model
+from mimo_gguf.llama.vocabulary import Vocabulary
 from mimo_gguf.runtime.launch import choose_plan, launch
-from mimo_gguf.runtime.llama_api import LlamaModel, ModelOptions, load_model
-from mimo_gguf.runtime.reasoning import Kind, Piece, opened_block
-from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
-from mimo_gguf.runtime.session import Session, SessionOptions
-from mimo_gguf.runtime.session_stats import SessionStats
-from mimo_gguf.runtime.slot import Cancelled, Progress, Slot, WindowFull
-from mimo_gguf.runtime.solver import Wishes
-from mimo_gguf.runtime.vocabulary import Vocabulary
 
 __all__ = ["Answer", "AnswerOptions", "AnswerStream", "FinishReason", "Model"]
 
@@ -189,7 +190,7 @@ class Model:
         )
         plan = choose_plan(file, wishes, devices)
         if not force:
-            plan.require()
+            require_fit(plan)
         tell(plan)
         started = launch(file, plan, wishes, options)
         model = cls._of(file, started.native, started.session)

@@ -9,11 +9,11 @@ import pytest
 
 from mimo_gguf.cli.chat_loop import ChatLoop
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
+from mimo_gguf.engine.sampling import SamplingOptions
+from mimo_gguf.engine.session import SessionOptions
 from mimo_gguf.runtime.model import AnswerOptions, Model
-from mimo_gguf.runtime.sampling import SamplingOptions
-from mimo_gguf.runtime.session import SessionOptions
 from tests.reference import MIMO_TINY
-from tests.runtime.tiny_models import write_gguf
+from tests.tiny_models import write_gguf
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,10 @@ from mimo_gguf.cli.chat_loop import COMMANDS, ChatLoop
 from mimo_gguf.cli.chat_screen import JsonScreen
 from mimo_gguf.cli.chat_settings import changed_option
 from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
-from mimo_gguf.runtime.devices import CPU, Device
+from mimo_gguf.engine.sampling import SamplingOptions
+from mimo_gguf.engine.slot import Cancelled
+from mimo_gguf.hardware.devices import CPU, Device
 from mimo_gguf.runtime.model import AnswerOptions
-from mimo_gguf.runtime.sampling import SamplingOptions
-from mimo_gguf.runtime.slot import Cancelled
 from tests.cli.command_line import PROGRAM
 
 APP = typer.Typer()
@@ -370,7 +370,7 @@ def test_reasoning_is_folded_into_a_line(loop: ChatLoop, capsys: pytest.CaptureF
 
 
 def test_little_memory_is_told_once(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
-    from mimo_gguf.runtime.memory_watch import MemoryWatch
+    from mimo_gguf.hardware.memory_watch import MemoryWatch
 
     host = Device("CPU", "host memory", CPU, "CPU", 1 << 20, 1 << 30)
     loop.watch = MemoryWatch(["CPU"], interval_s=0, read=lambda: [host])

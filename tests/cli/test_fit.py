@@ -18,18 +18,18 @@ from mimo_gguf.cli import fit, gpus
 from mimo_gguf.cli.gpus_plot import need_curves
 from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
 from mimo_gguf.core.geometry import STEP35
+from mimo_gguf.core.published_model import published_model
 from mimo_gguf.core.units import GIB
-from mimo_gguf.runtime import devices
-from mimo_gguf.runtime.devices import CPU, GPU, IGPU, Device, host_device, imagined_gpu
-from mimo_gguf.runtime.fit import plan_model
-from mimo_gguf.runtime.memory_allocator import DeviceTraits
-from mimo_gguf.runtime.memory_model import RunSettings
-from mimo_gguf.runtime.published_model import published_model
+from mimo_gguf.fit.weigh import plan_model
+from mimo_gguf.hardware import devices
+from mimo_gguf.hardware.devices import CPU, GPU, IGPU, Device, host_device, imagined_gpu
+from mimo_gguf.memory.allocator import DeviceTraits
+from mimo_gguf.memory.run import RunSettings
+from tests import full_size
 from tests.checkpoints import write_checkpoint
 from tests.cli import command_line
 from tests.conversion.fake_hub import serve_hub
-from tests.runtime import full_size
-from tests.runtime.fake_nvml import fake_nvml
+from tests.hardware.fake_nvml import fake_nvml
 
 
 def run(command: object, *args: str) -> Result:

@@ -12,8 +12,8 @@ from gguf import GGUFValueType
 from mimo_gguf.core.geometry import STEP35
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import array, float32
+from tests import full_size
 from tests.cli.command_line import run_here
-from tests.runtime import full_size
 
 
 def refuse(constant: str) -> Any:

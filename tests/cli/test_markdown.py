@@ -9,10 +9,10 @@ from rich.color import Color, ColorType
 from rich.console import Console
 from rich.style import Style
 
+from mimo_gguf.chat.reasoning import Kind, Piece
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.chat_screen import TerminalScreen
 from mimo_gguf.cli.markdown import markdown_rows, split_blocks
-from mimo_gguf.runtime.reasoning import Kind, Piece
 
 ANSWER = """# Title
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from mimo_gguf.core.units import GIB, MIB
-from mimo_gguf.runtime import devices
-from mimo_gguf.runtime.devices import CPU, Device
+from mimo_gguf.hardware import devices
+from mimo_gguf.hardware.devices import CPU, Device
 from tests.cli.command_line import run_here
-from tests.runtime.tiny_models import make_model
+from tests.tiny_models import make_model
 
 
 def test_a_shortage_that_comes_later_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

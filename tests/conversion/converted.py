@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mimo_gguf.conversion.checkpoint_source import ConversionOptions
 from mimo_gguf.conversion.open_model import open_model
-from mimo_gguf.quantization.engine import run_quantization
 from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
 from mimo_gguf.quantization.profiles import load_profile
+from mimo_gguf.quantization.run import run_quantization
 
 
 def convert(folder: Path, out: Path, ftype: str = "BF16", options: ConversionOptions | None = None) -> Path:

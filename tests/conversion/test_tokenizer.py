@@ -39,7 +39,7 @@ def tokenizer_metadata(folder: Path) -> Metadata:
 @contextmanager
 def llama_tokenizer(folder: Path, scratch: Path) -> Iterator[Callable[[str], list[int]]]:
     """llama.cpp's tokenizer over a GGUF that holds only the vocabulary."""
-    from mimo_gguf.runtime.llama_api import api
+    from mimo_gguf.llama.api import api
 
     llama_cpp = api()
     metadata = {"general.architecture": string("qwen2"), "qwen2.context_length": uint32(8)}

@@ -22,9 +22,9 @@ from typing import Any
 
 from mimo_gguf.core.gguf_file import open_gguf
 from mimo_gguf.core.model_source import SourceTensor
-from mimo_gguf.quantization.engine import run_quantization
 from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
 from mimo_gguf.quantization.profiles import load_profile
+from mimo_gguf.quantization.run import run_quantization
 
 NAMES = ("Q4_0", "F16")
 CALLS = ("pwrite", "write", "fsync", "replace", "unlink", "ftruncate")

@@ -13,8 +13,8 @@ from gguf import LlamaFileType
 from numpy.typing import NDArray
 
 from mimo_gguf.core.ggml_types import GgmlType
-from mimo_gguf.runtime.llama_api import api
-from mimo_gguf.runtime.llama_log import LOG
+from mimo_gguf.llama.api import api
+from mimo_gguf.llama.log import LOG
 
 _KEPT = re.compile(r"\] +(\S+) +- \[.*?type = +(\w+), size = +[\d.]+ MiB$", re.MULTILINE)
 _CHANGED = re.compile(r"\] +(\S+) +- \[.*?type = +\w+, size = .*MiB -> .*MiB \((\w+)\)$", re.MULTILINE)

@@ -10,10 +10,10 @@ import numpy as np
 
 from mimo_gguf.core.gguf_file import open_gguf
 from mimo_gguf.core.model_source import Bytes, TensorInfo
-from mimo_gguf.quantization.engine import run_quantization
 from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
 from mimo_gguf.quantization.profiles import load_profile
 from mimo_gguf.quantization.report import QuantizeReport
+from mimo_gguf.quantization.run import run_quantization
 
 
 def quantize(source: Path, folder: Path, names: Sequence[str], **options: Any) -> QuantizeReport:

@@ -18,10 +18,10 @@ from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import MetaValue, TensorInfo, array, string, uint32
-from mimo_gguf.quantization.engine import run_quantization
 from mimo_gguf.quantization.importance import read_importance
 from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
 from mimo_gguf.quantization.profiles import load_profile
+from mimo_gguf.quantization.run import run_quantization
 from tests.quantization import peer
 from tests.quantization.models import Model, infos, write_random
 from tests.quantization.runs import differing_tensors, quantize, read_tensors

@@ -18,12 +18,12 @@ from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import open_gguf, read_gguf, read_part
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import TensorInfo, string, uint32
+from mimo_gguf.llama.api import api
 from mimo_gguf.quantization.chunks import chunk_rows, cut_into_chunks
 from mimo_gguf.quantization.estimate import estimate_time
 from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, _plan_parts, plan_quantization
 from mimo_gguf.quantization.profiles import MtpRule, load_profile
 from mimo_gguf.quantization.type_choice import TypeOptions, parse_tensor_type
-from mimo_gguf.runtime.llama_api import api
 from tests.quantization.models import MIMO_7B, QWEN2, Model, replace, write_hollow, write_random
 from tests.quantization.runs import differing_tensors, files_in, quantize
 

@@ -9,8 +9,9 @@ import pytest
 
 from mimo_gguf.core.errors import MimoGgufError, RecipeError, UsageError
 from mimo_gguf.core.ggml_types import GgmlType, ftype_name
+from mimo_gguf.core.published_model import published_model
+from mimo_gguf.quantization.profile_sizes import idle_globs, size_of
 from mimo_gguf.quantization.profiles import CONDITIONS, Layer, list_profiles, load_profile, read_profile
-from mimo_gguf.quantization.reference_model import idle_globs, load_reference_model, size_of
 
 GOOD = """
 summary = "mine"
@@ -98,11 +99,11 @@ def test_mistakes_are_named_with_file_rule_and_key(change: tuple[str, str], mess
 def test_a_glob_that_names_no_matrix_is_pointed_out(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(GOOD.replace('"output.weight"', '"blk.*.ffn_dwn.weight", "*_norm.weight"'))
-    assert idle_globs(read_profile(path), load_reference_model()) == (
+    assert idle_globs(read_profile(path), published_model()) == (
         "rule 1: blk.*.ffn_dwn.weight names no matrix of MiMo-7B",
         "rule 1: *_norm.weight names no matrix of MiMo-7B",
     )
-    assert not any(idle_globs(profile, load_reference_model()) for profile in list_profiles())
+    assert not any(idle_globs(profile, published_model()) for profile in list_profiles())
 
 
 def test_the_profile_in_the_documentation_is_one(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_the_profile_in_the_documentation_is_one(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
     profile = read_profile(tmp_path / "mine.toml")
     assert (profile.mtp.ggml_type, len(profile.rules)) == (GgmlType.Q8_0, 2)
-    assert idle_globs(profile, load_reference_model()) == ()
+    assert idle_globs(profile, published_model()) == ()
     assert all(f"`{condition}`" in page for condition in CONDITIONS)
 
 
@@ -131,7 +132,7 @@ def test_conditions_mean_what_they_say() -> None:
 
 
 def test_the_reference_model_is_mimo_7b() -> None:
-    model = load_reference_model()
+    model = published_model()
     assert len(model.tensors) == 451
     assert sum(info.n_elements for info in model.tensors) == 7_833_409_536
     # 4574.8 MiB is llama.cpp's own dry run; sizes fall with the bits

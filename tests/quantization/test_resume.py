@@ -18,10 +18,10 @@ import pytest
 from mimo_gguf.core.errors import MimoGgufError, OutputError
 from mimo_gguf.core.gguf_file import open_gguf
 from mimo_gguf.core.progress import Silence
-from mimo_gguf.quantization.engine import run_quantization
 from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, QuantizePlan, plan_quantization
 from mimo_gguf.quantization.profiles import load_profile
 from mimo_gguf.quantization.report import QuantizeReport
+from mimo_gguf.quantization.run import run_quantization
 from mimo_gguf.quantization.verification import CHECKSUMS, verify_gguf
 from tests.quantization.models import Model, write_random
 from tests.quantization.runs import files_in
@@ -129,7 +129,7 @@ def test_a_changed_run_starts_afresh(what: str, source: Path, tmp_path: Path, mo
     elif what == "options":
         options = replace(OPTIONS, chunk_weights=1 << 12)
     else:
-        monkeypatch.setattr("mimo_gguf.quantization.output_writer.__version__", "9.9")
+        monkeypatch.setattr("mimo_gguf.quantization.output_state.__version__", "9.9")
     report = run(source, tmp_path / "out", options)
     assert [output.resumed_bytes for output in report.outputs] == [0, 0]
     run(source, tmp_path / "undisturbed", options)

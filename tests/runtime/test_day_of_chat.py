@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from mimo_gguf.chat.conversation import Conversation
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
-from mimo_gguf.runtime.conversation import Conversation
+from mimo_gguf.engine.session import SessionOptions
+from mimo_gguf.engine.state import load_state, save_state
 from mimo_gguf.runtime.model import Model
-from mimo_gguf.runtime.session import SessionOptions
-from mimo_gguf.runtime.session_state import load_state, save_state
 from tests.reference import MIMO_TINY
-from tests.runtime.tiny_models import quantized, write_gguf
+from tests.tiny_models import quantized, write_gguf
 
 OPTIONS = SessionOptions(n_ctx=512, n_threads=1, n_batch=64, n_ubatch_mtp=16)
 N_OPERATIONS = int(os.environ.get("MIMO_GGUF_DAY", "240"))

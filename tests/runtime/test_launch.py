@@ -11,15 +11,15 @@ import pytest
 from mimo_gguf.core.errors import BackendError, DoesNotFit, UsageError
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.units import GIB, MIB
+from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.fit.asked import context_options
+from mimo_gguf.fit.plan import FitPlan
+from mimo_gguf.fit.solver import Wishes
+from mimo_gguf.hardware.devices import CPU, Device
 from mimo_gguf.runtime import launch as launching
-from mimo_gguf.runtime.devices import CPU, Device
-from mimo_gguf.runtime.fit import FitPlan
 from mimo_gguf.runtime.launch import choose_plan, next_smaller
-from mimo_gguf.runtime.memory_probe import context_options
 from mimo_gguf.runtime.model import Model
-from mimo_gguf.runtime.session import Session, SessionOptions
-from mimo_gguf.runtime.solver import Wishes
-from tests.runtime.tiny_models import make_model
+from tests.tiny_models import make_model
 
 THREADS = SessionOptions(n_threads=1)
 

@@ -10,9 +10,9 @@ import pytest
 
 import mimo_gguf
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.engine.session import SessionOptions
 from mimo_gguf.runtime.llm import LLM, RequestOutput, SamplingParams
 from mimo_gguf.runtime.model import Model
-from mimo_gguf.runtime.session import SessionOptions
 from tests.runtime.test_model import OPTIONS, trained_path
 
 __all__ = ["trained_path"]

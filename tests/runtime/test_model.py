@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import mimo_gguf
+from mimo_gguf.chat.reasoning import Kind
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
 from mimo_gguf.core.errors import MimoGgufError, UsageError
 from mimo_gguf.core.model_source import Bytes, ModelSource, SourceTensor
+from mimo_gguf.engine.session import SessionOptions
 from mimo_gguf.runtime.model import AnswerOptions, Model
-from mimo_gguf.runtime.reasoning import Kind
-from mimo_gguf.runtime.session import SessionOptions
 from tests.reference import MIMO_TINY
-from tests.runtime.tiny_models import quantized, write_gguf
+from tests.tiny_models import quantized, write_gguf
 
 WHO = [{"role": "user", "content": "Who are you?"}]
 OPTIONS = SessionOptions(n_ctx=512, n_threads=1, adaptive=False)

@@ -11,12 +11,12 @@ import pytest
 
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.units import GIB
-from mimo_gguf.runtime.devices import CPU, GPU, Device, host_device
+from mimo_gguf.fit.solver import Wishes
+from mimo_gguf.hardware.devices import CPU, GPU, Device, host_device
 from mimo_gguf.runtime.launch import choose_plan, next_smaller
-from mimo_gguf.runtime.solver import Wishes
 from tests.cli.command_line import assert_clear_error, run
-from tests.runtime.tiny_models import make_model
-from tests.runtime.workers import running_worker
+from tests.tiny_models import make_model
+from tests.workers import running_worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to a limit of address space")
 

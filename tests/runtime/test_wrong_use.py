@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mimo_gguf.chat.reasoning import split_reasoning
+from mimo_gguf.chat.template import ChatTemplate
 from mimo_gguf.core.errors import GgufError, UsageError
-from mimo_gguf.runtime.chat_template import ChatTemplate
-from mimo_gguf.runtime.llama_api import ContextOptions, api, load_model, open_context, open_mtp_context
+from mimo_gguf.engine.sampling import Sampler, SamplingOptions
+from mimo_gguf.engine.session import Session
+from mimo_gguf.engine.slot import Slot
+from mimo_gguf.engine.state import load_state, save_state
+from mimo_gguf.llama.api import ContextOptions, api, load_model, open_context, open_mtp_context
 from mimo_gguf.runtime.llm import LLM, SamplingParams
 from mimo_gguf.runtime.model import Model
-from mimo_gguf.runtime.reasoning import split_reasoning
-from mimo_gguf.runtime.sampling import Sampler, SamplingOptions
-from mimo_gguf.runtime.session import Session
-from mimo_gguf.runtime.session_state import load_state, save_state
-from mimo_gguf.runtime.slot import Slot
 from tests.runtime.test_model import OPTIONS, WHO, trained_path
 
 __all__ = ["trained_path"]

@@ -1,0 +1,97 @@
+"""What a plan is asked about: the file types of a source, and the devices of this or an imagined machine."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from mimo_gguf.cli import ui
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.units import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mimo_gguf.core.model_source import Metadata
+    from mimo_gguf.fit.solver import Candidate
+    from mimo_gguf.hardware.cards import Card
+    from mimo_gguf.hardware.devices import Device
+
+# From the smallest: what a checkpoint is usually made into.
+USUAL_TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0", "F16")
+_AUTO_TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0")  # F16 doubles the bytes read per token for what nobody can tell
+
+
+def choose_devices(
+    vram: Sequence[str], gpu: Sequence[str], rpc: Sequence[str], *, asked: bool = False
+) -> tuple[Device, ...]:
+    """This machine's devices, or imagined cards with this machine's RAM beside them.
+
+    Raises:
+        UsageError: options that contradict each other, an unknown card, an absurd size.
+        BackendError: a worker that does not answer.
+    """
+    from mimo_gguf.hardware.devices import add_workers, host_device, imagined_gpu, list_devices
+
+    named = [name for name in gpu if name.lower() != "auto"]
+    if len(named) < len(gpu) and (named or vram):
+        raise UsageError("--gpu auto is this machine, the other cards are not in it", hint="leave --gpu auto out")
+    if len([given for given in (vram, named, rpc) if given]) > 1:
+        raise UsageError(
+            "--vram and --gpu imagine a machine, --rpc names a real one", hint="give only one kind of the three"
+        )
+    if (vram or named) and asked:
+        raise UsageError("llama.cpp cannot be asked about a card that is not here", hint="leave --asked out")
+    sizes = [(parse_size(size), "") for size in vram]
+    sizes += [(card.memory_bytes, card.name) for card in map(_find_card, named)]
+    if sizes:
+        names = ["GPU"] if len(sizes) == 1 else [f"GPU{i}" for i in range(len(sizes))]
+        cards = (imagined_gpu(size, name, text) for (size, text), name in zip(sizes, names, strict=True))
+        return (*cards, host_device())
+    if rpc:
+        add_workers(rpc)
+    return list_devices()
+
+
+def _find_card(name: str) -> Card:
+    """The catalogue's card; says so where the name leaves open which, or where nothing runs on it."""
+    from mimo_gguf.hardware.cards import find_card, other_sizes
+
+    card = find_card(name)
+    others = [other.name for other in other_sizes(card)]
+    if others and not re.search(rf"\b{card.memory_gb:g} ?(gb)?$", name.lower()):
+        ui.print_note(f"taking the {card.name}; there is also the {', the '.join(others)}")
+    if not card.is_supported:
+        ui.print_warning(f"llama.cpp does not run on the {card.name}: {card.backend.removeprefix('none: ')}")
+    return card
+
+
+def find_candidates(src: str, types: Sequence[str], *, auto: bool) -> tuple[list[Candidate], Metadata]:
+    """The files `src` is or could be made into, smallest first, and the metadata they share.
+
+    Raises:
+        GgufError, CheckpointError, HubError, UsageError: as the source and the types demand.
+    """
+    from mimo_gguf.conversion.open_model import is_gguf, open_model
+    from mimo_gguf.core.geometry import read_geometry
+    from mimo_gguf.core.ggml_types import ftype_name
+    from mimo_gguf.core.gguf_file import read_gguf
+    from mimo_gguf.core.model_sizes import ModelSizes, model_sizes
+    from mimo_gguf.fit.solver import candidate_of
+    from mimo_gguf.quantization.profiles import load_profile
+    from mimo_gguf.quantization.type_choice import choose_types
+
+    if is_gguf(src) and not types:
+        file = read_gguf(src)
+        number = file.value("general.file_type")
+        name = ftype_name(number) if isinstance(number, int) else ""
+        return [candidate_of(model_sizes(file), name)], file.metadata
+    with open_model(src, headers_only=True) as source:
+        infos = [tensor.info for tensor in source.tensors]
+        geometry = read_geometry(source.metadata, infos, where=src)
+        candidates = []
+        for profile in map(load_profile, types or (_AUTO_TYPES if auto else USUAL_TYPES)):
+            chosen = tuple(choice.info for choice in choose_types(profile, geometry, infos))
+            sizes = ModelSizes(f"{source.name}-{profile.name}.gguf", geometry, chosen)
+            candidates.append(candidate_of(sizes, profile.name))
+    return sorted(candidates, key=lambda candidate: candidate.model.file_bytes), source.metadata

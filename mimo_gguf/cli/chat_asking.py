@@ -1,0 +1,93 @@
+"""Asking one question and showing the answer as it comes, with Ctrl-C ending the answer first."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from mimo_gguf.chat.answer import Answer, AnswerOptions
+    from mimo_gguf.chat.template import Message
+    from mimo_gguf.cli.chat_screen import Screen
+    from mimo_gguf.engine.sampling import SamplingOptions
+    from mimo_gguf.hardware.memory_watch import MemoryWatch
+    from mimo_gguf.runtime.model import Model
+
+
+def ask(
+    model: Model,
+    messages: Sequence[Message],
+    sampling: SamplingOptions,
+    options: AnswerOptions,
+    screen: Screen,
+    watch: MemoryWatch | None = None,
+) -> Answer:
+    """Asks and shows the answer as it comes. Ctrl-C ends the answer; KeyboardInterrupt where it does not end.
+
+    `watch` is polled as the tokens come; it looks at the devices once in a while only.
+    """
+    try:
+        with (
+            interruptible(model),
+            _without_echo(),
+            model.chat(messages, stream=True, sampling=sampling, options=options, progress=screen.progress) as stream,
+        ):
+            screen.begin()
+            for piece in stream:
+                screen.show(piece, stream.n_tokens)
+                for warning in watch.poll() if watch is not None else ():
+                    screen.warn(warning)
+    except KeyboardInterrupt:  # in the middle of anything
+        model.slot.reset()
+        raise
+    finally:
+        screen.settle()
+    screen.end(stream.answer, model)
+    return stream.answer
+
+
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+    """While this lasts a terminal does not show what is typed, which would land in the middle of the answer; the next
+    prompt gets it, even if Ctrl-C follows."""
+    if sys.platform == "win32" or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = termios.tcgetattr(terminal)
+    silent[3] = silent[3] & ~termios.ECHO | termios.NOFLSH
+    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def interruptible(model: Model) -> Iterator[None]:
+    """While this lasts Ctrl-C stops the answer at a safe point; one that comes much later, for want of such a point,
+    interrupts as usual."""
+    previous = signal.getsignal(signal.SIGINT)
+    first_s: list[float] = []
+
+    def stop(*_: object) -> None:
+        first_s.append(time.monotonic())
+        if first_s[-1] - first_s[0] > _PATIENCE_S:
+            raise KeyboardInterrupt
+        model.cancel()
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+_PATIENCE_S: Final = 2.0  # pressing Ctrl-C again within this time means the same

@@ -1,0 +1,35 @@
+"""The KV cache as llama.cpp lays it out: the types it can be kept in, and how many cells a window takes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.ggml_types import GgmlType
+
+CONTEXT_STEP: Final = 256  # llama.cpp rounds n_ctx up to a multiple
+MOST_SEQUENCES: Final = 256  # LLAMA_MAX_SEQ
+# Types llama.cpp can store a KV cache in (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/common/arg.cpp).
+KV_TYPES: Final = (
+    GgmlType.F32, GgmlType.F16, GgmlType.BF16, GgmlType.Q8_0, GgmlType.Q4_0, GgmlType.Q4_1, GgmlType.IQ4_NL,
+    GgmlType.Q5_0, GgmlType.Q5_1,
+)  # fmt: skip
+
+
+def require_kv_type(kind: GgmlType) -> None:
+    """Raises UsageError where llama.cpp has no KV cache of this type."""
+    if kind not in KV_TYPES:
+        raise UsageError(
+            f"llama.cpp has no KV cache of type {kind.name}",
+            hint="one of: " + ", ".join(t.name.lower() for t in KV_TYPES),
+        )
+
+
+def padded(n: int, step: int) -> int:
+    """`n` rounded up to a multiple of `step`."""
+    return -(-n // step) * step
+
+
+def n_ctx_seq(n_ctx: int, n_seq_max: int) -> int:
+    """Tokens of context that each of `n_seq_max` conversations has, as llama.cpp rounds its share of `n_ctx`."""
+    return padded(padded(n_ctx, CONTEXT_STEP) // n_seq_max, CONTEXT_STEP)

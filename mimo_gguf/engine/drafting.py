@@ -1,0 +1,322 @@
+"""Drafting tokens with the MTP blocks: what the MTP context has seen, and what it proposes.
+
+An MTP row at position p pairs the token there with the trunk's state one position before: (x[p], h[p-1]) predicts
+x[p+1]. The trunk's states come from the target context. Rows wait here until a draft is wanted (or a batch is full),
+so that catching up after an accepted draft and drafting again is one decode, not two. Several sequences draft together:
+each step of a draft is one decode for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from mimo_gguf.core.errors import BackendError
+from mimo_gguf.core.gguf_file import open_gguf, read_gguf
+from mimo_gguf.llama.api import Floats, LlamaContext
+from mimo_gguf.llama.batch import Batch
+from mimo_gguf.llama.log import LOG
+
+HiddenState = Literal["pre", "post"]
+Transform = Callable[[Floats], Floats]
+
+
+class Drafter:
+    """Owns the MTP context and proposes up to `n_draft` tokens at a time for each of its sequences.
+
+    With several MTP blocks in the file, block i proposes the i-th token; with one, it is chained on its own state.
+    """
+
+    def __init__(
+        self, context: LlamaContext, *, n_draft: int = 1, p_min: float = 0.0, hidden: HiddenState = "pre"
+    ) -> None:
+        self.context = context
+        self.n_draft = n_draft
+        self.p_min = p_min
+        self._n_blocks = max(1, min(context.model.n_mtp, n_draft))
+        self.trunk_norm, self._block_norms = _transforms(context.model.path, self._n_blocks, hidden)
+        self._batch = Batch(context.options.n_batch, context.model.n_embd)
+
+    def close(self) -> None:
+        self.context.close()
+
+    @property
+    def capacity(self) -> int:
+        """Rows of one decode."""
+        return self._batch.capacity
+
+    def draft(self, wanted: Sequence[DraftRequest]) -> list[list[int]]:
+        """Proposes, for each request, what follows its token.
+
+        Raises:
+            BackendError: the MTP context failed; nothing has changed.
+        """
+        if not wanted:
+            return []
+        return self._draft_with_blocks(wanted) if self._n_blocks > 1 else self._draft_with_one_block(wanted)
+
+    def _draft_with_one_block(self, wanted: Sequence[DraftRequest]) -> list[list[int]]:
+        """The row of each token is final (its state is the trunk's), so it joins the waiting ones and stays."""
+        room = self.capacity // len(wanted)
+        for request in wanted:
+            if request.rows.n_waiting >= room:
+                self.catch_up(request.rows)
+        open_rows = self._decode([request.rows.with_token(request.token) for request in wanted])
+        positions = [request.rows.take_all(request.token) for request in wanted]
+        drafts: list[list[int]] = [[] for _ in wanted]
+        going = list(range(len(wanted)))
+        while going:
+            stretches, still = [], []
+            for place, (index, row) in enumerate(zip(going, open_rows, strict=True)):
+                proposal = self._proposal(row)
+                if proposal is None:
+                    continue
+                drafts[index].append(proposal)
+                n = len(drafts[index])
+                if n < min(wanted[index].limit, self.n_draft):
+                    state = self._block_norms[0](self.context.hidden(len(going))[place : place + 1])
+                    stretches.append(_Stretch(wanted[index].rows.seq_id, [proposal], positions[index] + n, state))
+                    still.append(index)
+            if still:
+                open_rows = self._decode(stretches)
+            going = still
+        for request, position, drafted in zip(wanted, positions, drafts, strict=True):
+            if len(drafted) > 1:  # rows made from the block's own states
+                self.context.forget(position + 1, request.rows.seq_id)
+        return drafts
+
+    def _draft_with_blocks(self, wanted: Sequence[DraftRequest]) -> list[list[int]]:
+        """Block i must see the drafted stretch in its own layer's cache, so each runs it from the token on."""
+        for request in wanted:
+            self.catch_up(request.rows)
+        stretches = [request.rows.with_token(request.token) for request in wanted]
+        drafts: list[list[int]] = [[] for _ in wanted]
+        going = list(range(len(wanted)))
+        for block in range(self.n_draft):
+            self.context.select_mtp_block(min(block, self._n_blocks - 1))
+            open_rows = self._decode([stretches[index] for index in going])
+            states = self._block_norms[min(block, self._n_blocks - 1)](self.context.hidden(len(going)))
+            still = []
+            for place, (index, row) in enumerate(zip(going, open_rows, strict=True)):
+                stretch, proposal = stretches[index], self._proposal(row)
+                self.context.forget(stretch.position, stretch.seq_id)
+                if proposal is None:
+                    continue
+                drafts[index].append(proposal)
+                if len(drafts[index]) < wanted[index].limit:
+                    longer = np.concatenate([stretch.states, states[place : place + 1]])
+                    stretches[index] = stretch._replace(tokens=[*stretch.tokens, proposal], states=longer)
+                    still.append(index)
+            if not (going := still):
+                break
+        self.context.select_mtp_block(0)
+        return drafts
+
+    def _proposal(self, row: int) -> int | None:
+        """The most likely token of a row of the MTP context's logits; None where it is not likely enough."""
+        logits = self.context.logits(row)
+        best = int(logits.argmax())
+        if self.p_min > 0 and 1.0 / float(np.exp(logits - logits[best]).sum()) < self.p_min:
+            return None
+        return best
+
+    def catch_up(self, rows: MtpRows) -> None:
+        """Moves all waiting rows of a sequence into the KV cache, through every block in use."""
+        if not rows.n_waiting:
+            return
+        stretch = rows.waiting()
+        for block in range(self._n_blocks):
+            if block:
+                self.context.forget(stretch.position, stretch.seq_id)
+            if self._n_blocks > 1:
+                self.context.select_mtp_block(block)
+            self._decode([stretch], n_outputs=0)
+        if self._n_blocks > 1:
+            self.context.select_mtp_block(0)
+        rows.take_all()
+
+    def _decode(self, stretches: Sequence[_Stretch], *, n_outputs: int = 1) -> list[int]:
+        """Evaluates the stretches in one decode; the number of each one's last row, which has logits and a state."""
+        since, batch = LOG.mark, self._batch
+        assert batch.hidden is not None
+        batch.clear()
+        last = []
+        for seq_id, tokens, position, states in stretches:
+            first = batch.add(tokens, position, n_outputs=n_outputs, seq_id=seq_id)
+            batch.hidden[first : batch.n_tokens] = states
+            last.append(batch.n_tokens - 1)
+        result = self.context.decode(batch.native)
+        if result != 0:
+            for stretch in stretches:
+                self.context.forget(stretch.position, stretch.seq_id)
+            self.context.select_mtp_block(0)
+            raise BackendError(
+                f"the MTP context failed at position {stretches[0].position} (llama_decode {result}): "
+                f"{LOG.reason(since)}",
+                hint="go on without it: --no-mtp",
+            )
+        return last
+
+
+class MtpRows:
+    """What the MTP context knows of one sequence: the rows in its cache, and those that wait."""
+
+    def __init__(self, drafter: Drafter, seq_id: int) -> None:
+        self.seq_id = seq_id
+        self._drafter = drafter
+        self._tokens: list[int] = []  # rows that wait: tokens, and the states before them in _states
+        self._states = np.zeros((drafter.capacity, drafter.context.model.n_embd), np.float32)
+        self._first = 1  # position of the first waiting row; before it everything is in the KV cache
+        self._before: Floats | None = None  # the trunk's state at the last position
+
+    @property
+    def end(self) -> int:
+        """Position after the last row known here, waiting or in the cache."""
+        return self._first + len(self._tokens)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def knows_state(self) -> bool:
+        """Whether the trunk's state at the last position is known; otherwise `follow` must begin with that token."""
+        return self._before is not None
+
+    def can_follow(self, position: int) -> bool:
+        """Whether `follow` may begin there and lose nothing that is known."""
+        return position < self.end or (position == self.end and self.knows_state)
+
+    def follow(self, tokens: Sequence[int], first_position: int, states: Floats) -> None:
+        """Takes what the target has just evaluated: `tokens` at consecutive positions and its states, one row each.
+
+        It follows on what is known here, or begins with the last token known, whose state was missing (after a draft,
+        after `forget`, at position 0). Where tokens went by unseen (while nothing was drafted), everything before is
+        forgotten: the MTP blocks then attend to what comes from here on, which only their drafts depend on.
+        """
+        states = self._drafter.trunk_norm(states)
+        self.forget(first_position + 1)
+        if first_position >= self.end and not self.can_follow(first_position):
+            self._drafter.context.forget(0, self.seq_id)
+            self.resume(first_position + 1)
+        if first_position == self.end - 1:
+            self._before, tokens, states = states[0].copy(), tokens[1:], states[1:]
+        done = 0
+        while done < len(tokens):
+            if len(self._tokens) == len(self._states):
+                self._drafter.catch_up(self)
+            n = min(len(tokens) - done, len(self._states) - len(self._tokens))
+            self._wait(tokens[done : done + n], states[done : done + n])
+            done += n
+
+    def _wait(self, tokens: Sequence[int], states: Floats) -> None:
+        at = len(self._tokens)
+        self._states[at] = self._before
+        self._states[at + 1 : at + len(tokens)] = states[:-1]
+        self._tokens += tokens
+        self._before = states[-1].copy()
+
+    def forget(self, first_position: int) -> None:
+        """Drops every row from `first_position` on."""
+        if first_position >= self.end:
+            return
+        if first_position >= self._first:
+            keep = first_position - self._first
+            self._before = self._states[keep].copy()
+            del self._tokens[keep:]
+        else:
+            self.resume(first_position)
+            self.settle()
+
+    def settle(self) -> None:
+        """Drops from the cache what is not known to be there: what an interrupted draft may have left."""
+        self._drafter.context.forget(self._first, self.seq_id)
+
+    def resume(self, end: int) -> None:
+        """Takes the cache's content as it is: rows up to `end`, put there from a saved state."""
+        self._tokens, self._first, self._before = [], max(end, 1), None
+
+    def share(self, source: MtpRows, n_tokens: int) -> None:
+        """Becomes the first `n_tokens` of another sequence; nothing is copied."""
+        self._drafter.catch_up(source)
+        self.forget(0)
+        self._drafter.context.share(source.seq_id, n_tokens, self.seq_id)
+        self.resume(min(n_tokens, source.end))
+
+    def waiting(self) -> _Stretch:
+        return _Stretch(self.seq_id, self._tokens, self._first, self._states[: len(self._tokens)])
+
+    def with_token(self, token: int) -> _Stretch:
+        """The waiting rows, of which there is room for one more, and that of `token`, which follows them."""
+        n = len(self._tokens)
+        self._states[n] = self._before
+        return _Stretch(self.seq_id, [*self._tokens, token], self._first, self._states[: n + 1])
+
+    def take_all(self, token: int | None = None) -> int:
+        """Notes that the waiting rows, and that of `token`, are in the cache now; the position of the last one."""
+        end = self.end
+        if token is None:
+            self._tokens, self._first = [], end
+            return end - 1
+        self.resume(end + 1)
+        return end
+
+
+class DraftRequest(NamedTuple):
+    """Wanted: at most `limit` tokens after `token`, which itself follows everything that `rows` has seen."""
+
+    rows: MtpRows
+    token: int
+    limit: int
+
+
+class _Stretch(NamedTuple):
+    """Rows of one sequence at consecutive positions, and the states before them, shape (len(tokens), n_embd)."""
+
+    seq_id: int
+    tokens: list[int]
+    position: int
+    states: Floats
+
+
+def _transforms(path: Path, n_blocks: int, hidden: HiddenState) -> tuple[Transform, list[Transform]]:
+    """What is done to the trunk's states and to each block's own before they are fed on: nothing, or their norm."""
+    if hidden == "pre":
+        return _unchanged, [_unchanged] * n_blocks
+    model = read_gguf(path)
+    eps = float(model.value(f"{model.architecture}.attention.layer_norm_rms_epsilon", 1e-5))
+    first = int(model.value(f"{model.architecture}.block_count")) - int(
+        model.value(f"{model.architecture}.nextn_predict_layers", 0)
+    )
+    names = ["output_norm.weight", *(f"blk.{first + i}.nextn.shared_head_norm.weight" for i in range(n_blocks))]
+    trunk, *blocks = (_rms_norm(weights, eps) for weights in _read_vectors(path, names))
+    return trunk, blocks
+
+
+def _unchanged(states: Floats) -> Floats:
+    return states
+
+
+def _rms_norm(weights: Floats, eps: float) -> Transform:
+    def norm(states: Floats) -> Floats:
+        mean_square = np.square(states, dtype=np.float32).mean(axis=-1, keepdims=True, dtype=np.float32)
+        return np.asarray(states / np.sqrt(mean_square + np.float32(eps)) * weights, np.float32)
+
+    return norm
+
+
+def _read_vectors(path: Path, names: Sequence[str]) -> list[Floats]:
+    from gguf import dequantize
+
+    with open_gguf(path) as source:
+        by_name = {tensor.info.name: tensor for tensor in source.tensors}
+        vectors = []
+        for name in names:
+            tensor = by_name[name]
+            raw = np.empty((1, tensor.info.row_bytes), np.uint8)
+            tensor.read_rows(0, 1, raw)
+            vectors.append(dequantize(raw, tensor.info.ggml_type).reshape(-1).astype(np.float32))
+    return vectors

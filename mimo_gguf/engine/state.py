@@ -1,0 +1,122 @@
+"""A slot's caches on disk, so that a saved conversation goes on without being read again.
+
+llama.cpp ends the process when a state it is given is damaged or of another model. So the file says whose it is and
+carries digests, and nothing reaches llama.cpp that does not agree with both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimo_gguf.core.gguf_file import GgufFile
+from mimo_gguf.core.output_file import atomic_output
+from mimo_gguf.engine.session import Session
+from mimo_gguf.engine.slot import Slot
+from mimo_gguf.llama.api import LlamaContext, api
+
+_MAGIC: Final = b"mimo-gguf state 1\n"
+_LONGEST_HEADER: Final = 64 << 20
+Blob = NDArray[np.uint8]
+
+
+def state_key(file: GgufFile, session: Session) -> str:
+    """What a saved state must agree with: the model's header and how its cache is stored."""
+    parts = " ".join(part.header_digest for part in file.parts)
+    options = session.options
+    version = api().llama_version().decode()
+    return f"{version} {parts} {options.kv_type} {options.flash_attn} {options.hidden} {options.n_draft}"
+
+
+def save_state(slot: Slot, key: str, path: Path) -> None:
+    """Writes the caches of `slot` to `path`, completely or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    slot.settle()
+    blobs = [_read_cache(slot.session.target, slot.seq_id)]
+    mtp_end = 0
+    drafter = slot.session.drafter
+    if drafter is not None and slot.rows is not None:
+        drafter.catch_up(slot.rows)
+        mtp_end = slot.rows.end
+        blobs.append(_read_cache(drafter.context, slot.seq_id))
+    header = {
+        "key": key, "tokens": slot.tokens, "mtp_end": mtp_end,
+        "sizes": [blob.nbytes for blob in blobs], "digests": [_digest(blob) for blob in blobs],
+    }  # fmt: skip
+    text = json.dumps(header).encode()
+    with atomic_output(path) as file:
+        file.write(_MAGIC + struct.pack("<I", len(text)) + text)
+        for blob in blobs:
+            file.write(blob.data)
+
+
+def load_state(slot: Slot, key: str, path: Path) -> bool:
+    """Puts saved caches in place of the slot's; False, and an empty slot, where they cannot be used."""
+    slot.reset()
+    drafter = slot.session.drafter
+    try:
+        with path.open("rb") as file:
+            header = _read_header(file)
+            blobs = [_read_blob(file, size) for size in header["sizes"]]
+        wanted = 1 + (drafter is not None)
+        if header["key"] != key or len(blobs) < wanted or [_digest(blob) for blob in blobs] != header["digests"]:
+            return False
+        tokens, mtp_end = [int(token) for token in header["tokens"]], int(header["mtp_end"])
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return False
+    if not 0 < len(tokens) < slot.n_ctx or not _write_cache(slot.session.target, slot.seq_id, blobs[0]):
+        slot.reset()
+        return False
+    slot.tokens = tokens
+    if drafter is not None and slot.rows is not None:
+        if not _write_cache(drafter.context, slot.seq_id, blobs[1]):
+            slot.reset()
+            return False
+        slot.rows.resume(mtp_end)
+    return True
+
+
+def _read_header(file: IO[bytes]) -> dict[str, Any]:
+    if file.read(len(_MAGIC)) != _MAGIC:
+        raise ValueError("not a saved state")
+    (length,) = struct.unpack("<I", file.read(4))
+    if length > _LONGEST_HEADER:
+        raise ValueError("not a saved state")
+    header: dict[str, Any] = json.loads(file.read(length))
+    return header
+
+
+def _read_blob(file: IO[bytes], size: int) -> Blob:
+    at = file.tell()
+    if not 0 <= size <= file.seek(0, 2) - at:
+        raise ValueError("the file is cut short")
+    file.seek(at)
+    return np.fromfile(file, np.uint8, size)
+
+
+def _digest(blob: Blob) -> str:
+    return hashlib.blake2b(blob.data, digest_size=16).hexdigest()
+
+
+def _read_cache(context: LlamaContext, seq_id: int) -> Blob:
+    blob = np.empty(api().llama_state_seq_get_size(context.pointer, seq_id), np.uint8)
+    n = api().llama_state_seq_get_data(context.pointer, _bytes_of(blob), blob.nbytes, seq_id)
+    return blob[:n]
+
+
+def _write_cache(context: LlamaContext, seq_id: int, blob: Blob) -> bool:
+    return bool(api().llama_state_seq_set_data(context.pointer, _bytes_of(blob), blob.nbytes, seq_id))
+
+
+def _bytes_of(blob: Blob) -> Any:
+    return blob.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -1,0 +1,125 @@
+"""The memory plan: what a run needs on each device against what is free there, and ways out where it does not fit.
+
+The needs are llama.cpp's own (`memory_model`), plus what it does not count: the driver's part, the program itself, and
+a margin. On a machine without a GPU the plan is about RAM. Weights that stay on the host are a mapped file: the
+system could drop their pages, but every token reads all of them again, so they count in full; the same bytes in the
+page cache count as free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mimo_gguf.core.model_sizes import ModelSizes
+from mimo_gguf.core.units import format_size
+from mimo_gguf.hardware.devices import Device
+from mimo_gguf.memory.run import Part, RunSettings
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFit:
+    """One device's side of the plan. `tree` is the need part by part; its total is `needed_bytes`."""
+
+    device: Device
+    tree: Part
+
+    @property
+    def needed_bytes(self) -> int:
+        return self.tree.n_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        return self.device.free_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.needed_bytes <= self.free_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WayOut:
+    """A change that makes the run fit, checked with the same model.
+
+    Attributes:
+        text: what changes, for people.
+        options: command line options that make the change; empty where it needs another file.
+        needed_bytes: need of the device that was too small, after the change.
+    """
+
+    text: str
+    options: tuple[str, ...]
+    settings: RunSettings
+    needed_bytes: int
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """A run, weighed: settings (with `n_gpu_layers` chosen), the need per device (the host last), ways out.
+
+    Attributes:
+        smaller: (file type, sizes) to offer where it does not fit, largest first; None: `ways_out.smaller_types`.
+        left_out: GPUs of the machine with too little free memory for anything at all.
+    """
+
+    model: ModelSizes
+    settings: RunSettings
+    devices: tuple[DeviceFit, ...]
+    pinned_layers: bool = False
+    file_type: str = ""
+    smaller: tuple[tuple[str, ModelSizes], ...] | None = None
+    left_out: tuple[Device, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return all(device.fits for device in self.devices)
+
+    @property
+    def fits_on_gpus(self) -> bool:
+        return all(device.fits for device in self.devices[:-1])
+
+    @property
+    def needed_bytes(self) -> dict[str, int]:
+        """Device name -> bytes."""
+        return {fit.device.name: fit.needed_bytes for fit in self.devices}
+
+    @property
+    def free_bytes(self) -> dict[str, int]:
+        """Device name -> bytes."""
+        return {fit.device.name: fit.free_bytes for fit in self.devices}
+
+    @property
+    def tightest(self) -> DeviceFit:
+        """The device with the least room to spare (or the most missing)."""
+        return min(self.devices, key=lambda fit: fit.free_bytes - fit.needed_bytes)
+
+    @property
+    def n_layers(self) -> int:
+        """Layers that could be on a GPU: the blocks and the output layer."""
+        return self.model.geometry.block_count + 1
+
+    @property
+    def runs_mtp(self) -> bool:
+        return self.settings.mtp and self.model.has_mtp
+
+    def summary(self) -> tuple[str, str]:
+        """The plan in two lines: what runs where, and what each device has left."""
+        s = self.settings
+        kv = s.type_k.name.lower() if s.type_k is s.type_v else f"{s.type_k.name}/{s.type_v.name}".lower()
+        mtp = "on" if self.runs_mtp else "off" if self.model.has_mtp else "not in this file"
+        gpus = len(self.devices) - 1
+        layers = (
+            f"{s.n_gpu_layers} of {self.n_layers} layers on the GPU{'s' * (gpus > 1)}" if gpus else "all on the CPU"
+        )
+        if gpus > 1:
+            layers += f" ({' + '.join(str(int(count)) for count in s.tensor_split)})"
+        context = f"context {s.n_ctx}" if s.n_seq_max == 1 else f"{s.n_seq_max} contexts of {s.n_ctx_seq}"
+        first = f"{layers}, {context}, KV cache {kv}, MTP {mtp}"
+        second = ", ".join(
+            f"{fit.device.name}: {format_size(fit.needed_bytes)} of {format_size(fit.free_bytes)} free"
+            for fit in self.devices
+        )
+        return first, second + "".join(f", {text}" for text in self.notes())
+
+    def notes(self) -> tuple[str, ...]:
+        """What the plan does without."""
+        return tuple(f"{gpu.name} left out: only {format_size(gpu.free_bytes)} free" for gpu in self.left_out)

@@ -1,0 +1,232 @@
+"""Which cards run the model, how much context they hold, and how fast: the catalogue (`gpus.csv`) and its arithmetic.
+
+Decoding one token reads every weight once, so tokens per second are memory bandwidth over bytes read, times the share
+of the bandwidth that llama.cpp's kernels reach (`_EFFICIENCY`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.kv_cache import CONTEXT_STEP
+from mimo_gguf.core.model_sizes import ModelSizes
+from mimo_gguf.core.units import GIB
+from mimo_gguf.fit.plan import FitPlan
+from mimo_gguf.fit.weigh import plan_model
+from mimo_gguf.hardware.cards import VENDORS, Card, cards, find_card
+from mimo_gguf.hardware.devices import host_device, imagined_gpu
+from mimo_gguf.memory.predict import predict_memory
+from mimo_gguf.memory.run import RunSettings
+
+SORTS: Final = ("vram", "price", "speed", "value")
+# Share of MTP drafts that the model accepts: between the 0.5-0.7 measured on prose and 0.88 on code (exllamav3 #238).
+MTP_ACCEPTANCE: Final = 0.7
+_READ_AT: Final = 2048  # tokens in the KV cache for which a speed is given
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a card runs a model.
+
+    Attributes:
+        kv_type: with this KV cache all layers and the context asked for are on the card: "f16", else "q8_0", else "".
+        largest_context: with all layers on the card and that KV cache (q8_0 where it does not fit); 0 for none.
+        tps: expected tokens per second, plain.
+        tps_mtp: with MTP drafting at MTP_ACCEPTANCE (0 without an MTP layer).
+    """
+
+    card: Card
+    kv_type: str
+    largest_context: int
+    tps: float
+    tps_mtp: float
+
+    @property
+    def fits(self) -> bool:
+        return bool(self.kv_type)
+
+    @property
+    def best_tps(self) -> float:
+        return max(self.tps, self.tps_mtp)
+
+    @property
+    def is_useful(self) -> bool:
+        return self.fits and self.card.is_supported
+
+    def as_json(self) -> dict[str, Any]:
+        card = self.card
+        return {
+            "name": card.name,
+            "vendor": card.vendor,
+            "kind": card.kind,
+            "memory_gb": card.memory_gb,
+            "bandwidth_gbs": card.bandwidth_gbs,
+            "bus_bits": card.bus_bits,
+            "data_rate_gbps": card.data_rate_gbps,
+            "backend": card.backend,
+            "supported": card.is_supported,
+            "fits": self.fits,
+            "kv_type": self.kv_type,
+            "largest_context": self.largest_context,
+            "tps": round(self.tps, 1),
+            "tps_mtp": round(self.tps_mtp, 1),
+            "price_usd": card.price_usd or None,
+            "price_date": card.price_date,
+            "price_source": card.price_source,
+            "source": card.source,
+        }
+
+
+def judge_cards(model: ModelSizes, n_ctx: int, chosen: Sequence[Card] | None = None) -> list[Verdict]:
+    """A verdict on each of `chosen` (all of the catalogue), in their order.
+
+    Raises:
+        UsageError: a context llama.cpp would refuse.
+    """
+    holds = _Holds(model)
+    verdicts = []
+    for card in chosen if chosen is not None else cards():
+        free_bytes = imagined_gpu(card.memory_bytes).free_bytes
+        fitting = [kv_type for kv_type in _KV_TYPES if holds(free_bytes, kv_type, n_ctx)]
+        kv_type = fitting[0] if fitting else _KV_TYPES[-1]
+        largest = holds.largest_context(free_bytes, kv_type)
+        verdicts.append(
+            Verdict(card, fitting[0].name.lower() if fitting else "", largest, *expected_speed(model, card))
+        )
+    return verdicts
+
+
+_KV_TYPES: Final = (GgmlType.F16, GgmlType.Q8_0)
+
+
+class _Holds:
+    """Whether so much free memory holds the whole model; the needs are worked out once for all cards."""
+
+    def __init__(self, model: ModelSizes) -> None:
+        self.model = model
+        self.host = host_device()
+        self.needs: dict[tuple[GgmlType, int], int] = {}
+
+    def __call__(self, free_bytes: int, kv_type: GgmlType, n_ctx: int) -> bool:
+        if (kv_type, n_ctx) not in self.needs:
+            settings = RunSettings(n_ctx=n_ctx, type_k=kv_type, type_v=kv_type)
+            plan = plan_model(self.model, settings, (imagined_gpu(GIB), self.host), -1)
+            self.needs[kv_type, n_ctx] = plan.devices[0].needed_bytes
+        return self.needs[kv_type, n_ctx] <= free_bytes
+
+    def largest_context(self, free_bytes: int, kv_type: GgmlType) -> int:
+        low, high = 0, self.model.geometry.context_length // CONTEXT_STEP + 1
+        while low < high - 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self(free_bytes, kv_type, middle * CONTEXT_STEP) else (low, middle)
+        return low * CONTEXT_STEP
+
+
+def expected_speed(model: ModelSizes, card: Card) -> tuple[float, float]:
+    """(plain, with MTP) tokens per second while decoding, from bytes read per token; 0 for what the file lacks."""
+    (tree,) = predict_memory(model, RunSettings(n_ctx=_READ_AT))
+    parts = {part.name: part for part in tree.parts}
+    weights, kv = parts["weights"], parts["KV cache"]
+    output = weights.find("output") or weights.find("input embedding")
+    plain = weights.find("blocks") + output + kv.find("target")
+    bytes_per_s = card.bandwidth_gbs * 1e9 * card.efficiency
+    if not model.has_mtp:
+        return bytes_per_s / plain, 0.0
+    drafting = plain + weights.find("MTP") + output + kv.find("MTP")
+    return bytes_per_s / plain, bytes_per_s * (1 + MTP_ACCEPTANCE) / drafting
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """How fast a run will be: tokens per second on `card`, plain and with MTP (0 where it does not draft)."""
+
+    card: Card
+    tps: float
+    tps_mtp: float
+
+    def __str__(self) -> str:
+        drafting = f", {self.tps_mtp:.0f} with MTP drafting" if self.tps_mtp else ""
+        return f"about {self.tps:.0f} tok/s{drafting}, from the bandwidth of the {self.card.name}"
+
+
+def expectation(plan: FitPlan) -> Expectation | None:
+    """Of a plan with all layers on one card that the catalogue knows; None of any other."""
+    if len(plan.devices) != 2 or plan.settings.n_gpu_layers < plan.n_layers or plan.settings.n_seq_max > 1:
+        return None
+    device = plan.devices[0].device
+    try:
+        card = find_card(device.description, device.total_bytes)
+    except UsageError:
+        return None
+    plain, drafting = expected_speed(plan.model, card)
+    return Expectation(card, plain, drafting if plan.runs_mtp else 0.0) if card.is_supported else None
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What the user wants to see; None and "" mean everything."""
+
+    budget_usd: float | None = None
+    min_tps: float | None = None
+    vendor: str = ""
+    sort: str = "vram"
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for an unknown vendor or order, or a negative amount."""
+        if self.vendor and self.vendor not in VENDORS:
+            raise UsageError(f"no vendor {self.vendor!r}", hint=f"one of: {', '.join(VENDORS)}")
+        if self.sort not in SORTS:
+            raise UsageError(f"cannot sort by {self.sort!r}", hint=f"one of: {', '.join(SORTS)}")
+        if (self.budget_usd or 0) < 0 or (self.min_tps or 0) < 0:
+            raise UsageError("a budget or a speed below zero", hint="for example --budget 300 --min-tps 30")
+
+
+def select(verdicts: Sequence[Verdict], filters: Filters) -> list[Verdict]:
+    """The verdicts that pass, sorted: by smallest memory, lowest price, highest speed, or most speed for the price."""
+
+    def passes(verdict: Verdict) -> bool:
+        card = verdict.card
+        in_budget = filters.budget_usd is None or 0 < card.price_usd <= filters.budget_usd
+        fast = filters.min_tps is None or (verdict.is_useful and verdict.best_tps >= filters.min_tps)
+        return in_budget and fast and filters.vendor in ("", card.vendor)
+
+    def order(verdict: Verdict) -> tuple[float, ...]:
+        card = verdict.card
+        price = card.price_usd or float("inf")
+        return {
+            "vram": (card.memory_gb, card.bandwidth_gbs),
+            "price": (price, -verdict.best_tps),
+            "speed": (-verdict.best_tps,),
+            "value": (price / verdict.best_tps,),
+        }[filters.sort]
+
+    return sorted(filter(passes, verdicts), key=order)
+
+
+def best_picks(verdicts: Sequence[Verdict], filters: Filters) -> list[tuple[Verdict, str]]:
+    """Up to three cards to buy and why: most speed for the money, fastest, most memory, cheapest.
+
+    Raises:
+        UsageError: none passes the filters.
+    """
+    useful = [v for v in select(verdicts, filters) if v.is_useful and v.card.price_usd]
+    if not useful:
+        raise UsageError("no card with a known price passes", hint="look at: mimo-gguf gpus --sort price")
+    winners: dict[str, list[str]] = {}
+    for reason, order in _REASONS:
+        best = max(useful, key=order)
+        winners.setdefault(best.card.name, []).append(reason)
+    by_name = {verdict.card.name: verdict for verdict in useful}
+    return [(by_name[name], " and ".join(reasons)) for name, reasons in winners.items()][:3]
+
+
+_REASONS: Final[tuple[tuple[str, Callable[[Verdict], tuple[float, ...]]], ...]] = (
+    ("most speed for the money", lambda v: (v.best_tps / v.card.price_usd,)),
+    ("fastest", lambda v: (v.best_tps,)),
+    ("most memory, for long contexts and better file types", lambda v: (v.card.memory_gb, v.best_tps)),
+    ("cheapest", lambda v: (-v.card.price_usd, v.best_tps)),
+)

@@ -1,0 +1,208 @@
+"""Weighing a run: from a file and settings to the plan of what each device holds, with the layers that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.ggml_types import ftype_name, parse_ggml_type
+from mimo_gguf.core.gguf_file import read_gguf
+from mimo_gguf.core.kv_cache import CONTEXT_STEP
+from mimo_gguf.core.model_sizes import ModelSizes, model_sizes
+from mimo_gguf.core.units import MIB
+from mimo_gguf.fit.largest import largest_with_room
+from mimo_gguf.fit.layer_split import deal, most_layers
+from mimo_gguf.fit.plan import DeviceFit, FitPlan
+from mimo_gguf.hardware.devices import Device, list_devices
+from mimo_gguf.memory.predict import layer_bytes, layer_homes, predict_memory
+from mimo_gguf.memory.run import Part, Placement, RunSettings, group
+
+# Beside llama.cpp's buffers: Python, the libraries and the vocabulary on the host (100 MiB measured after loading, the
+# rest for what the kernels need while they work); kernels and cuBLAS handles that a
+# CUDA-like driver loads at first use (the context itself is already missing from what it reports as free).
+PROGRAM_BYTES: Final = 256 * MIB
+LAZY_DRIVER_BYTES: Final = 96 * MIB
+MARGIN_BYTES: Final = 128 * MIB
+_LAZY_BACKENDS: Final = ("CUDA", "ROCm", "MUSA", "SYCL", "Vulkan")
+
+
+def plan_fit(
+    path: str | Path,
+    *,
+    n_ctx: int,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    n_ubatch: int = 512,
+    mtp: bool = True,
+    n_gpu_layers: int | None = None,
+    flash_attn: bool | None = None,
+    devices: Sequence[Device] | None = None,
+    n_seq_max: int = 1,
+    n_outputs_max: int = 4,
+) -> FitPlan:
+    """The plan of running the GGUF at `path`. Nothing is loaded; a plan that does not fit is a plan too.
+
+    Args:
+        n_ctx: tokens; 0 takes what the model was trained with.
+        n_gpu_layers: None puts as many on the GPUs as fit; -1 all of them.
+        flash_attn: None lets llama.cpp decide, which is on.
+        devices: what to plan for, the host last; None looks at this machine.
+
+    Raises:
+        GgufError: no GGUF, or not a MiMo file.
+        UsageError: settings llama.cpp would refuse.
+    """
+    file = read_gguf(path)
+    model = model_sizes(file)
+    settings = RunSettings(
+        n_ctx=n_ctx or model.geometry.context_length,
+        n_batch=max(n_ubatch, 1),
+        n_ubatch=n_ubatch,
+        n_seq_max=n_seq_max,
+        n_outputs_max=n_outputs_max,
+        type_k=parse_ggml_type(type_k),
+        type_v=parse_ggml_type(type_v),
+        flash_attn=True if flash_attn is None else flash_attn,
+        mtp=mtp,
+    )
+    number = file.value("general.file_type")
+    file_type = ftype_name(number) if isinstance(number, int) else ""
+    plan = plan_model(model, settings, devices if devices is not None else list_devices(), n_gpu_layers)
+    return replace(plan, file_type=file_type)
+
+
+def plan_model(
+    model: ModelSizes,
+    settings: RunSettings,
+    devices: Sequence[Device],
+    n_gpu_layers: int | None = None,
+    *,
+    at_least: int = 0,
+) -> FitPlan:
+    """The plan of running `model`; `devices` ends with the host. See `plan_fit`.
+
+    Args:
+        at_least: layers on the GPUs; where fewer fit, the plan returned is one that does not fit.
+    """
+    if not devices or devices[-1].is_gpu:
+        raise UsageError("the devices of a plan end with the host", hint="take them from list_devices()")
+    n_layers = model.geometry.block_count + 1
+    wanted = n_layers if n_gpu_layers is None or n_gpu_layers < 0 else min(n_gpu_layers, n_layers)
+
+    last: FitPlan | None = None
+
+    def put(count: int) -> FitPlan:
+        nonlocal last
+        before = last if len(devices) > 2 else None
+        last = _dealt(model, replace(settings, n_gpu_layers=count, tensor_split=()), devices, before)
+        return replace(last, pinned_layers=n_gpu_layers is not None)
+
+    if len(devices) == 1:
+        return put(0)
+    plan = put(wanted)
+    if len(devices) > 2 and not plan.fits_on_gpus and wanted < n_layers:
+        for count in range(max(wanted - 4, 0), wanted + 1):  # a split that fits fewer shows the way to one that fits
+            plan = put(count)
+    if plan.fits:
+        return plan
+    if n_gpu_layers is None:
+        guess = at_least or n_layers + _spare_layers(plan)
+        most = largest_with_room(put, _spare_layers, at_least, n_layers, guess)
+        if most is not None and most.fits:
+            return most
+    if n_gpu_layers and (len(devices) == 2 or min(_layers_and_rooms(plan)[1]) >= 0):
+        return plan
+    too_small = [fit.device for fit in put(0).devices[:-1] if not fit.fits]
+    others = [device for device in devices if device not in too_small]
+    if not too_small or (len(others) == 1 and n_gpu_layers):
+        return plan
+    without = plan_model(model, settings, others, n_gpu_layers, at_least=at_least)
+    return replace(without, left_out=(*too_small, *without.left_out))
+
+
+def _spare_layers(plan: FitPlan) -> int:
+    """About how many more layers the GPUs have room for; below zero: so many are too many."""
+    spare = most_layers(*_layers_and_rooms(plan)) - plan.settings.n_gpu_layers
+    return max(spare, 0) if plan.fits_on_gpus else min(spare, -1)
+
+
+def _layers_and_rooms(plan: FitPlan) -> tuple[list[list[int]], list[int]]:
+    """For each GPU the bytes of every layer there, and the room it has beside buffers, driver and margin."""
+    gpus = plan.devices[:-1]
+    layers = [layer_bytes(plan.model, plan.settings, fit.device.traits) for fit in gpus]
+    held = [sum(map(fit.tree.find, ("weights", "KV cache"))) for fit in gpus]
+    rooms = [fit.free_bytes - fit.needed_bytes + n_bytes for fit, n_bytes in zip(gpus, held, strict=True)]
+    return layers, rooms
+
+
+def _spare_context(plan: FitPlan) -> int:
+    """About how many more steps of context every device has room for; below zero: so many are too many."""
+    n_steps = max(plan.settings.n_ctx // CONTEXT_STEP, 1)
+    steps = [max(fit.tree.find("KV cache") // n_steps, 1) for fit in plan.devices]
+    return min((fit.free_bytes - fit.needed_bytes) // step for fit, step in zip(plan.devices, steps, strict=True))
+
+
+def _dealt(
+    model: ModelSizes, settings: RunSettings, devices: Sequence[Device], before: FitPlan | None = None
+) -> FitPlan:
+    """The plan with its layers dealt out as llama.cpp does, or, where a GPU has too many so, by what fits.
+
+    Args:
+        before: a plan with another number of layers, for which llama.cpp's way was too much: its buffers tell enough.
+    """
+    plan = before or _weigh(model, settings, devices)
+    for _ in range(_DEALS if len(devices) > 2 else 0):
+        if plan is not before and plan.fits_on_gpus:
+            return plan
+        layers, rooms = _layers_and_rooms(plan)
+        counts = deal([sizes[plan.n_layers - settings.n_gpu_layers :] for sizes in layers], rooms)
+        if counts is None or (plan is not before and counts == plan.settings.tensor_split):
+            break
+        plan = _weigh(model, replace(settings, tensor_split=counts), devices)
+    return plan if plan is not before else _weigh(model, settings, devices)
+
+
+_DEALS: Final = 4  # where the layers lie changes the buffers a little, so what was dealt is looked at again
+
+
+def _weigh(model: ModelSizes, settings: RunSettings, devices: Sequence[Device]) -> FitPlan:
+    *gpus, host = devices
+    places = [Placement(gpu.name, gpu.free_bytes, gpu.traits) for gpu in gpus]
+    if len(gpus) > 1:  # the split that llama.cpp would make, in numbers of layers
+        homes = layer_homes(model.geometry, settings, places)
+        settings = replace(settings, tensor_split=tuple(homes.count(index) for index in range(len(gpus))))
+    trees = predict_memory(model, settings, places, Placement(host.name, host.free_bytes, host.traits))
+    fits = [DeviceFit(gpu, _with_overhead(gpu, tree)) for gpu, tree in zip(gpus, trees[:-1], strict=True)]
+    shared = sum(fit.needed_bytes for fit in fits if fit.device.shares_host_memory)
+    extra = (Part("on devices that share this memory", shared),)
+    fits.append(DeviceFit(host, _with_overhead(host, trees[-1], extra)))
+    return FitPlan(model, settings, tuple(fits))
+
+
+def _with_overhead(device: Device, tree: Part, extra: Sequence[Part] = ()) -> Part:
+    if not device.is_gpu:
+        own = Part("program", PROGRAM_BYTES)
+    else:
+        own = Part("driver", LAZY_DRIVER_BYTES if device.backend in _LAZY_BACKENDS else 0)
+    return group(tree.name, (*tree.parts, *extra, own, Part("margin", MARGIN_BYTES)))
+
+
+def largest_context(plan: FitPlan, at_most: int) -> int:
+    """The largest context (a multiple of 256, up to `at_most`) that fits with everything else as planned; 0 if none."""
+
+    def at(steps: int) -> FitPlan:
+        return changed(plan, n_ctx=steps * CONTEXT_STEP)
+
+    guess = plan.settings.n_ctx // CONTEXT_STEP + _spare_context(plan)
+    largest = largest_with_room(at, _spare_context, 1, at_most // CONTEXT_STEP + 1, guess)
+    return largest.settings.n_ctx if largest is not None else 0
+
+
+def changed(plan: FitPlan, *, model: ModelSizes | None = None, **changes: Any) -> FitPlan:
+    """The same plan with other settings; the number of layers is chosen again unless it was pinned."""
+    settings = replace(plan.settings, **changes)
+    layers = settings.n_gpu_layers if plan.pinned_layers or "n_gpu_layers" in changes else None
+    return plan_model(model or plan.model, settings, [fit.device for fit in plan.devices], layers)

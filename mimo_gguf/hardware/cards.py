@@ -1,0 +1,154 @@
+"""The catalogue of graphics cards and chips: memory, bandwidth, backend, price, each with its source (`gpus.csv`)."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.units import GIB
+
+VENDORS: Final = ("nvidia", "amd", "intel", "apple")
+# (vendor, pattern in "name, backend", share of the bandwidth that decoding reaches); the first that matches counts.
+# Round numbers at the lower end of what was measured with 7 to 8 B models of 4 bits; docs/memory.md has the list.
+_EFFICIENCY: Final = (
+    ("nvidia", r"CUDA ([2-6]\.\d|7\.[0-4])$", 0.60),  # P40 0.62
+    ("nvidia", "", 0.70),  # RTX 2080 0.74, RTX 3080 0.68, RTX 3090 0.72
+    ("amd", r"^RX 9\d", 0.65),  # RX 9070 XT 0.67 with ROCm, 0.76 with Vulkan
+    ("amd", "", 0.50),  # RX 5700 XT 0.55, RX 7900 XTX 0.51
+    ("intel", r" B\d", 0.60),  # Arc B580 0.64
+    ("intel", "", 0.35),  # Arc A770 0.35 to 0.44
+    ("apple", "Max|Ultra", 0.53),  # M1 Max 0.53
+    ("apple", "", 0.75),  # M4 0.80, M2 Pro 0.76
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A graphics card, or a chip with one.
+
+    Attributes:
+        memory_gb: as sold; for Apple's chips the whole machine's memory.
+        bandwidth_gbs: as the vendor or the source gives it.
+        bus_bits, data_rate_gbps: width of the memory bus, and what each of its lines carries: their product over 8 is
+            the bandwidth again (Apple and some others round it down).
+        backend: what llama.cpp drives it with; "none: why" where nothing current does.
+        price_usd: at launch; of the published list, what that list says. 0 where unknown; `price_date` is empty where
+            the source gives no date.
+        source: addresses, separated by "; "; the published list has none.
+    """
+
+    name: str
+    vendor: str
+    memory_gb: float
+    bandwidth_gbs: float
+    bus_bits: int
+    data_rate_gbps: float
+    kind: str
+    backend: str
+    price_usd: float
+    price_date: str
+    price_source: str
+    source: str
+
+    @property
+    def is_supported(self) -> bool:
+        return not self.backend.startswith("none")
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a model can have of it: Metal lends the GPU two thirds, of 36 GB and more three quarters."""
+        whole = int(self.memory_gb * GIB)
+        if self.vendor != "apple":
+            return whole
+        return whole * 3 // 4 if self.memory_gb >= 36 else whole * 2 // 3
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the bandwidth that decoding reaches."""
+        text = f"{self.name}, {self.backend}"
+        return next(share for vendor, where, share in _EFFICIENCY if vendor == self.vendor and re.search(where, text))
+
+
+@cache
+def cards() -> tuple[Card, ...]:
+    """The catalogue."""
+    with Path(__file__).with_name("gpus.csv").open(newline="", encoding="utf-8") as file:
+        return tuple(_card(row) for row in csv.DictReader(file))
+
+
+def _card(row: dict[str, str]) -> Card:
+    return Card(
+        name=row["name"],
+        vendor=row["vendor"],
+        memory_gb=float(row["memory_gb"]),
+        bandwidth_gbs=float(row["bandwidth_gbs"]),
+        bus_bits=int(row["bus_bits"]),
+        data_rate_gbps=float(row["data_rate_gbps"]),
+        kind=row["kind"],
+        backend=row["backend"],
+        price_usd=float(row["price_usd"] or 0),
+        price_date=row["price_date"],
+        price_source=row["price_source"],
+        source=row["source"],
+    )
+
+
+def find_card(name: str, memory_bytes: int = 0) -> Card:
+    """The card called `name`; vendor words, case, spaces and the memory size may be missing.
+
+    Args:
+        memory_bytes: of a card sold with several memory sizes the nearest to this; 0 takes the smallest.
+
+    Raises:
+        UsageError: no such card, or several; the hint lists the nearest.
+    """
+    wanted = _plain(name)
+    found = _named(wanted) if wanted else []
+    if found and len({_without_size(card.name) for card in found}) == 1:
+        return min(found, key=lambda card: abs(card.memory_bytes - memory_bytes))
+    if found:
+        names = ", ".join(card.name for card in found[:6])
+        raise UsageError(f"{name!r} is more than one card", hint=f"one of: {names}{' ...' if len(found) > 6 else ''}")
+    near = _nearest(wanted)
+    see = f"like {', '.join(near)}" if near else "see: mimo-gguf gpus"
+    raise UsageError(f"no card {name!r} in the catalogue", hint=f"{see}; or give its memory with --vram 8GiB")
+
+
+def other_sizes(card: Card) -> list[Card]:
+    """The cards that only their memory tells from `card`."""
+    return [c for c in cards() if c is not card and _without_size(c.name) == _without_size(card.name)]
+
+
+def _named(wanted: str) -> list[Card]:
+    """The cards that `wanted` (plain) means: by the full name, without the memory size, by its end, by a part."""
+    meanings: tuple[Callable[[Card], bool], ...] = (
+        lambda card: _plain(card.name) == wanted,
+        lambda card: _plain(_without_size(card.name)) == wanted,
+        lambda card: _plain(_without_size(card.name)).endswith(wanted),
+        lambda card: wanted in _plain(card.name),
+    )
+    matches = ([card for card in cards() if means(card)] for means in meanings)
+    return next(filter(None, matches), [])
+
+
+def _without_size(name: str) -> str:
+    return re.sub(r" \d+GB$", "", name)
+
+
+def _plain(name: str) -> str:
+    """As drivers and people write names: `NVIDIA GeForce RTX 4060 Laptop GPU`, `AMD Radeon RX 6600 (RADV NAVI23)`."""
+    text = re.sub(r"\(.*?\)|nvidia|geforce|amd|radeon|intel|apple|graphics|gpu|\bgb\b", "", name.lower())
+    return re.sub(r"[^a-z0-9.]", "", re.sub(r"(\d)gb\b", r"\1", text))
+
+
+def _nearest(wanted: str) -> list[str]:
+    import difflib
+
+    by_name = {_plain(card.name): card.name for card in cards()}
+    return [by_name[plain] for plain in difflib.get_close_matches(wanted, by_name, 3, 0.5)]

@@ -1,0 +1,238 @@
+"""The memory of this machine: ggml's own device list and the host's RAM.
+
+ggml lists what the installed build of llama-cpp-python can drive (CUDA, ROCm, Vulkan, Metal, SYCL, RPC workers). A
+machine without any is a normal case: the list then holds the host alone. `nvml` tells who else uses NVIDIA's cards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.core.units import MIB
+from mimo_gguf.hardware.control_groups import memory_limits
+from mimo_gguf.llama.api import ggml_function
+from mimo_gguf.memory.allocator import CPU_TRAITS, DeviceTraits
+
+CPU: Final = "cpu"
+GPU: Final = "gpu"
+IGPU: Final = "igpu"
+_KINDS: Final = {0: CPU, 1: GPU, 2: IGPU}  # ggml_backend_dev_type; accelerators of the CPU have no memory of their own
+# Backends that copy host weights over and compute with them from this batch on (their `offload_op`).
+_OFFLOAD_MIN_BATCH: Final = {"CUDA": 32, "ROCm": 32, "MUSA": 32, "Vulkan": 32, "MTL": 32, "SYCL": 32}
+_CUDA_LIKE: Final = ("CUDA", "ROCm", "MUSA", "SYCL", "MTL")
+# What a driver and its libraries take beside ggml's buffers once a program uses the card: context, kernels, cuBLAS.
+CONTEXT_OVERHEAD: Final = {"CUDA": 450 * MIB, "ROCm": 450 * MIB, "Vulkan": 200 * MIB, "SYCL": 300 * MIB}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A place models can lie in.
+
+    Attributes:
+        name: ggml's name (CUDA0, RPC0, CPU).
+        kind: `gpu`, `igpu` (shares the host's memory) or `cpu`.
+        backend: ggml's registry name (CUDA, Vulkan, MTL, RPC, CPU).
+        free_bytes, total_bytes: as the driver reports them now; 0 and 0 where it does not.
+        pointer: ggml_backend_dev_t, to name the device when loading; 0 for a device that is only imagined.
+    """
+
+    name: str
+    description: str
+    kind: str
+    backend: str
+    free_bytes: int
+    total_bytes: int
+    traits: DeviceTraits = CPU_TRAITS
+    pointer: int = 0
+    pci_id: str = ""
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.kind != CPU
+
+    @property
+    def shares_host_memory(self) -> bool:
+        """Whether what lies on it is taken from the host's RAM: integrated GPUs, Apple's, a worker on this machine."""
+        is_local_worker = self.backend == "RPC" and self.description.startswith(("127.", "localhost", "[::1]"))
+        return self.kind == IGPU or self.backend == "MTL" or is_local_worker
+
+
+def list_devices() -> tuple[Device, ...]:
+    """GPUs in llama.cpp's order, then the host. Where llama.cpp cannot be loaded, the host alone.
+
+    llama.cpp leaves integrated GPUs out as soon as there is a dedicated one; so does this list.
+    """
+    try:
+        found = [device for device in ggml_devices() if device.is_gpu]
+    except BackendError:
+        found = []
+    dedicated = [device for device in found if device.kind == GPU]
+    return (*(dedicated or found[:1]), host_device())
+
+
+def ggml_devices() -> list[Device]:
+    """Everything ggml can compute on with memory of its own, the CPU included.
+
+    Raises:
+        BackendError: llama.cpp cannot be loaded.
+    """
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    count = ggml_function("ggml_backend_dev_count", size)()
+    get = ggml_function("ggml_backend_dev_get", pointer, size)
+    devices = [_read_device(device) for device in map(get, range(count)) if _answers(device)]
+    return [device for device in devices if device is not None]
+
+
+def _backend_name(device: int) -> str:
+    """CUDA, Vulkan, CPU, RPC, ..."""
+    registry = ggml_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)(device)
+    name: bytes = ggml_function("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)(registry)
+    return name.decode()
+
+
+def _answers(device: int) -> bool:
+    """False for a worker that went away: llama.cpp ends the process when it asks one of those anything."""
+    if _backend_name(device) != "RPC":
+        return True
+    endpoint: bytes = ggml_function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)(device)
+    host, _, port = endpoint.decode().rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class _Capabilities(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_bool) for name in ("async_", "host_buffer", "from_host_ptr", "events", "mmap")]
+
+
+class _Properties(ctypes.Structure):
+    """ggml_backend_dev_props (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/include/ggml-backend.h)."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("description", ctypes.c_char_p),
+        ("memory_free", ctypes.c_size_t),
+        ("memory_total", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+        ("device_id", ctypes.c_char_p),
+        ("capabilities", _Capabilities),
+    ]
+
+
+def _read_device(pointer: int) -> Device | None:
+    properties = _Properties()
+    ggml_function("ggml_backend_dev_get_props", None, ctypes.c_void_p, ctypes.c_void_p)(
+        pointer, ctypes.addressof(properties)
+    )
+    kind = _KINDS.get(properties.type)
+    if kind is None:
+        return None
+    buffer_type = ggml_function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)(pointer)
+    alignment = ggml_function("ggml_backend_buft_get_alignment", ctypes.c_size_t, ctypes.c_void_p)(buffer_type)
+    capabilities = properties.capabilities
+    backend = _backend_name(pointer)
+    return Device(
+        name=properties.name.decode(),
+        description=(properties.description or b"").decode(errors="replace"),
+        kind=kind,
+        backend=backend,
+        free_bytes=properties.memory_free,
+        total_bytes=properties.memory_total,
+        traits=DeviceTraits(
+            alignment,
+            _OFFLOAD_MIN_BATCH.get(backend),
+            capabilities.async_ and capabilities.events,
+            backend in _CUDA_LIKE,
+        ),
+        pointer=pointer,
+        pci_id=(properties.device_id or b"").decode(errors="replace"),
+    )
+
+
+def host_device() -> Device:
+    """The host: RAM that can be had without swapping (page cache counts as free), within a control group's limit."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total, free = int(memory.total), int(memory.available)
+    for limit, used in memory_limits():
+        total, free = min(total, limit), min(free, max(limit - used, 0))
+    return Device("CPU", "host memory", CPU, "CPU", min(free, _address_space_left()), total)
+
+
+def _address_space_left() -> int:
+    """What `ulimit -v` leaves this process; without such a limit more than there can be."""
+    import psutil
+
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(limit - int(psutil.Process().memory_info().vms), 0)
+
+
+def imagined_gpu(vram_bytes: int, name: str = "GPU", description: str = "") -> Device:
+    """A CUDA-like card with `vram_bytes`, to plan for one that is not here; the driver's own part is not free.
+
+    Raises:
+        UsageError: the size is absurd.
+    """
+    if not 64 * MIB <= vram_bytes <= 1 << 42:
+        raise UsageError(f"{vram_bytes} bytes is no size of a graphics card", hint="for example --vram 8GiB")
+    return Device(
+        name,
+        description,
+        GPU,
+        "CUDA",
+        vram_bytes - CONTEXT_OVERHEAD["CUDA"],
+        vram_bytes,
+        DeviceTraits(128, 32, True, True),
+    )
+
+
+def add_workers(endpoints: Sequence[str]) -> tuple[Device, ...]:
+    """Connects to RPC workers (`mimo-gguf worker`) and returns their devices, which stay known to ggml.
+
+    Raises:
+        UsageError: an endpoint is not HOST:PORT.
+        BackendError: nobody answers there, or this build of llama.cpp has no RPC.
+    """
+    known = {device.pointer for device in ggml_devices()}
+    add = ggml_function("ggml_backend_rpc_add_server", ctypes.c_void_p, ctypes.c_char_p)
+    register = ggml_function("ggml_backend_register", None, ctypes.c_void_p)
+    for endpoint in dict.fromkeys(endpoints):
+        _check_reachable(endpoint)
+        registry = add(endpoint.encode())
+        if not registry:
+            raise BackendError(f"{endpoint}: no RPC worker of this llama.cpp version", hint=_WORKER_HINT)
+        if registry not in _registered:
+            register(registry)
+            _registered.add(registry)
+    wanted = set(endpoints)
+    devices = [device for device in ggml_devices() if device.backend == "RPC"]
+    return tuple(d for d in devices if d.pointer not in known or d.description in wanted)
+
+
+_registered: Final[set[int]] = set()
+_WORKER_HINT: Final = "start one on that machine: mimo-gguf worker"
+
+
+def _check_reachable(endpoint: str) -> None:
+    host, colon, port = endpoint.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"{endpoint!r} is no worker address", hint="write it like 127.0.0.1:50052")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise BackendError(f"{endpoint}: {error.strerror or error}", hint=_WORKER_HINT) from None

@@ -1,0 +1,451 @@
+"""The one module that touches llama-cpp-python: its low-level API, and four symbols it calls private.
+
+`api()` imports llama_cpp on first use, starts the backends once and routes llama.cpp's log into `LOG`, so nothing it
+says ever crosses the screen. Models and contexts are small owners of one native pointer each: context managers that
+free it exactly once. Pinned to llama-cpp-python 0.3.36 (llama.cpp 0c1e57098) because of the private symbols:
+https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-ext.h
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.llama.log import LOG
+
+Floats = NDArray[np.float32]
+
+# name -> (Itanium mangling, MSVC mangling, argument types, result type); plain C names are tried first.
+_PRIVATE: Final[dict[str, tuple[str, str, tuple[Any, ...], Any]]] = {
+    "llama_set_embeddings_nextn": (
+        "_Z26llama_set_embeddings_nextnP13llama_contextbb",
+        "?llama_set_embeddings_nextn@@YAXPEAUllama_context@@_N1@Z",
+        (ctypes.c_void_p, ctypes.c_bool, ctypes.c_bool),
+        None,
+    ),
+    "llama_set_nextn_layer_offset": (
+        "_Z28llama_set_nextn_layer_offsetP13llama_contexti",
+        "?llama_set_nextn_layer_offset@@YAXPEAUllama_context@@H@Z",
+        (ctypes.c_void_p, ctypes.c_int32),
+        None,
+    ),
+    "llama_get_embeddings_nextn": (
+        "_Z26llama_get_embeddings_nextnP13llama_context",
+        "?llama_get_embeddings_nextn@@YAPEAMPEAUllama_context@@@Z",
+        (ctypes.c_void_p,),
+        ctypes.c_void_p,
+    ),
+    "llama_get_embeddings_nextn_ith": (
+        "_Z30llama_get_embeddings_nextn_ithP13llama_contexti",
+        "?llama_get_embeddings_nextn_ith@@YAPEAMPEAUllama_context@@H@Z",
+        (ctypes.c_void_p, ctypes.c_int32),
+        ctypes.POINTER(ctypes.c_float),
+    ),
+}
+
+
+@cache
+def api() -> Any:
+    """llama_cpp's low-level module, with its backends started and its log captured in `LOG`.
+
+    Raises:
+        BackendError: llama-cpp-python is missing or cannot be loaded.
+    """
+    try:
+        import llama_cpp.llama_cpp as module
+    except (ImportError, OSError, RuntimeError) as error:
+        raise BackendError(
+            f"llama-cpp-python cannot be loaded: {error}",
+            hint="pip install --no-cache-dir --force-reinstall llama-cpp-python==0.3.36",
+        ) from None
+    callback = module.llama_log_callback(lambda level, text, _: LOG.write(level, text.decode("utf-8", "replace")))
+    module.mimo_gguf_log_callback = callback  # lives as long as the library that calls it
+    module.llama_log_set(callback, None)
+    module.llama_backend_init()
+    return module
+
+
+@cache
+def private(name: str) -> Any:
+    """A symbol of llama-ext.h, under whichever name this platform's compiler gave it.
+
+    Raises:
+        BackendError: the installed llama.cpp does not have it.
+    """
+    itanium, msvc, argtypes, restype = _PRIVATE[name]
+    library = api()._lib
+    for symbol in (name, itanium, msvc):
+        function = getattr(library, symbol, None)
+        if function is not None:
+            break
+    else:
+        raise BackendError(
+            f"the installed llama.cpp has no {name}, which MTP needs",
+            hint="pip install --no-cache-dir --force-reinstall llama-cpp-python==0.3.36",
+        )
+    # A private copy of the function object: llama_cpp_ext may bind the same symbol with types of its own.
+    return ctypes.CFUNCTYPE(restype, *argtypes)(ctypes.cast(function, ctypes.c_void_p).value or 0)
+
+
+@cache
+def ggml_function(name: str, restype: Any, *argtypes: Any) -> Any:
+    """A function of ggml itself (device list, RPC), from whichever of the installed libraries exports it.
+
+    Raises:
+        BackendError: none does.
+    """
+    for library in _ggml_libraries():
+        function = getattr(library, name, None)
+        if function is not None:
+            return ctypes.CFUNCTYPE(restype, *argtypes)(ctypes.cast(function, ctypes.c_void_p).value or 0)
+    raise BackendError(f"the installed ggml has no {name}", hint="this build of llama-cpp-python lacks that backend")
+
+
+@cache
+def _ggml_libraries() -> tuple[Any, ...]:
+    module = api()
+    from llama_cpp._ctypes_extensions import load_shared_library
+
+    libraries = [module._lib]
+    for name in ("ggml", "ggml-base", "ggml-rpc"):
+        try:
+            libraries.append(load_shared_library(name, module._base_path))
+        except (FileNotFoundError, RuntimeError, OSError):
+            continue  # a static build has fewer libraries
+    return tuple(libraries)
+
+
+def default_threads() -> int:
+    """Threads for generation: the physical cores this process may use."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How a model is loaded, in llama.cpp's words.
+
+    Attributes:
+        n_gpu_layers: blocks on the devices; -1 all of them, 0 none.
+        devices: ggml_backend_dev_t pointers of the GPUs to use, in order; None means every one llama.cpp sees.
+        tensor_split: share of each device; empty means by free memory.
+        load_mtp: load the MTP blocks' own tensors and allow an MTP context.
+        no_alloc: read metadata and plan buffers only; no weight is read.
+    """
+
+    n_gpu_layers: int = -1
+    devices: tuple[int, ...] | None = None
+    tensor_split: tuple[float, ...] = ()
+    use_mmap: bool = True
+    use_mlock: bool = False
+    load_mtp: bool = True
+    no_alloc: bool = False
+    vocab_only: bool = False
+    check_tensors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOptions:
+    """How a context is made, in llama.cpp's words.
+
+    `n_ctx` counts the cells of the KV cache, for all sequences together; `kv_unified` says that they share one buffer,
+    in which any mix of sequences is one pass.
+
+    `n_outputs_max` bounds the rows of logits one batch may ask for. It decides the compute buffer: at the default of
+    llama.cpp (n_batch) a vocabulary of 151680 costs 297 MiB at n_ubatch 512, at 4 rows almost nothing.
+    """
+
+    n_ctx: int
+    n_batch: int = 512
+    n_ubatch: int = 512
+    n_seq_max: int = 1
+    kv_unified: bool = False
+    n_outputs_max: int = 4
+    n_threads: int = 0
+    n_threads_batch: int = 0
+    type_k: int = 1  # GGML_TYPE_F16
+    type_v: int = 1
+    flash_attn: bool | None = None  # None: llama.cpp decides
+    offload_kqv: bool = True
+
+
+class _Owner:
+    """Owns one native pointer; frees it once, on `close`, on garbage collection, or at exit."""
+
+    def __init__(self, pointer: int, free: Callable[[int], None], *needed: _Owner) -> None:
+        """`needed` are what the pointer's owner looks at while it is freed, so that they are freed after it."""
+        self._pointer: int | None = pointer
+        self._finalizer = weakref.finalize(self, _freed, free, pointer, needed)
+
+    @property
+    def pointer(self) -> int:
+        """For llama.cpp, which does not look whether it is still valid.
+
+        Raises:
+            UsageError: it has been freed.
+        """
+        if self._pointer is None:
+            raise UsageError("the model has been closed", hint="load it again")
+        return self._pointer
+
+    @property
+    def closed(self) -> bool:
+        return not self._finalizer.alive
+
+    def close(self) -> None:
+        self._pointer = None
+        self._finalizer()
+
+
+def _freed(free: Callable[[int], None], pointer: int, _: tuple[_Owner, ...]) -> None:
+    free(pointer)
+
+
+class LlamaModel(_Owner):
+    """A loaded model. Close the contexts first."""
+
+    def __init__(self, pointer: int, path: Path, options: ModelOptions) -> None:
+        module = api()
+        super().__init__(pointer, module.llama_model_free)
+        self.path = path
+        self.options = options
+        self._vocab = module.llama_model_get_vocab(pointer)
+        self.n_vocab = int(module.llama_vocab_n_tokens(self._vocab))
+        self.n_embd = int(module.llama_model_n_embd(pointer))
+        self.n_ctx_train = int(module.llama_model_n_ctx_train(pointer))
+        self.n_mtp = int(module.llama_model_n_layer_nextn(pointer)) if options.load_mtp else 0
+        self.size_bytes = int(module.llama_model_size(pointer))
+
+    @property
+    def vocab(self) -> Any:
+        """The tokenizer, which is freed with the model. Raises UsageError as `pointer`."""
+        return self._vocab if self.pointer else None
+
+    def __enter__(self) -> LlamaModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load_model(path: str | Path, options: ModelOptions | None = None) -> LlamaModel:
+    """Loads the GGUF at `path`.
+
+    Raises:
+        BackendError: llama.cpp refused it; the message has its reason.
+    """
+    options = options or ModelOptions()
+    module, since = api(), LOG.mark
+    params = module.llama_model_default_params()
+    params.n_gpu_layers = options.n_gpu_layers
+    devices = (ctypes.c_void_p * (len(options.devices or ()) + 1))(*(options.devices or ()), None)
+    if options.devices is not None:
+        params.devices = ctypes.cast(devices, ctypes.c_void_p).value
+    split = (ctypes.c_float * max(int(module.llama_max_devices()), 1))(*options.tensor_split)
+    if options.tensor_split:
+        params.tensor_split = ctypes.cast(split, ctypes.POINTER(ctypes.c_float))
+    params.load_mode = _load_mode(module, options)
+    params.load_mtp = options.load_mtp
+    params.no_alloc = options.no_alloc
+    params.vocab_only = options.vocab_only
+    params.check_tensors = options.check_tensors
+    pointer = module.llama_model_load_from_file(os.fsencode(path), params)
+    if not pointer:
+        raise BackendError(
+            f"{path}: llama.cpp cannot load it: {LOG.reason(since)}", hint=f"look at the file: mimo-gguf inspect {path}"
+        )
+    return LlamaModel(pointer, Path(path), options)
+
+
+def _load_mode(module: Any, options: ModelOptions) -> int:
+    if options.no_alloc:
+        return int(module.LLAMA_LOAD_MODE_NONE)
+    if options.use_mlock:
+        return int(module.LLAMA_LOAD_MODE_MMAP_MLOCK if options.use_mmap else module.LLAMA_LOAD_MODE_MLOCK)
+    return int(module.LLAMA_LOAD_MODE_MMAP if options.use_mmap else module.LLAMA_LOAD_MODE_NONE)
+
+
+class LlamaContext(_Owner):
+    """A context: a KV cache and the buffers to compute with. The target, or the one that runs the MTP blocks.
+
+    What is called for every token is bound here once, and arrays over llama.cpp's memory are kept by their address:
+    making either anew costs more than the calls themselves.
+    """
+
+    def __init__(
+        self, pointer: int, model: LlamaModel, options: ContextOptions, other: LlamaContext | None = None
+    ) -> None:
+        """`other`: the target context, of one that runs MTP blocks."""
+        module = api()
+        super().__init__(pointer, module.llama_free, model, *([other] if other else []))
+        self.model = model
+        self.options = options
+        self._memory = module.llama_get_memory(pointer)
+        self.n_ctx = int(module.llama_n_ctx(pointer))
+        self._abort: Any = None
+        self._raised: BaseException | None = None
+        self._decode = module.llama_decode
+        self._logits_address = ggml_function("llama_get_logits_ith", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
+        self._rows: dict[int, Floats] = {}
+        self._tables: dict[int, Floats] = {}
+
+    def __enter__(self) -> LlamaContext:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def memory(self) -> Any:
+        """The KV cache, which is freed with the context. Raises UsageError as `pointer`."""
+        return self._memory if self.pointer else None
+
+    def decode(self, native_batch: Any) -> int:
+        """llama_decode's result: 0 done, 1 no room in the KV cache, 2 aborted, negative an error.
+
+        Raises:
+            KeyboardInterrupt, or whatever else was raised while `abort_when` asked.
+        """
+        result = int(self._decode(self.pointer, native_batch))
+        if self._raised is not None:
+            error, self._raised = self._raised, None
+            raise error
+        return result
+
+    def logits(self, row: int) -> Floats:
+        """Logits of batch row `row` (which asked for output), shape (n_vocab,). A view: valid until the next decode."""
+        address = self._logits_address(self.pointer, row)
+        view = self._rows.get(address)
+        return self._view(self._rows, address, (self.model.n_vocab,)) if view is None else view
+
+    def hidden(self, n_rows: int) -> Floats:
+        """States before the final norm of the last decode, shape (n_rows, n_embd). A view, as `logits`.
+
+        The target gives one row per token of the batch, the MTP context one per output row.
+        """
+        address = private("llama_get_embeddings_nextn")(self.pointer)
+        return self._view(self._tables, address, (self.options.n_batch, self.model.n_embd))[:n_rows]
+
+    @staticmethod
+    def _view(known: dict[int, Floats], address: int, shape: tuple[int, ...]) -> Floats:
+        view = known.get(address)
+        if view is None:
+            view = known[address] = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), shape)
+        return view
+
+    def give_hidden(self, wanted: bool, *, of_outputs_only: bool) -> None:
+        """Switches the copying of hidden states on or off."""
+        private("llama_set_embeddings_nextn")(self.pointer, wanted, of_outputs_only)
+
+    def select_mtp_block(self, index: int) -> None:
+        """Which MTP block the next decode of an MTP context runs (0 the first)."""
+        private("llama_set_nextn_layer_offset")(self.pointer, index)
+
+    def forget(self, first_position: int, seq_id: int = 0) -> None:
+        """Removes everything of a sequence from `first_position` on from the KV cache."""
+        api().llama_memory_seq_rm(self.memory, seq_id, first_position, -1)
+
+    def share(self, source: int, n_tokens: int, seq_id: int) -> None:
+        """Gives `seq_id`, which is empty, the first `n_tokens` of `source`: the same cells, nothing is copied.
+
+        Needs `kv_unified`.
+        """
+        api().llama_memory_seq_cp(self.memory, source, seq_id, 0, n_tokens)
+
+    def last_position(self, seq_id: int = 0) -> int:
+        """Position of a sequence's last token in the KV cache, -1 when it has none."""
+        return int(api().llama_memory_seq_pos_max(self.memory, seq_id))
+
+    def synchronize(self) -> None:
+        """Waits until the device has finished the last decode."""
+        api().llama_synchronize(self.pointer)
+
+    def abort_when(self, wanted: Callable[[], bool] | None) -> None:
+        """Asks `wanted` between two graph nodes (CPU backends) and stops the decode when it says so; None: never.
+
+        Python sees Ctrl-C while a decode runs only here, and ctypes would swallow it: `decode` raises it.
+        """
+
+        def abort(_: Any) -> bool:
+            try:
+                return wanted is not None and wanted()
+            except BaseException as error:
+                self._raised = error
+                return True
+
+        callback_type = api().ggml_abort_callback
+        self._abort = callback_type(abort) if wanted is not None else callback_type(0)
+        api().llama_set_abort_callback(self.pointer, self._abort, None)
+
+
+def open_context(model: LlamaModel, options: ContextOptions) -> LlamaContext:
+    """The target context, which runs the trunk.
+
+    Raises:
+        BackendError: llama.cpp could not make it (memory, a KV type it cannot use); the message has its reason.
+    """
+    module = api()
+    return _open(model, options, module.LLAMA_CONTEXT_TYPE_DEFAULT, None)
+
+
+def open_mtp_context(target: LlamaContext, *, n_ubatch: int = 64, n_outputs_max: int = 1) -> LlamaContext:
+    """The context that runs the MTP blocks beside `target`, with the same window, threads and KV types.
+
+    Raises:
+        BackendError: as `open_context`, or the file has no MTP block.
+    """
+    given = target.options
+    options = ContextOptions(
+        n_ctx=target.n_ctx,
+        n_batch=n_ubatch,
+        n_ubatch=n_ubatch,
+        n_seq_max=given.n_seq_max,
+        kv_unified=given.kv_unified,
+        n_outputs_max=max(n_outputs_max, given.n_seq_max),
+        n_threads=given.n_threads,
+        n_threads_batch=given.n_threads_batch,
+        type_k=given.type_k,
+        type_v=given.type_v,
+        flash_attn=given.flash_attn,
+        offload_kqv=given.offload_kqv,
+    )
+    context = _open(target.model, options, api().LLAMA_CONTEXT_TYPE_MTP, target)
+    target.give_hidden(True, of_outputs_only=False)
+    context.give_hidden(True, of_outputs_only=True)
+    return context
+
+
+def _open(model: LlamaModel, options: ContextOptions, ctx_type: int, other: LlamaContext | None) -> LlamaContext:
+    module, since = api(), LOG.mark
+    params = module.llama_context_default_params()
+    for name in (
+        "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "kv_unified", "n_outputs_max", "type_k", "type_v", "offload_kqv",
+    ):  # fmt: skip
+        setattr(params, name, getattr(options, name))
+    params.n_threads = options.n_threads or default_threads()
+    params.n_threads_batch = options.n_threads_batch or options.n_threads or default_threads()
+    if options.flash_attn is not None:
+        enabled, disabled = module.LLAMA_FLASH_ATTN_TYPE_ENABLED, module.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = enabled if options.flash_attn else disabled
+    params.ctx_type = ctx_type
+    params.ctx_other = other.pointer if other else None
+    params.no_perf = True
+    pointer = module.llama_init_from_model(model.pointer, params)
+    if not pointer:
+        raise BackendError(
+            f"{model.path}: llama.cpp cannot make a context of {options.n_ctx} tokens: {LOG.reason(since)}",
+            hint=f"try a smaller --ctx; what fits: mimo-gguf fit {model.path}",
+        )
+    return LlamaContext(pointer, model, options, other)

@@ -1,0 +1,98 @@
+"""Compute buffers of one context: its worst-case graph (`memory_graph`) through ggml's rules (`memory_allocator`).
+
+A replay takes about a millisecond, because only those blocks are replayed that tell anything new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from mimo_gguf.core.geometry import Geometry, block_number
+from mimo_gguf.memory.allocator import PIPELINE_COPIES, DeviceTraits, compute_bytes
+from mimo_gguf.memory.graph import Graph, GraphSettings, mtp_graph, trunk_graph
+
+if TYPE_CHECKING:
+    from mimo_gguf.core.model_sizes import ModelSizes
+
+
+def compute_buffers(
+    model: ModelSizes, settings: GraphSettings, traits: tuple[DeviceTraits, ...], *, is_mtp: bool
+) -> list[int]:
+    """Bytes of compute buffer on each device; the last of `traits` is the host's."""
+    on_host = settings.host in (*settings.layer_home, settings.output_home)
+    copies_weights = on_host and any(device.offload_min_batch is not None for device in traits)
+    source = model if copies_weights else None  # only then their sizes matter
+    kept = _telling_blocks(model, settings, copies_weights)
+    return list(_replay(model.geometry, source, kept, settings, traits, is_mtp))
+
+
+_REPEATS: Final = 3  # after so many equal stretches of blocks every further one reuses the same memory
+_LONGEST_STRETCH: Final = 3  # blocks; Q4_K_M has every third in other types
+
+
+def _telling_blocks(model: ModelSizes, settings: GraphSettings, copies_weights: bool) -> tuple[int, ...]:
+    """The blocks that decide the need: all but those that only repeat what went on before them.
+
+    Two blocks are equal if they lie on the same device and, where their weights may be copied, have the same types.
+    """
+    kinds = _block_kinds(model) if copies_weights else ()
+    keys = [
+        (home, kinds[block] if kinds and home == settings.host else "")
+        for block, home in enumerate(settings.layer_home[: model.geometry.n_trunk])
+    ]
+    kept: list[int] = []
+    for block in range(len(keys)):
+        kept.append(block)
+        for length in range(1, _LONGEST_STRETCH + 1):
+            last = [keys[number] for number in kept[-(_REPEATS + 1) * length :]]
+            if len(last) == (_REPEATS + 1) * length and last[length:] == last[:-length]:
+                del kept[-length:]
+                break
+    return (*kept, *range(model.geometry.n_trunk, model.geometry.block_count))
+
+
+@lru_cache(maxsize=64)
+def _block_kinds(model: ModelSizes) -> tuple[str, ...]:
+    """The types of each block's tensors, as text."""
+    kinds = [""] * model.geometry.block_count
+    for info in model.tensors:
+        block = block_number(info.name)
+        if block is not None:
+            kinds[block] += f" {info.ggml_type.name}"
+    return tuple(kinds)
+
+
+@lru_cache(maxsize=64)
+def _tensor_bytes(model: ModelSizes) -> dict[str, int]:
+    sizes = {info.name: info.n_bytes for info in model.tensors}
+    sizes.setdefault("output.weight", sizes.get("token_embd.weight", 0))
+    return sizes
+
+
+@lru_cache(maxsize=512)
+def _replay(
+    geometry: Geometry,
+    source: ModelSizes | None,
+    kept: tuple[int, ...],
+    settings: GraphSettings,
+    traits: tuple[DeviceTraits, ...],
+    is_mtp: bool,
+) -> tuple[int, ...]:
+    """Compute buffers of a model of the blocks `kept` alone, whose weights have the sizes of `source` (None: 0)."""
+    sizes = _tensor_bytes(source) if source else {}
+
+    def weight_bytes(name: str) -> int:
+        if not name.startswith("blk."):
+            return sizes.get(name, 0)
+        _, number, rest = name.split(".", 2)
+        return sizes.get(f"blk.{kept[int(number)]}.{rest}", 0)
+
+    homes = tuple(settings.layer_home[block] for block in kept)
+    build: Callable[..., Graph] = mtp_graph if is_mtp else trunk_graph
+    graph = build(replace(geometry, block_count=len(kept)), replace(settings, layer_home=homes), weight_bytes)
+    accelerators = traits[:-1]
+    in_pipeline = len(accelerators) > 1 and settings.is_fully_offloaded and all(t.is_asynchronous for t in accelerators)
+    return tuple(compute_bytes(graph, traits, PIPELINE_COPIES if in_pipeline else 1))

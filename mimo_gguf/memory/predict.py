@@ -1,0 +1,218 @@
+"""What a run will occupy, part by part and device by device, from a GGUF's header alone: no llama.cpp, a few ms.
+
+Everything is bytes that llama.cpp itself asks its backends for, at commit 0c1e57098:
+
+- weights: each tensor padded to the device's alignment. The input embedding stays on the host, block i and the output
+  layer go to the devices by `n_gpu_layers` and the split
+  (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-model.cpp, `get_layer_buft_list`).
+- KV cache: `n_ctx * head_count_kv * (row_bytes(type_k, key_length) + row_bytes(type_v, value_length))` per trunk block,
+  on the block's device, and the same per MTP block for the MTP context; n_ctx is padded to 256
+  (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-kv-cache.cpp).
+- compute buffers: the worst-case graph replayed through ggml's own allocator rules (`memory_compute`), for the target
+  and for the MTP context.
+- output rows: logits of a batch and, with MTP, the hidden state of every token of it
+  (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-context.cpp, `output_reserve`).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+
+from mimo_gguf.core.geometry import Geometry, block_number
+from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType, row_bytes
+from mimo_gguf.core.kv_cache import padded
+from mimo_gguf.core.model_sizes import ModelSizes
+from mimo_gguf.core.model_source import TensorInfo
+from mimo_gguf.memory.allocator import DeviceTraits
+from mimo_gguf.memory.compute import compute_buffers
+from mimo_gguf.memory.graph import GraphSettings
+from mimo_gguf.memory.run import HOST, Part, Placement, RunSettings, check_settings, group
+
+
+def predict_memory(
+    model: ModelSizes, settings: RunSettings, devices: Sequence[Placement] = (), host: Placement = HOST
+) -> tuple[Part, ...]:
+    """What llama.cpp asks of each device: one tree per device in `devices`, then the host's.
+
+    Args:
+        devices: the accelerators in llama.cpp's order; empty for a run on the CPU alone.
+
+    Raises:
+        UsageError: settings that llama.cpp would refuse.
+    """
+    check_settings(model, settings)
+    homes = layer_homes(model.geometry, settings, devices)
+    places = (*devices, host)
+    contexts = _context_names(model, settings)
+    weights = _weights(model, settings, homes, places)
+    compute = {name: _compute(model, settings, homes, places, is_mtp=name == "MTP") for name in contexts}
+    trees = []
+    for index, place in enumerate(places):
+        is_host = index == len(devices)
+        kv = (Part(name, _kv_bytes(model, settings, homes, index, is_mtp=name == "MTP")) for name in contexts)
+        parts = [
+            group("weights", weights[index]),
+            group("KV cache", kv),
+            group("compute buffers", (Part(name, compute[name][index]) for name in contexts)),
+        ]
+        if is_host:
+            parts.append(group("output rows", _output_rows(model, settings, contexts)))
+        trees.append(group(place.name, parts))
+    return tuple(trees)
+
+
+def layer_homes(geometry: Geometry, settings: RunSettings, devices: Sequence[Placement]) -> list[int]:
+    """Index of the device of each block, then of the output layer; len(devices) is the host.
+
+    llama.cpp's rule: the last n_gpu_layers of (blocks..., output) go to the devices, dealt out by the normalised
+    cumulative shares, in float32.
+    """
+    host = len(devices)
+    n_layers = geometry.block_count + 1
+    wanted = n_layers if settings.n_gpu_layers < 0 else min(settings.n_gpu_layers, n_layers)
+    if not devices or not wanted:
+        return [host] * n_layers
+    shares = settings.tensor_split or tuple(float(max(device.free_bytes, 0)) for device in devices)
+    if len(shares) != len(devices) or sum(shares) <= 0:
+        shares = (1.0,) * len(devices)
+    cumulative = np.cumsum(np.array(shares, np.float32), dtype=np.float32)
+    points = (cumulative / cumulative[-1]).tolist()
+    start = n_layers - wanted
+    on_devices = [
+        min(bisect.bisect_right(points, float(np.float32(i) / np.float32(wanted))), host - 1) for i in range(wanted)
+    ]
+    return [host] * start + on_devices
+
+
+def layer_bytes(model: ModelSizes, settings: RunSettings, traits: DeviceTraits) -> list[int]:
+    """Bytes of weights and cache that come with each layer (blocks, then the output layer) on such a device."""
+    g, held, cell = model.geometry, _placed_weights(model, traits, settings.mtp), _cell_bytes(model, settings)
+    caches = [cell if block < g.n_trunk or (settings.mtp and model.has_mtp) else 0 for block in range(g.block_count)]
+    blocks = [weights + settings.n_cells * cache for weights, cache in zip(held.blocks, caches, strict=True)]
+    return [*blocks, held.output + held.tied]
+
+
+def _context_names(model: ModelSizes, settings: RunSettings) -> tuple[str, ...]:
+    return ("target", "MTP") if settings.mtp and model.has_mtp else ("target",)
+
+
+# Of an MTP block, what llama.cpp loads even when MTP is off: tensors the loader asks for without the skip flag
+# (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/models/step35.cpp, load_block_mtp).
+_LOADED_WITHOUT_MTP: Final = (".ffn_gate.", ".ffn_up.", ".ffn_down.", ".nextn.shared_head_norm.")
+
+
+def _weights(
+    model: ModelSizes, settings: RunSettings, homes: Sequence[int], places: Sequence[Placement]
+) -> list[list[Part]]:
+    n_trunk = model.geometry.n_trunk
+    host = len(places) - 1
+    trees = []
+    for index, place in enumerate(places):
+        held = _placed_weights(model, place.traits, settings.mtp)
+        blocks = [n_bytes if home == index else 0 for n_bytes, home in zip(held.blocks, homes, strict=False)]
+        output = (held.output if homes[-1] == index else 0) + (held.tied if homes[-1] == index != host else 0)
+        trees.append(
+            [
+                Part("input embedding", held.embedding if index == host else 0),
+                Part("blocks", sum(blocks[:n_trunk])),
+                Part("MTP", sum(blocks[n_trunk:])),
+                Part("output", output),
+            ]
+        )
+    return trees
+
+
+@dataclass(frozen=True, slots=True)
+class _PlacedWeights:
+    """Bytes the weights take on one kind of device; `tied`: a copy of the embedding where there is no output matrix."""
+
+    blocks: tuple[int, ...]
+    embedding: int
+    output: int
+    tied: int
+
+
+@lru_cache(maxsize=64)
+def _placed_weights(model: ModelSizes, traits: DeviceTraits, mtp: bool) -> _PlacedWeights:
+    blocks = [0] * model.geometry.block_count
+    embedding = output = tied = 0
+    for info in model.tensors:
+        block = block_number(info.name)
+        n_bytes = _placed_bytes(info, traits)
+        if block is not None:
+            is_skipped = block >= model.geometry.n_trunk and not mtp
+            if not is_skipped or any(text in info.name for text in _LOADED_WITHOUT_MTP):
+                blocks[block] += n_bytes
+        elif info.name.startswith("token_embd"):
+            embedding += n_bytes
+            tied += padded(info.n_bytes, traits.alignment)
+        else:
+            output += n_bytes
+    has_output = any(info.name == "output.weight" for info in model.tensors)
+    return _PlacedWeights(tuple(blocks), embedding, output, 0 if has_output else tied)
+
+
+def _placed_bytes(info: TensorInfo, traits: DeviceTraits) -> int:
+    n_bytes = info.n_bytes
+    rest = info.n_columns % _ROW_PADDING
+    if traits.is_cuda_like and rest and info.ggml_type not in FLOAT_TYPES:
+        n_bytes += row_bytes(info.ggml_type, _ROW_PADDING - rest)
+    return padded(n_bytes, traits.alignment)
+
+
+_ROW_PADDING: Final = 512  # weights; what CUDA-like backends pad the last row of a quantized matrix to
+
+
+def _kv_bytes(model: ModelSizes, settings: RunSettings, homes: Sequence[int], index: int, *, is_mtp: bool) -> int:
+    g = model.geometry
+    blocks = range(g.n_trunk, g.block_count) if is_mtp else range(g.n_trunk)
+    return settings.n_cells * _cell_bytes(model, settings) * sum(homes[block] == index for block in blocks)
+
+
+def _cell_bytes(model: ModelSizes, settings: RunSettings) -> int:
+    """What one token takes in the cache of one block."""
+    g = model.geometry
+    k_row = row_bytes(settings.type_k, g.head_count_kv * g.key_length)
+    return k_row + row_bytes(settings.type_v, g.head_count_kv * g.value_length)
+
+
+def _compute(
+    model: ModelSizes, settings: RunSettings, homes: Sequence[int], places: Sequence[Placement], *, is_mtp: bool
+) -> list[int]:
+    n_batch = min(settings.n_batch, settings.n_ctx_asked)  # llama.cpp compares before it rounds n_ctx up
+    n_ubatch = settings.mtp_n_ubatch if is_mtp else min(settings.n_ubatch, n_batch)
+    n_outputs_max = settings.mtp_n_outputs_max if is_mtp else (settings.n_outputs_max or n_batch)
+    n_tokens = padded(min(settings.n_cells, n_ubatch), settings.n_seq_max)
+    graph_settings = GraphSettings(
+        n_tokens=n_tokens,
+        n_outputs=min(n_tokens, max(n_outputs_max, settings.n_seq_max)),
+        n_kv=settings.n_cells if settings.kv_unified else settings.n_ctx_seq,
+        k_is_quantized=settings.type_k not in FLOAT_TYPES,
+        v_is_quantized=settings.type_v not in FLOAT_TYPES,
+        k_is_f16=settings.type_k is GgmlType.F16,
+        v_is_f16=settings.type_v is GgmlType.F16,
+        flash_attn=settings.flash_attn,
+        layer_home=tuple(homes[:-1]),
+        output_home=homes[-1],
+        host=len(places) - 1,
+        is_fully_offloaded=settings.n_gpu_layers < 0 or settings.n_gpu_layers > model.geometry.block_count,
+    )
+    return compute_buffers(model, graph_settings, tuple(place.traits for place in places), is_mtp=is_mtp)
+
+
+def _output_rows(model: ModelSizes, settings: RunSettings, contexts: Sequence[str]) -> Iterable[Part]:
+    """Copies of a batch's results in host memory. They grow to what a batch asks for; the largest is counted."""
+    g = model.geometry
+    n_batch = min(settings.n_batch, settings.n_ctx_asked)
+    rows = {"target": settings.n_outputs_max or n_batch, "MTP": settings.mtp_n_outputs_max}
+    for name in contexts:
+        floats = max(rows[name], settings.n_seq_max) * g.vocab_size
+        if "MTP" in contexts:
+            floats += g.embedding_length * (n_batch if name == "target" else rows[name])
+        yield Part(name, 4 * floats)

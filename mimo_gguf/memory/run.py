@@ -1,0 +1,129 @@
+"""A run as the memory model sees it: its settings, the devices it is placed on, and named amounts of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gguf import GGML_QUANT_SIZES
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
+from mimo_gguf.core.kv_cache import MOST_SEQUENCES, n_ctx_seq, require_kv_type
+from mimo_gguf.core.model_sizes import ModelSizes
+from mimo_gguf.memory.allocator import CPU_TRAITS, DeviceTraits
+
+ALL_LAYERS: Final = -1
+MTP_N_UBATCH: Final = 64  # what a session gives the MTP context, unless more conversations than that draft together
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A named amount of memory, and what it consists of. A part with parts is their sum."""
+
+    name: str
+    n_bytes: int
+    parts: tuple[Part, ...] = ()
+
+    def find(self, name: str) -> int:
+        """Bytes of the parts called `name` anywhere below (0 where there is none)."""
+        if self.name == name:
+            return self.n_bytes
+        return sum(part.find(name) for part in self.parts)
+
+    def as_json(self) -> dict[str, Any]:
+        document: dict[str, Any] = {"name": self.name, "bytes": self.n_bytes}
+        if self.parts:
+            document["parts"] = [part.as_json() for part in self.parts]
+        return document
+
+
+def group(name: str, parts: Iterable[Part]) -> Part:
+    """A part that is the sum of those of `parts` that are not empty."""
+    kept = tuple(part for part in parts if part.n_bytes)
+    return Part(name, sum(part.n_bytes for part in kept), kept)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """How the model is to be run, in llama.cpp's words; the defaults are those of this package's chat.
+
+    Attributes:
+        n_ctx: tokens of context; for `n_seq_max` conversations together.
+        kv_unified: all conversations share one buffer of cells (this package's way), instead of having one each.
+        n_outputs_max: rows of logits a batch may ask for; 0 means n_batch, llama.cpp's default.
+        n_gpu_layers: layers on the devices, the output layer first, then blocks from the last; -1 all.
+        tensor_split: share of each device; empty means by free memory.
+        mtp_n_ubatch, mtp_n_outputs_max: the same for the MTP context.
+    """
+
+    n_ctx: int
+    n_batch: int = 512
+    n_ubatch: int = 512
+    n_seq_max: int = 1
+    kv_unified: bool = True
+    n_outputs_max: int = 4
+    type_k: GgmlType = GgmlType.F16
+    type_v: GgmlType = GgmlType.F16
+    flash_attn: bool = True
+    mtp: bool = True
+    mtp_n_ubatch: int = MTP_N_UBATCH
+    mtp_n_outputs_max: int = 1
+    n_gpu_layers: int = ALL_LAYERS
+    tensor_split: tuple[float, ...] = ()
+
+    @property
+    def n_ctx_seq(self) -> int:
+        """Tokens of context of one conversation, as llama.cpp rounds them."""
+        return n_ctx_seq(self.n_ctx, self.n_seq_max)
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the KV cache."""
+        return self.n_ctx_seq * self.n_seq_max
+
+    @property
+    def n_ctx_asked(self) -> int:
+        """The n_ctx that llama.cpp is given: of several conversations the rounded shares together."""
+        return self.n_cells if self.n_seq_max > 1 else self.n_ctx
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A device to plan for: how its buffers behave, and its free memory (which decides the default split)."""
+
+    name: str
+    free_bytes: int
+    traits: DeviceTraits = CPU_TRAITS
+
+
+HOST: Final = Placement("host", 0)
+
+
+def check_settings(model: ModelSizes, settings: RunSettings) -> None:
+    """Raises UsageError where llama.cpp would refuse the settings."""
+    if settings.n_ctx < 1 or settings.n_ubatch < 1 or settings.n_batch < 1 or settings.n_seq_max < 1:
+        raise UsageError("context, batch, ubatch and parallel must be at least 1", hint="for example --ctx 8192")
+    if settings.n_seq_max > MOST_SEQUENCES:
+        raise UsageError(
+            f"{settings.n_seq_max} conversations at a time", hint=f"llama.cpp has {MOST_SEQUENCES} at most"
+        )
+    if settings.n_ctx > 1 << 24:
+        raise UsageError(
+            f"a context of {settings.n_ctx} tokens is beyond any model",
+            hint=f"the model was trained for {model.geometry.context_length}",
+        )
+    if settings.n_ubatch > 1 << 20:
+        raise UsageError(f"{settings.n_ubatch} tokens at a time", hint="for example --ubatch 512")
+    for name, kind, length in (
+        ("K", settings.type_k, model.geometry.key_length),
+        ("V", settings.type_v, model.geometry.value_length),
+    ):
+        require_kv_type(kind)
+        if length % GGML_QUANT_SIZES[kind][0]:
+            raise UsageError(f"{name} heads of {length} cannot be stored as {kind.name}", hint="use --kv-type f16")
+    if settings.type_v not in FLOAT_TYPES and not settings.flash_attn:
+        raise UsageError(
+            f"a V cache of type {settings.type_v.name} needs flash attention", hint="leave --no-flash-attn out"
+        )

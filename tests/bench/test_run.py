@@ -1,0 +1,199 @@
+"""The benchmark measures what it says: every way makes the same text, and the figures belong together."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from mimo_gguf.bench.bandwidth import find_bandwidth, measure_host, weight_reads
+from mimo_gguf.bench.peers import PeerOptions, measure_peer
+from mimo_gguf.bench.run import BenchOptions, BenchReport, EndlessSampler, run_bench
+from mimo_gguf.chat.template import CHATML, ChatTemplate
+from mimo_gguf.cli import bench
+from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.core.gguf_file import read_gguf
+from mimo_gguf.engine.sampling import Sampler, SamplingOptions
+from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.hardware.devices import imagined_gpu
+from mimo_gguf.llama.api import LlamaModel
+from tests.tiny_models import make_model
+
+QUICK = BenchOptions(n_prompt=20, n_generate=10, drafts=(0, 1, 2), kinds=("code",), repetitions=2)
+PEER = PeerOptions(n_prompt=8, n_generate=4, n_threads=1, n_gpu_layers=0, n_ctx=256, repetitions=1)
+
+
+def test_no_end_token_is_drawn(tiny: LlamaModel) -> None:
+    """Against llama.cpp's own logit bias, with which llama-server ignores ends."""
+    options = SessionOptions(n_ctx=256, n_threads=1, adaptive=False)
+    free: list[int] = []
+    with Session(tiny, options) as session:
+        for _ in range(2):
+            ends = set(free[::7])
+            texts = []
+            bias = SamplingOptions(temperature=0, logit_bias=dict.fromkeys(ends, -1e9))
+            for sampler in (EndlessSampler(tiny, ends), Sampler(tiny, bias)):
+                session.slot.reset()
+                session.slot.feed([1, 2, 3])
+                with sampler:
+                    texts.append([session.slot.next_token(sampler) for _ in range(60)])
+            assert texts[0] == texts[1] != free and not ends & set(texts[0])
+            free = texts[0]
+
+
+def test_figures(tiny: LlamaModel) -> None:
+    said: list[str] = []
+    reports: list[BenchReport] = []
+    report = run_bench(
+        tiny,
+        ChatTemplate(CHATML),
+        SessionOptions(n_ctx=0, n_threads=1),
+        QUICK,
+        load_s=1.0,
+        tell=said.append,
+        heard=reports.append,
+    )
+    assert [len(each.generation) for each in reports] == [0, 1, 2, 3] and reports[-1] == report
+    assert [figure.n_draft for figure in report.generation] == [0, 1, 2]
+    assert all(figure.same_text and figure.tokens_per_s > 0 for figure in report.generation)
+    assert report.generation[0].tokens_per_pass == 1.0 and report.generation[0].acceptance == ()
+    assert len(report.generation[2].acceptance) == 2
+    assert report.speed_up(report.generation[0]) is None
+    assert report.speed_up(report.generation[1]) == pytest.approx(
+        report.generation[1].tokens_per_s / report.generation[0].tokens_per_s
+    )
+    assert report.prompt_tokens_per_s > 0 and 0 < report.first_token_s < 60
+    assert "code, plain (1 of 3)" in said and "code, 2 drafts (3 of 3)" in said
+    assert report.memory_bytes["CPU"] > tiny.size_bytes
+    plain = report.generation[0]
+    assert report.bandwidth is not None and report.bandwidth.bytes_per_s > 1e8
+    assert report.bandwidth_share(plain) == plain.read_bytes_per_s / report.bandwidth.bytes_per_s
+    document = json.loads(json.dumps(report.as_json()))
+    assert document["generation"][1]["n_draft"] == 1 and document["options"]["n_generate"] == 10
+
+
+def test_the_weights_that_a_token_reads(tiny_path: Path) -> None:
+    """Counted here by name: the trunk and the output for a pass, the MTP block and the output for a draft."""
+    file = read_gguf(tiny_path)
+    sizes = {info.name: info.n_bytes for info in file.infos()}
+    n_trunk = int(file.value("step35.block_count")) - 1
+    mtp = sum(n for name, n in sizes.items() if name.startswith(f"blk.{n_trunk}."))
+    output = sizes["output.weight"] + sizes["output_norm.weight"]
+    reads = weight_reads(file)
+    assert reads.per_pass == sum(sizes.values()) - sizes["token_embd.weight"] - mtp
+    assert reads.per_draft == mtp + output
+
+
+def run_command(*arguments: str | Path) -> Result:
+    app = typer.Typer()
+    app.command()(bench.command)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+SHORT = ("--tokens", "5", "--prompt-tokens", "9", "-r", "1", "--kinds", "maths", "--threads", "1")
+
+
+def test_the_command_ends_with_one_json_document(tiny_path: Path) -> None:
+    result = run_command(tiny_path, *SHORT)
+    assert result.exit_code == 0
+    *table, last = result.stdout.splitlines()
+    assert {figure["n_draft"] for figure in json.loads(last)["generation"]} == {0, 1, 2, 3}
+    assert [line.split()[:2] for line in table if line.startswith("maths")] == [
+        ["maths", "plain"], ["maths", "1"], ["maths", "2"], ["maths", "3"],
+    ]  # fmt: skip
+    assert all(len(line) <= 80 for line in table)
+    assert "measuring maths, 3 drafts (4 of 4)" in result.stderr
+    assert json.loads(run_command(tiny_path, *SHORT, "--json").stdout)["peers"] == []
+
+
+def test_a_file_that_cannot_draft(tmp_path: Path) -> None:
+    path = make_model(tmp_path, n_mtp=0)
+    result = run_command(path, *SHORT)
+    assert "no MTP layer: plain generation only" in result.stderr
+    assert len(json.loads(result.stdout.splitlines()[-1])["generation"]) == 1
+    error = run_command(path, *SHORT, "--drafts", "1,2").exception
+    assert isinstance(error, UsageError) and "nothing drafts" in error.message
+
+
+def test_what_cannot_be_measured(tiny: LlamaModel, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="poems"):
+        BenchOptions(kinds=("poems",))
+    with pytest.raises(UsageError):
+        BenchOptions(drafts=(0, 99))
+    with pytest.raises(UsageError, match="window"):
+        run_bench(tiny, ChatTemplate(CHATML), SessionOptions(n_ctx=16), QUICK, load_s=0)
+    for name in ("absent", "llama-other"):
+        (tmp_path / "llama-other").touch()
+        with pytest.raises(UsageError):
+            list(measure_peer(tmp_path / name, tmp_path / "x.gguf", PEER, {}))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-ins are scripts")
+def test_a_peer_that_fails_is_told(tmp_path: Path) -> None:
+    for name in ("llama-bench", "llama-server"):
+        program = tmp_path / name
+        program.write_text("#!/bin/sh\necho no such model >&2\nexit 1\n")
+        program.chmod(0o755)
+        with pytest.raises(BackendError, match="no such model"):
+            list(measure_peer(program, tmp_path / "x.gguf", PEER, {"code": "a"}))
+
+
+SERVER = f"""#!{sys.executable}
+import http.server, json, sys
+drafting = "--spec-type" in sys.argv
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.do_POST()
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{{}}")
+        timings = {{"prompt_per_second": 50.0, "predicted_per_second": 8.0 if drafting else 10.0}}
+        if drafting:
+            timings |= {{"draft_n": asked.get("n_predict"), "draft_n_accepted": 1}}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({{"timings": timings}}).encode())
+    def log_message(self, *_):
+        pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Answers).serve_forever()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-ins are scripts")
+def test_peers_stand_beside_ours(tiny_path: Path, tmp_path: Path) -> None:
+    rows = [{"n_prompt": 8, "n_gen": 0, "avg_ts": 80.0}, {"n_prompt": 0, "n_gen": 4, "avg_ts": 9.5}]
+    for name, text in (("llama-bench", f"#!/bin/sh\necho '{json.dumps(rows)}'\n"), ("llama-server", SERVER)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    against = [part for name in ("llama-bench", "llama-server") for part in ("--against", tmp_path / name)]
+    result = run_command(tiny_path, *SHORT, "--drafts", "0,1", *against)
+    *table, last = result.stdout.splitlines()
+    document = json.loads(last)
+    assert [(peer["program"], peer["kind"], peer["n_draft"]) for peer in document["peers"]] == [
+        ("llama-bench", "", 0), ("llama-server", "maths", 0), ("llama-server", "maths", 1),
+    ]  # fmt: skip
+    assert [peer["tokens_per_s"] for peer in document["peers"]] == [9.5, 10.0, 8.0]
+    assert document["peers"][2]["acceptance"] == 1 / 5
+    plain, drafted = (figure["tokens_per_s"] for figure in document["generation"])
+    prompt = document["prompt_tokens_per_s"]
+    assert f"ours / llama-bench: plain {plain / 9.5:.2f}, prompt {prompt / 80:.2f}" in table
+    assert f"ours / llama-server: plain {plain / 10:.2f}, 1 draft {drafted / 8:.2f}" in table
+    assert any(line.split() == ["maths", "llama-server,", "1", "draft", "8.00", "20%"] for line in table)
+
+
+def test_a_peer_that_is_not_there_is_told_before_anything_is_measured(tiny_path: Path, tmp_path: Path) -> None:
+    result = run_command(tiny_path, *SHORT, "--against", tmp_path / "llama-bench")
+    assert isinstance(result.exception, UsageError) and "measuring" not in result.stderr
+
+
+def test_the_bandwidth_of_what_holds_the_weights() -> None:
+    card = imagined_gpu(12 << 30, "CUDA0", "NVIDIA GeForce RTX 3060 12GB")
+    known = find_bandwidth([card], 1)
+    assert known is not None and known.bytes_per_s == 360e9
+    assert find_bandwidth([card, card], 1) is None
+    assert find_bandwidth([imagined_gpu(1 << 30, "CUDA0", "no such card")], 1) is None
+    assert 1e8 < measure_host(2, 1 << 22).bytes_per_s < 1e14

@@ -1,0 +1,71 @@
+"""The machine's memory as ggml, psutil and the control groups tell it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.hardware import devices
+from mimo_gguf.hardware.devices import add_workers, host_device, list_devices
+from tests.workers import running_worker
+
+
+def test_the_list_ends_with_the_host() -> None:
+    *gpus, host = list_devices()
+    assert not host.is_gpu and host.total_bytes > 0
+    assert 0 < host.free_bytes <= host.total_bytes <= psutil.virtual_memory().total
+    assert all(gpu.is_gpu and gpu.pointer for gpu in gpus)
+
+
+def test_without_llama_cpp_the_host_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> list[devices.Device]:
+        raise BackendError("llama-cpp-python cannot be loaded")
+
+    monkeypatch.setattr(devices, "ggml_devices", missing)
+    assert [device.name for device in list_devices()] == ["CPU"]
+
+
+def test_a_worker_is_a_device_with_memory_of_its_own_until_it_goes_away() -> None:
+    """In a process of its own: a worker stays registered with ggml, and would serve every later test."""
+    code = """
+import sys
+from mimo_gguf.hardware.devices import add_workers, list_devices
+(worker,) = add_workers([sys.argv[1]])
+assert worker.backend == "RPC" and worker.is_gpu and worker.description == sys.argv[1], worker
+assert worker.total_bytes > 0 and worker.traits.alignment == 32 and worker.shares_host_memory, worker
+assert [device.pointer for device in add_workers([sys.argv[1]])] == [worker.pointer]
+assert [device.name for device in list_devices()] == [worker.name, "CPU"]
+print("ready", flush=True)
+sys.stdin.readline()
+assert [device.name for device in list_devices()] == ["CPU"]
+"""
+    with running_worker() as endpoint:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, endpoint], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.communicate("the worker is gone\n", timeout=60)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("endpoint", ["", "here", "host:", ":1", "host:99999", "host:port"])
+def test_an_endpoint_is_host_and_port(endpoint: str) -> None:
+    with pytest.raises(UsageError):
+        add_workers([endpoint])
+
+
+def test_nobody_at_the_endpoint() -> None:
+    with pytest.raises(BackendError) as caught:
+        add_workers(["127.0.0.1:1"])
+    assert "mimo-gguf worker" in str(caught.value.hint)
+
+
+def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "memory_limits", lambda: [(1 << 30, 200 << 20)])
+    host = host_device()
+    assert host.total_bytes == 1 << 30
+    assert host.free_bytes == (1 << 30) - (200 << 20)
