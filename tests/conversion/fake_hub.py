@@ -27,89 +27,94 @@ class FakeHub:
     break_after: dict[str, int] = field(default_factory=dict)  # file name -> bytes sent before the connection drops
 
 
-def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
 
-        def log_message(self, *_: object) -> None:
-            pass
+    def __init__(self, hub: FakeHub) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hub = hub
 
-        def do_HEAD(self) -> None:
-            self._answer()
 
-        def do_GET(self) -> None:
-            self._answer()
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
 
-        def _answer(self) -> None:
-            path = unquote(urlsplit(self.path).path)
-            hub.requests.append((self.command, path, self.headers.get("Range")))
-            if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+).*)?", path):
-                self._api(match[1], match[2], match[3])
-            elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-                self._file(match[1], match[2], match[3])
-            else:
-                self._fail(404, "EntryNotFound")
+    def log_message(self, *_: object) -> None:
+        pass
 
-        def _repository(self, name: str, revision: str | None) -> Path | None:
-            folder = hub.repositories.get(name)
-            if folder is None:
-                self._fail(404, "RepoNotFound")
-            elif revision not in (None, "main", COMMIT):
-                self._fail(404, "RevisionNotFound")
-                folder = None
-            return folder
+    def do_HEAD(self) -> None:
+        self._answer()
 
-        def _api(self, name: str, kind: str | None, revision: str | None) -> None:
-            folder = self._repository(name, revision)
-            if folder is None:
-                return
-            files = sorted(path for path in folder.iterdir() if path.is_file())
-            if kind == "tree":
-                answer: object = [
-                    {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": _etag(path)}
-                    for path in files
-                ]
-            else:
-                answer = {"id": name, "modelId": name, "sha": COMMIT, "private": False, "tags": [], "downloads": 0,
-                          "siblings": [{"rfilename": path.name} for path in files]}  # fmt: skip
-            self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+    def do_GET(self) -> None:
+        self._answer()
 
-        def _file(self, name: str, revision: str, file_name: str) -> None:
-            folder = self._repository(name, revision)
-            if folder is None:
-                return
-            path = folder / file_name
-            if not path.is_file():
-                self._fail(404, "EntryNotFound")
-                return
-            data = path.read_bytes()
-            headers = {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-            status = 200
-            if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
-                first, last = int(match[1]), min(int(match[2] or len(data) - 1), len(data) - 1)
-                headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-                data, status = data[first : last + 1], 206
-            if self.command == "GET" and file_name in hub.break_after:
-                self._send(status, data, headers, stop_at=hub.break_after.pop(file_name))
-            else:
-                self._send(status, data, headers)
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.server.hub.requests.append((self.command, path, self.headers.get("Range")))
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+).*)?", path):
+            self._api(match[1], match[2], match[3])
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._file(match[1], match[2], match[3])
+        else:
+            self._fail(404, "EntryNotFound")
 
-        def _fail(self, status: int, code: str) -> None:
-            self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
+    def _repository(self, name: str, revision: str | None) -> Path | None:
+        folder = self.server.hub.repositories.get(name)
+        if folder is None:
+            self._fail(404, "RepoNotFound")
+        elif revision not in (None, "main", COMMIT):
+            self._fail(404, "RevisionNotFound")
+            folder = None
+        return folder
 
-        def _send(self, status: int, data: bytes, headers: dict[str, str], *, stop_at: int | None = None) -> None:
-            self.send_response(status)
-            for key, value in headers.items():
-                self.send_header(key, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(data[:stop_at])
-                hub.sent_bytes += len(data[:stop_at])
-            if stop_at is not None:
-                self.close_connection = True
+    def _api(self, name: str, kind: str | None, revision: str | None) -> None:
+        folder = self._repository(name, revision)
+        if folder is None:
+            return
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        if kind == "tree":
+            answer: object = [
+                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": _etag(path)} for path in files
+            ]
+        else:
+            answer = {"id": name, "modelId": name, "sha": COMMIT, "private": False, "tags": [], "downloads": 0,
+                      "siblings": [{"rfilename": path.name} for path in files]}  # fmt: skip
+        self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
-    return Handler
+    def _file(self, name: str, revision: str, file_name: str) -> None:
+        folder = self._repository(name, revision)
+        if folder is None:
+            return
+        path = folder / file_name
+        if not path.is_file():
+            self._fail(404, "EntryNotFound")
+            return
+        data = path.read_bytes()
+        headers = {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        status = 200
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
+            first, last = int(match[1]), min(int(match[2] or len(data) - 1), len(data) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            data, status = data[first : last + 1], 206
+        if self.command == "GET" and file_name in self.server.hub.break_after:
+            self._send(status, data, headers, stop_at=self.server.hub.break_after.pop(file_name))
+        else:
+            self._send(status, data, headers)
+
+    def _fail(self, status: int, code: str) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
+
+    def _send(self, status: int, data: bytes, headers: dict[str, str], *, stop_at: int | None = None) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data[:stop_at])
+            self.server.hub.sent_bytes += len(data[:stop_at])
+        if stop_at is not None:
+            self.close_connection = True
 
 
 def _etag(path: Path) -> str:
@@ -120,8 +125,7 @@ def _etag(path: Path) -> str:
 def serve_hub(repositories: dict[str, Path]) -> Iterator[FakeHub]:
     """A running hub; `hub.endpoint` is what HF_ENDPOINT must be."""
     hub = FakeHub(repositories)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.daemon_threads = True
+    server = _Server(hub)
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
