@@ -18,6 +18,7 @@ from mimo_gguf.bench.peers import way_text
 from mimo_gguf.chat.template import ChatTemplate
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.gguf_file import read_gguf
+from mimo_gguf.core.near_matches import name_hint
 from mimo_gguf.core.version import __version__
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
@@ -65,7 +66,7 @@ class BenchOptions:
     def __post_init__(self) -> None:
         """Raises UsageError for what cannot be measured."""
         if unknown := set(self.kinds) - PROMPTS.keys():
-            raise UsageError(f"no prompts of kind {', '.join(sorted(unknown))}", hint=f"one of: {', '.join(PROMPTS)}")
+            raise UsageError(f"no prompts of kind {', '.join(sorted(unknown))}", hint=name_hint(min(unknown), PROMPTS))
         if min(self.n_prompt, self.n_generate, self.repetitions) < 1 or not set(self.drafts) <= set(range(9)):
             raise UsageError("a benchmark needs at least one token, one repetition and 0 to 8 drafts", hint="--help")
 

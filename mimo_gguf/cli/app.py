@@ -11,6 +11,7 @@ import io
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ import typer.main
 
 from mimo_gguf.cli import ui
 from mimo_gguf.core.errors import MimoGgufError, OutputError, UsageError
+from mimo_gguf.core.near_matches import near_matches
 from mimo_gguf.core.version import __version__
 
 # name -> panel of `mimo-gguf --help`. Each command is the function `command` in the module mimo_gguf.cli.<name>.
@@ -113,11 +115,13 @@ def _run(arguments: list[str]) -> int:
 
 
 def _program() -> Any:
-    """The click command of the application, its help as it is written: `[default: f16]` is no markup of rich's, and a
-    flag takes no `<bool>`."""
+    """The click command of the application, its help as it is written: `[default: f16]` is not markup for rich, and a
+    flag does not take a `<bool>`. A `~` in a path is the home folder, also if quotes kept the shell from saying so."""
     program: Any = typer.main.get_command(build_app())
     for command in (program, *program.commands.values()):
         for parameter in command.params:
+            if parameter.metavar in _PATHS:
+                parameter.callback = _with_home(parameter.callback)
             parameter.help = (parameter.help or "").replace("[", "\\[")
             if getattr(parameter, "is_flag", False):
                 parameter.metavar = ""
@@ -125,15 +129,44 @@ def _program() -> Any:
 
 
 def _usage_error(error: Any, arguments: list[str]) -> UsageError:
-    """click's complaint in our form. What it takes the word for, if it has a guess, becomes the hint."""
-    text, _, guess = error.format_message().partition(" Did you mean ")
+    """click's complaint in our form. What the word may have meant, if anything, becomes the hint."""
+    text, _, _ = error.format_message().partition(" Did you mean ")
     text = _POSSIBLE.sub("", text).rstrip(".")
     command = f"mimo-gguf {arguments[0]}" if arguments[0] in COMMANDS else "mimo-gguf"
-    guesses = list(getattr(error, "possibilities", None) or _QUOTED.findall(guess))
+    guesses = _guesses(error, text)
     hint = f"{command} {' or '.join(guesses)}" if guesses else f"{command} --help"
     return UsageError(text[:1].lower() + text[1:], hint=hint)
 
 
+def _guesses(error: Any, text: str) -> list[str]:
+    """Options or commands that a word typed wrongly may have meant, best first."""
+    if option := getattr(error, "option_name", None):
+        options = [name for parameter in error.ctx.command.params for name in parameter.opts] if error.ctx else []
+        return near_matches(option, options)
+    if found := _NO_COMMAND.match(text):
+        word = found[1].lower()
+        return [_MEANT[word]] if word in _MEANT else near_matches(word, COMMANDS)
+    return []
+
+
+def _with_home(before: Callable[..., Any] | None) -> Callable[..., Any]:
+    """The callback of a parameter that takes paths: `~` in them becomes the home folder, then `before` is called."""
+
+    def expand(context: Any, parameter: Any, value: Any) -> Any:
+        value = [_expanded(each) for each in value] if isinstance(value, list | tuple) else _expanded(value)
+        return value if before is None else before(context, parameter, value)
+
+    return expand
+
+
+def _expanded(value: Any) -> Any:
+    """A path, or what may be one, with its `~` replaced; anything else as it is."""
+    text = str(value)
+    return type(value)(os.path.expanduser(text)) if text.startswith("~") else value  # noqa: PTH111 - may be a Hub id
+
+
 _Misused: Final[Any] = typer.BadParameter.__base__  # click's UsageError: typer brings a click of its own, or did not
 _POSSIBLE: Final = re.compile(r" \((Possible options|Did you mean).*\)$")
-_QUOTED: Final = re.compile(r"'([^']+)'")
+_NO_COMMAND: Final = re.compile(r"No such command '(.*)'", re.IGNORECASE)
+_PATHS: Final = frozenset({"FILE", "DIR", "SRC", "OUT", "PROGRAM"})  # metavars of what may be a path
+_MEANT: Final = {"version": "--version", "help": "--help", "run": "chat", "info": "inspect", "download": "convert"}

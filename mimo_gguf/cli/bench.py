@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.options import Auto, Ctx, GpuLayers, Json, KvType, Mtp, Rpc, Threads
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import format_size
 
@@ -38,31 +39,18 @@ def command(
     ] = "0,1,2,3",
     kinds: Annotated[str, typer.Option(metavar="KIND,KIND", help="Texts: code, prose, maths.")] = "code,prose,maths",
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", metavar="N", help="The median counts.")] = 3,
-    ctx: Annotated[
-        int, typer.Option(metavar="N", show_default=False, help="Context window [default: what is needed].")
-    ] = 0,
-    threads: Annotated[
-        int, typer.Option(metavar="N", show_default=False, help="CPU threads [default: the physical cores].")
-    ] = 0,
-    gpu_layers: Annotated[
-        int | None,
-        typer.Option("--gpu-layers", "-ngl", metavar="N", help="Layers on the GPU, -1 all [default: what fits]."),
-    ] = None,
-    kv_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="KV cache: f16, q8_0 or q4_0 [default: f16 if that fits].")
-    ] = None,
-    rpc: Annotated[
-        list[str] | None, typer.Option(metavar="HOST:PORT", help="Also use this worker; may be repeated.")
-    ] = None,
-    auto: Annotated[
-        bool,
-        typer.Option("--auto", show_default=False, help="Choose for the free memory what is not given; the default."),
-    ] = True,
+    ctx: Ctx = None,
+    mtp: Mtp = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    kv_type: KvType = None,
+    rpc: Rpc = None,
+    auto: Auto = True,
     against: Annotated[
         list[Path] | None,
         typer.Option(metavar="PROGRAM", help="Also measure with this llama-bench or llama-server; may be repeated."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Only the JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure prompt reading and generation: plain, and with 1, 2 and 3 drafts on code, prose and maths.
 
@@ -81,7 +69,8 @@ def command(
     from mimo_gguf.llama.api import load_model
     from mimo_gguf.runtime.launch import choose_plan, model_options, session_options
 
-    options = BenchOptions(n_prompt, n_generate, _numbers(drafts), tuple(kinds.split(",")), repetitions)
+    n_drafts = (0,) if mtp is False else _numbers(drafts)
+    options = BenchOptions(n_prompt, n_generate, n_drafts, tuple(kinds.split(",")), repetitions)
     for program in against or ():
         check_peer(program)
     header = read_gguf(file)
@@ -91,8 +80,9 @@ def command(
     plan = choose_plan(
         header,
         Wishes(
-            n_ctx=ctx or window_needed(options),
+            n_ctx=window_needed(options) if ctx is None else ctx,
             kv_type=parse_ggml_type(kv_type) if kv_type else None,
+            mtp=mtp,
             n_gpu_layers=gpu_layers,
             n_outputs_max=1 + max(options.drafts),
         ),
@@ -106,7 +96,10 @@ def command(
         start = time.perf_counter()
         with load_model(file, model_options(plan)) as model:
             load_s = time.perf_counter() - start
-            session = replace(session_options(plan, SessionOptions(n_threads=threads)), n_ctx=ctx)
+            session = replace(
+                session_options(plan, SessionOptions(n_threads=threads or 0)),
+                n_ctx=0 if ctx is None else plan.settings.n_ctx,
+            )
             report = run_bench(
                 model, template, session, options, load_s=load_s, tell=screen.measuring, heard=screen.hear, plan=plan
             )

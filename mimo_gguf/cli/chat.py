@@ -13,6 +13,21 @@ import typer
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.chat_asking import ask
 from mimo_gguf.cli.loading import loading
+from mimo_gguf.cli.options import (
+    Auto,
+    Ctx,
+    Force,
+    GpuLayers,
+    Json,
+    KvType,
+    LogFile,
+    Mtp,
+    Rpc,
+    Threads,
+    Ubatch,
+    Verbose,
+    check_choice,
+)
 from mimo_gguf.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,10 +43,7 @@ def command(
         str | None, typer.Option("-f", "--file", metavar="FILE", help="Add a file's text to the prompt; - is stdin.")
     ] = None,
     system: Annotated[str, typer.Option(metavar="TEXT", help="System message; empty, as Xiaomi recommends.")] = "",
-    ctx: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="N", help="Context window in tokens, 0 the model's own [default: what fits]."),
-    ] = None,
+    ctx: Ctx = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Longest answer, reasoning included.")
     ] = None,
@@ -55,45 +67,23 @@ def command(
     json_schema: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON schema the answer must follow.")
     ] = None,
-    mtp: Annotated[
-        bool | None, typer.Option("--mtp/--no-mtp", help="Draft with the MTP layer [default: where it fits].")
-    ] = None,
+    mtp: Mtp = None,
     draft: Annotated[int, typer.Option(metavar="N", help="Tokens drafted at a time.")] = 1,
     always_draft: Annotated[
         bool, typer.Option("--always-draft", help="Draft even where that is slower than not drafting.")
     ] = False,
     draft_p_min: Annotated[float, typer.Option(metavar="P", help="Draft only tokens at least this likely.")] = 0.0,
     hidden: Annotated[str, typer.Option(metavar="pre|post", help="Trunk state the MTP layer is fed.")] = "pre",
-    threads: Annotated[
-        int, typer.Option(metavar="N", show_default=False, help="CPU threads [default: the physical cores].")
-    ] = 0,
-    gpu_layers: Annotated[
-        int | None,
-        typer.Option(
-            "--gpu-layers",
-            "--n-gpu-layers",
-            "-ngl",
-            metavar="N",
-            help="Layers on the GPU, -1 all [default: what fits].",
-        ),
-    ] = None,
-    rpc: Annotated[
-        list[str] | None, typer.Option(metavar="HOST:PORT", help="Also use this worker; may be repeated.")
-    ] = None,
-    kv_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="KV cache: f16, q8_0 or q4_0 [default: f16 if that fits].")
-    ] = None,
-    ubatch: Annotated[
-        int | None, typer.Option("--ubatch", min=1, metavar="N", help="Prompt tokens computed at a time.")
-    ] = None,
-    auto: Annotated[
-        bool,
-        typer.Option("--auto", show_default=False, help="Choose for the free memory what is not given; the default."),
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of text.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's log on stderr.")] = False,
-    log_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Write llama.cpp's log here.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Start even when it does not seem to fit.")] = False,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    rpc: Rpc = None,
+    kv_type: KvType = None,
+    ubatch: Ubatch = None,
+    auto: Auto = True,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    log_file: LogFile = None,
+    force: Force = False,
 ) -> None:
     """Chat with a model: MTP drafting, reasoning and answer apart, tok/s and acceptance at the end.
 
@@ -107,10 +97,8 @@ def command(
     from mimo_gguf.llama.log import use_log
     from mimo_gguf.runtime.model import AnswerOptions, Model
 
-    if think not in ("show", "fold", "hide"):
-        raise UsageError(f"--think {think}?", hint="--think show, --think fold or --think hide")
-    if hidden not in ("pre", "post"):
-        raise UsageError(f"no hidden state {hidden!r}", hint="--hidden pre or --hidden post")
+    check_choice("--think", think, ("show", "fold", "hide"))
+    check_choice("--hidden", hidden, ("pre", "post"))
     sampling = SamplingOptions(
         temperature=temp, top_p=top_p, top_k=top_k, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed,
         grammar=_grammar(grammar, json_schema),
@@ -129,7 +117,7 @@ def command(
             use_log(copy_to=sys.stderr)
         stack.callback(use_log, copy_to=None)
         options = SessionOptions(
-            n_threads=threads, n_draft=draft, p_min=draft_p_min, adaptive=not always_draft,
+            n_threads=threads or 0, n_draft=draft, p_min=draft_p_min, adaptive=not always_draft,
             hidden="post" if hidden == "post" else "pre",
         )  # fmt: skip
         if rpc:

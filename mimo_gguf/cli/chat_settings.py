@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.near_matches import name_hint
 from mimo_gguf.engine.sampling import SamplingOptions
 from mimo_gguf.runtime.model import AnswerOptions
 
@@ -29,7 +30,7 @@ def changed_option(
     """
     field = SETTINGS.get(name, name)
     if field not in SETTINGS.values():
-        raise UsageError(f"no setting {name!r}", hint=f"one of: {', '.join(SETTINGS)}")
+        raise UsageError(f"no setting {name!r}", hint=name_hint(name, SETTINGS))
     if not value:
         raise UsageError(f"{name}: what value?", hint=f"/set {name}=1")
     number: Any = None

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.options import DryRun, Force, Json, Mtp, OneType, Out, Quiet, SplitMaxSize, Threads
+from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import format_count, format_size
 
 if TYPE_CHECKING:
@@ -21,31 +23,23 @@ def command(
     src: Annotated[
         str, typer.Argument(metavar="SRC", help="A checkpoint folder, or a Hub id: org/name or org/name@revision.")
     ],
-    out: Annotated[
-        str | None,
-        typer.Option("-o", "--out", metavar="OUT", help="NAME.gguf, or a folder. Default: ./<Model>-<TYPE>.gguf"),
-    ] = None,
-    ftype: Annotated[
-        str | None,
-        typer.Option("--type", metavar="TYPE", help="File type. Default: the checkpoint's own, lossless (BF16)."),
-    ] = None,
+    out: Out = None,
+    ftype: OneType = None,
     layout: Annotated[
         str | None,
         typer.Option(metavar="LAYOUT", help="step35: trunk and MTP (default where there is MTP). qwen2: trunk alone."),
     ] = None,
-    no_mtp: Annotated[bool, typer.Option("--no-mtp", help="Leave the MTP layers out.")] = False,
+    mtp: Mtp = None,
     mtp_layers: Annotated[
         str | None,
         typer.Option("--mtp-layers", metavar="DIR", help="Add the further heads of a MiMo-7B-MTPs folder or Hub id."),
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: one per core.")] = None,
-    split_max_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Largest file, like 4GB; more becomes llama.cpp split files.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written; headers only.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    threads: Threads = None,
+    split_max_size: SplitMaxSize = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    force: Force = False,
+    quiet: Quiet = False,
 ) -> None:
     """Convert a MiMo checkpoint to GGUF, its multi-token-prediction (MTP) layers kept.
 
@@ -66,7 +60,9 @@ def command(
     with ExitStack() as stack:
         heads = find_mtp_layers(mtp_layers, stack, headers_only=dry_run) if mtp_layers is not None else None
         checkpoint = find_checkpoint(src, stack, headers_only=dry_run)
-        conversion = plan_conversion(checkpoint, ConversionOptions(layout, not no_mtp, heads))
+        conversion = plan_conversion(checkpoint, ConversionOptions(layout, mtp is not False, heads))
+        if mtp and not conversion.n_mtp:
+            raise UsageError(f"{src}: has no MTP layer", hint="leave --mtp out")
         profile = profile or load_profile(conversion.float_type.name)
         (path,) = name_outputs(destination, Path(), checkpoint.name, [profile.name])
         source = stack.enter_context(as_model_source(conversion, src))

@@ -11,6 +11,7 @@ import typer
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.candidates import USUAL_TYPES, choose_devices, find_candidates
+from mimo_gguf.cli.options import Auto, Ctx, GpuLayers, Json, KvType, Mtp, Rpc, Types, Ubatch
 from mimo_gguf.core.errors import DoesNotFit, UsageError
 from mimo_gguf.core.units import format_size
 
@@ -34,33 +35,17 @@ def command(
             metavar="SRC", help="A GGUF file, a checkpoint folder, or a Hub id; only headers are read, not weights."
         ),
     ],
-    ftype: Annotated[
-        list[str] | None,
-        typer.Option("--type", "-t", metavar="TYPE", help="As a file of this type; repeat it to compare several."),
-    ] = None,
-    ctx: Annotated[
-        int | None, typer.Option("--ctx", min=0, metavar="N", help="Tokens of context, 0 all [default: 8192 each].")
-    ] = None,
-    kv_type: Annotated[
-        str | None, typer.Option("--kv-type", metavar="TYPE", help="KV cache: f16, q8_0, q4_0 [default: f16].")
-    ] = None,
-    ubatch: Annotated[
-        int | None, typer.Option("--ubatch", min=1, metavar="N", help="Tokens computed at a time [default: 512].")
-    ] = None,
-    mtp: Annotated[
-        bool | None, typer.Option("--mtp/--no-mtp", help="Drafting with the MTP layer [default: where there is one].")
-    ] = None,
+    ftype: Types = None,
+    ctx: Ctx = None,
+    kv_type: KvType = None,
+    ubatch: Ubatch = None,
+    mtp: Mtp = None,
     flash_attn: Annotated[bool, typer.Option("--flash-attn/--no-flash-attn", help="Flash attention.")] = True,
     parallel: Annotated[
         int, typer.Option("--parallel", min=1, metavar="N", help="Conversations at once, sharing --ctx.")
     ] = 1,
-    gpu_layers: Annotated[
-        int | None,
-        typer.Option(
-            "--gpu-layers", "-ngl", min=-1, metavar="N", help="Layers on the GPU, -1 all [default: what fits]."
-        ),
-    ] = None,
-    auto: Annotated[bool, typer.Option("--auto", help="Choose whatever is not given, and say what it cost.")] = False,
+    gpu_layers: GpuLayers = None,
+    auto: Auto = False,
     gpu: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,11 +55,9 @@ def command(
     vram: Annotated[
         list[str] | None, typer.Option("--vram", metavar="SIZE", help="Plan for a card of this size; repeatable.")
     ] = None,
-    rpc: Annotated[
-        list[str] | None, typer.Option("--rpc", metavar="HOST:PORT", help="Also use this worker; repeatable.")
-    ] = None,
+    rpc: Rpc = None,
     asked: Annotated[bool, typer.Option("--asked", help="Also ask llama.cpp itself, and compare.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what a run needs, part by part and device by device, against what is free.
 

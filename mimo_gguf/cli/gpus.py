@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.options import Ctx, Json, OneType
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import format_size
 
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from mimo_gguf.core.model_sizes import ModelSizes
     from mimo_gguf.fit.verdicts import Verdict
 
+_TYPE: Final = "Q4_K_M"
+_CTX: Final = 8192
+
 
 def command(
-    ftype: Annotated[str, typer.Option("--type", "-t", metavar="TYPE", help="File type.")] = "Q4_K_M",
-    ctx: Annotated[int, typer.Option("--ctx", min=1, metavar="N", help="Tokens of context it must hold.")] = 8192,
+    ftype: OneType = None,
+    ctx: Ctx = None,
     budget: Annotated[
         float | None, typer.Option("--budget", metavar="USD", help="Only cards of a known price up to this.")
     ] = None,
@@ -39,7 +43,7 @@ def command(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw memory against context: a .png or .svg.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show which graphics cards run it: fits or not, largest context, tokens per second, price.
 
@@ -59,7 +63,8 @@ def command(
     if gpu:
         raise UsageError("--gpu chooses the lines of a picture", hint="add --plot memory.png")
     filters = Filters(budget, min_tps, vendor.lower(), sort)
-    model = _model(src, ftype)
+    model = _model(src, ftype or _TYPE)
+    ctx = (_CTX if ctx is None else ctx) or model.geometry.context_length
     verdicts = judge_cards(model, ctx)
     if best:
         picks = best_picks(verdicts, filters)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.options import Json
 from mimo_gguf.core.units import format_count, format_size
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, or any part of a split one.")],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="List all metadata.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what a GGUF file is: layout, variant, MTP, types, sizes.
 

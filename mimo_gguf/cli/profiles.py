@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.options import Json
 from mimo_gguf.core.units import format_size
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def command(
     check: Annotated[
         Path | None, typer.Option("--check", metavar="FILE", help="Check a profile of your own (TOML) and show it.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the file types with their size for MiMo-7B, or show one with its rules and their reasons."""
     from mimo_gguf.core.published_model import published_model

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.options import DryRun, Force, Json, MtpType, Out, Quiet, SplitMaxSize, Threads, Types
 from mimo_gguf.core.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -27,20 +28,12 @@ def command(
             metavar="SRC", help="A GGUF file, a checkpoint folder, or a Hub id (org/name, org/name@revision)."
         ),
     ],
-    ftype: Annotated[
-        list[str] | None,
-        typer.Option("--type", "-t", metavar="TYPE", help="File type, like Q4_K_M; repeat it for several in one read."),
-    ] = None,
+    ftype: Types = None,
     profile: Annotated[
         list[Path] | None, typer.Option("--profile", metavar="FILE", help="A profile of your own (TOML); repeatable.")
     ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option("--out", "-o", metavar="OUT", help="NAME.gguf, or a folder (default: beside a GGUF, else here)."),
-    ] = None,
-    mtp: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Type of the MTP block: same (as the file), Q8_0, Q6_K ...")
-    ] = None,
+    out: Out = None,
+    mtp_type: MtpType = None,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option("--tensor-type", metavar="PATTERN=TYPE", help="Type of tensors whose name matches; repeatable."),
@@ -57,14 +50,12 @@ def command(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize a file again that is quantized already.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Worker threads (default: one per core).")] = None,
-    split_max_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Largest file, like 2GB; more becomes llama.cpp split files.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written; read headers only.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace existing outputs.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    threads: Threads = None,
+    split_max_size: SplitMaxSize = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    force: Force = False,
+    quiet: Quiet = False,
 ) -> None:
     """Quantize a model: any number of file types in one read, byte for byte what llama.cpp makes.
 
@@ -89,7 +80,7 @@ def command(
     profiles = [load_profile(name) for name in [*(ftype or []), *map(str, profile or [])]]
     destination = parse_destination(out) if out is not None else None
     options = QuantizeOptions(
-        types=_type_options(mtp, tensor_type or [], output_type, token_embedding_type),
+        types=_type_options(mtp_type, tensor_type or [], output_type, token_embedding_type),
         importance=read_importance(imatrix) if imatrix else None,
         n_threads=threads,
         split_max_bytes=parse_part_size(split_max_size) if split_max_size else None,

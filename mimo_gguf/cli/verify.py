@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.options import Json, Quiet, Threads
 from mimo_gguf.core.units import format_size
 
 _MEANING = {
@@ -19,9 +20,9 @@ _MEANING = {
 
 def command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, or any part of a split one.")],
-    threads: Annotated[int | None, typer.Option(min=1, help="Reading threads (default: one per core).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check a GGUF file against its checksums: any flipped bit, missing or added byte is found.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.options import Threads
 from mimo_gguf.core.units import format_size
 
 
@@ -17,7 +18,7 @@ def command(
     ),
     port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 50052,
     cpu: Annotated[bool, typer.Option("--cpu", help="Lend the CPU even where there is a GPU.")] = False,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="Threads of the CPU; 0: one per core.")] = 0,
+    threads: Threads = None,
 ) -> None:
     """Lend this machine to a run elsewhere, until you press Ctrl-C.
 
@@ -35,4 +36,4 @@ def command(
     ui.print_note(f"listening on {host}:{port}")
     # The server is a loop in C that never looks at Python's signals: let Ctrl-C end the process itself.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    serve(host, port, devices=devices, n_threads=threads)
+    serve(host, port, devices=devices, n_threads=threads or 0)

@@ -7,6 +7,7 @@ from typing import Final
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.near_matches import name_hint
 
 GgmlType = GGMLQuantizationType
 
@@ -31,8 +32,8 @@ def parse_ggml_type(text: str) -> GgmlType:
     try:
         return GgmlType.__members__[canonical_name(text)]
     except KeyError:
-        known = ", ".join(t.name for t in GgmlType)
-        raise UsageError(f"ggml has no tensor type {text!r}", hint=f"one of: {known}") from None
+        hint = name_hint(text, [t.name for t in GgmlType])
+        raise UsageError(f"ggml has no tensor type {text!r}", hint=hint) from None
 
 
 def block_size(ggml_type: GgmlType) -> int:

@@ -14,6 +14,7 @@ from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.kv_cache import CONTEXT_STEP
 from mimo_gguf.core.model_sizes import ModelSizes
+from mimo_gguf.core.near_matches import name_hint
 from mimo_gguf.core.units import GIB
 from mimo_gguf.fit.plan import FitPlan
 from mimo_gguf.fit.weigh import plan_model
@@ -178,9 +179,9 @@ class Filters:
     def __post_init__(self) -> None:
         """Raises UsageError for an unknown vendor or order, or a negative amount."""
         if self.vendor and self.vendor not in VENDORS:
-            raise UsageError(f"no vendor {self.vendor!r}", hint=f"one of: {', '.join(VENDORS)}")
+            raise UsageError(f"no vendor {self.vendor!r}", hint=name_hint(self.vendor, VENDORS))
         if self.sort not in SORTS:
-            raise UsageError(f"cannot sort by {self.sort!r}", hint=f"one of: {', '.join(SORTS)}")
+            raise UsageError(f"cannot sort by {self.sort!r}", hint=name_hint(self.sort, SORTS))
         if (self.budget_usd or 0) < 0 or (self.min_tps or 0) < 0:
             raise UsageError("a budget or a speed below zero", hint="for example --budget 300 --min-tps 30")
 

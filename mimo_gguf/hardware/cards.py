@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.near_matches import near_matches
 from mimo_gguf.core.units import GIB
 
 VENDORS: Final = ("nvidia", "amd", "intel", "apple")
@@ -148,7 +149,5 @@ def _plain(name: str) -> str:
 
 
 def _nearest(wanted: str) -> list[str]:
-    import difflib
-
     by_name = {_plain(card.name): card.name for card in cards()}
-    return [by_name[plain] for plain in difflib.get_close_matches(wanted, by_name, 3, 0.5)]
+    return [by_name[plain] for plain in near_matches(wanted, by_name)]

@@ -19,6 +19,7 @@ from gguf import LlamaFileType
 
 from mimo_gguf.core.errors import RecipeError, UsageError
 from mimo_gguf.core.ggml_types import GgmlType, canonical_name, ftype_name
+from mimo_gguf.core.near_matches import name_hint
 from mimo_gguf.core.shelves import QUANT_PROFILES, entries, read_toml
 
 SAME: Final = "same"  # the MTP block is typed as any other block of the file
@@ -147,8 +148,9 @@ def load_profile(name_or_path: str | Path) -> Profile:
     for profile in profiles:
         if wanted == profile.name.upper() or wanted in profile.aliases:
             return profile
-    known = ", ".join(profile.name for profile in profiles)
-    raise UsageError(f"no file type or profile {text!r}", hint=f"one of: {known}; or a file ending in .toml")
+    otherwise = "mimo-gguf profiles lists them; or give a file ending in .toml"
+    hint = name_hint(text, [profile.name for profile in profiles], otherwise)
+    raise UsageError(f"no file type or profile {text!r}", hint=hint)
 
 
 # ---- reading
@@ -252,7 +254,7 @@ def parse_weight_type(text: str) -> GgmlType:
     name = canonical_name(text)
     if name not in known:
         kind = name.rpartition("_")[0]  # Q4_K_M is a file's mix, its tensors are Q4_K
-        hint = f"{name} is a file type, its tensors are {kind}" if kind in known else f"one of: {', '.join(known)}"
+        hint = f"{name} is a file type, its tensors are {kind}" if kind in known else name_hint(text, known)
         raise UsageError(f"{text!r} is no type that a tensor can be written in", hint=hint)
     return known[name]
 

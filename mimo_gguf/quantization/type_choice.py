@@ -109,7 +109,7 @@ def check_options(options: TypeOptions, geometry: Geometry, tensors: Sequence[Te
                 hint="names are like blk.0.ffn_down.weight; norms and biases keep their type",
             )
     if options.mtp is not None and options.mtp.ggml_type is not None and not geometry.n_mtp:
-        raise UsageError(f"--mtp: {where} has no MTP layer", hint="drop --mtp")
+        raise UsageError(f"--mtp-type: {where} has no MTP layer", hint="leave --mtp-type out")
 
 
 def parse_tensor_type(text: str) -> tuple[re.Pattern[str], GgmlType]:
@@ -183,7 +183,7 @@ def _wanted_type(
             return ggml_type, f"--tensor-type {pattern.pattern}"
     mtp = options.mtp or profile.mtp
     if mtp.ggml_type is not None and _is_mtp(info, geometry):
-        return mtp.ggml_type, "--mtp" if options.mtp else "the profile's rule for the MTP block"
+        return mtp.ggml_type, "--mtp-type" if options.mtp else "the profile's rule for the MTP block"
     return _by_rules(profile, geometry, info, name, importance)
 
 

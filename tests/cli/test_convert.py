@@ -69,8 +69,8 @@ def test_a_large_file_is_split_when_asked(tmp_path: Path) -> None:
     assert len(parts) > 2
     assert parts[1] == f"Wide-BF16-00002-of-{len(parts):05d}.gguf"
     assert run_here(tmp_path, "convert", "Wide").returncode == 0
-    assert run_here(tmp_path, "quantize", f"out/{parts[1]}", "-t", "Q8_0", "-o", "split.gguf").returncode == 0
-    assert run_here(tmp_path, "quantize", "Wide-BF16.gguf", "-t", "Q8_0", "-o", "whole.gguf").returncode == 0
+    assert run_here(tmp_path, "quantize", f"out/{parts[1]}", "--type", "Q8_0", "-o", "split.gguf").returncode == 0
+    assert run_here(tmp_path, "quantize", "Wide-BF16.gguf", "--type", "Q8_0", "-o", "whole.gguf").returncode == 0
     assert (tmp_path / "split.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 

@@ -96,7 +96,7 @@ def test_several_types_are_compared_and_one_is_chosen(file: str, tmp_path: Path)
     assert compared.exit_code == 0
     assert compared.stdout.index("Q4_K_M") < compared.stdout.index("Q8_0")
     chosen = json.loads(
-        run(fit.command, source, "--auto", "-t", "Q4_K_M", "-t", "Q6_K", "--vram", "8G", "--json").stdout
+        run(fit.command, source, "--auto", "--type", "Q4_K_M", "--type", "Q6_K", "--vram", "8G", "--json").stdout
     )
     assert chosen["file_type"] == "Q6_K" and chosen["gave_up"]
     shown = run(fit.command, file, "--auto", "--gpu", "RTX 3060 Ti").stdout
@@ -106,11 +106,11 @@ def test_several_types_are_compared_and_one_is_chosen(file: str, tmp_path: Path)
 def test_what_does_not_exist_yet_is_made_first(tmp_path: Path) -> None:
     """The commands printed are those that make and run what was chosen."""
     source = str(full_size.write_header_only(tmp_path / "My MiMo-F16.gguf", STEP35, "F16"))
-    shown = run(fit.command, source, "--auto", "-t", "Q4_K_M", "--vram", "5.6GiB").stdout
+    shown = run(fit.command, source, "--auto", "--type", "Q4_K_M", "--vram", "5.6GiB").stdout
     assert f"to make it mimo-gguf quantize '{source}' --type Q4_K_M" in shown
     assert f"to run it  mimo-gguf chat '{tmp_path}/My MiMo-Q4_K_M.gguf' --ctx" in shown
     write_checkpoint(tmp_path / "hf")
-    shown = run(fit.command, str(tmp_path / "hf"), "--auto", "-t", "Q8_0").stdout
+    shown = run(fit.command, str(tmp_path / "hf"), "--auto", "--type", "Q8_0").stdout
     assert f"to make it mimo-gguf convert {tmp_path}/hf --type Q8_0" in shown
     assert "to run it  mimo-gguf chat hf-Q8_0.gguf" in shown
 

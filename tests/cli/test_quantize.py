@@ -31,7 +31,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_several_types_in_one_read_named_after_the_model(source: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, "quantize", source, "--type", "q8_0", "-t", "FP16", "-o", "models/")
+    done = run(tmp_path, "quantize", source, "--type", "q8_0", "--type", "FP16", "-o", "models/")
     assert done.returncode == 0, done.stderr
     assert names(tmp_path / "models") == {
         f"Random-{name}.gguf{more}" for name in ("Q8_0", "F16") for more in ("", ".sums.json")
@@ -44,28 +44,28 @@ def test_the_default_place_is_beside_a_gguf_and_here_for_a_checkpoint(source: Pa
     here = tmp_path / "here"
     here.mkdir()
     write_checkpoint(tmp_path / "My-MiMo")
-    assert run(here, "quantize", source, "-t", "Q8_0").returncode == 0
+    assert run(here, "quantize", source, "--type", "Q8_0").returncode == 0
     assert (tmp_path / "Random-Q8_0.gguf").is_file()
-    assert run(here, "quantize", tmp_path / "My-MiMo", "-t", "Q8_0").returncode == 0
+    assert run(here, "quantize", tmp_path / "My-MiMo", "--type", "Q8_0").returncode == 0
     assert (here / "My-MiMo-Q8_0.gguf").is_file()
 
 
 def test_a_dry_run_writes_nothing_and_knows_the_sizes(source: Path, tmp_path: Path) -> None:
     before = names(tmp_path)
-    shown = run(tmp_path, "quantize", source, "-t", "Q4_K_M", "-o", "new/", "--dry-run")
+    shown = run(tmp_path, "quantize", source, "--type", "Q4_K_M", "-o", "new/", "--dry-run")
     assert "new/Random-Q4_K_M.gguf" in shown.stdout
     assert "time       about" in shown.stdout
-    plan = json.loads(run(tmp_path, "quantize", source, "-t", "Q4_K_M", "-o", "new/", "--dry-run", "--json").stdout)
+    plan = json.loads(run(tmp_path, "quantize", source, "--type", "Q4_K_M", "-o", "new/", "--dry-run", "--json").stdout)
     assert names(tmp_path) == before
     expected = plan["expected"]
     assert expected["seconds"] > max(expected["computing_s"], expected["reading_s"]) > 0
-    report = json.loads(run(tmp_path, "quantize", source, "-t", "Q4_K_M", "-o", "new/", "--json").stdout)
+    report = json.loads(run(tmp_path, "quantize", source, "--type", "Q4_K_M", "-o", "new/", "--json").stdout)
     assert plan["outputs"][0]["n_bytes"] == report["outputs"][0]["n_bytes"]
     assert Path(tmp_path, report["outputs"][0]["paths"][0]).stat().st_size == report["outputs"][0]["n_bytes"]
 
 
 def test_a_dry_run_tells_what_a_run_would_meet(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ("quantize", source, "-t", "Q8_0", "-t", "F16", "--dry-run")
+    command = ("quantize", source, "--type", "Q8_0", "--type", "F16", "--dry-run")
     (tmp_path / "Random-Q8_0.gguf").write_bytes(b"there")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 5))  # type: ignore[attr-defined]
     done = run_here(tmp_path, *command)
@@ -76,7 +76,7 @@ def test_a_dry_run_tells_what_a_run_would_meet(source: Path, tmp_path: Path, mon
     document = json.loads(run_here(tmp_path, *command, "-o", "none/yet/", "--json").stdout)
     assert (document["free_bytes"], document["existing"]) == (5, [])
     monkeypatch.undo()
-    assert run_here(tmp_path, "quantize", source, "-t", "F16").returncode == 0
+    assert run_here(tmp_path, "quantize", source, "--type", "F16").returncode == 0
     again = run_here(tmp_path, *command)
     assert "Random-F16.gguf: complete already" in again.stderr
     assert "Random-F16.gguf: there already" not in again.stderr
@@ -88,7 +88,17 @@ def test_what_an_importance_matrix_lacks_is_said_once(tmp_path: Path) -> None:
     sums = {name: entry for name, entry in sums_of(model).items() if not name.startswith("blk.1.")}
     write_dat(tmp_path / "m.dat", sums)
     done = run_here(
-        tmp_path, "quantize", "Wide-BF16.gguf", "-t", "Q4_K_M", "-t", "IQ4_XS", "-t", "IQ3_XXS", "--imatrix", "m.dat"
+        tmp_path,
+        "quantize",
+        "Wide-BF16.gguf",
+        "--type",
+        "Q4_K_M",
+        "--type",
+        "IQ4_XS",
+        "--type",
+        "IQ3_XXS",
+        "--imatrix",
+        "m.dat",
     )
     assert done.returncode == 0
     lines = done.stderr.splitlines()
@@ -99,7 +109,7 @@ def test_what_an_importance_matrix_lacks_is_said_once(tmp_path: Path) -> None:
 
 def test_types_can_be_chosen(source: Path, tmp_path: Path) -> None:
     options = [
-        "--mtp",
+        "--mtp-type",
         "Q8_0",
         "--tensor-type",
         "attn_k=F16",
@@ -108,7 +118,7 @@ def test_types_can_be_chosen(source: Path, tmp_path: Path) -> None:
         "--token-embedding-type",
         "Q4_1",
     ]
-    plan = json.loads(run(tmp_path, "quantize", source, "-t", "Q4_0", *options, "--dry-run", "--json").stdout)
+    plan = json.loads(run(tmp_path, "quantize", source, "--type", "Q4_0", *options, "--dry-run", "--json").stdout)
     types = {tensor["name"]: tensor["to"] for tensor in plan["outputs"][0]["tensors"]}
     assert types["blk.1.ffn_up.weight"] == "Q8_0"
     assert types["blk.0.ffn_up.weight"] == "Q4_0"
@@ -128,22 +138,22 @@ def test_a_profile_of_ones_own(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [
-        (["none.gguf", "-t", "Q8_0"], "none.gguf", 1),
+        (["none.gguf", "--type", "Q8_0"], "none.gguf", 1),
         (["Random-BF16.gguf"], "no output", 2),
-        (["Random-BF16.gguf", "-t", "Q9"], "'Q9'", 2),
-        (["Random-BF16.gguf", "-t", "Q8_0", "-t", "F16", "-o", "a.gguf"], "2 outputs", 2),
-        (["Random-BF16.gguf", "-t", "Q8_0", "-o", "a.bin"], "neither ends in .gguf nor is a folder", 2),
-        (["Random-BF16.gguf", "-t", "Q8_0", "-o", "none/a.gguf"], "none: no such folder", 1),
-        (["Random-BF16.gguf", "-t", "BF16"], "is the source itself", 2),
-        (["Random-BF16.gguf", "-t", "Q8_0", "-o", "Random-BF16.gguf"], "is the source itself", 2),
-        (["Random-BF16.gguf", "-t", "Q8_0", "--mtp", "Q1"], "'Q1'", 2),
-        (["Random-BF16.gguf", "-t", "Q8_0", "--output-type", "I32"], "'I32' is no type", 2),
-        (["Random-BF16.gguf", "-t", "Q8_0", "-t", "q8_0"], "two outputs", 2),
-        (["Random-BF16.gguf", "-t", "Q8_0", "--tensor-type", "ffn_dwn=Q6_K"], "ffn_dwn: no matrix", 2),
-        (["Random-BF16.gguf", "-t", "Q8_0", "--split-max-size", "2"], "parts of 2 B are too small", 2),
-        (["Random-BF16.gguf", "-t", "Q8_0", "--tensor-type", "x"], "PATTERN=TYPE", 2),
-        (["Random-BF16.gguf", "-t", "Q8_0", "--imatrix", "none.dat"], "none.dat", 1),
-        (["Random-BF16.gguf", "-t", "Q8_0", "--split-max-size", "much"], "'much' is not a size", 2),
+        (["Random-BF16.gguf", "--type", "Q9"], "'Q9'", 2),
+        (["Random-BF16.gguf", "--type", "Q8_0", "--type", "F16", "-o", "a.gguf"], "2 outputs", 2),
+        (["Random-BF16.gguf", "--type", "Q8_0", "-o", "a.bin"], "neither ends in .gguf nor is a folder", 2),
+        (["Random-BF16.gguf", "--type", "Q8_0", "-o", "none/a.gguf"], "none: no such folder", 1),
+        (["Random-BF16.gguf", "--type", "BF16"], "is the source itself", 2),
+        (["Random-BF16.gguf", "--type", "Q8_0", "-o", "Random-BF16.gguf"], "is the source itself", 2),
+        (["Random-BF16.gguf", "--type", "Q8_0", "--mtp-type", "Q1"], "'Q1'", 2),
+        (["Random-BF16.gguf", "--type", "Q8_0", "--output-type", "I32"], "'I32' is no type", 2),
+        (["Random-BF16.gguf", "--type", "Q8_0", "--type", "q8_0"], "two outputs", 2),
+        (["Random-BF16.gguf", "--type", "Q8_0", "--tensor-type", "ffn_dwn=Q6_K"], "ffn_dwn: no matrix", 2),
+        (["Random-BF16.gguf", "--type", "Q8_0", "--split-max-size", "2"], "parts of 2 B are too small", 2),
+        (["Random-BF16.gguf", "--type", "Q8_0", "--tensor-type", "x"], "PATTERN=TYPE", 2),
+        (["Random-BF16.gguf", "--type", "Q8_0", "--imatrix", "none.dat"], "none.dat", 1),
+        (["Random-BF16.gguf", "--type", "Q8_0", "--split-max-size", "much"], "'much' is not a size", 2),
     ],
 )
 def test_wrong_arguments_are_explained(
@@ -167,14 +177,14 @@ def test_wrong_arguments_are_explained(
 
 
 def test_quiet_says_nothing_on_stderr(source: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, "quantize", source, "-t", "Q8_0", "--quiet").stderr == ""
+    assert run(tmp_path, "quantize", source, "--type", "Q8_0", "--quiet").stderr == ""
 
 
 def test_existing_outputs_of_another_run_need_force(source: Path, tmp_path: Path) -> None:
-    assert run_here(tmp_path, "quantize", source, "-t", "Q8_0").returncode == 0
-    again = run_here(tmp_path, "quantize", source, "-t", "Q8_0")
+    assert run_here(tmp_path, "quantize", source, "--type", "Q8_0").returncode == 0
+    again = run_here(tmp_path, "quantize", source, "--type", "Q8_0")
     assert again.returncode == 0 and "complete already" in again.stdout
-    other = ("quantize", source, "-t", "Q8_0", "--mtp", "F16")
+    other = ("quantize", source, "--type", "Q8_0", "--mtp-type", "F16")
     assert_clear_error(run_here(tmp_path, *other), "exists already")
     assert run_here(tmp_path, *other, "--force").returncode == 0
 
@@ -182,7 +192,7 @@ def test_existing_outputs_of_another_run_need_force(source: Path, tmp_path: Path
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     source = write_random(tmp_path / "Random-BF16.gguf", Model(n_trunk=12, width=256, ffn=512))
-    command = [*PROGRAM, "quantize", str(source), "-t", "IQ4_XS", "--threads", "1"]
+    command = [*PROGRAM, "quantize", str(source), "--type", "IQ4_XS", "--threads", "1"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
     journal = tmp_path / ".Random-IQ4_XS.gguf.journal"
     deadline = time.monotonic() + 60
@@ -201,7 +211,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
 
 
 def test_verify_says_intact_or_where_the_damage_is(source: Path, tmp_path: Path) -> None:
-    run(tmp_path, "quantize", source, "-t", "Q8_0", "-o", "a.gguf")
+    run(tmp_path, "quantize", source, "--type", "Q8_0", "-o", "a.gguf")
     assert run(tmp_path, "verify", "a.gguf").returncode == 0
     data = bytearray((tmp_path / "a.gguf").read_bytes())
     data[-500] ^= 16

@@ -116,7 +116,7 @@ def test_the_source_is_known_under_any_name(how: str, source: Path, tmp_path: Pa
     [
         (TypeOptions(tensor_types=(parse_tensor_type("ffn_dwn=Q8_0"),)), "--tensor-type ffn_dwn: no matrix of"),
         (TypeOptions(tensor_types=(parse_tensor_type("attn_norm=Q8_0"),)), "--tensor-type attn_norm: no matrix of"),
-        (TypeOptions(mtp=MtpRule(GgmlType.Q8_0)), "--mtp: .* has no MTP layer"),
+        (TypeOptions(mtp=MtpRule(GgmlType.Q8_0)), "--mtp-type: .* has no MTP layer"),
     ],
 )
 def test_options_that_name_nothing_are_refused(types: TypeOptions, message: str, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_vectors_norms_and_biases_are_kept_for_a_reason() -> None:
         ("ffn_down", "PATTERN=TYPE", "ffn_down=Q6_K"),
         ("*=Q8_0", "regular expression", "ffn_down=Q6_K"),
         ("ffn_down=Q9", "'Q9' is no type that a tensor can be written in", "one of: "),
-        ("ffn_down=Q8_K", "'Q8_K' is no type", "one of: "),  # a type of ggml's, but only for its own sums
+        ("ffn_down=Q8_K", "'Q8_K' is no type", "did you mean Q2_K or "),  # a type of ggml's, but only for its own sums
         ("ffn_down=Q4_K_M", "'Q4_K_M' is no type", "Q4_K_M is a file type, its tensors are Q4_K"),
     ],
 )

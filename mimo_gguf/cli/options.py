@@ -1,0 +1,91 @@
+"""The options that several commands share, each declared once: one name, one letter, one meaning everywhere.
+
+A command gives the default (mostly None, "not given") and takes the option as `threads: Threads = None`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.near_matches import name_hint
+
+# ---- where and how it runs
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "-t", "--threads", min=1, metavar="N", help="CPU threads [default: one per core].", show_default=False
+    ),
+]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option(
+        "-ngl", "--gpu-layers", min=-1, metavar="N",
+        help="Layers on the GPU, -1 all [default: what fits].",
+    ),
+]  # fmt: skip
+Mtp = Annotated[
+    bool | None, typer.Option("--mtp/--no-mtp", help="With the MTP layer, or without it [default: with it, if it can].")
+]
+Ctx = Annotated[
+    int | None,
+    typer.Option(
+        "-c", "--ctx", min=0, metavar="N", show_default=False,
+        help="Context window in tokens, 0 the model's own [default: what fits; fit and gpus: 8192].",
+    ),
+]  # fmt: skip
+KvType = Annotated[
+    str | None, typer.Option("--kv-type", metavar="TYPE", help="KV cache: f16, q8_0 or q4_0 [default: f16 if it fits].")
+]
+Ubatch = Annotated[
+    int | None,
+    typer.Option("--ubatch", min=1, metavar="N", help="Prompt tokens computed at a time [default: 512 if it fits]."),
+]
+Rpc = Annotated[
+    list[str] | None, typer.Option("--rpc", metavar="HOST:PORT", help="Also use this worker; repeat it for several.")
+]
+Auto = Annotated[
+    bool, typer.Option("--auto", show_default=False, help="Choose for the free memory whatever is not given.")
+]
+
+# ---- what is made
+
+OneType = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="File type, like Q4_K_M.")]
+Types = Annotated[
+    list[str] | None, typer.Option("--type", metavar="TYPE", help="File type, like Q4_K_M; repeat it for several.")
+]
+MtpType = Annotated[
+    str | None, typer.Option("--mtp-type", metavar="TYPE", help="Type of the MTP layer: same (as the file), Q8_0, ...")
+]
+Out = Annotated[
+    str | None,
+    typer.Option("-o", "--out", metavar="OUT", help="NAME.gguf, or a folder [default: beside a GGUF, else here]."),
+]
+SplitMaxSize = Annotated[
+    str | None,
+    typer.Option(
+        "--split-max-size", metavar="SIZE", help="Largest file, like 4GB; more becomes llama.cpp's split files."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be written; read headers only.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Do it even so: replace what exists, start what does not seem to fit.")
+]
+
+# ---- what is shown
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else there.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's log on stderr.")]
+LogFile = Annotated[Path | None, typer.Option("--log-file", metavar="FILE", help="Write llama.cpp's log here.")]
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Raises UsageError if an option's value is not one of its choices."""
+    if value not in choices:
+        raise UsageError(f"{option} does not take {value!r}", hint=name_hint(value, choices))

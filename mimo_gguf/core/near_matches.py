@@ -1,0 +1,34 @@
+"""What a misspelled name may have meant: the hint of every error about a name that does not exist."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Final
+
+_ALIKE: Final = 0.6  # share of letters in common from which a name is worth proposing
+_AS_NEAR: Final = 0.05  # what is by more less alike than the best is not meant
+_SHOWN: Final = 3  # more proposals than these are no help
+
+
+def near_matches(word: str, names: Iterable[str]) -> list[str]:
+    """The names that are spelled most like `word`, best first, whatever their case, dashes and underscores."""
+    plain: dict[str, str] = {}
+    for name in names:
+        plain.setdefault(_plain(name), name)
+    wanted = _plain(word)
+    alike = {name: difflib.SequenceMatcher(a=wanted, b=name).ratio() for name in plain}
+    best = max(alike.values(), default=0)
+    near = [name for name, ratio in alike.items() if ratio >= max(_ALIKE, best - _AS_NEAR)]
+    return [plain[name] for name in sorted(near, key=lambda name: -alike[name])[:_SHOWN]]
+
+
+def name_hint(word: str, names: Iterable[str], otherwise: str = "") -> str:
+    """`did you mean Q4_K_M?`; `otherwise` (`one of: ...` without it) if nothing is spelled like `word`."""
+    names = list(names)
+    near = near_matches(word, names)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise or f"one of: {', '.join(names)}"
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
