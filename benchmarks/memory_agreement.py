@@ -46,14 +46,14 @@ class Tally:
 
     def add(self, predicted: tuple[AskedMemory, ...], asked: tuple[AskedMemory, ...], label: str) -> None:
         self.cells += 1
-        total = sum(memory.total for memory in asked)
+        total = sum(memory.n_bytes for memory in asked)
         self.largest_bytes, self.smallest_bytes = max(self.largest_bytes, total), min(self.smallest_bytes, total)
         if predicted == asked:
             self.equal += 1
             return
         self.differing.append(label)
         for mine, theirs in zip(predicted, asked, strict=True):
-            self.worst = max(self.worst, abs(mine.total - theirs.total) / max(theirs.total, 1))
+            self.worst = max(self.worst, abs(mine.n_bytes - theirs.n_bytes) / max(theirs.n_bytes, 1))
 
 
 def measure(cells: list[Cell], folder: Path, devices: tuple[Device, ...]) -> dict[str, Tally]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from mimo_gguf.fit.solver import Candidate, Solution, Wishes
     from mimo_gguf.hardware.devices import Device
     from mimo_gguf.hardware.nvml import OtherUse
-    from mimo_gguf.memory.run import Part
-
-_COUNTED_BY_LLAMA_CPP: Final = ("weights", "KV cache", "compute buffers")
 
 
 def command(
@@ -141,7 +138,7 @@ def _ask(plan: FitPlan, metadata: Metadata) -> dict[str, int]:
     else:
         with header_only_file(metadata, plan.model.tensors) as path:
             answers = ask_memory(path, plan.settings, devices[:-1])
-    return {device.name: answer.total for device, answer in zip(devices, answers, strict=True)}
+    return {device.name: answer.n_bytes for device, answer in zip(devices, answers, strict=True)}
 
 
 def _show_solution(solution: Solution, src: str, rpc: Sequence[str], *, as_json: bool) -> None:
@@ -234,10 +231,12 @@ def print_plan(plan: FitPlan, answers: dict[str, int] | None = None) -> None:
     kind = f" ({plan.file_type})" if plan.file_type not in ("", Path(plan.model.label).name) else ""
     ui.out.print(f"{Path(plan.model.label).name}{kind}: {first}", markup=False)
     ui.out.print()
-    rows = [_row(path, plan) for path in _paths([fit.tree for fit in plan.devices])]
+    rows = list(_rows(plan))
     if answers is not None:
         rows.append(("llama.cpp's own count", *(format_size(answers[fit.device.name]) for fit in plan.devices)))
-        rows.append(("  difference", *(f"{_counted(fit.tree) - answers[fit.device.name]} B" for fit in plan.devices)))
+        rows.append(
+            ("  difference", *(f"{fit.memory.counted_bytes - answers[fit.device.name]} B" for fit in plan.devices))
+        )
     rows.append(("needed", *(format_size(fit.needed_bytes) for fit in plan.devices)))
     rows.append(("free", *(format_size(fit.free_bytes) for fit in plan.devices)))
     rows.append(("  of", *(format_size(fit.device.total_bytes) for fit in plan.devices)))
@@ -246,26 +245,13 @@ def print_plan(plan: FitPlan, answers: dict[str, int] | None = None) -> None:
     _print_verdict(plan)
 
 
-def _paths(trees: Sequence[Part]) -> Iterator[tuple[str, ...]]:
-    """Names of the parts and their parts, in order, each once."""
-    for name in dict.fromkeys(part.name for tree in trees for part in tree.parts):
-        yield (name,)
-        inner = [p.name for tree in trees for part in tree.parts if part.name == name for p in part.parts]
-        for child in dict.fromkeys(inner):
-            yield name, child
-
-
-def _row(path: tuple[str, ...], plan: FitPlan) -> tuple[str, ...]:
-    cells = []
-    for fit in plan.devices:
-        group = next((part for part in fit.tree.parts if part.name == path[0]), None)
-        n_bytes = 0 if group is None else group.n_bytes if len(path) == 1 else group.find(path[1])
-        cells.append(format_size(n_bytes) if n_bytes else "-")
-    return ("  " * (len(path) - 1) + path[-1], *cells)
-
-
-def _counted(tree: Part) -> int:
-    return sum(part.n_bytes for part in tree.parts if part.name in _COUNTED_BY_LLAMA_CPP)
+def _rows(plan: FitPlan) -> Iterator[tuple[str, ...]]:
+    """A row for each part that any device has, the parts of a group below it, a column per device."""
+    columns = [fit.memory.rows() for fit in plan.devices]
+    for path in columns[0]:
+        if any(column[path] for column in columns):
+            cells = (format_size(column[path]) if column[path] else "-" for column in columns)
+            yield "  " * (len(path) - 1) + path[-1], *cells
 
 
 def _print_verdict(plan: FitPlan) -> None:
@@ -281,7 +267,7 @@ def _print_verdict(plan: FitPlan) -> None:
             ui.out.print(f"would fit: {way.text}", markup=False)
         return
     spare = plan.tightest
-    left = format_size(spare.free_bytes - spare.needed_bytes)
+    left = format_size(spare.spare_bytes)
     ui.out.print(f"[good]fits[/good], with {left} to spare on {spare.device.name}")
     on_gpu, n_layers = plan.settings.n_gpu_layers, plan.n_layers
     if len(plan.devices) > 1 and on_gpu < n_layers:

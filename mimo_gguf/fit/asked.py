@@ -22,6 +22,7 @@ from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import Metadata, TensorInfo, string, uint32
 from mimo_gguf.hardware.devices import Device
 from mimo_gguf.llama import api as llama_api
+from mimo_gguf.memory.parts import NO_CONTEXT, ContextBytes
 from mimo_gguf.memory.run import RunSettings
 
 _SYMBOL: Final = "_Z26llama_get_memory_breakdownPK13llama_context"
@@ -29,17 +30,15 @@ _SYMBOL: Final = "_Z26llama_get_memory_breakdownPK13llama_context"
 
 @dataclass(frozen=True, slots=True)
 class AskedMemory:
-    """Bytes llama.cpp would allocate on one device, named as in `memory_model`'s tree."""
+    """Bytes llama.cpp would allocate on one device; the words are those of `memory.parts`."""
 
     weights: int = 0
-    kv_target: int = 0
-    kv_mtp: int = 0
-    compute_target: int = 0
-    compute_mtp: int = 0
+    kv_cache: ContextBytes = NO_CONTEXT
+    compute: ContextBytes = NO_CONTEXT
 
     @property
-    def total(self) -> int:
-        return self.weights + self.kv_target + self.kv_mtp + self.compute_target + self.compute_mtp
+    def n_bytes(self) -> int:
+        return self.weights + self.kv_cache.n_bytes + self.compute.n_bytes
 
 
 def ask_memory(
@@ -76,10 +75,8 @@ def ask_memory(
     return tuple(
         AskedMemory(
             weights=first.get(index, nothing)[0],
-            kv_target=first.get(index, nothing)[1],
-            kv_mtp=second.get(index, nothing)[1],
-            compute_target=first.get(index, nothing)[2],
-            compute_mtp=second.get(index, nothing)[2],
+            kv_cache=ContextBytes(first.get(index, nothing)[1], second.get(index, nothing)[1]),
+            compute=ContextBytes(first.get(index, nothing)[2], second.get(index, nothing)[2]),
         )
         for index in range(len(devices) + 1)
     )

@@ -13,19 +13,25 @@ from dataclasses import dataclass
 from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.core.units import format_size
 from mimo_gguf.hardware.devices import Device
-from mimo_gguf.memory.run import Part, RunSettings
+from mimo_gguf.memory.parts import DeviceMemory
+from mimo_gguf.memory.run import RunSettings
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceFit:
-    """One device's side of the plan. `tree` is the need part by part; its total is `needed_bytes`."""
+    """One device's side of the plan: what the run takes there, part by part."""
 
     device: Device
-    tree: Part
+    memory: DeviceMemory
 
     @property
     def needed_bytes(self) -> int:
-        return self.tree.n_bytes
+        return self.memory.n_bytes
+
+    @property
+    def spare_bytes(self) -> int:
+        """What is left free; below zero: so much is missing."""
+        return self.free_bytes - self.needed_bytes
 
     @property
     def free_bytes(self) -> int:
@@ -43,7 +49,7 @@ class WayOut:
     Attributes:
         text: what changes, for people.
         options: command line options that make the change; empty where it needs another file.
-        needed_bytes: need of the device that was too small, after the change.
+        needed_bytes: need of the device that was too small, after the change; 0 if it is left out.
     """
 
     text: str
@@ -90,7 +96,7 @@ class FitPlan:
     @property
     def tightest(self) -> DeviceFit:
         """The device with the least room to spare (or the most missing)."""
-        return min(self.devices, key=lambda fit: fit.free_bytes - fit.needed_bytes)
+        return min(self.devices, key=lambda fit: fit.spare_bytes)
 
     @property
     def n_layers(self) -> int:

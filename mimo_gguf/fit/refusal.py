@@ -40,7 +40,7 @@ def plan_json(plan: FitPlan) -> dict[str, Any]:
             {
                 "name": fit.device.name, "description": fit.device.description, "kind": fit.device.kind,
                 "total_bytes": fit.device.total_bytes, "free_bytes": fit.free_bytes,
-                "needed_bytes": fit.needed_bytes, "fits": fit.fits, "tree": fit.tree.as_json(),
+                "needed_bytes": fit.needed_bytes, "fits": fit.fits, "tree": fit.memory.as_json(fit.device.name),
             }
             for fit in plan.devices
         ],

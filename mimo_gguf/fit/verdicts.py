@@ -129,15 +129,14 @@ class _Holds:
 
 def expected_speed(model: ModelSizes, card: Card) -> tuple[float, float]:
     """(plain, with MTP) tokens per second while decoding, from bytes read per token; 0 for what the file lacks."""
-    (tree,) = predict_memory(model, RunSettings(n_ctx=_READ_AT))
-    parts = {part.name: part for part in tree.parts}
-    weights, kv = parts["weights"], parts["KV cache"]
-    output = weights.find("output") or weights.find("input embedding")
-    plain = weights.find("blocks") + output + kv.find("target")
+    (memory,) = predict_memory(model, RunSettings(n_ctx=_READ_AT))
+    weights, kv_cache = memory.weights, memory.kv_cache
+    output = weights.output or weights.input_embedding
+    plain = weights.blocks + output + kv_cache.target
     bytes_per_s = card.bandwidth_gbs * 1e9 * card.efficiency
     if not model.has_mtp:
         return bytes_per_s / plain, 0.0
-    drafting = plain + weights.find("MTP") + output + kv.find("MTP")
+    drafting = plain + weights.mtp + output + kv_cache.mtp
     return bytes_per_s / plain, bytes_per_s * (1 + MTP_ACCEPTANCE) / drafting
 
 

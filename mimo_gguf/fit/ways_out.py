@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -26,83 +26,98 @@ def find_ways_out(plan: FitPlan) -> tuple[WayOut, ...]:
         return ()
     ways: list[WayOut] = []
     tightest = plan.tightest.device.name
-    for text, options, attempt in _attempts(plan):
-        found = attempt()
+    for attempt in _attempts(plan):
+        found = attempt.applied_to(plan)
         if found is not None and found.fits:
-            way = WayOut(text(found), options(found), found.settings, found.needed_bytes[tightest])
-            if not any(set(known.options) < set(way.options) for known in ways if known.options):
-                ways.append(way)
+            options = attempt.options(found)
+            if not any(set(known.options) < set(options) for known in ways if known.options):
+                ways.append(WayOut(attempt.text(options), options, found.settings, found.needed_bytes.get(tightest, 0)))
         if len(ways) == MOST:
             break
     return tuple(ways)
 
 
-Attempt = tuple[Callable[[FitPlan], str], Callable[[FitPlan], tuple[str, ...]], Callable[[], FitPlan | None]]
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """Changes to make together.
+
+    Attributes:
+        smaller: another file, as (file type, sizes).
+        q8_cache: a KV cache in Q8_0.
+        no_mtp: no drafting.
+        free_layers: as many layers on the GPUs as fit, not the number asked for.
+        less_context: the largest context that fits with all this.
+    """
+
+    smaller: tuple[str, ModelSizes] | None = None
+    q8_cache: bool = False
+    no_mtp: bool = False
+    free_layers: bool = False
+    less_context: bool = False
+
+    def is_a_change(self, plan: FitPlan) -> bool:
+        """Whether each of the changes can be made to `plan`, and changes it."""
+        pinned = plan.pinned_layers and len(plan.devices) > 1
+        return (
+            (not self.q8_cache or _can_take_q8(plan))
+            and (not self.no_mtp or plan.runs_mtp)
+            and (not self.free_layers or pinned)
+        )
+
+    def applied_to(self, plan: FitPlan) -> FitPlan | None:
+        """The plan so changed, fitting or not; None if the context would become too small."""
+        changes: dict[str, Any] = {"type_k": GgmlType.Q8_0, "type_v": GgmlType.Q8_0} if self.q8_cache else {}
+        if self.no_mtp:
+            changes["mtp"] = False
+        free = replace(plan, pinned_layers=plan.pinned_layers and not self.free_layers)
+        found = changed(free, model=self.smaller[1] if self.smaller else None, **changes)
+        if not self.less_context:
+            return found
+        n_ctx = largest_context(found, plan.settings.n_ctx - 1)
+        return changed(found, n_ctx=n_ctx) if n_ctx >= SMALLEST_CONTEXT else None
+
+    def options(self, found: FitPlan) -> tuple[str, ...]:
+        """The command line options that make the changes; what another file is needed for has none."""
+        options = ["--kv-type", "q8_0"] if self.q8_cache else []
+        options += ["--no-mtp"] if self.no_mtp else []
+        options += ["--gpu-layers", str(found.settings.n_gpu_layers)] if self.free_layers else []
+        options += ["--ctx", str(found.settings.n_ctx)] if self.less_context else []
+        return tuple(options)
+
+    def text(self, options: tuple[str, ...]) -> str:
+        words = " ".join(options)
+        if self.smaller is None:
+            return words
+        return f"the file as {self.smaller[0]}" + (f" with {words}" if words else "")
 
 
-def _attempts(plan: FitPlan) -> Iterator[Attempt]:
-    def context(found: FitPlan) -> tuple[str, ...]:
-        return ("--ctx", str(found.settings.n_ctx))
+# In the order they are offered: single changes, smaller files, several changes, the smallest file with less context.
+_SINGLE: Final = (
+    _Attempt(less_context=True),
+    _Attempt(q8_cache=True),
+    _Attempt(no_mtp=True),
+    _Attempt(free_layers=True),
+)
+_SEVERAL: Final = (
+    _Attempt(q8_cache=True, less_context=True),
+    _Attempt(no_mtp=True, less_context=True),
+    _Attempt(q8_cache=True, free_layers=True),
+)
 
-    def smaller_context(**changes: Any) -> FitPlan | None:
-        n_ctx = largest_context(changed(plan, **changes), plan.settings.n_ctx - 1)
-        return changed(plan, n_ctx=n_ctx, **changes) if n_ctx >= SMALLEST_CONTEXT else None
 
-    q8: dict[str, Any] = {"type_k": GgmlType.Q8_0, "type_v": GgmlType.Q8_0}
+def _attempts(plan: FitPlan) -> Iterator[_Attempt]:
+    files = smaller_types(plan.model) if plan.smaller is None else plan.smaller
+    yield from (attempt for attempt in _SINGLE if attempt.is_a_change(plan))
+    yield from (_Attempt(smaller=file) for file in files)
+    yield from (attempt for attempt in _SEVERAL if attempt.is_a_change(plan))
+    if files and not changed(plan, model=files[-1][1]).fits:
+        yield _Attempt(smaller=files[-1], less_context=True)
+
+
+def _can_take_q8(plan: FitPlan) -> bool:
     heads = (plan.model.geometry.key_length, plan.model.geometry.value_length)
     storable = not any(length % block_size(GgmlType.Q8_0) for length in heads)
-    can_q8 = plan.settings.type_k is not GgmlType.Q8_0 and plan.settings.flash_attn and storable
-    yield (lambda c: f"--ctx {c.settings.n_ctx}"), context, smaller_context
-    if can_q8:
-        yield (lambda _: "--kv-type q8_0"), (lambda _: ("--kv-type", "q8_0")), lambda: changed(plan, **q8)
-    if plan.runs_mtp:
-        yield (lambda _: "--no-mtp"), (lambda _: ("--no-mtp",)), lambda: changed(plan, mtp=False)
-    free = replace(plan, pinned_layers=False)
-    if plan.pinned_layers and len(plan.devices) > 1:
-        yield (
-            (lambda c: f"--gpu-layers {c.settings.n_gpu_layers}"),
-            (lambda c: ("--gpu-layers", str(c.settings.n_gpu_layers))),
-            lambda: changed(free),
-        )
-    others = smaller_types(plan.model) if plan.smaller is None else plan.smaller
-    for name, smaller in others:
-        yield (
-            (lambda _, name=name: f"the file as {name}"),  # type: ignore[misc]
-            (lambda _: ()),
-            lambda smaller=smaller: changed(plan, model=smaller),  # type: ignore[misc]
-        )
-    if can_q8:
-        yield (
-            (lambda c: f"--kv-type q8_0 --ctx {c.settings.n_ctx}"),
-            (lambda c: ("--kv-type", "q8_0", *context(c))),
-            lambda: smaller_context(**q8),
-        )
-    if plan.runs_mtp:
-        yield (
-            (lambda c: f"--no-mtp --ctx {c.settings.n_ctx}"),
-            (lambda c: ("--no-mtp", *context(c))),
-            lambda: smaller_context(mtp=False),
-        )
-    if plan.pinned_layers and len(plan.devices) > 1 and can_q8:
-        yield (
-            (lambda c: f"--kv-type q8_0 --gpu-layers {c.settings.n_gpu_layers}"),
-            (lambda c: ("--kv-type", "q8_0", "--gpu-layers", str(c.settings.n_gpu_layers))),
-            lambda: changed(free, **q8),
-        )
-    for name, smaller in others[-1:]:
-        if changed(plan, model=smaller).fits:
-            continue
-        yield (
-            (lambda c, name=name: f"the file as {name} with --ctx {c.settings.n_ctx}"),  # type: ignore[misc]
-            context,
-            lambda smaller=smaller: _smallest(plan, smaller),  # type: ignore[misc]
-        )
-
-
-def _smallest(plan: FitPlan, model: ModelSizes) -> FitPlan | None:
-    other = replace(plan, model=model)
-    n_ctx = largest_context(other, plan.settings.n_ctx - 1)
-    return changed(other, n_ctx=n_ctx) if n_ctx >= SMALLEST_CONTEXT else None
+    return storable and plan.settings.flash_attn and plan.settings.type_k is not GgmlType.Q8_0
 
 
 def smaller_types(model: ModelSizes) -> tuple[tuple[str, ModelSizes], ...]:

@@ -17,8 +17,9 @@ from mimo_gguf.fit.largest import largest_with_room
 from mimo_gguf.fit.layer_split import deal, most_layers
 from mimo_gguf.fit.plan import DeviceFit, FitPlan
 from mimo_gguf.hardware.devices import Device, list_devices
+from mimo_gguf.memory.parts import DeviceMemory
 from mimo_gguf.memory.predict import layer_bytes, layer_homes, predict_memory
-from mimo_gguf.memory.run import Part, Placement, RunSettings, group
+from mimo_gguf.memory.run import Placement, RunSettings
 
 # Beside llama.cpp's buffers: Python, the libraries and the vocabulary on the host (100 MiB measured after loading, the
 # rest for what the kernels need while they work); kernels and cuBLAS handles that a
@@ -84,43 +85,80 @@ def plan_model(
 ) -> FitPlan:
     """The plan of running `model`; `devices` ends with the host. See `plan_fit`.
 
+    GPUs without room for even the buffers are left out, and the plan is made again without them.
+
     Args:
-        at_least: layers on the GPUs; where fewer fit, the plan returned is one that does not fit.
+        at_least: layers on the GPUs; if fewer fit, the plan returned is one that does not fit.
     """
     if not devices or devices[-1].is_gpu:
         raise UsageError("the devices of a plan end with the host", hint="take them from list_devices()")
-    n_layers = model.geometry.block_count + 1
-    wanted = n_layers if n_gpu_layers is None or n_gpu_layers < 0 else min(n_gpu_layers, n_layers)
+    left_out: tuple[Device, ...] = ()
+    while True:
+        trials = _Trials(model, settings, devices, is_pinned=n_gpu_layers is not None)
+        plan = trials.with_most(at_least) if n_gpu_layers is None else trials.with_pinned(n_gpu_layers)
+        useless = () if plan.fits else _useless_gpus(trials, plan, n_gpu_layers)
+        if not useless:
+            return replace(plan, left_out=left_out)
+        left_out += useless
+        devices = [device for device in devices if device not in useless]
 
-    last: FitPlan | None = None
 
-    def put(count: int) -> FitPlan:
-        nonlocal last
-        before = last if len(devices) > 2 else None
-        last = _dealt(model, replace(settings, n_gpu_layers=count, tensor_split=()), devices, before)
-        return replace(last, pinned_layers=n_gpu_layers is not None)
+class _Trials:
+    """Plans of one run on the same devices that differ in the number of layers on the GPUs.
 
-    if len(devices) == 1:
-        return put(0)
-    plan = put(wanted)
-    if len(devices) > 2 and not plan.fits_on_gpus and wanted < n_layers:
-        for count in range(max(wanted - 4, 0), wanted + 1):  # a split that fits fewer shows the way to one that fits
-            plan = put(count)
-    if plan.fits:
+    Over several GPUs each plan starts from the split of the one before it.
+    """
+
+    def __init__(self, model: ModelSizes, settings: RunSettings, devices: Sequence[Device], *, is_pinned: bool) -> None:
+        self._model = model
+        self._settings = settings
+        self._devices = devices
+        self._is_pinned = is_pinned
+        self._n_gpus = len(devices) - 1
+        self._n_layers = model.geometry.block_count + 1
+        self._before: FitPlan | None = None
+
+    def at(self, count: int) -> FitPlan:
+        """The plan with so many layers on the GPUs."""
+        settings = replace(self._settings, n_gpu_layers=count, tensor_split=())
+        plan = _dealt(self._model, settings, self._devices, self._before)
+        self._before = plan if self._n_gpus > 1 else None
+        return replace(plan, pinned_layers=self._is_pinned)
+
+    def with_pinned(self, n_gpu_layers: int) -> FitPlan:
+        """The plan with the number of layers asked for (below zero: all), whether it fits or not."""
+        wanted = self._n_layers if n_gpu_layers < 0 else min(n_gpu_layers, self._n_layers)
+        if not self._n_gpus:
+            return self.at(0)
+        plan = self.at(wanted)
+        if self._n_gpus > 1 and not plan.fits_on_gpus and wanted < self._n_layers:
+            for count in range(max(wanted - 4, 0), wanted + 1):  # a split that fits fewer leads to one that fits
+                plan = self.at(count)
         return plan
-    if n_gpu_layers is None:
-        guess = at_least or n_layers + _spare_layers(plan)
-        most = largest_with_room(put, _spare_layers, at_least, n_layers, guess)
-        if most is not None and most.fits:
-            return most
-    if n_gpu_layers and (len(devices) == 2 or min(_layers_and_rooms(plan)[1]) >= 0):
-        return plan
-    too_small = [fit.device for fit in put(0).devices[:-1] if not fit.fits]
-    others = [device for device in devices if device not in too_small]
-    if not too_small or (len(others) == 1 and n_gpu_layers):
-        return plan
-    without = plan_model(model, settings, others, n_gpu_layers, at_least=at_least)
-    return replace(without, left_out=(*too_small, *without.left_out))
+
+    def with_most(self, at_least: int) -> FitPlan:
+        """The plan with the most layers on the GPUs that fit; if none fits, the one with all layers there."""
+        if not self._n_gpus:
+            return self.at(0)
+        whole = self.at(self._n_layers)
+        if whole.fits:
+            return whole
+        guess = at_least or self._n_layers + _spare_layers(whole)
+        most = largest_with_room(self.at, _spare_layers, at_least, self._n_layers, guess)
+        return most if most is not None and most.fits else whole
+
+
+def _useless_gpus(trials: _Trials, plan: FitPlan, n_gpu_layers: int | None) -> tuple[Device, ...]:
+    """GPUs of a `plan` that does not fit which lack the room for buffers alone.
+
+    If the user asks for layers on GPUs, the last GPU is kept: the plan then says what is missing there.
+    """
+    if len(plan.devices) == 1:
+        return ()
+    if n_gpu_layers and (len(plan.devices) == 2 or min(_layers_and_rooms(plan)[1]) >= 0):
+        return ()
+    found = tuple(fit.device for fit in trials.at(0).devices[:-1] if not fit.fits)
+    return () if n_gpu_layers and len(found) == len(plan.devices) - 1 else found
 
 
 def _spare_layers(plan: FitPlan) -> int:
@@ -133,16 +171,14 @@ def _layers_and_rooms(plan: FitPlan) -> tuple[list[list[int]], list[int]]:
     """For each GPU the bytes of every layer there, and the room it has beside buffers, driver and margin."""
     gpus = plan.devices[:-1]
     layers = [layer_bytes(plan.model, plan.settings, fit.device.traits) for fit in gpus]
-    held = [sum(map(fit.tree.find, ("weights", "KV cache"))) for fit in gpus]
-    rooms = [fit.free_bytes - fit.needed_bytes + n_bytes for fit, n_bytes in zip(gpus, held, strict=True)]
+    rooms = [fit.spare_bytes + fit.memory.weights.n_bytes + fit.memory.kv_cache.n_bytes for fit in gpus]
     return layers, rooms
 
 
 def _spare_context(plan: FitPlan) -> int:
     """About how many more steps of context every device has room for; below zero: so many are too many."""
     n_steps = max(plan.settings.n_ctx // CONTEXT_STEP, 1)
-    steps = [max(fit.tree.find("KV cache") // n_steps, 1) for fit in plan.devices]
-    return min((fit.free_bytes - fit.needed_bytes) // step for fit, step in zip(plan.devices, steps, strict=True))
+    return min(fit.spare_bytes // max(fit.memory.kv_cache.n_bytes // n_steps, 1) for fit in plan.devices)
 
 
 def _dealt(
@@ -174,20 +210,16 @@ def _weigh(model: ModelSizes, settings: RunSettings, devices: Sequence[Device]) 
     if len(gpus) > 1:  # the split that llama.cpp would make, in numbers of layers
         homes = layer_homes(model.geometry, settings, places)
         settings = replace(settings, tensor_split=tuple(homes.count(index) for index in range(len(gpus))))
-    trees = predict_memory(model, settings, places, Placement(host.name, host.free_bytes, host.traits))
-    fits = [DeviceFit(gpu, _with_overhead(gpu, tree)) for gpu, tree in zip(gpus, trees[:-1], strict=True)]
+    needs = predict_memory(model, settings, places, Placement(host.name, host.free_bytes, host.traits))
+    fits = [DeviceFit(gpu, _with_driver(gpu, memory)) for gpu, memory in zip(gpus, needs[:-1], strict=True)]
     shared = sum(fit.needed_bytes for fit in fits if fit.device.shares_host_memory)
-    extra = (Part("on devices that share this memory", shared),)
-    fits.append(DeviceFit(host, _with_overhead(host, trees[-1], extra)))
+    fits.append(DeviceFit(host, replace(needs[-1], shared=shared, program=PROGRAM_BYTES, margin=MARGIN_BYTES)))
     return FitPlan(model, settings, tuple(fits))
 
 
-def _with_overhead(device: Device, tree: Part, extra: Sequence[Part] = ()) -> Part:
-    if not device.is_gpu:
-        own = Part("program", PROGRAM_BYTES)
-    else:
-        own = Part("driver", LAZY_DRIVER_BYTES if device.backend in _LAZY_BACKENDS else 0)
-    return group(tree.name, (*tree.parts, *extra, own, Part("margin", MARGIN_BYTES)))
+def _with_driver(gpu: Device, memory: DeviceMemory) -> DeviceMemory:
+    driver = LAZY_DRIVER_BYTES if gpu.backend in _LAZY_BACKENDS else 0
+    return replace(memory, driver=driver, margin=MARGIN_BYTES)
 
 
 def largest_context(plan: FitPlan, at_most: int) -> int:

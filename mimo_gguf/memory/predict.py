@@ -17,7 +17,7 @@ Everything is bytes that llama.cpp itself asks its backends for, at commit 0c1e5
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -31,14 +31,15 @@ from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.core.model_source import TensorInfo
 from mimo_gguf.memory.allocator import DeviceTraits
 from mimo_gguf.memory.compute import compute_buffers
-from mimo_gguf.memory.graph import GraphSettings
-from mimo_gguf.memory.run import HOST, Part, Placement, RunSettings, check_settings, group
+from mimo_gguf.memory.graph import F32, GraphSettings
+from mimo_gguf.memory.parts import NO_CONTEXT, ContextBytes, DeviceMemory, WeightBytes
+from mimo_gguf.memory.run import HOST, Placement, RunSettings, check_settings
 
 
 def predict_memory(
     model: ModelSizes, settings: RunSettings, devices: Sequence[Placement] = (), host: Placement = HOST
-) -> tuple[Part, ...]:
-    """What llama.cpp asks of each device: one tree per device in `devices`, then the host's.
+) -> tuple[DeviceMemory, ...]:
+    """What llama.cpp asks of each device: one entry per device in `devices`, then the host's.
 
     Args:
         devices: the accelerators in llama.cpp's order; empty for a run on the CPU alone.
@@ -47,24 +48,20 @@ def predict_memory(
         UsageError: settings that llama.cpp would refuse.
     """
     check_settings(model, settings)
+    drafts = settings.mtp and model.has_mtp
     homes = layer_homes(model.geometry, settings, devices)
     places = (*devices, host)
-    contexts = _context_names(model, settings)
-    weights = _weights(model, settings, homes, places)
-    compute = {name: _compute(model, settings, homes, places, is_mtp=name == "MTP") for name in contexts}
-    trees = []
-    for index, place in enumerate(places):
-        is_host = index == len(devices)
-        kv = (Part(name, _kv_bytes(model, settings, homes, index, is_mtp=name == "MTP")) for name in contexts)
-        parts = [
-            group("weights", weights[index]),
-            group("KV cache", kv),
-            group("compute buffers", (Part(name, compute[name][index]) for name in contexts)),
-        ]
-        if is_host:
-            parts.append(group("output rows", _output_rows(model, settings, contexts)))
-        trees.append(group(place.name, parts))
-    return tuple(trees)
+    target = _compute(model, settings, homes, places, is_mtp=False)
+    mtp = _compute(model, settings, homes, places, is_mtp=True) if drafts else [0] * len(places)
+    return tuple(
+        DeviceMemory(
+            weights=_weights(model, settings, homes, places, index),
+            kv_cache=_kv_bytes(model, settings, homes, index, drafts=drafts),
+            compute=ContextBytes(target[index], mtp[index]),
+            output_rows=_output_rows(model, settings, drafts=drafts) if index == len(devices) else NO_CONTEXT,
+        )
+        for index in range(len(places))
+    )
 
 
 def layer_homes(geometry: Geometry, settings: RunSettings, devices: Sequence[Placement]) -> list[int]:
@@ -98,34 +95,25 @@ def layer_bytes(model: ModelSizes, settings: RunSettings, traits: DeviceTraits) 
     return [*blocks, held.output + held.tied]
 
 
-def _context_names(model: ModelSizes, settings: RunSettings) -> tuple[str, ...]:
-    return ("target", "MTP") if settings.mtp and model.has_mtp else ("target",)
-
-
 # Of an MTP block, what llama.cpp loads even when MTP is off: tensors the loader asks for without the skip flag
 # (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/models/step35.cpp, load_block_mtp).
 _LOADED_WITHOUT_MTP: Final = (".ffn_gate.", ".ffn_up.", ".ffn_down.", ".nextn.shared_head_norm.")
 
 
 def _weights(
-    model: ModelSizes, settings: RunSettings, homes: Sequence[int], places: Sequence[Placement]
-) -> list[list[Part]]:
+    model: ModelSizes, settings: RunSettings, homes: Sequence[int], places: Sequence[Placement], index: int
+) -> WeightBytes:
     n_trunk = model.geometry.n_trunk
-    host = len(places) - 1
-    trees = []
-    for index, place in enumerate(places):
-        held = _placed_weights(model, place.traits, settings.mtp)
-        blocks = [n_bytes if home == index else 0 for n_bytes, home in zip(held.blocks, homes, strict=False)]
-        output = (held.output if homes[-1] == index else 0) + (held.tied if homes[-1] == index != host else 0)
-        trees.append(
-            [
-                Part("input embedding", held.embedding if index == host else 0),
-                Part("blocks", sum(blocks[:n_trunk])),
-                Part("MTP", sum(blocks[n_trunk:])),
-                Part("output", output),
-            ]
-        )
-    return trees
+    is_host = index == len(places) - 1
+    held = _placed_weights(model, places[index].traits, settings.mtp)
+    blocks = [n_bytes if home == index else 0 for n_bytes, home in zip(held.blocks, homes, strict=False)]
+    has_output = homes[-1] == index
+    return WeightBytes(
+        input_embedding=held.embedding if is_host else 0,
+        blocks=sum(blocks[:n_trunk]),
+        mtp=sum(blocks[n_trunk:]),
+        output=(held.output if has_output else 0) + (held.tied if has_output and not is_host else 0),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +157,13 @@ def _placed_bytes(info: TensorInfo, traits: DeviceTraits) -> int:
 _ROW_PADDING: Final = 512  # weights; what CUDA-like backends pad the last row of a quantized matrix to
 
 
-def _kv_bytes(model: ModelSizes, settings: RunSettings, homes: Sequence[int], index: int, *, is_mtp: bool) -> int:
+def _kv_bytes(
+    model: ModelSizes, settings: RunSettings, homes: Sequence[int], index: int, *, drafts: bool
+) -> ContextBytes:
     g = model.geometry
-    blocks = range(g.n_trunk, g.block_count) if is_mtp else range(g.n_trunk)
-    return settings.n_cells * _cell_bytes(model, settings) * sum(homes[block] == index for block in blocks)
+    per_block = settings.n_cells * _cell_bytes(model, settings)
+    of_trunk, of_mtp = homes[: g.n_trunk], homes[g.n_trunk : g.block_count] if drafts else ()
+    return ContextBytes(per_block * of_trunk.count(index), per_block * of_mtp.count(index))
 
 
 def _cell_bytes(model: ModelSizes, settings: RunSettings) -> int:
@@ -206,13 +197,15 @@ def _compute(
     return compute_buffers(model, graph_settings, tuple(place.traits for place in places), is_mtp=is_mtp)
 
 
-def _output_rows(model: ModelSizes, settings: RunSettings, contexts: Sequence[str]) -> Iterable[Part]:
+def _output_rows(model: ModelSizes, settings: RunSettings, *, drafts: bool) -> ContextBytes:
     """Copies of a batch's results in host memory. They grow to what a batch asks for; the largest is counted."""
     g = model.geometry
     n_batch = min(settings.n_batch, settings.n_ctx_asked)
-    rows = {"target": settings.n_outputs_max or n_batch, "MTP": settings.mtp_n_outputs_max}
-    for name in contexts:
-        floats = max(rows[name], settings.n_seq_max) * g.vocab_size
-        if "MTP" in contexts:
-            floats += g.embedding_length * (n_batch if name == "target" else rows[name])
-        yield Part(name, 4 * floats)
+    n_rows = max(settings.n_outputs_max or n_batch, settings.n_seq_max)
+    if not drafts:
+        return ContextBytes(F32 * n_rows * g.vocab_size)
+    n_mtp_rows = max(settings.mtp_n_outputs_max, settings.n_seq_max)
+    return ContextBytes(
+        F32 * (n_rows * g.vocab_size + n_batch * g.embedding_length),
+        F32 * (n_mtp_rows * g.vocab_size + settings.mtp_n_outputs_max * g.embedding_length),
+    )

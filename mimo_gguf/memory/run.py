@@ -1,10 +1,9 @@
-"""A run as the memory model sees it: its settings, the devices it is placed on, and named amounts of memory."""
+"""A run as the memory model sees it: its settings, and the devices it is placed on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from gguf import GGML_QUANT_SIZES
 
@@ -16,33 +15,6 @@ from mimo_gguf.memory.allocator import CPU_TRAITS, DeviceTraits
 
 ALL_LAYERS: Final = -1
 MTP_N_UBATCH: Final = 64  # what a session gives the MTP context, unless more conversations than that draft together
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A named amount of memory, and what it consists of. A part with parts is their sum."""
-
-    name: str
-    n_bytes: int
-    parts: tuple[Part, ...] = ()
-
-    def find(self, name: str) -> int:
-        """Bytes of the parts called `name` anywhere below (0 where there is none)."""
-        if self.name == name:
-            return self.n_bytes
-        return sum(part.find(name) for part in self.parts)
-
-    def as_json(self) -> dict[str, Any]:
-        document: dict[str, Any] = {"name": self.name, "bytes": self.n_bytes}
-        if self.parts:
-            document["parts"] = [part.as_json() for part in self.parts]
-        return document
-
-
-def group(name: str, parts: Iterable[Part]) -> Part:
-    """A part that is the sum of those of `parts` that are not empty."""
-    kept = tuple(part for part in parts if part.n_bytes)
-    return Part(name, sum(part.n_bytes for part in kept), kept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,7 @@ from mimo_gguf.fit.plan import DeviceFit, FitPlan
 from mimo_gguf.fit.solver import Wishes, candidate_of, most_context, solve
 from mimo_gguf.hardware.devices import Device, list_devices
 from mimo_gguf.llama.api import LlamaModel, ModelOptions, load_model
-from mimo_gguf.memory.run import Part
 
-_MOVABLE: Final = ("KV cache", "compute buffers")  # parts of a plan that a smaller one has less of
 _OUT_OF_MEMORY: Final = re.compile(r"alloc|memory", re.IGNORECASE)
 
 
@@ -70,14 +68,14 @@ def launch(file: GgufFile, plan: FitPlan, wishes: Wishes, options: SessionOption
         first = error
     smaller = next_smaller(file, plan, wishes)
     if smaller is None:
-        raise BackendError(first.message, hint=f"{_to_spare(plan)}; {_report(file)}")
+        raise BackendError(first.message, hint=f"{_to_spare(plan)} all the same; {_report(file)}")
     try:
         started = _start(file, smaller, options)
     except BackendError as error:
-        raise BackendError(f"{error.message}; nor did this hold: {plan.summary()[0]}", hint=_report(file)) from None
+        raise BackendError(f"{error.message}; before that also with: {plan.summary()[0]}", hint=_report(file)) from None
     note = (
-        f"this plan did not hold, though {_to_spare(plan)}: {plan.summary()[0]} ({_reason(first)}). Running with "
-        f"{smaller.summary()[0]}. Our estimate is wrong by more than that; {_report(file)}"
+        f"out of memory, although {_to_spare(plan)}: {plan.summary()[0]} ({_reason(first)}). Running with "
+        f"{smaller.summary()[0]} instead. The estimate is wrong by more than what was left; {_report(file)}"
     )
     return replace(started, note=note)
 
@@ -87,7 +85,7 @@ def next_smaller(file: GgufFile, plan: FitPlan, wishes: Wishes) -> FitPlan | Non
 
     The GPUs count as that much smaller, or, on a machine without one, the host.
     """
-    free = {fit.device.name: fit.needed_bytes - _movable_bytes(fit.tree.parts) // 2 for fit in _blamed(plan)}
+    free = {fit.device.name: fit.needed_bytes - _movable_bytes(fit) // 2 for fit in _blamed(plan)}
     devices = [
         replace(fit.device, free_bytes=min(fit.free_bytes, free.get(fit.device.name, fit.free_bytes)))
         for fit in plan.devices
@@ -123,8 +121,9 @@ def _blamed(plan: FitPlan) -> tuple[DeviceFit, ...]:
     return plan.devices[:-1] or plan.devices
 
 
-def _movable_bytes(parts: Sequence[Part]) -> int:
-    return sum(part.n_bytes for part in parts if part.name in _MOVABLE)
+def _movable_bytes(fit: DeviceFit) -> int:
+    """What a smaller plan has less of: caches and compute buffers."""
+    return fit.memory.kv_cache.n_bytes + fit.memory.compute.n_bytes
 
 
 def _reason(error: BackendError) -> str:
@@ -137,9 +136,9 @@ def _is_memory(error: BackendError) -> bool:
 
 
 def _to_spare(plan: FitPlan) -> str:
-    tightest = min(_blamed(plan), key=lambda fit: fit.free_bytes - fit.needed_bytes)
-    spare = format_size(max(tightest.free_bytes - tightest.needed_bytes, 0))
-    return f"by our count it left {spare} free on {tightest.device.name}"
+    tightest = min(_blamed(plan), key=lambda fit: fit.spare_bytes)
+    spare = format_size(max(tightest.spare_bytes, 0))
+    return f"the plan left {spare} free on {tightest.device.name}"
 
 
 def _report(file: GgufFile) -> str:

@@ -285,7 +285,7 @@ def test_the_documents_table_of_published_figures_is_what_we_plan() -> None:
     for name, _, *ours in rows:
         model = gpus._model(None, name.replace("FP16", "F16"))
         card, host = plan_model(model, RunSettings(8192), (imagined_gpu(64 * GIB), host_device()), -1).devices
-        planned = (card.tree.find("weights"), card.needed_bytes, host.needed_bytes)
+        planned = (card.memory.weights.n_bytes, card.needed_bytes, host.needed_bytes)
         assert ours == [f"{n / GIB:.{d}f}" for n, d in zip(planned, (2, 2, 1), strict=True)], name
 
 

@@ -146,6 +146,12 @@ def test_every_way_out_fits(layout: str, gib: float) -> None:
             assert plan_model(sizes, way.settings, devices, way.settings.n_gpu_layers).fits, way.text
 
 
+def test_a_way_out_may_do_without_the_device_that_was_too_small() -> None:
+    devices = (gpu(200 * MIB, "GPU0"), gpu(200 * MIB, "GPU1"), host(8 * GIB))
+    plan = plan_model(full_size.sizes(STEP35, "Q6_K"), RunSettings(8192), devices, -1)
+    assert [(way.text, way.needed_bytes) for way in find_ways_out(plan)] == [("--gpu-layers 0", 0)]
+
+
 def test_ways_out_on_a_machine_without_a_gpu(file: Path) -> None:
     plan = plan_fit(file, n_ctx=32768, devices=(host(7 * GIB),))
     assert not plan.fits
@@ -179,7 +185,8 @@ def test_mtp_is_planned_only_where_the_file_has_it() -> None:
     }
     assert plans[STEP35].runs_mtp and not plans[QWEN2].runs_mtp
     assert "not in this file" in plans[QWEN2].summary()[0]
-    assert plans[QWEN2].devices[0].tree.find("MTP") == 0
+    memory = plans[QWEN2].devices[0].memory
+    assert memory.weights.mtp == memory.kv_cache.mtp == memory.compute.mtp == memory.output_rows.mtp == 0
 
 
 def test_the_json_is_the_tree(file: Path) -> None:

@@ -21,8 +21,9 @@ from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.fit.asked import AskedMemory, ask_memory
 from mimo_gguf.hardware.devices import Device, add_workers
+from mimo_gguf.memory.parts import DeviceMemory
 from mimo_gguf.memory.predict import predict_memory
-from mimo_gguf.memory.run import Part, Placement, RunSettings
+from mimo_gguf.memory.run import Placement, RunSettings
 from tests import full_size
 
 F16, Q8_0, Q4_0 = GgmlType.F16, GgmlType.Q8_0, GgmlType.Q4_0
@@ -80,23 +81,15 @@ def write_files(folder: Path) -> dict[tuple[str, str], Path]:
     }
 
 
-def as_asked(tree: Part) -> AskedMemory:
-    """A predicted tree in the probe's terms."""
-    parts = {part.name: part for part in tree.parts}
-
-    def of(name: str, part: str) -> int:
-        return parts[name].find(part) if name in parts else 0
-
-    return AskedMemory(
-        of("weights", "weights"), of("KV cache", "target"), of("KV cache", "MTP"),
-        of("compute buffers", "target"), of("compute buffers", "MTP"),
-    )  # fmt: skip
+def as_asked(memory: DeviceMemory) -> AskedMemory:
+    """A prediction in the terms of llama.cpp's own count."""
+    return AskedMemory(memory.weights.n_bytes, memory.kv_cache, memory.compute)
 
 
 def predict(sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...]) -> tuple[AskedMemory, ...]:
     """One entry per device and the host's."""
     places = [Placement(device.name, device.free_bytes, device.traits) for device in devices]
-    return tuple(as_asked(tree) for tree in predict_memory(sizes, settings, places))
+    return tuple(map(as_asked, predict_memory(sizes, settings, places)))
 
 
 def compare(path: Path, sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...]) -> str | None:

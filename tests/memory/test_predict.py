@@ -17,12 +17,13 @@ from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.geometry import QWEN2, STEP35
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import read_gguf
+from mimo_gguf.core.model_sizes import ModelSizes, model_sizes
 from mimo_gguf.fit.asked import ask_memory, header_only_file
 from mimo_gguf.memory import compute as memory_compute
-from mimo_gguf.memory import predict as memory_model
 from mimo_gguf.memory.allocator import DeviceTraits
+from mimo_gguf.memory.parts import ContextBytes
 from mimo_gguf.memory.predict import layer_homes, predict_memory
-from mimo_gguf.memory.run import Part, Placement, RunSettings
+from mimo_gguf.memory.run import Placement, RunSettings
 from tests import full_size
 from tests.memory import agreement
 from tests.workers import running_worker
@@ -35,7 +36,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
     return agreement.write_files(tmp_path_factory.mktemp("headers"))
 
 
-def assert_agrees(path: Path, sizes: memory_model.ModelSizes, settings: RunSettings) -> None:
+def assert_agrees(path: Path, sizes: ModelSizes, settings: RunSettings) -> None:
     difference = agreement.compare(path, sizes, settings, ())
     assert difference is None, f"{settings}\n{difference}"
 
@@ -123,16 +124,14 @@ def test_a_layer_more_on_the_gpu_needs_more_there_and_less_here(kind: str) -> No
 
 
 def test_parts_sum_up_and_context_costs_what_the_geometry_says() -> None:
-    def walk(part: Part) -> None:
-        assert not part.parts or part.n_bytes == sum(inner.n_bytes for inner in part.parts)
-        for inner in part.parts:
-            walk(inner)
-
     sizes = full_size.sizes(STEP35, "Q4_K_M")
-    (tree,) = predict_memory(sizes, RunSettings(n_ctx=8192))
-    walk(tree)
-    assert tree.find("KV cache") == 8192 * (144 + 4) * 1024  # 36 blocks and one of MTP, 4 KiB each
-    assert tree.find("weights") == sizes.file_bytes
+    (memory,) = predict_memory(sizes, RunSettings(n_ctx=8192))
+    assert memory.kv_cache == ContextBytes(8192 * 36 * 4096, 8192 * 4096)  # 4 KiB per token and block
+    assert memory.weights.n_bytes == sizes.file_bytes
+    tree = memory.as_json("CPU")
+    assert [part["name"] for part in tree["parts"]] == ["weights", "KV cache", "compute buffers", "output rows"]
+    for part in (tree, *tree["parts"]):
+        assert part["bytes"] == sum(inner["bytes"] for inner in part["parts"])
 
 
 def test_need_grows_with_context_batch_and_precision() -> None:
@@ -155,7 +154,7 @@ def test_a_gpu_that_copies_host_weights_needs_room_for_them() -> None:
     sizes = full_size.sizes(STEP35, "F16")
     settings = RunSettings(n_ctx=2048, n_gpu_layers=10)
     copying, plain = (
-        predict_memory(sizes, settings, [Placement("gpu", 8 << 30, traits)])[0].find("compute buffers")
+        predict_memory(sizes, settings, [Placement("gpu", 8 << 30, traits)])[0].compute.n_bytes
         for traits in (DeviceTraits(32, 32), DeviceTraits(32, None))
     )
     largest_block_matrix = 4096 * 11008 * 2
@@ -206,7 +205,7 @@ def test_what_llama_cpp_really_allocates_is_what_was_predicted(
     tiny_path: Path, flash: bool, n_outputs_max: int
 ) -> None:
     """On a model that is loaded for good, with other proportions than MiMo-7B."""
-    sizes = memory_model.model_sizes(read_gguf(tiny_path))
+    sizes = model_sizes(read_gguf(tiny_path))
     settings = RunSettings(n_ctx=1024, flash_attn=flash, n_outputs_max=n_outputs_max, n_gpu_layers=0)
     (predicted,) = (agreement.as_asked(tree) for tree in predict_memory(sizes, settings))
     assert ask_memory(tiny_path, settings, allocate=True) == (predicted,)
@@ -220,15 +219,15 @@ def test_cuda_needs_room_to_convert_a_quantized_cache() -> None:
             predict_memory(sizes, settings, [Placement("gpu", 1, DeviceTraits(128, 32, True, cuda))])[0]
             for cuda in (False, True)
         )
-        more = like_cuda.find("compute buffers") - plain.find("compute buffers")
+        more = like_cuda.compute.n_bytes - plain.compute.n_bytes
         assert expected / 2 <= more <= expected  # less than all: before it, another moment was the tightest
-        assert like_cuda.find("weights") == plain.find("weights")
+        assert like_cuda.weights.n_bytes == plain.weights.n_bytes
 
 
 def test_cuda_pads_the_last_row_of_quantized_matrices() -> None:
     sizes = full_size.sizes(QWEN2, "Q8_0")
     weights = [
-        predict_memory(sizes, RunSettings(n_ctx=256), [Placement("gpu", 1, traits)])[0].find("weights")
+        predict_memory(sizes, RunSettings(n_ctx=256), [Placement("gpu", 1, traits)])[0].weights.n_bytes
         for traits in (DeviceTraits(128), DeviceTraits(128, is_cuda_like=True))
     ]
     row = 256 // 32 * 34  # half a padding unit is missing from ffn_down's rows of 11008
