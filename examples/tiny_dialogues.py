@@ -322,7 +322,7 @@ def make_document(rng: random.Random) -> str:
     """Text outside the chat template: a few stories, or a small Python file."""
     if rng.random() < 0.5:
         return "\n\n".join(tale(rng, rng.choice(ANIMALS)) for _ in range(rng.randrange(1, 4)))
-    functions = []
+    functions: list[str] = []
     while len(functions) < 3:
         turn = code(rng, False)
         if not is_held_out(turn):

@@ -128,7 +128,7 @@ def write_checkpoint(
     data = {name: random_bits(shape, dtypes.get(name, dtype), rng) for name, shape in shapes.items()}
     names = sorted(shapes)
     shards = [names[i::n_shards] for i in range(n_shards)]
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard_names in enumerate(shards, 1):
         file_name = "model.safetensors" if n_shards == 1 else f"model-{number:05d}-of-{n_shards:05d}.safetensors"
         table = {name: (dtypes.get(name, dtype), shapes[name], len(data[name])) for name in shard_names}

@@ -212,7 +212,7 @@ def test_draft_agrees_with_the_trunk(model: Mimo, answers: list[Any]) -> None:
 
 def acceptance(model: Mimo, answers: list[Any], **options: Any) -> float:
     counts = [draft_hits(model, prompt, tokens, **options) for _, prompt, tokens in answers]
-    return sum(hits for hits, _ in counts) / sum(drafts for _, drafts in counts)
+    return float(sum(hits for hits, _ in counts) / sum(drafts for _, drafts in counts))
 
 
 def test_held_out_file_is_balanced() -> None:

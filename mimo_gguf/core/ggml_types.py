@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+from gguf import GGML_QUANT_SIZES, LlamaFileType
+from gguf import GGMLQuantizationType as GgmlType
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.near_matches import name_hint
 
-GgmlType = GGMLQuantizationType
+__all__ = ["FLOAT_TYPES", "GgmlType", "block_size", "canonical_name", "ftype_name", "parse_ggml_type", "row_bytes"]
 
 FLOAT_TYPES: Final = frozenset({GgmlType.F32, GgmlType.F16, GgmlType.BF16})
 

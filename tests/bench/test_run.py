@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from mimo_gguf.bench.bandwidth import find_bandwidth, measure_host, weight_reads
 from mimo_gguf.bench.peers import PeerOptions, measure_peer

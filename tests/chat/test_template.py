@@ -61,7 +61,11 @@ def by_transformers(template: str, messages: list[dict[str, Any]], **options: An
 @pytest.mark.parametrize("tools", [None, TOOLS])
 def test_prompts_equal_transformers(template: str, name: str, tools: list[dict[str, Any]] | None) -> None:
     for add_generation_prompt in (True, False):
-        options = {"add_generation_prompt": add_generation_prompt, "tools": tools, "eos_token": "<|im_end|>"}
+        options: dict[str, Any] = {
+            "add_generation_prompt": add_generation_prompt,
+            "tools": tools,
+            "eos_token": "<|im_end|>",
+        }
         ours = ChatTemplate(TEMPLATES[template]).render(CONVERSATIONS[name], **options)
         assert ours == by_transformers(TEMPLATES[template], CONVERSATIONS[name], **options)
 

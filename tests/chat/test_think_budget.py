@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -177,7 +178,8 @@ def greedy_after(model: Model, tokens: list[int]) -> list[int]:
 
 def test_sampled_answers_stop_in_the_same_place(model: Model, plain: Model) -> None:
     for seed in range(4):
-        options = {"seed": seed, "temperature": 1.3, "repeat_penalty": 1.2, "dry_multiplier": 0.5, "think_budget": 5}
+        options: dict[str, Any] = {"seed": seed, "temperature": 1.3, "repeat_penalty": 1.2, "think_budget": 5}
+        options["dry_multiplier"] = 0.5
         assert model.chat(SUM, max_tokens=60, **options).tokens == plain.chat(SUM, max_tokens=60, **options).tokens
 
 

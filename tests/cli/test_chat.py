@@ -137,9 +137,10 @@ def test_wrong_usage(mimo_tiny: Path, arguments: tuple[str, ...], error: type[Mi
 
 
 def test_what_does_not_fit_is_refused_with_a_way_out(mimo_tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mimo_gguf.runtime.launch as launch
+    from mimo_gguf.hardware.devices import list_devices
+    from mimo_gguf.runtime import launch
 
-    host = launch.list_devices()[-1]
+    host = list_devices()[-1]
     monkeypatch.setattr(launch, "list_devices", lambda: (type(host)(**_fields(host) | {"free_bytes": 1 << 20}),))
     with pytest.raises(DoesNotFit, match="free") as caught:
         run(mimo_tiny, "-p", "x", *GREEDY)

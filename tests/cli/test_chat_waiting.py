@@ -15,9 +15,10 @@ import pytest
 from rich.console import Console
 from rich.theme import Theme
 
-from mimo_gguf.cli import chat, chat_loop
+from mimo_gguf.cli import chat_asking, chat_loop
 from mimo_gguf.cli.chat_loop import ChatLoop
 from mimo_gguf.cli.live_rows import Clock, LiveRows
+from mimo_gguf.cli.loading import loading
 
 CTRL_C = signal.SIGINT
 
@@ -77,9 +78,9 @@ def test_ctrl_c_while_loading_ends_the_program() -> None:
     """Even inside llama.cpp's calls back, where ctypes would swallow a KeyboardInterrupt and print its traceback."""
     program = """
 import ctypes, signal
-from mimo_gguf.cli import chat
+from mimo_gguf.cli.loading import loading
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with chat._loading(told=False, alive=False) as tell:
+with loading(told=False, alive=False) as tell:
     tell(None)
     ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))()
     print("went on")
@@ -90,7 +91,7 @@ with chat._loading(told=False, alive=False) as tell:
 
 def test_ctrl_c_is_as_before_when_loaded() -> None:
     before = signal.getsignal(CTRL_C)
-    with chat._loading(told=False, alive=False) as tell:
+    with loading(told=False, alive=False) as tell:
         tell(None)  # type: ignore[arg-type]
     assert signal.getsignal(CTRL_C) is before
 
@@ -98,12 +99,12 @@ def test_ctrl_c_is_as_before_when_loaded() -> None:
 def test_ctrl_c_pressed_again_at_once_means_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped: list[bool] = []
     model: Any = SimpleNamespace(cancel=lambda: stopped.append(True))
-    with chat.interruptible(model):
+    with chat_asking.interruptible(model):
         for _ in range(3):
             signal.raise_signal(CTRL_C)
     assert stopped == [True, True, True]
-    monkeypatch.setattr(chat, "_PATIENCE_S", -1.0)
-    with pytest.raises(KeyboardInterrupt), chat.interruptible(model):
+    monkeypatch.setattr(chat_asking, "_PATIENCE_S", -1.0)
+    with pytest.raises(KeyboardInterrupt), chat_asking.interruptible(model):
         signal.raise_signal(CTRL_C)
 
 

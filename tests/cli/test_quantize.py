@@ -67,7 +67,7 @@ def test_a_dry_run_writes_nothing_and_knows_the_sizes(source: Path, tmp_path: Pa
 def test_a_dry_run_tells_what_a_run_would_meet(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("quantize", source, "--type", "Q8_0", "--type", "F16", "--dry-run")
     (tmp_path / "Random-Q8_0.gguf").write_bytes(b"there")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 5))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 5))
     done = run_here(tmp_path, *command)
     assert done.returncode == 0
     assert "5 B free there" in done.stdout

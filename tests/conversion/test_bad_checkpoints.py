@@ -66,7 +66,7 @@ def edit_tokenizer(change: Callable[[dict[str, Any]], object]) -> Callable[[Path
     return edit_json("tokenizer.json", change)
 
 
-def added(table: dict[str, Any]) -> dict[str, Any]:
+def added(table: dict[str, Any]) -> Any:
     """The first added token."""
     return table["added_tokens"][0]
 
@@ -80,7 +80,17 @@ def cut(name: str, n_bytes: int) -> Callable[[Path], None]:
 
 
 def write(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content) and None
+    def edit(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return edit
+
+
+def replace_text(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        (folder / name).write_text((folder / name).read_text().replace(old, new, 1))
+
+    return edit
 
 
 def remove(*names: str) -> Callable[[Path], None]:
@@ -202,12 +212,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no tokenizer": (remove("tokenizer.json"), "no tokenizer"),
     "tokenizer is no BPE": (write("tokenizer.json", b'{"model": {"type": "Unigram", "vocab": []}}'), "not a BPE"),
     "tokenizer splits another way": (
-        lambda folder: (
-            (folder / "tokenizer.json").write_text(
-                (folder / "tokenizer.json").read_text().replace("p{N}|", "p{N}{1,3}|", 1)
-            )
-            and None
-        ),
+        replace_text("tokenizer.json", "p{N}|", "p{N}{1,3}|"),
         "splits text by",
     ),
     "normalizer llama.cpp has not": (
@@ -237,12 +242,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "tokenizer nested without end": (write("tokenizer.json", b'{"model":' * 100_000), "nested too deeply"),
     "chat template is no text": (write("chat_template.jinja", b"\xff\xfe"), "chat_template.jinja: not UTF-8 text"),
     "tokens outside the embedding": (
-        lambda folder: (
-            (folder / "tokenizer.json").write_text(
-                (folder / "tokenizer.json").read_text().replace('"id": 261', '"id": 99999')
-            )
-            and None
-        ),
+        replace_text("tokenizer.json", '"id": 261', '"id": 99999'),
         "has id 99999, outside the 272 rows",
     ),
 }

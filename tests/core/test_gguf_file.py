@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +63,8 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
     }
     assert {key: model.value(key) for key in expected} == expected
     with open_gguf(path) as source:
-        for tensor, original in zip(source.tensors, (MATRIX, HALVES), strict=True):
+        originals: tuple[np.ndarray[Any, Any], ...] = (MATRIX, HALVES)
+        for tensor, original in zip(source.tensors, originals, strict=True):
             assert tensor.info.shape == original.shape
             rows = np.empty((2, tensor.info.row_bytes), np.uint8)
             tensor.read_rows(1, 3, rows)

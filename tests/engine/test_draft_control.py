@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_stays_on_when_it_pays(seed: int) -> None:
 def test_goes_off_when_it_does_not(acceptance: float, n_tokens: int, most: float, seed: int) -> None:
     """And what is lost by measuring is next to nothing."""
     control = DraftControl()
-    lost = {"cycle_s": lambda _: 0.18, "acceptance": lambda _: acceptance}
+    lost: dict[str, Any] = {"cycle_s": lambda _: 0.18, "acceptance": lambda _: acceptance}
     simulate(control, n_tokens, seed=seed, **lost)
     assert not control.verdict.drafting
     control = DraftControl()

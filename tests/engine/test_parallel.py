@@ -6,6 +6,7 @@ import gc
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,7 @@ def test_a_pass_is_stopped_when_all_in_it_are_cancelled(tiny: LlamaModel) -> Non
             first.cancel()
             return decode(batch)
 
-        session.target.decode = cancelled_meanwhile  # type: ignore[method-assign]
+        session.target.decode = cancelled_meanwhile  # type: ignore[method-assign,assignment]
         assert session.evaluate([first, second]) == {}
         assert (len(first.tokens), len(second.tokens)) == (20, 10)  # it went on for the other one
         assert isinstance(session.step({first: sampler})[first], Cancelled)
@@ -276,7 +277,7 @@ def test_a_failed_decode_leaves_every_slot_whole(tiny: LlamaModel, which: str) -
                     n_failed += 1
                     check_caches(session)
 
-        context.decode = sometimes  # type: ignore[method-assign]
+        context.decode = sometimes  # type: ignore[method-assign,assignment]
         session.step = until_it_works  # type: ignore[method-assign,assignment]
         Server(session, oracle, answers).serve(talks)
         assert n_failed > 5
@@ -356,7 +357,7 @@ class Anything:
         self.decodes = [(context, context.decode) for context in (session.target, session.drafter.context)]
         self.failing = 0.0
         for context, decode in self.decodes:
-            context.decode = lambda batch, decode=decode: self.decode(decode, batch)  # type: ignore[method-assign]
+            context.decode = partial(self.decode, decode)  # type: ignore[method-assign]
 
     def decode(self, decode: Callable[[object], int], batch: object) -> int:
         result = decode(batch)

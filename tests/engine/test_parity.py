@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
-from mimo_gguf.core.model_source import Bytes, ModelSource, float32
+from mimo_gguf.core.model_source import Bytes, ModelSource, ReadRows, float32
 from mimo_gguf.engine.drafting import Drafter, DraftRequest
 from mimo_gguf.engine.session import Session, SessionOptions
 from mimo_gguf.llama.api import ContextOptions, load_model, open_context, open_mtp_context
@@ -122,13 +122,13 @@ def with_tensors(source: ModelSource, edit: dict[str, Callable[[dict[str, Logits
         tensor.read_rows(0, tensor.info.n_rows, raw)
         values[tensor.info.name] = raw.view(np.float32)
 
-    def reader(data: Logits) -> Callable[[int, int, Bytes], None]:
+    def reader(data: Logits) -> ReadRows:
         def read(first: int, last: int, out: Bytes) -> None:
             out[...] = np.ascontiguousarray(data[first:last]).view(np.uint8)
 
         return read
 
-    def replaced(name: str) -> Callable[[int, int, Bytes], None]:
+    def replaced(name: str) -> ReadRows:
         matching = [function for suffix, function in edit.items() if name.endswith(suffix)]
         prefix = name[: name.find(".", 4) + 1]
         local = {key.removeprefix(prefix): value for key, value in values.items()}

@@ -102,7 +102,7 @@ def test_drafter_state_is_what_a_fresh_session_has(tiny: LlamaModel, monkeypatch
         Oracle(session, {session.slot: PROMPT + wanted}, 0.3)
         generate(session, 60)
         assert session.drafter is not None
-        del session.drafter.draft  # type: ignore[method-assign]  # the oracle leaves
+        del session.drafter.draft  # the oracle leaves
         monkeypatch.setattr(Drafter, "_proposal", spy)
         assert generate(session, 5, prompt=session.slot.tokens) == generate(fresh, 5, prompt=session.slot.tokens[:-4])
     n = len(seen) // 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -44,9 +45,15 @@ def test_more_memory_is_never_worse() -> None:
 
 
 def test_every_solution_fits_and_a_pinned_choice_is_kept() -> None:
-    pins = ({"n_ctx": 12288}, {"kv_type": GgmlType.Q4_0}, {"mtp": False}, {"n_ubatch": 64}, {"n_gpu_layers": 10})
+    pins: tuple[dict[str, Any], ...] = (
+        {"n_ctx": 12288},
+        {"kv_type": GgmlType.Q4_0},
+        {"mtp": False},
+        {"n_ubatch": 64},
+        {"n_gpu_layers": 10},
+    )
     for gib, pin in itertools.product((4, 7), pins):
-        solution = solved(gib, Wishes(**pin), "Q4_K_M")  # type: ignore[arg-type]
+        solution = solved(gib, Wishes(**pin), "Q4_K_M")
         s = solution.plan.settings
         assert solution.plan.fits, (gib, pin)
         chosen = {

@@ -204,7 +204,7 @@ def test_filters_and_orders(verdicts: list[Verdict]) -> None:
     assert [v.best_tps for v in fast] == sorted((v.best_tps for v in fast), reverse=True)
     for bad in ({"vendor": "3dfx"}, {"sort": "beauty"}, {"budget_usd": -1.0}):
         with pytest.raises(UsageError):
-            Filters(**bad)  # type: ignore[arg-type]
+            Filters(**bad)
 
 
 def test_the_best_picks_are_what_they_are_called(verdicts: list[Verdict]) -> None:

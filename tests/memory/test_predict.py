@@ -143,7 +143,7 @@ def test_need_grows_with_context_batch_and_precision() -> None:
 
     base = RunSettings(n_ctx=8192, type_k=Q8_0, type_v=Q8_0)
     for change in ({"n_ctx": 8193}, {"n_ubatch": 1024, "n_batch": 1024}, {"type_k": F16}, {"n_outputs_max": 64}):
-        grown = need(replace(base, **change))  # type: ignore[arg-type]
+        grown = need(replace(base, **change))
         assert sum(grown) > sum(need(base)), change
         assert grown[0] >= need(base)[0], change
     assert sum(need(replace(base, mtp=False))) < sum(need(base))

@@ -113,7 +113,7 @@ def test_files_that_llama_imatrix_wrote_give_what_llama_quantize_makes_of_them(f
         digest = hashlib.sha256()
         for tensor, (info, rows) in sorted(read_tensors(tmp_path / f"{name}.gguf").items()):
             digest.update(f"{tensor} {info.ggml_type.name}\n".encode())
-            digest.update(rows)
+            digest.update(rows.data)
         assert digest.hexdigest() == expected, name
     for output in report.outputs:  # llama-imatrix runs neither the MTP block nor, as a rule, the output matrix
         (note,) = output.notes

@@ -112,7 +112,7 @@ def test_random_checkpoint_folder(tmp_path: Path, shards: int, n_mtp: int, dtype
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) == shards
     assert (tmp_path / "model.safetensors.index.json").exists() == (shards > 1)
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for file in files:
         with safe_open(file, "pt") as shard:
             found |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118

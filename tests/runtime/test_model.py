@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,8 @@ def test_drafting_changes_no_answer(model: Model, trained_path: Path) -> None:
         assert not plain.has_mtp
         for question in ("Who are you?", "What is 17 + 25?", "Tell me a story.", "What is the capital of France?"):
             messages = [{"role": "user", "content": question}]
-            for sampling in ({"temperature": 0}, {"seed": 5}, {"seed": 6, "temperature": 1.2, "repeat_penalty": 1.1}):
+            warm: dict[str, Any] = {"seed": 6, "temperature": 1.2, "repeat_penalty": 1.1}
+            for sampling in ({"temperature": 0}, {"seed": 5}, warm):
                 assert model.chat(messages, **sampling).tokens == plain.chat(messages, **sampling).tokens
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keep
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small weights and a large cache: 768 MiB at 32768 tokens."""
-    heads = {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 128}
+    heads: dict[str, Any] = {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 128}
     return make_model(tmp_path_factory.mktemp("oom"), max_position_embeddings=32768, **heads)
 
 

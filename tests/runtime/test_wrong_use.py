@@ -114,8 +114,12 @@ def test_the_one_who_reads_may_fail(model: Model) -> None:
                 next(stream)
         said = model.vocabulary.text(list(stream.answer.tokens))
         assert (stream.answer.reasoning, stream.answer.text) == split_reasoning(said)
+
+    def fail(*_: int) -> None:
+        raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError):
-        model.chat(STORY, progress=lambda *_: 1 // 0)
+        model.chat(STORY, progress=fail)
     assert model.chat(WHO, temperature=0).tokens == whole.tokens
 
 
@@ -260,11 +264,12 @@ def test_values_without_a_meaning(model: Model, wrong: dict[str, Any]) -> None:
 
 def test_values_at_the_edge(model: Model) -> None:
     greedy = model.chat(WHO, temperature=0, max_tokens=20).tokens
-    for edge in (
+    edges: tuple[dict[str, Any], ...] = (
         {"temperature": 1e-45}, {"temperature": 1e-5}, {"top_k": 1}, {"top_p": 0.0},
         {"min_p": 1.0}, {"typical_p": 0.0, "top_k": 1}, {"stop": None, "temperature": 0},
         {"temperature": np.float32(0), "top_k": np.int64(5), "max_tokens": np.int64(20)},
-    ):  # fmt: skip
+    )  # fmt: skip
+    for edge in edges:
         assert model.chat(WHO, **{"max_tokens": 20, **edge}).tokens == greedy, edge
     for seed in (0, 0xFFFFFFFE):
         model.chat(WHO, seed=seed, temperature=100.0, repeat_penalty=10.0, penalty_last_n=1 << 20, max_tokens=5)

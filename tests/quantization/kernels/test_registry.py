@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mimo_gguf.core.errors import BackendError
 from mimo_gguf.core.ggml_types import GgmlType, row_bytes
 from mimo_gguf.quantization.kernels import numba_kernels, registry
+from mimo_gguf.quantization.kernels.libggml import QUANTIZABLE_TYPES
 from mimo_gguf.quantization.kernels.probe import probe_rows, stored_as
 from mimo_gguf.quantization.kernels.registry import Kernel, describe_kernels, kernel_for
 from tests.quantization.kernels.data_sets import weights
@@ -141,7 +142,7 @@ print(before, have_to_compile())
 
 def test_every_type_has_a_kernel_and_a_reason() -> None:
     kernels = describe_kernels()
-    assert {kernel.ggml_type for kernel in kernels} == registry.QUANTIZABLE_TYPES
+    assert {kernel.ggml_type for kernel in kernels} == QUANTIZABLE_TYPES
     assert all(kernel.name and kernel.note for kernel in kernels)
     needing = {kernel.ggml_type.name for kernel in kernels if kernel.with_importance}
     assert needing == {"IQ2_XXS", "IQ2_XS", "IQ1_S"}
@@ -217,7 +218,8 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         with pytest.raises(ValueError, match=r"must be|whole number|asked for"):
             kernel(*arguments)
     weighted = kernel_for(GgmlType.Q4_0, GgmlType.F32, with_importance=True)
-    for importance in (None, np.ones(63, np.float32), np.ones(64, np.float64), np.ones(128, np.float32)[::2]):
+    wrong: tuple[Any, ...] = (None, np.ones(63, np.float32), np.ones(64, np.float64), np.ones(128, np.float32)[::2])
+    for importance in wrong:
         with pytest.raises(ValueError, match=r"must be|asked for"):
             weighted(rows, np.empty((2, 36), np.uint8), importance)
 
