@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mimo_gguf.fit.asked import AskedMemory, ask_memory
+from mimo_gguf.fit.breakdown import AskedMemory, read_memory
 from mimo_gguf.hardware.devices import Device, add_workers
 from mimo_gguf.memory import compute as memory_compute
 from tests import full_size
@@ -69,7 +69,7 @@ def measure(cells: list[Cell], folder: Path, devices: tuple[Device, ...]) -> dic
         start = time.perf_counter()
         predicted = predict(sizes[key], cell.settings, devices)
         middle = time.perf_counter()
-        asked = ask_memory(files[key], cell.settings, devices)
+        asked = read_memory(files[key], cell.settings, devices)
         tally.predicted_s = max(tally.predicted_s, middle - start)
         tally.asked_s = max(tally.asked_s, time.perf_counter() - middle)
         tally.add(predicted, asked, f"{key} {cell.settings}")

@@ -63,7 +63,7 @@ def command(
     from mimo_gguf.core.ggml_types import parse_ggml_type
     from mimo_gguf.core.gguf_file import read_gguf
     from mimo_gguf.engine.session import SessionOptions
-    from mimo_gguf.fit.refusal import require_fit
+    from mimo_gguf.fit.refusal import check_fit
     from mimo_gguf.fit.solver import Wishes
     from mimo_gguf.hardware.devices import add_workers
     from mimo_gguf.llama.api import load_model
@@ -87,7 +87,7 @@ def command(
             n_outputs_max=1 + max(options.drafts),
         ),
     )
-    require_fit(plan)
+    check_fit(plan)
     plan_teller(not as_json and sys.stderr.isatty())(plan)
     with BenchScreen(quiet=as_json) as screen:
         if any(options.drafts) and not (plan.settings.mtp and plan.model.has_mtp):

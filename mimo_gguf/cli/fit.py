@@ -61,7 +61,7 @@ def command(
     Nothing is loaded. Exit code 3 when it does not fit; the error names what would.
     """
     from mimo_gguf.core.ggml_types import parse_ggml_type
-    from mimo_gguf.fit.refusal import plan_json, require_fit
+    from mimo_gguf.fit.refusal import check_fit, plan_json
     from mimo_gguf.fit.solver import FOUR_BIT_KV, Wishes, solve
 
     devices = choose_devices(vram or [], gpu or [], rpc or [], asked=asked)
@@ -97,7 +97,7 @@ def command(
         print_plan(plans[0], answers)
         for name, uses in others.items():
             ui.out.print(f"also on {name}: {', '.join(map(str, uses))}", markup=False)
-    require_fit(plans[0])
+    check_fit(plans[0])
 
 
 def _others(devices: Sequence[Device]) -> dict[str, tuple[OtherUse, ...]]:
@@ -142,7 +142,7 @@ def _ask(plan: FitPlan, metadata: Metadata) -> dict[str, int]:
 
 
 def _show_solution(solution: Solution, src: str, rpc: Sequence[str], *, as_json: bool) -> None:
-    from mimo_gguf.fit.refusal import require_fit
+    from mimo_gguf.fit.refusal import check_fit
     from mimo_gguf.fit.verdicts import expectation
 
     if as_json:
@@ -161,7 +161,7 @@ def _show_solution(solution: Solution, src: str, rpc: Sequence[str], *, as_json:
         if solution.plan.fits:
             for label, line in _command_lines(solution, src, rpc):
                 ui.print_field(label, line)
-    require_fit(solution.plan)
+    check_fit(solution.plan)
 
 
 def _expected_json(plan: FitPlan) -> dict[str, Any]:

@@ -16,7 +16,7 @@ KV_TYPES: Final = (
 )  # fmt: skip
 
 
-def require_kv_type(kind: GgmlType) -> None:
+def check_kv_type(kind: GgmlType) -> None:
     """Raises UsageError where llama.cpp has no KV cache of this type."""
     if kind not in KV_TYPES:
         raise UsageError(

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.ggml_types import parse_ggml_type
-from mimo_gguf.core.kv_cache import n_ctx_seq, require_kv_type
+from mimo_gguf.core.kv_cache import check_kv_type, n_ctx_seq
 from mimo_gguf.engine.draft_control import DraftControl
 from mimo_gguf.engine.drafting import Drafter, DraftRequest, HiddenState
 from mimo_gguf.engine.sampling import Sampler
@@ -108,7 +108,7 @@ class SessionOptions:
 def _kv_type_number(name: str) -> int:
     """`q8_0` -> 8. Raises UsageError for a type in which llama.cpp keeps no cache; some of them end the process."""
     kind = parse_ggml_type(name)
-    require_kv_type(kind)
+    check_kv_type(kind)
     return int(kind)
 
 

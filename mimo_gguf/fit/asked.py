@@ -1,44 +1,34 @@
 """llama.cpp asked what a run would occupy: a model and its contexts made without allocating anything, to the byte.
 
 The figures come from llama.cpp's own `llama_get_memory_breakdown` on a `no_alloc` model: what the real load would ask
-of each backend, in a fraction of a second. It is a C++ function that returns a std::map, so its nodes are walked here;
-the layouts of libstdc++ and libc++ are fixed by their ABI. On other platforms use `memory_model`, which agrees with it.
-https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-ext.h (llama_memory_breakdown)
+of each backend, in a fraction of a second. It is asked in a process of its own, so that whatever goes wrong there is
+an error here. On platforms where it cannot be asked, the prediction of `memory.predict` agrees with it.
 """
 
 from __future__ import annotations
 
-import ctypes
+import json
+import os
+import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from mimo_gguf.core.errors import BackendError
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import Metadata, TensorInfo, string, uint32
+from mimo_gguf.fit.breakdown import AskedMemory
 from mimo_gguf.hardware.devices import Device
-from mimo_gguf.llama import api as llama_api
-from mimo_gguf.memory.parts import NO_CONTEXT, ContextBytes
+from mimo_gguf.memory.parts import ContextBytes
 from mimo_gguf.memory.run import RunSettings
 
-_SYMBOL: Final = "_Z26llama_get_memory_breakdownPK13llama_context"
-
-
-@dataclass(frozen=True, slots=True)
-class AskedMemory:
-    """Bytes llama.cpp would allocate on one device; the words are those of `memory.parts`."""
-
-    weights: int = 0
-    kv_cache: ContextBytes = NO_CONTEXT
-    compute: ContextBytes = NO_CONTEXT
-
-    @property
-    def n_bytes(self) -> int:
-        return self.weights + self.kv_cache.n_bytes + self.compute.n_bytes
+_TIMEOUT_S: Final = 120
+_LEAVE_OUT: Final = "leave --asked out: the analytic plan needs no llama.cpp"
 
 
 def ask_memory(
@@ -50,51 +40,47 @@ def ask_memory(
         allocate: load the model for good and report what was allocated (the file must hold its data).
 
     Raises:
-        BackendError: llama.cpp refused the file or the settings, or this platform cannot be asked.
+        BackendError: llama.cpp refused the file or the settings, ended or hung on them, or this platform cannot be
+            asked.
     """
-    _require_walkable()
-    model_options = llama_api.ModelOptions(
-        n_gpu_layers=settings.n_gpu_layers if devices else 0,
-        devices=tuple(device.pointer for device in devices),
-        tensor_split=settings.tensor_split,
-        load_mtp=settings.mtp,
-        use_mmap=False,
-        no_alloc=not allocate,
-    )
-    second: dict[int, tuple[int, int, int]] = {}
-    with (
-        llama_api.load_model(path, model_options) as model,
-        llama_api.open_context(model, context_options(settings)) as target,
-    ):
-        first = _breakdown(target.pointer, devices)
-        if settings.mtp and model.n_mtp:
-            n_ubatch, n_outputs = settings.mtp_n_ubatch, settings.mtp_n_outputs_max
-            with llama_api.open_mtp_context(target, n_ubatch=n_ubatch, n_outputs_max=n_outputs) as mtp:
-                second = _breakdown(mtp.pointer, devices)
-    nothing = (0, 0, 0)
+    question = {
+        "path": str(Path(path).absolute()),
+        "settings": asdict(settings) | {"type_k": settings.type_k.name, "type_v": settings.type_v.name},
+        "devices": [device.name for device in devices],
+        "workers": [device.description for device in devices if device.backend == "RPC"],
+        "allocate": allocate,
+    }
+    answer = _ask_child(question)
+    if "error" in answer:
+        raise BackendError(answer["error"], hint=answer["hint"])
     return tuple(
-        AskedMemory(
-            weights=first.get(index, nothing)[0],
-            kv_cache=ContextBytes(first.get(index, nothing)[1], second.get(index, nothing)[1]),
-            compute=ContextBytes(first.get(index, nothing)[2], second.get(index, nothing)[2]),
-        )
-        for index in range(len(devices) + 1)
+        AskedMemory(memory["weights"], ContextBytes(**memory["kv_cache"]), ContextBytes(**memory["compute"]))
+        for memory in answer["devices"]
     )
 
 
-def context_options(settings: RunSettings) -> llama_api.ContextOptions:
-    """The options that make llama.cpp's target context what the plan was made for."""
-    return llama_api.ContextOptions(
-        n_ctx=settings.n_ctx_asked,
-        n_batch=settings.n_batch,
-        n_ubatch=settings.n_ubatch,
-        n_seq_max=settings.n_seq_max,
-        kv_unified=settings.kv_unified,
-        n_outputs_max=settings.n_outputs_max,
-        type_k=int(settings.type_k),
-        type_v=int(settings.type_v),
-        flash_attn=settings.flash_attn,
-    )
+def _ask_child(question: dict[str, Any]) -> dict[str, Any]:
+    """The answer of a process that does nothing else."""
+    command = [sys.executable, "-P", "-m", "mimo_gguf.fit.breakdown"]  # -P: not whatever lies in the current folder
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)}
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(question), capture_output=True, text=True, env=environment, timeout=_TIMEOUT_S,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise BackendError(f"llama.cpp gave no answer within {_TIMEOUT_S} s", hint=_LEAVE_OUT) from None
+    if done.returncode != 0:
+        raise BackendError(f"llama.cpp ended while it was asked: {_why(done)}", hint=_LEAVE_OUT)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def _why(done: subprocess.CompletedProcess[str]) -> str:
+    """The signal that ended it, or the last line it wrote."""
+    if done.returncode < 0:
+        return signal.Signals(-done.returncode).name
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 @contextmanager
@@ -119,57 +105,3 @@ def header_only_file(metadata: Metadata, tensors: Sequence[TensorInfo]) -> Itera
             file.write(layout.header)
             file.truncate(layout.n_bytes)
         yield path
-
-
-class _Map(ctypes.Structure):
-    """Room for a std::map: 48 bytes in libstdc++, 24 in libc++."""
-
-    _fields_ = [("words", ctypes.c_uint64 * 6)]
-
-
-def _require_walkable() -> None:
-    if sys.platform not in ("linux", "darwin") or ctypes.sizeof(ctypes.c_void_p) != 8:
-        raise BackendError(
-            "llama.cpp cannot be asked for its memory on this platform",
-            hint="leave --asked out: the analytic plan needs no llama.cpp",
-        )
-
-
-def _breakdown(context: int, devices: Sequence[Device]) -> dict[int, tuple[int, int, int]]:
-    """Device index (host last) -> bytes of (weights, KV cache, compute buffers)."""
-    function = getattr(llama_api.api()._lib, _SYMBOL, None)
-    if function is None:
-        raise BackendError(
-            "the installed llama.cpp has no llama_get_memory_breakdown",
-            hint="pip install --no-cache-dir --force-reinstall llama-cpp-python==0.3.36",
-        )
-    call = ctypes.CFUNCTYPE(_Map, ctypes.c_void_p)(ctypes.cast(function, ctypes.c_void_p).value or 0)
-    words = call(context).words
-    root, count = (words[2], words[5]) if sys.platform == "linux" else (words[1], words[2])
-    entries = list(_walk(root, left=16 if sys.platform == "linux" else 0))
-    if len(entries) != count:
-        raise BackendError(
-            "llama.cpp's memory breakdown has an unknown layout in this build",
-            hint="leave --asked out: the analytic plan needs no llama.cpp",
-        )
-    index_of = {device.pointer: index for index, device in enumerate(devices)}
-    is_host = llama_api.ggml_function("ggml_backend_buft_is_host", ctypes.c_bool, ctypes.c_void_p)
-    get_device = llama_api.ggml_function("ggml_backend_buft_get_device", ctypes.c_void_p, ctypes.c_void_p)
-    sums: dict[int, tuple[int, int, int]] = {}
-    for buffer_type, *amounts in entries:
-        index = len(devices) if is_host(buffer_type) else index_of.get(get_device(buffer_type) or 0, len(devices))
-        before = sums.get(index, (0, 0, 0))
-        sums[index] = (before[0] + amounts[0], before[1] + amounts[1], before[2] + amounts[2])
-    return sums
-
-
-def _walk(node: int, left: int) -> Iterator[tuple[int, int, int, int]]:
-    """Values of a red-black tree in order. Left and right child lie side by side, the value at byte 32."""
-    if node:
-        yield from _walk(_word(node + left), left)
-        yield _word(node + 32), _word(node + 40), _word(node + 48), _word(node + 56)
-        yield from _walk(_word(node + left + 8), left)
-
-
-def _word(address: int) -> int:
-    return ctypes.c_uint64.from_address(address).value

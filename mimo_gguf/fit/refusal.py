@@ -11,7 +11,7 @@ from mimo_gguf.fit.plan import FitPlan
 from mimo_gguf.fit.ways_out import find_ways_out
 
 
-def require_fit(plan: FitPlan) -> None:
+def check_fit(plan: FitPlan) -> None:
     """Raises DoesNotFit, with the numbers and a way out, if the plan does not fit."""
     if plan.fits:
         return

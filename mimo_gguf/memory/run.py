@@ -9,7 +9,7 @@ from gguf import GGML_QUANT_SIZES
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
-from mimo_gguf.core.kv_cache import MOST_SEQUENCES, n_ctx_seq, require_kv_type
+from mimo_gguf.core.kv_cache import MOST_SEQUENCES, check_kv_type, n_ctx_seq
 from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.memory.allocator import CPU_TRAITS, DeviceTraits
 
@@ -92,7 +92,7 @@ def check_settings(model: ModelSizes, settings: RunSettings) -> None:
         ("K", settings.type_k, model.geometry.key_length),
         ("V", settings.type_v, model.geometry.value_length),
     ):
-        require_kv_type(kind)
+        check_kv_type(kind)
         if length % GGML_QUANT_SIZES[kind][0]:
             raise UsageError(f"{name} heads of {length} cannot be stored as {kind.name}", hint="use --kv-type f16")
     if settings.type_v not in FLOAT_TYPES and not settings.flash_attn:

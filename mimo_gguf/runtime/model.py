@@ -27,7 +27,7 @@ from mimo_gguf.engine.session import Session, SessionOptions
 from mimo_gguf.engine.slot import Cancelled, Progress, Slot, WindowFull
 from mimo_gguf.engine.stats import SessionStats
 from mimo_gguf.fit.plan import FitPlan
-from mimo_gguf.fit.refusal import require_fit
+from mimo_gguf.fit.refusal import check_fit
 from mimo_gguf.fit.solver import Wishes
 from mimo_gguf.hardware.devices import Device
 from mimo_gguf.llama.api import LlamaModel, ModelOptions, load_model
@@ -190,7 +190,7 @@ class Model:
         )
         plan = choose_plan(file, wishes, devices)
         if not force:
-            require_fit(plan)
+            check_fit(plan)
         tell(plan)
         started = launch(file, plan, wishes, options)
         model = cls._of(file, started.native, started.session)

@@ -14,7 +14,7 @@ from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.units import GIB, MIB
 from mimo_gguf.fit.layer_split import deal, most_layers
 from mimo_gguf.fit.plan import FitPlan
-from mimo_gguf.fit.refusal import plan_json, require_fit
+from mimo_gguf.fit.refusal import check_fit, plan_json
 from mimo_gguf.fit.ways_out import find_ways_out
 from mimo_gguf.fit.weigh import largest_context, plan_fit, plan_model
 from mimo_gguf.hardware.devices import CPU, GPU, IGPU, Device, imagined_gpu
@@ -49,7 +49,7 @@ def test_one_byte_less_does_not_fit(file: Path) -> None:
         plan = plan_fit(file, n_ctx=8192, n_gpu_layers=20, devices=short)
         assert not plan.fits
         with pytest.raises(DoesNotFit) as caught:
-            require_fit(plan)
+            check_fit(plan)
         assert caught.value.exit_code == 3
         assert "GiB" in caught.value.message and caught.value.hint
 
@@ -167,7 +167,7 @@ def test_nothing_helps_and_it_says_so() -> None:
     plan = plan_model(full_size.sizes(STEP35, "F16"), RunSettings(n_ctx=2048), (host(1 * GIB),))
     assert find_ways_out(plan) == ()
     with pytest.raises(DoesNotFit, match="needs") as caught:
-        require_fit(plan)
+        check_fit(plan)
     assert "nothing" in str(caught.value.hint)
 
 

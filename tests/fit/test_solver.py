@@ -12,7 +12,7 @@ from mimo_gguf.core.errors import DoesNotFit, UsageError
 from mimo_gguf.core.geometry import QWEN2, STEP35
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.units import GIB
-from mimo_gguf.fit.refusal import require_fit
+from mimo_gguf.fit.refusal import check_fit
 from mimo_gguf.fit.solver import Candidate, Solution, Wishes, solve
 from mimo_gguf.hardware.devices import CPU, GPU, Device
 from mimo_gguf.memory.allocator import DeviceTraits
@@ -117,6 +117,6 @@ def test_where_nothing_fits_the_nearest_plan_refuses() -> None:
     solution = solve(candidates(), (poor,))
     assert solution.file_type == "Q4_K_M" and not solution.plan.fits
     with pytest.raises(DoesNotFit):
-        require_fit(solution.plan)
+        check_fit(solution.plan)
     with pytest.raises(UsageError):
         solve([], (HOST,))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from mimo_gguf.core.geometry import QWEN2, STEP35
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.model_sizes import ModelSizes
-from mimo_gguf.fit.asked import AskedMemory, ask_memory
+from mimo_gguf.fit.breakdown import AskedMemory, read_memory
 from mimo_gguf.hardware.devices import Device, add_workers
 from mimo_gguf.memory.parts import DeviceMemory
 from mimo_gguf.memory.predict import predict_memory
@@ -93,7 +93,7 @@ def predict(sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...
 
 
 def compare(path: Path, sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...]) -> str | None:
-    predicted, asked = predict(sizes, settings, devices), ask_memory(path, settings, devices)
+    predicted, asked = predict(sizes, settings, devices), read_memory(path, settings, devices)
     return None if predicted == asked else f"predicted {predicted}\nasked {asked}"
 
 

@@ -19,6 +19,7 @@ from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.model_sizes import ModelSizes, model_sizes
 from mimo_gguf.fit.asked import ask_memory, header_only_file
+from mimo_gguf.fit.breakdown import read_memory
 from mimo_gguf.memory import compute as memory_compute
 from mimo_gguf.memory.allocator import DeviceTraits
 from mimo_gguf.memory.parts import ContextBytes
@@ -196,7 +197,7 @@ def test_settings_that_llama_cpp_refuses_are_refused(change: dict[str, object]) 
 def test_llama_cpp_refuses_a_quantized_v_cache_without_flash_attention(files: dict[tuple[str, str], Path]) -> None:
     settings = RunSettings(n_ctx=2048, type_v=Q8_0, flash_attn=False, n_gpu_layers=0)
     with pytest.raises(BackendError):
-        ask_memory(files[QWEN2, "Q8_0"], settings)
+        read_memory(files[QWEN2, "Q8_0"], settings)
 
 
 @pytest.mark.parametrize("flash", [True, False])
@@ -208,7 +209,7 @@ def test_what_llama_cpp_really_allocates_is_what_was_predicted(
     sizes = model_sizes(read_gguf(tiny_path))
     settings = RunSettings(n_ctx=1024, flash_attn=flash, n_outputs_max=n_outputs_max, n_gpu_layers=0)
     (predicted,) = (agreement.as_asked(tree) for tree in predict_memory(sizes, settings))
-    assert ask_memory(tiny_path, settings, allocate=True) == (predicted,)
+    assert read_memory(tiny_path, settings, allocate=True) == (predicted,)
 
 
 def test_cuda_needs_room_to_convert_a_quantized_cache() -> None:

@@ -12,7 +12,7 @@ from mimo_gguf.core.errors import BackendError, DoesNotFit, UsageError
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.units import GIB, MIB
 from mimo_gguf.engine.session import Session, SessionOptions
-from mimo_gguf.fit.asked import context_options
+from mimo_gguf.fit.breakdown import context_options
 from mimo_gguf.fit.plan import FitPlan
 from mimo_gguf.fit.solver import Wishes
 from mimo_gguf.hardware.devices import CPU, Device
