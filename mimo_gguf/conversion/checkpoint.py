@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mimo_gguf.conversion import foreign
+from mimo_gguf.conversion.checkpoint_files import read_json
 from mimo_gguf.conversion.safetensors_file import StoredWeights, read_header
 from mimo_gguf.core.errors import CheckpointError
 from mimo_gguf.core.paths import path_kind
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
-
-_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+# A plain file name: an index must not lead out of its folder.
+_SHARD_NAME: Final = re.compile(r"[^/\\\x00-\x1f]+\.safetensors")
+_SHARDS: Final = "model-*-of-*.safetensors"
+_LONGEST_NAME: Final = 255  # bytes; more is no file's name on any system
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +59,16 @@ def read_checkpoint(folder: Path, *, model_id: str | None = None, revision: str 
         CheckpointError: not a folder, no config.json, no weights, a shard missing, truncated or at odds with the index.
     """
     if path_kind(folder) != "folder":
-        raise _no_folder(folder)
-    config = read_json(folder / "config.json", "it has no config.json, so it is no Hugging Face checkpoint")
+        raise _not_a_folder(folder)
+    foreign.check_folder(folder)
+    config = read_json(folder / "config.json", "it has no config.json, so it is not a Hugging Face checkpoint")
+    foreign.check_not_quantized(config, str(folder))
     if model_id is None:
         model_id, revision = _identity(folder)
     return Checkpoint(folder, model_id, revision, config, read_weights(folder))
 
 
-def _no_folder(folder: Path) -> CheckpointError:
+def _not_a_folder(folder: Path) -> CheckpointError:
     kind = path_kind(folder)
     if kind == "file" and folder.suffix.lower() == ".gguf":
         return CheckpointError(f"{folder}: is a GGUF file already", hint=f"mimo-gguf quantize {folder} --type Q4_K_M")
@@ -81,77 +87,36 @@ def _identity(folder: Path) -> tuple[str, str | None]:
     return os.fsencode(folder.resolve().name).decode("utf-8", "replace"), None
 
 
-def read_text(path: Path) -> str:
-    """The UTF-8 text in `path`.
-
-    Raises:
-        CheckpointError: unreadable, or not UTF-8.
-    """
-    try:
-        if path_kind(path) in ("folder", "special"):  # a pipe would be waited for
-            raise CheckpointError(f"{path}: not a file", hint="download the checkpoint again")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}", hint="check the file's permissions") from None
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{path}: not UTF-8 text", hint="download this file again") from None
-
-
-def _is_missing(path: Path) -> bool:
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return True
-    except OSError:  # a folder that may not be looked into, say: reading will tell
-        return False
-    return False
-
-
-def read_json(path: Path, if_missing: str) -> dict[str, Any]:
-    """The JSON object in `path`; every text in it can be written as UTF-8.
-
-    Raises:
-        CheckpointError: missing (`if_missing` says what that means), unreadable, or not a JSON object.
-    """
-    if _is_missing(path):
-        raise CheckpointError(f"{path.parent}: {if_missing}", hint="give the folder that has it, or download it again")
-    text = read_text(path)
-    try:
-        value = json.loads(text)
-        if _SURROGATE.search(text):  # half a character, which JSON can say and UTF-8 cannot
-            json.dumps(value, ensure_ascii=False).encode()
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}", hint="download this file again") from None
-    except RecursionError:
-        raise CheckpointError(f"{path}: not valid JSON: nested too deeply", hint="download this file again") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: a JSON {type(value).__name__}, not an object", hint="download this file again")
-    return value
-
-
 def read_weights(folder: Path) -> dict[str, StoredWeights]:
-    """The tensors of all shards of `folder`, checked against the index where there is one.
+    """The tensors of all shards of `folder`, checked against the index if there is one.
 
     Raises:
         CheckpointError: as `read_checkpoint`.
     """
     index_path = folder / INDEX_NAME
-    if index_path.is_file():
-        weight_map = read_weight_map(index_path)
-        _refuse_strangers(folder, set(weight_map.values()))
-        return _read_indexed(folder, weight_map)
-    shards = sorted(folder.glob("*.safetensors"))
-    if len(shards) > 1 and folder / SINGLE_NAME in shards:
-        shards = [folder / SINGLE_NAME]
-    if not shards:
+    has_single = path_kind(folder / SINGLE_NAME) == "file"
+    weight_map = {} if path_kind(index_path) == "nothing" else read_weight_map(index_path)
+    others = {path.name for path in folder.glob(_SHARDS)} | set(weight_map.values()) - {SINGLE_NAME}
+    if has_single and others:
         raise CheckpointError(
-            f"{folder}: no .safetensors files{_other_weights(folder)}", hint="download the checkpoint again, all of it"
+            f"{folder}: two sets of weights: {SINGLE_NAME}, and the shards {some(sorted(others))}",
+            hint=f"move one set away; transformers would read {SINGLE_NAME}",
         )
+    if not weight_map:
+        return read_header(folder / SINGLE_NAME if has_single else _only_shard(folder))
+    _check_no_strangers(folder, set(weight_map.values()))
+    return _read_indexed(folder, weight_map)
+
+
+def _only_shard(folder: Path) -> Path:
+    shards = sorted(path for path in folder.glob("*.safetensors") if path_kind(path) == "file")
+    if not shards:
+        raise CheckpointError(f"{folder}: no .safetensors files", hint="download the checkpoint again, all of it")
     if len(shards) > 1:
         raise CheckpointError(
             f"{folder}: {len(shards)} .safetensors files but no {INDEX_NAME}", hint="download the index file too"
         )
-    return read_header(shards[0])
+    return shards[0]
 
 
 def read_weight_map(index_path: Path) -> dict[str, str]:
@@ -164,45 +129,44 @@ def read_weight_map(index_path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: no weight_map in it", hint="download this file again")
     for name, shard in weight_map.items():
-        # A plain file name: an index must not lead out of its folder.
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard) or len(os.fsencode(shard)) > _LONGEST_NAME:
             raise CheckpointError(
-                f"{index_path}: tensor {name} lies in {shard!r}, no file name", hint="download it again"
+                f"{index_path}: tensor {reprlib.repr(name)} lies in {reprlib.repr(shard)}, not a file name",
+                hint="download it again",
             )
     return weight_map
 
 
-def _refuse_strangers(folder: Path, named: set[str]) -> None:
-    strangers = sorted(path.name for path in folder.glob("model-*-of-*.safetensors") if path.name not in named)
+def _check_no_strangers(folder: Path, named: set[str]) -> None:
+    """Raises CheckpointError if there are shards that the index does not name."""
+    strangers = sorted(path.name for path in folder.glob(_SHARDS) if path.name not in named)
     if strangers:
         raise CheckpointError(
-            f"{folder}: {_some(strangers)} not in {INDEX_NAME}", hint="two downloads are mixed; start with a new folder"
+            f"{folder}: {some(strangers)} not in {INDEX_NAME}", hint="two downloads are mixed; start with a new folder"
         )
 
 
 def _read_indexed(folder: Path, weight_map: Mapping[str, str]) -> dict[str, StoredWeights]:
-    missing = sorted({shard for shard in weight_map.values() if not (folder / shard).is_file()})
+    missing = sorted({shard for shard in weight_map.values() if path_kind(folder / shard) != "file"})
     if missing:
-        raise CheckpointError(f"{folder}: {_some(missing)} missing", hint="download the checkpoint again; it resumes")
+        raise CheckpointError(f"{folder}: {some(missing)} missing", hint="download the checkpoint again; it resumes")
+    expected: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        expected.setdefault(shard, set()).add(name)
     weights: dict[str, StoredWeights] = {}
-    for shard in sorted(set(weight_map.values())):
+    for shard in sorted(expected):
         found = read_header(folder / shard)
-        expected = {name for name, where in weight_map.items() if where == shard}
-        for names, what in ((expected - found.keys(), "lacks"), (found.keys() - expected, "holds, against the index,")):
+        lacking, extra = expected[shard] - found.keys(), found.keys() - expected[shard]
+        for names, what in ((lacking, "lacks"), (extra, "holds, against the index,")):
             if names:
                 raise CheckpointError(
-                    f"{folder / shard}: {what} {_some(sorted(names))}", hint="shard and index are of two models"
+                    f"{folder / shard}: {what} {some(sorted(names))}", hint="shard and index are of two models"
                 )
         weights.update(found)
     return weights
 
 
-def _other_weights(folder: Path) -> str:
-    others = [path.name for pattern in ("*.bin", "*.pth", "*.gguf") for path in sorted(folder.glob(pattern))]
-    return f" (only {_some(others)})" if others else ""
-
-
-def _some(names: Iterable[str], most: int = 4) -> str:
+def some(names: Iterable[str], most: int = 4) -> str:
     """`a, b, c, d and 7 more`."""
     names = list(names)
     text = ", ".join(names[:most])

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 import gguf
-import yaml
 from gguf import GGUFValueType, GGUFWriter
 
-from mimo_gguf.conversion.checkpoint import Checkpoint, read_json
+from mimo_gguf.conversion.checkpoint import Checkpoint
+from mimo_gguf.conversion.checkpoint_files import read_optional_json
+from mimo_gguf.core.documents import MEGABYTE, DocumentKind
+from mimo_gguf.core.errors import CheckpointError
 from mimo_gguf.core.model_source import Metadata, MetaValue
 
+_CARD: Final = DocumentKind(CheckpointError, "correct the model card", most_bytes=2 * MEGABYTE)
 # Entries of a card that are lists; of any other the first item is taken.
 _LISTS: Final = frozenset(
     {"base_model", "base_models", "base_model_sources", "datasets", "dataset", "dataset_sources", "tags"}
@@ -50,9 +53,10 @@ def _read_card(folder: Path) -> dict[str, Any]:
 
     A model card is prose for people: what is broken or odd in it costs that entry, never the conversion.
     """
+    path = folder / "README.md"
     try:
-        stated = gguf.Metadata.load_model_card(folder)
-    except (yaml.YAMLError, OSError, ValueError, RecursionError):
+        stated = _CARD.parse_yaml(_front_matter(_CARD.read_text(path)), path)
+    except CheckpointError:
         return {}
     plain = {key: _plain(value) for key, value in stated.items()} if isinstance(stated, dict) else {}
     return {
@@ -60,6 +64,15 @@ def _read_card(folder: Path) -> dict[str, Any]:
         for key, value in plain.items()
         if value
     }
+
+
+def _front_matter(text: str) -> str:
+    """The YAML between the first line `---` and the next, mended as the gguf library mends it."""
+    first, *lines = text.splitlines() or [""]
+    if first != "---":
+        return ""
+    lines = lines[: lines.index("---")] if "---" in lines else lines
+    return "\n".join([*lines, ""]).replace("- no\n", '- "no"\n').replace("\t", "  ")
 
 
 def _plain(value: Any) -> str | list[str] | None:
@@ -82,8 +95,7 @@ def _is_utf8(text: str) -> bool:
 
 def _read_sampling(described: gguf.Metadata, folder: Path) -> None:
     """Recommended sampling, where generation_config.json states it for sampled (not greedy) generation."""
-    path = folder / "generation_config.json"
-    stated = read_json(path, "missing") if path.is_file() else {}
+    stated = read_optional_json(folder / "generation_config.json")
     if stated.get("do_sample", True) is not True:
         return
     for key in ("temperature", "top_p", "min_p"):

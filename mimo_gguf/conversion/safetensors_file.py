@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mimo_gguf.conversion.checkpoint_files import is_lfs_pointer, lfs_pointer_error
 from mimo_gguf.core.errors import CheckpointError, first_line
 from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.paths import path_kind
 
+_POINTER_BYTES: Final = 64
 _DTYPES: Final = {"BF16": GgmlType.BF16, "F16": GgmlType.F16, "F32": GgmlType.F32}
 
 
@@ -52,15 +55,22 @@ def read_header(path: Path) -> dict[str, StoredWeights]:
     """
     from safetensors import SafetensorError, safe_open
 
+    if path_kind(path) == "nothing":
+        raise CheckpointError(f"{path}: no such file", hint="download the checkpoint again, all of it")
+    if path_kind(path) != "file":  # a pipe would be waited for
+        raise CheckpointError(f"{path}: not a file", hint="download the checkpoint again, all of it")
     try:
-        with path.open("rb") as file, safe_open(path, framework="numpy"):
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file", hint="download the checkpoint again, all of it") from None
+        with path.open("rb") as file:
+            first = file.read(_POINTER_BYTES)
+            if is_lfs_pointer(first):
+                raise lfs_pointer_error(path)
+            with safe_open(path, framework="numpy"):
+                (length,) = struct.unpack("<Q", first[:8])
+                file.seek(8)
+                header = json.loads(file.read(length))
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}", hint="check the file's permissions") from None
-    except (SafetensorError, ValueError, struct.error) as error:
+    except (SafetensorError, ValueError, RecursionError, MemoryError, struct.error) as error:
         raise CheckpointError(
             f"{path}: not a complete safetensors file: {first_line(error)}", hint="download this file again"
         ) from None

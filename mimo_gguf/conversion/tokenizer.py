@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from gguf import GGUFValueType, TokenType
 
-from mimo_gguf.conversion.checkpoint import read_json, read_text
+from mimo_gguf.conversion.checkpoint_files import read_json, read_optional_json, read_text
 from mimo_gguf.conversion.recipe import PreTokenizer
 from mimo_gguf.core.errors import CheckpointError
 from mimo_gguf.core.model_source import Metadata, array, boolean, string, uint32
@@ -56,7 +56,7 @@ def read_tokenizer(
     Raises:
         CheckpointError: files missing or malformed, ids outside the embedding or used twice, an unknown pre-tokenizer.
     """
-    tokenizer_config = _optional_json(folder / "tokenizer_config.json")
+    tokenizer_config = read_optional_json(folder / "tokenizer_config.json")
     vocabulary = read_vocabulary(folder, config, tokenizer_config, pre_tokenizers)
     tokens, types = _rows(vocabulary, vocab_size, folder)
     metadata = {
@@ -66,7 +66,7 @@ def read_tokenizer(
         "tokenizer.ggml.token_type": array(GGUFValueType.INT32, types),
         "tokenizer.ggml.merges": array(GGUFValueType.STRING, vocabulary.merges),
     }
-    generation_config = _optional_json(folder / "generation_config.json")
+    generation_config = read_optional_json(folder / "generation_config.json")
     ids = _special_ids(vocabulary, tokenizer_config, config, generation_config, vocab_size)
     metadata.update((_ID_KEYS[kind], uint32(token_id)) for kind, token_id in ids.items())
     for kind in ("bos", "eos"):
@@ -258,7 +258,7 @@ def read_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str
         return read_text(jinja)
     stated = tokenizer_config.get("chat_template")
     if stated is None:
-        stated = _optional_json(folder / "chat_template.json").get("chat_template")
+        stated = read_optional_json(folder / "chat_template.json").get("chat_template")
     if isinstance(stated, list):  # several named templates
         named = (entry for entry in stated if isinstance(entry, dict) and entry.get("name") == "default")
         stated = next(named, {}).get("template")
@@ -267,7 +267,3 @@ def read_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str
 
 def _first(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value else value
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path, "missing") if path.is_file() else {}

@@ -193,7 +193,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "index without a map": (write("model.safetensors.index.json", b"{}"), "no weight_map"),
     "index leads out of the folder": (
         edit_index(lambda weight_map: weight_map.update({"lm_head.weight": "../../etc/x.safetensors"})),
-        "no file name",
+        "not a file name",
     ),
     "index names a tensor the shard lacks": (
         edit_index(lambda weight_map: weight_map.update({"model.extra": SHARD_1})),

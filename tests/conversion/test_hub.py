@@ -84,7 +84,7 @@ def test_index_that_leads_out_of_the_folder(hub: FakeHub, tmp_path: Path) -> Non
         (tmp_path / "tmp" / "tmp").mkdir(parents=True)
         done = run_cli(hub, tmp_path, "convert", MODEL, "--dry-run")
     assert done.returncode == 1
-    assert "'../../outside.safetensors', no file name" in done.stderr
+    assert "'../../outside.safetensors', not a file name" in done.stderr
     assert not list(tmp_path.rglob("outside*"))
 
 
