@@ -11,10 +11,12 @@ from typing import Any, Final
 from mimo_gguf.chat.answer import Answer
 from mimo_gguf.chat.reasoning import THINK_CLOSE, THINK_OPEN
 from mimo_gguf.chat.template import Message
+from mimo_gguf.core.documents import MEGABYTE, DocumentKind
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.output_file import atomic_output
 
 _FORMAT: Final = "mimo-gguf conversation 1"
+_SAVED: Final = DocumentKind(UsageError, "give a file that /save wrote", most_bytes=256 * MEGABYTE)
 FULL: Final = 0.85  # share of the window from which people are told what will be left out
 
 
@@ -121,7 +123,7 @@ class Conversation:
             UsageError: no such file, or no conversation.
         """
         try:
-            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            data: dict[str, Any] = _SAVED.read_json(path)
             if data.pop("format") != _FORMAT:
                 raise ValueError("another format")
             turns = [Turn(**{name: str(value) for name, value in turn.items()}) for turn in data.pop("turns")]
@@ -132,9 +134,7 @@ class Conversation:
                 n_without_reasoning=min(max(int(data.get("n_without_reasoning", 0)), 0), len(turns)),
                 n_left_out=min(max(int(data["n_left_out"]), 0), len(turns)),
             )
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror or error}", hint="check the path") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise UsageError(f"{path}: not a saved conversation", hint="give a file that /save wrote") from None
 
     def as_markdown(self) -> str:

@@ -182,10 +182,10 @@ def _grammar(grammar: Path | None, json_schema: Path | None) -> str | None:
 
 
 def _read_text(path: Path) -> str:
-    try:
-        return _decoded(path.read_bytes(), str(path))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}", hint="check the path") from None
+    from mimo_gguf.core.documents import MEGABYTE, DocumentKind
+
+    text = DocumentKind(UsageError, "give a text file in UTF-8", most_bytes=100 * MEGABYTE, pipes=True)
+    return _decoded(text.read_bytes(path), str(path))
 
 
 def _decoded(data: bytes, source: str) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, Final
 
+from mimo_gguf.core.documents import DocumentKind
 from mimo_gguf.core.errors import RecipeError
 
 CONVERT: Final = "convert"
 QUANT_PROFILES: Final = "quant_profiles"
+# The longest shipped recipe has 9 KB; tomllib takes minutes for absurd megabytes.
+_RECIPE: Final = DocumentKind(RecipeError, "correct the file at that place", most_bytes=250_000)
 
 
 def shelf(name: str) -> Path:
@@ -36,9 +38,4 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: it cannot be read or is not TOML; the message has line and column.
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror or error}", hint="check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not valid TOML: {error}", hint="correct the file at that place") from None
+    return _RECIPE.read_toml(path)

@@ -16,14 +16,18 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mimo_gguf.core.documents import DocumentKind
+from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.gguf_file import GgufFile
 from mimo_gguf.core.output_file import atomic_output
+from mimo_gguf.core.paths import path_kind
 from mimo_gguf.engine.session import Session
 from mimo_gguf.engine.slot import Slot
 from mimo_gguf.llama.api import LlamaContext, api
 
 _MAGIC: Final = b"mimo-gguf state 1\n"
 _LONGEST_HEADER: Final = 64 << 20
+_HEADER: Final = DocumentKind(GgufError, "it is not used", most_bytes=_LONGEST_HEADER)
 Blob = NDArray[np.uint8]
 
 
@@ -64,6 +68,8 @@ def load_state(slot: Slot, key: str, path: Path) -> bool:
     """Puts saved caches in place of the slot's; False, and an empty slot, where they cannot be used."""
     slot.reset()
     drafter = slot.session.drafter
+    if path_kind(path) != "file":  # a pipe would be waited for
+        return False
     try:
         with path.open("rb") as file:
             header = _read_header(file)
@@ -72,7 +78,7 @@ def load_state(slot: Slot, key: str, path: Path) -> bool:
         if header["key"] != key or len(blobs) < wanted or [_digest(blob) for blob in blobs] != header["digests"]:
             return False
         tokens, mtp_end = [int(token) for token in header["tokens"]], int(header["mtp_end"])
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    except (GgufError, OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, struct.error):
         return False
     if not 0 < len(tokens) < slot.n_ctx or not _write_cache(slot.session.target, slot.seq_id, blobs[0]):
         slot.reset()
@@ -92,7 +98,7 @@ def _read_header(file: IO[bytes]) -> dict[str, Any]:
     (length,) = struct.unpack("<I", file.read(4))
     if length > _LONGEST_HEADER:
         raise ValueError("not a saved state")
-    header: dict[str, Any] = json.loads(file.read(length))
+    header: dict[str, Any] = _HEADER.parse_json(file.read(length), "the saved state")
     return header
 
 

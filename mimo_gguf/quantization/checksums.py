@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mimo_gguf.core.documents import MEGABYTE, DocumentKind
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.gguf_header import GgufLayout
 from mimo_gguf.quantization.chunks import digest_of
@@ -15,6 +16,7 @@ from mimo_gguf.quantization.chunks import digest_of
 _FORMAT: Final = "mimo-gguf checksums 1"
 _ALGORITHM: Final = "xxh3-128 over the xxh3-128 digests of each chunk_bytes"
 _HINT: Final = "remove it and verify again: what can be checked without it is"
+_SUMS: Final = DocumentKind(GgufError, _HINT, most_bytes=100 * MEGABYTE)  # a split model has some kilobytes
 
 
 def checksum_path(path: Path) -> Path:
@@ -90,7 +92,7 @@ def read_checksums(path: Path) -> Checksums:
         GgufError: it cannot be read, is of another form, or was itself changed.
     """
     try:
-        table = json.loads(path.read_bytes())
+        table = _SUMS.read_json(path)
         header = table["header"]
         tensors = tuple(
             TensorSum(
@@ -107,9 +109,7 @@ def read_checksums(path: Path) -> Checksums:
             str(table.get("run", "")),
         )
         stored = (table["format"], table["digest"])
-    except OSError as error:
-        raise GgufError(f"{path}: {error.strerror or error}", hint=_HINT) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise GgufError(f"{path}: not a file of checksums", hint=_HINT) from None
     if stored != (_FORMAT, digest_of(sums._canonical()).hex()):
         raise GgufError(f"{path}: the checksums themselves were changed", hint=_HINT)

@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mimo_gguf.core.documents import MEGABYTE, DocumentKind
 from mimo_gguf.core.errors import GgufError, UsageError
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import GgufPart, read_part
@@ -25,6 +26,7 @@ from mimo_gguf.core.model_source import Metadata, string, uint32
 _SUMS: Final = ".in_sum2"
 _COUNTS: Final = ".counts"
 _HINT: Final = "make it again with llama-imatrix"
+_DOCUMENT: Final = DocumentKind(GgufError, _HINT, most_bytes=1000 * MEGABYTE)  # a model of 7 B has 5 MB of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,7 @@ def read_importance(path: Path) -> ImportanceMatrix:
     Raises:
         GgufError: no such file, neither format, truncated, or values that are not finite.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise GgufError(f"{path}: {error.strerror or error}", hint="check the path") from None
+    data = _DOCUMENT.read_bytes(path)
     with np.errstate(all="ignore"):  # what is not finite is refused below
         if data[:4] == b"GGUF":
             columns, dataset, n_chunks = _from_gguf(read_part(path), data)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +147,8 @@ def _open_locked(path: Path) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):  # a pipe would be waited for
+                raise OSError(f"{path} is not a file")
             _lock(fd)
             if _is_still(path, fd):
                 return fd
