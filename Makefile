@@ -1,15 +1,18 @@
 # `make demo` shows the main job on the tiny trained model of this repository, `make test` runs every test.
-# Both make .venv themselves. llama-cpp-python has no binary wheel: it is compiled once (5-10 minutes) and kept.
+# Both make .venv themselves. llama-cpp-python has no binary wheel: it is compiled once per set of options, and kept.
 
 PYTHON     ?= python3
 VENV       ?= .venv
 BIN        := $(VENV)/bin
-# -DGGML_RPC=on gives the tests a second device. For a GPU: make demo CMAKE_ARGS="-DGGML_CUDA=on -DGGML_RPC=on"
-CMAKE_ARGS ?= -DGGML_RPC=on
+# Which backends llama.cpp gets. -DGGML_RPC=on gives the tests a second device; for a GPU:
+#     make install CMAKE_ARGS="-DGGML_CUDA=on -DGGML_RPC=on"
+# What was said last is kept in .venv, so that `make test` after that does not go back to the CPU.
+CMAKE_ARGS ?= $(or $(shell cat $(VENV)/.cmake-args 2>/dev/null),-DGGML_RPC=on)
 LLAMA      := $(shell sed -n 's/.*"\(llama-cpp-python==[0-9.]*\)".*/\1/p' pyproject.toml)
 # pip's own wheel cache ignores CMAKE_ARGS, so wheels are kept here, one folder per version and set of options.
 CACHE      ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mimo-gguf/wheels
-WHEELS     := $(CACHE)/$(subst ==,-,$(LLAMA))-$(shell printf '%s' '$(CMAKE_ARGS)' | cksum | cut -d' ' -f1)
+KEY        := $(subst ==,-,$(LLAMA))-$(shell printf '%s' '$(CMAKE_ARGS)' | cksum | cut -d' ' -f1)
+WHEELS     := $(CACHE)/$(KEY)
 TINY       := examples/mimo-tiny
 DEMO       ?= build/demo
 
@@ -19,19 +22,28 @@ DEMO       ?= build/demo
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
 
-$(WHEELS)/.built:
-	@echo "Compiling $(LLAMA) with $(CMAKE_ARGS): 5 to 10 minutes, once. It is kept in $(WHEELS)"
-	@mkdir -p $(WHEELS)
-	@CMAKE_ARGS='$(CMAKE_ARGS)' $(BIN)/pip wheel -q --no-deps --no-cache-dir --no-binary llama-cpp-python -w $(WHEELS) $(LLAMA)
-	@touch $@
+TOO_OLD = Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). \
+  Name another: make $(MAKECMDGOALS) PYTHON=python3.12
 
 $(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(TOO_OLD)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --upgrade pip
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/.made
-	@$(MAKE) -s $(WHEELS)/.built
+$(WHEELS)/.built: | $(VENV)/.made
+	@CMAKE_ARGS='$(CMAKE_ARGS)' $(BIN)/python tools/build_llama_wheel.py --pip $(BIN)/pip --into $(WHEELS) $(LLAMA)
+	@touch $@
+
+# The stamp carries the wheel's key, so that other options, or another version, install another build.
+$(VENV)/.llama-$(KEY): | $(VENV)/.made $(WHEELS)/.built
+	@$(BIN)/pip install -q --no-deps --no-index --force-reinstall $(WHEELS)/*.whl
+	@rm -f $(VENV)/.llama-*
+	@printf '%s' '$(CMAKE_ARGS)' > $(VENV)/.cmake-args
+	@touch $@
+	@echo "llama.cpp in $(VENV): built with $(CMAKE_ARGS)"
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.llama-$(KEY)
 	@$(BIN)/pip install -q --find-links $(WHEELS) -e .
 	@touch $@
 
@@ -42,7 +54,7 @@ $(VENV)/.dev: $(VENV)/.installed
 install: $(VENV)/.installed ## make .venv with the package in it (editable)
 
 demo: $(VENV)/.installed ## the main job on a tiny trained MiMo: convert, inspect, quantize, fit, chat
-	@PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh $(TINY) $(DEMO)
+	@sh examples/demo.sh $(TINY) $(DEMO) $(BIN)
 
 test: $(VENV)/.dev ## install what the tests need, then run them all
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0

@@ -80,6 +80,9 @@ def command(
     kv_type: KvType = None,
     ubatch: Ubatch = None,
     auto: Auto = True,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Tell tok/s and acceptance on stderr even if that is not a terminal.")
+    ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
     log_file: LogFile = None,
@@ -137,7 +140,7 @@ def command(
 
             ChatLoop(model, system, sampling, answers, reasoning=reasoning, watch=watch).run()
             return
-        screen = _screen(as_json, reasoning, figures=verbose or sys.stderr.isatty())
+        screen = _screen(as_json, reasoning, figures=stats or verbose or sys.stderr.isatty())
         answer = ask(model, Conversation(system).messages(question), sampling, answers, screen, watch)
     if answer.finish_reason == "cancelled":
         raise typer.Exit(130)

@@ -44,8 +44,9 @@ def run(*arguments: str | Path, stdin: str | None = None) -> tuple[str, str]:
 def test_one_question(mimo_tiny: Path) -> None:
     answer, notes = run(mimo_tiny, "-p", "Who are you?", *GREEDY)
     assert "MiMo" in answer and "think" not in answer and notes == ""  # nobody watches
-    notes = run(mimo_tiny, "-p", "Who are you?", "--verbose", *GREEDY)[1]
-    assert re.search(r"\d+ tokens, [\d.]+ tok/s · MTP drafts \d+% right.* · context \d+ of 512", notes)
+    notes = run(mimo_tiny, "-p", "Who are you?", "--stats", *GREEDY)[1]
+    assert re.fullmatch(r"\d+ tokens, [\d.]+ tok/s · MTP drafts \d+% right.* · context \d+ of 512\n", notes)
+    assert notes.partition(",")[0] in run(mimo_tiny, "-p", "Who are you?", "--verbose", *GREEDY)[1]
     assert run(mimo_tiny, *GREEDY, stdin="Who are you?")[0] == answer
     assert run(mimo_tiny, "-p", "Who are you?", "--no-mtp", *GREEDY)[0] == answer
 
