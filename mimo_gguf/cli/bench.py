@@ -81,7 +81,7 @@ def command(
         header,
         Wishes(
             n_ctx=window_needed(options) if ctx is None else ctx,
-            kv_type=parse_ggml_type(kv_type) if kv_type else None,
+            kv_type=None if kv_type is None else parse_ggml_type(kv_type),
             mtp=mtp,
             n_gpu_layers=gpu_layers,
             n_outputs_max=1 + max(options.drafts),

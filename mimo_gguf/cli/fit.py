@@ -71,7 +71,7 @@ def command(
         raise UsageError("llama.cpp is asked about one plan, not a choice", hint=hint)
     wishes = Wishes(
         n_ctx=parallel * candidates[0].model.geometry.context_length if ctx == 0 else ctx,
-        kv_type=parse_ggml_type(kv_type) if kv_type else None,
+        kv_type=None if kv_type is None else parse_ggml_type(kv_type),
         mtp=mtp,
         n_ubatch=ubatch,
         n_gpu_layers=gpu_layers,

@@ -68,7 +68,11 @@ def _print_one(profile: Profile, size: ProfileSize, model: ModelSizes) -> None:
     ui.print_field("size", f"{size.bits_per_weight:.2f} bits per weight, {format_size(size.n_bytes)} for {model.label}")
     ui.print_field("imatrix", "needed" if size.needs_imatrix else "optional")
     ui.print_field("matrices", ", ".join(f"{name} x{count}" for name, count in size.types))
-    mtp = profile.mtp.ggml_type.name if profile.mtp.ggml_type else f"same as the file ({', '.join(size.mtp_types)})"
+    mtp = (
+        profile.mtp.ggml_type.name
+        if profile.mtp.ggml_type is not None
+        else f"same as the file ({', '.join(size.mtp_types)})"
+    )
     ui.print_field("mtp", mtp)
     ui.out.print()
     rows = [
@@ -90,7 +94,7 @@ def _as_json(profile: Profile, size: ProfileSize, *, rules: bool) -> dict[str, A
         "n_bytes": size.n_bytes,
         "needs_imatrix": size.needs_imatrix,
         "types": dict(size.types),
-        "mtp": profile.mtp.ggml_type.name if profile.mtp.ggml_type else "same",
+        "mtp": "same" if profile.mtp.ggml_type is None else profile.mtp.ggml_type.name,
     }
     if rules:
         document["rules"] = [

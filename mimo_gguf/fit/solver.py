@@ -33,12 +33,13 @@ from mimo_gguf.fit.refusal import plan_json
 from mimo_gguf.fit.ways_out import smaller_types
 from mimo_gguf.fit.weigh import largest_context, plan_model
 from mimo_gguf.hardware.devices import Device
-from mimo_gguf.memory.run import MTP_N_UBATCH, RunSettings
+from mimo_gguf.memory.run import RunSettings, session_settings
 
 SMALLEST_CONTEXT: Final = 1024  # less is no conversation
 USABLE_CONTEXT: Final = 4096
 GOOD_CONTEXT: Final = 8192
 BETTER_CONTEXT: Final = 16384
+USUAL_UBATCH: Final = 512
 SMALL_UBATCH: Final = 128
 # What is known of 4-bit caches and reasoning, for whoever asks for one.
 FOUR_BIT_KV: Final = (
@@ -52,6 +53,7 @@ class Wishes:
     """What the user has decided already; None leaves it to the solver.
 
     Attributes:
+        n_ctx: 0 is as good as None.
         n_seq_max: conversations at a time; they share the context in equal parts.
         n_outputs_max: rows of logits a pass may ask for; 0 is a token and one draft for each conversation.
     """
@@ -155,7 +157,7 @@ def _missing_bytes(plan: FitPlan) -> int:
 
 def _whole_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wishes) -> Iterator[FitPlan]:
     """All layers on the GPUs (or as many as the user said), with the largest context that fits."""
-    for settings in _combinations(candidate.model, wishes, wishes.n_ubatch or 512):
+    for settings in _combinations(candidate.model, wishes):
         layers = -1 if wishes.n_gpu_layers is None else wishes.n_gpu_layers
         yield _with_best_context(plan_model(candidate.model, settings, devices, layers), wishes)
 
@@ -170,35 +172,33 @@ def _partial_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wish
     """As many layers on the GPUs as fit beside a good context; of no interest are plans with fewer than another has."""
     if wishes.n_gpu_layers is None and len(devices) > 1:
         most = 0
-        for settings in reversed(list(_combinations(candidate.model, wishes, wishes.n_ubatch or 512))):
+        for settings in reversed(list(_combinations(candidate.model, wishes))):
             plan = plan_model(candidate.model, settings, devices, at_least=most)
             most = plan.settings.n_gpu_layers if plan.fits else most
             yield plan
 
 
-def _combinations(model: ModelSizes, wishes: Wishes, n_ubatch: int) -> Iterator[RunSettings]:
+def _combinations(model: ModelSizes, wishes: Wishes) -> Iterator[RunSettings]:
     """KV types and drafting, where they are free to choose, at a good context."""
     heads = (model.geometry.key_length, model.geometry.value_length)
     can_q8 = wishes.flash_attn and not any(length % block_size(GgmlType.Q8_0) for length in heads)
-    kv_types = [wishes.kv_type] if wishes.kv_type else [GgmlType.F16, GgmlType.Q8_0][: 2 if can_q8 else 1]
+    free_types = [GgmlType.F16, GgmlType.Q8_0] if can_q8 else [GgmlType.F16]
+    kv_types = free_types if wishes.kv_type is None else [wishes.kv_type]
     drafting = [wishes.mtp] if wishes.mtp is not None else [True, False][: 2 if model.has_mtp else 1]
     for kv_type, mtp in itertools.product(kv_types, drafting):
-        yield settings_for(model, replace(wishes, kv_type=kv_type, mtp=mtp, n_ubatch=n_ubatch))
+        yield settings_for(model, replace(wishes, kv_type=kv_type, mtp=mtp))
 
 
 def settings_for(model: ModelSizes, wishes: Wishes) -> RunSettings:
     """`wishes` as they are, and what is usual where they leave something open."""
-    n_ubatch = wishes.n_ubatch or 512
-    n_outputs_max = wishes.n_outputs_max or 2 * wishes.n_seq_max
-    return RunSettings(
+    kv_type = GgmlType.F16 if wishes.kv_type is None else wishes.kv_type
+    return session_settings(
         n_ctx=wishes.n_ctx or wishes.n_seq_max * min(GOOD_CONTEXT, model.geometry.context_length),
-        n_batch=max(512, n_ubatch),
-        n_ubatch=n_ubatch,
+        n_ubatch=USUAL_UBATCH if wishes.n_ubatch is None else wishes.n_ubatch,
         n_seq_max=wishes.n_seq_max,
-        n_outputs_max=n_outputs_max,
-        mtp_n_ubatch=max(MTP_N_UBATCH, n_outputs_max),
-        type_k=wishes.kv_type or GgmlType.F16,
-        type_v=wishes.kv_type or GgmlType.F16,
+        n_outputs_max=wishes.n_outputs_max or 2 * wishes.n_seq_max,
+        type_k=kv_type,
+        type_v=kv_type,
         flash_attn=wishes.flash_attn,
         mtp=wishes.mtp is not False,
     )
@@ -240,7 +240,7 @@ def _gave_up(plan: FitPlan, wishes: Wishes) -> Iterator[str]:
         yield f"KV cache {s.type_k.name.lower()} instead of f16"
     if s.n_ctx < trained and not wishes.n_ctx:
         yield f"context {s.n_ctx} of the {trained} it was trained for"
-    if s.n_ubatch < 512 and wishes.n_ubatch is None:
+    if s.n_ubatch < USUAL_UBATCH and wishes.n_ubatch is None:
         yield f"prompts are read {s.n_ubatch} tokens at a time, somewhat slower"
 
 

@@ -19,7 +19,7 @@ from mimo_gguf.fit.plan import DeviceFit, FitPlan
 from mimo_gguf.hardware.devices import Device, list_devices
 from mimo_gguf.memory.parts import DeviceMemory
 from mimo_gguf.memory.predict import layer_bytes, layer_homes, predict_memory
-from mimo_gguf.memory.run import Placement, RunSettings
+from mimo_gguf.memory.run import Placement, RunSettings, session_settings
 
 # Beside llama.cpp's buffers: Python, the libraries and the vocabulary on the host (100 MiB measured after loading, the
 # rest for what the kernels need while they work); kernels and cuBLAS handles that a
@@ -58,9 +58,8 @@ def plan_fit(
     """
     file = read_gguf(path)
     model = model_sizes(file)
-    settings = RunSettings(
+    settings = session_settings(
         n_ctx=n_ctx or model.geometry.context_length,
-        n_batch=max(n_ubatch, 1),
         n_ubatch=n_ubatch,
         n_seq_max=n_seq_max,
         n_outputs_max=n_outputs_max,

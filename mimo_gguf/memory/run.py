@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from gguf import GGML_QUANT_SIZES
 
@@ -59,6 +59,29 @@ class RunSettings:
     def n_ctx_asked(self) -> int:
         """The n_ctx that llama.cpp is given: of several conversations the rounded shares together."""
         return self.n_cells if self.n_seq_max > 1 else self.n_ctx
+
+
+def session_settings(
+    *, n_ctx: int, n_ubatch: int = 512, n_seq_max: int = 1, n_outputs_max: int = 4, **others: Any
+) -> RunSettings:
+    """The settings that a session of this package makes its contexts with (`SessionOptions.for_context`).
+
+    A pass takes `n_ubatch` tokens, but never fewer than want logits and one more, and the MTP context as many, up to
+    64 or the rows that want logits.
+
+    Args:
+        others: fields of RunSettings that are taken as they are.
+    """
+    n_batch = max(n_ubatch, n_outputs_max + 1) if n_ubatch > 0 else n_ubatch  # 0 is for check_settings to refuse
+    return RunSettings(
+        n_ctx=n_ctx,
+        n_batch=n_batch,
+        n_ubatch=n_batch,
+        n_seq_max=n_seq_max,
+        n_outputs_max=n_outputs_max,
+        mtp_n_ubatch=min(max(MTP_N_UBATCH, n_outputs_max), max(min(n_batch, n_ctx), n_outputs_max + 1)),
+        **others,
+    )
 
 
 @dataclass(frozen=True, slots=True)

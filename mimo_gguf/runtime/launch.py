@@ -34,7 +34,7 @@ class Launch:
 def choose_plan(file: GgufFile, wishes: Wishes, devices: Sequence[Device] | None = None) -> FitPlan:
     """The best plan for `file` on `devices` (the host last; None looks at this machine) that keeps to `wishes`.
 
-    It may not fit: `FitPlan.require` refuses it and names ways out.
+    It may not fit: `refusal.check_fit` refuses it and names ways out.
 
     Raises:
         GgufError: not a MiMo file.

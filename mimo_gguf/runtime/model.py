@@ -180,7 +180,7 @@ class Model:
         options = options or SessionOptions()
         wishes = Wishes(
             n_ctx=n_ctx,
-            kv_type=parse_ggml_type(kv_type) if kv_type else None,
+            kv_type=None if kv_type is None else parse_ggml_type(kv_type),
             mtp=mtp,
             n_ubatch=n_ubatch,
             n_gpu_layers=n_gpu_layers,

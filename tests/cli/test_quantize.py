@@ -131,6 +131,11 @@ def test_a_profile_of_ones_own(source: Path, tmp_path: Path) -> None:
     assert run(tmp_path, "profiles", "--check", "mine.toml").returncode == 0
     assert run(tmp_path, "quantize", source, "--profile", "mine.toml").returncode == 0
     assert (tmp_path / "Random-mine.gguf").is_file()
+    for mtp in ("F16", "F32"):  # ggml's number of F32 is 0
+        (tmp_path / "mine.toml").write_text(
+            f'summary = "x"\nfile_type = "Q8_0"\ndefault = "Q8_0"\n[mtp]\ntype = "{mtp}"\n'
+        )
+        assert json.loads(run(tmp_path, "profiles", "--check", "mine.toml", "--json").stdout)["mtp"] == mtp
     (tmp_path / "mine.toml").write_text('summary = "x"\nfile_type = "Q8_0"\ndefault = "Q8"\n')
     assert_clear_error(run(tmp_path, "profiles", "--check", "mine.toml"), "mine.toml: default: 'Q8'")
 

@@ -48,6 +48,7 @@ def test_every_solution_fits_and_a_pinned_choice_is_kept() -> None:
     pins: tuple[dict[str, Any], ...] = (
         {"n_ctx": 12288},
         {"kv_type": GgmlType.Q4_0},
+        {"kv_type": GgmlType.F32},  # whose number is 0
         {"mtp": False},
         {"n_ubatch": 64},
         {"n_gpu_layers": 10},

@@ -24,7 +24,7 @@ from mimo_gguf.memory import compute as memory_compute
 from mimo_gguf.memory.allocator import DeviceTraits
 from mimo_gguf.memory.parts import ContextBytes
 from mimo_gguf.memory.predict import layer_homes, predict_memory
-from mimo_gguf.memory.run import Placement, RunSettings
+from mimo_gguf.memory.run import Placement, RunSettings, session_settings
 from tests import full_size
 from tests.memory import agreement
 from tests.workers import running_worker
@@ -83,7 +83,7 @@ def test_a_prediction_imports_no_llama_cpp() -> None:
 import sys
 from mimo_gguf.memory.allocator import DeviceTraits
 from mimo_gguf.memory.predict import predict_memory
-from mimo_gguf.memory.run import Placement, RunSettings
+from mimo_gguf.memory.run import Placement, RunSettings, session_settings
 from mimo_gguf.core.published_model import published_model
 predict_memory(published_model(), RunSettings(8192, n_gpu_layers=20), [Placement("", 1 << 33, DeviceTraits(128, 32))])
 sys.exit("llama_cpp" in sys.modules or "torch" in sys.modules)
@@ -95,6 +95,11 @@ def test_odd_contexts_and_batches(files: dict[tuple[str, str], Path]) -> None:
     sizes = full_size.sizes(STEP35, "Q8_0")
     for n_ctx, ubatch in ((1, 512), (300, 512), (1000, 17), (5000, 1)):
         assert_agrees(files[STEP35, "Q8_0"], sizes, RunSettings(n_ctx=n_ctx, n_ubatch=ubatch, n_gpu_layers=0))
+    for ubatch in (1, 8, 16, 32, 33, 63, 64, 65):
+        for n_ctx in (20, 4096):
+            settings = session_settings(n_ctx=n_ctx, n_ubatch=ubatch, n_outputs_max=2, n_gpu_layers=0)
+            assert_agrees(files[STEP35, "Q8_0"], sizes, settings)
+            assert settings.mtp_n_ubatch <= max(min(settings.n_batch, n_ctx), 3)
 
 
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q8_0"])

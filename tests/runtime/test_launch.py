@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 
 from mimo_gguf.core.errors import BackendError, DoesNotFit, UsageError
+from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.units import GIB, MIB
 from mimo_gguf.engine.session import Session, SessionOptions
-from mimo_gguf.fit.breakdown import context_options
+from mimo_gguf.fit.breakdown import context_options, read_memory
 from mimo_gguf.fit.plan import FitPlan
 from mimo_gguf.fit.solver import Wishes
 from mimo_gguf.hardware.devices import CPU, Device
 from mimo_gguf.runtime import launch as launching
 from mimo_gguf.runtime.launch import choose_plan, next_smaller
 from mimo_gguf.runtime.model import Model
+from tests.memory.agreement import as_asked
 from tests.tiny_models import make_model
 
 THREADS = SessionOptions(n_threads=1)
@@ -55,6 +57,37 @@ def test_several_conversations_run_as_planned(path: Path) -> None:
         drafting = model.session.drafter.context.options
         assert (drafting.n_ubatch, drafting.n_outputs_max) == (planned.mtp_n_ubatch, 40)
     assert choose_plan(read_gguf(path), Wishes(n_seq_max=2), host(8 * GIB)).settings.n_ctx == 2 * 16384
+
+
+@pytest.mark.parametrize("n_ubatch", [1, 8, 16, 32, 33, 63, 64, 65])
+@pytest.mark.parametrize("n_parallel", [1, 12])
+def test_small_micro_batches_run_as_planned(path: Path, n_ubatch: int, n_parallel: int) -> None:
+    """Both contexts take at a time what the plan says, and need for it what llama.cpp counts."""
+    options = SessionOptions(n_threads=1, n_parallel=n_parallel, flash_attn=True)
+    with Model.load(path, n_ctx=4096, n_ubatch=n_ubatch, options=options, devices=host(8 * GIB)) as model:
+        assert model.plan is not None and model.session.drafter is not None
+        planned = model.plan.settings
+        assert model.session.target.options == replace(context_options(planned), n_threads=1)
+        assert model.session.drafter.context.options.n_ubatch == planned.mtp_n_ubatch
+    (asked,) = read_memory(path, planned)
+    assert asked == as_asked(model.plan.devices[0].memory)
+
+
+def test_a_cache_in_f32_is_one(path: Path) -> None:
+    """ggml's number of F32 is 0, which must not count as nothing asked for."""
+    with Model.load(path, n_ctx=512, kv_type="f32", options=THREADS, devices=host(8 * GIB)) as model:
+        assert model.plan is not None and model.plan.settings.type_k is model.plan.settings.type_v is GgmlType.F32
+        assert model.session.target.options.type_k == model.session.target.options.type_v == 0
+        kv_cache = model.plan.devices[0].memory.kv_cache
+    with Model.load(path, n_ctx=512, kv_type="f16", options=THREADS, devices=host(8 * GIB)) as model:
+        assert model.plan is not None and kv_cache.n_bytes == 2 * model.plan.devices[0].memory.kv_cache.n_bytes
+
+
+def test_an_empty_name_of_a_type_is_a_mistake(path: Path) -> None:
+    with pytest.raises(UsageError, match="no tensor type"):
+        Model.load(path, kv_type="", devices=host(8 * GIB))
+    with pytest.raises(UsageError, match="at least 1"):
+        Model.load(path, n_ubatch=0, devices=host(8 * GIB))
 
 
 def test_less_memory_means_a_smaller_window(path: Path) -> None:
