@@ -6,7 +6,6 @@ llama.cpp wants them. Which type each tensor gets in the output is the quantizat
 
 from __future__ import annotations
 
-import hashlib
 import math
 import reprlib
 from collections import Counter
@@ -26,6 +25,7 @@ from mimo_gguf.conversion.safetensors_file import StoredWeights
 from mimo_gguf.conversion.tokenizer import read_tokenizer
 from mimo_gguf.conversion.transforms import TRANSFORMS
 from mimo_gguf.core.data_file import DataFile
+from mimo_gguf.core.digests import FINGERPRINT
 from mimo_gguf.core.errors import CheckpointError, UsageError
 from mimo_gguf.core.geometry import QWEN2, STEP35
 from mimo_gguf.core.ggml_types import GgmlType
@@ -218,11 +218,9 @@ def _check_tensor(weights: StoredWeights, tensor: MappedTensor) -> None:
 
 
 def _fingerprint(plan: ConversionPlan, stamps: tuple[FileStamp, ...]) -> str:
-    digest = hashlib.sha256(plan.recipe.digest.encode())
-    digest.update(repr((plan.layout, plan.n_mtp, plan.mapping.mapped, sorted(plan.metadata.items()))).encode())
-    for stamp in stamps:
-        digest.update(f"{stamp.path.name} {stamp.size_bytes} {stamp.mtime_ns}\n".encode())
-    return digest.hexdigest()
+    planned = repr((plan.layout, plan.n_mtp, plan.mapping.mapped, sorted(plan.metadata.items())))
+    files = (f"{stamp.path.name} {stamp.size_bytes} {stamp.mtime_ns}\n".encode() for stamp in stamps)
+    return FINGERPRINT.hex(plan.recipe.digest.encode(), planned.encode(), *files)
 
 
 # ---- reading

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from mimo_gguf.conversion.transforms import TRANSFORMS
 from mimo_gguf.core import shelves
+from mimo_gguf.core.digests import RECIPE
 from mimo_gguf.core.errors import CheckpointError, RecipeError
 
 
@@ -140,7 +140,7 @@ def read_recipe(path: Path) -> Recipe:
 def _recipe(path: Path, table: Mapping[str, Any]) -> Recipe:
     return Recipe(
         path=path,
-        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        digest=RECIPE.hex(path.read_bytes()),
         family=table["model"]["family"],
         architectures=tuple(table["model"]["architectures"]),
         supported={key: tuple(values) for key, values in table["config"]["supported"].items()},

@@ -6,7 +6,6 @@ offsets are compared with the file before anything is allocated or followed.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import mmap
 import re
@@ -21,6 +20,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
 from mimo_gguf.core.data_file import DataFile
+from mimo_gguf.core.digests import FINGERPRINT, GGUF_HEADER
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_header import SCALARS
@@ -222,7 +222,7 @@ def _parse(cursor: _Cursor) -> GgufPart:
     header_end = cursor.at
     data_offset = -(-header_end // alignment) * alignment
     tensors = _placed(cursor, entries, data_offset, alignment)
-    digest = hashlib.sha256(cursor.buffer[:header_end]).hexdigest()
+    digest = GGUF_HEADER.hex(cursor.buffer[:header_end])
     return GgufPart(cursor.path, version, alignment, metadata, tensors, data_offset, digest)
 
 
@@ -359,7 +359,9 @@ def model_name(model: GgufFile) -> str:
 
 
 def _fingerprint(model: GgufFile, stamps: tuple[FileStamp, ...]) -> str:
-    digest = hashlib.sha256()
-    for part, stamp in zip(model.parts, stamps, strict=True):
-        digest.update(f"{part.header_digest} {stamp.size_bytes} {stamp.mtime_ns}\n".encode())
-    return digest.hexdigest()
+    return FINGERPRINT.hex(
+        *(
+            f"{part.header_digest} {stamp.size_bytes} {stamp.mtime_ns}\n".encode()
+            for part, stamp in zip(model.parts, stamps, strict=True)
+        )
+    )

@@ -127,10 +127,17 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` durable (where the system can open a folder: not on Windows)."""
+    """Makes a rename in `folder` durable (where the system can open a folder: not on Windows).
+
+    Raises:
+        OutputError: the folder has vanished.
+    """
     if os.name == "nt":
         return
-    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fd = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"{folder}: {error.strerror or error}", hint="run the same command again") from None
     try:
         os.fsync(fd)
     except OSError:

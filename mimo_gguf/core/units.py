@@ -1,8 +1,10 @@
-"""Sizes as people write and read them. Inside the package every size is an int of bytes (`_bytes`)."""
+"""Sizes, counts and lists as people write and read them. Inside the package a size is an int of bytes (`_bytes`)."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from itertools import islice
 from typing import Final
 
 from mimo_gguf.core.errors import UsageError
@@ -58,6 +60,21 @@ def format_count(n: int) -> str:
         if n >= factor:
             return f"{n / factor:.{places}f} {unit}"
     return str(n)
+
+
+def counted(n: int, noun: str, plural: str | None = None) -> str:
+    """`1 thread`, `2 threads`, `0 files`, `3 matrices`: a number with its noun.
+
+    Args:
+        plural: the noun for every number but one, if an "s" at its end does not make it.
+    """
+    return f"{n} {noun if n == 1 else plural or noun + 's'}"
+
+
+def listed(names: Collection[str], most: int = 4) -> str:
+    """`a, b, c, d and 7 more`: at most `most` of the names, and how many are left."""
+    text = ", ".join(islice(names, most))
+    return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 
 def format_clock(seconds: float) -> str:

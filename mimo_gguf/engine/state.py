@@ -7,7 +7,6 @@ carries digests, and nothing reaches llama.cpp that does not agree with both.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import struct
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mimo_gguf.core.digests import STATE
 from mimo_gguf.core.documents import DocumentKind
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.gguf_file import GgufFile
@@ -111,7 +111,7 @@ def _read_blob(file: IO[bytes], size: int) -> Blob:
 
 
 def _digest(blob: Blob) -> str:
-    return hashlib.blake2b(blob.data, digest_size=16).hexdigest()
+    return STATE.hex(blob.data)
 
 
 def _read_cache(context: LlamaContext, seq_id: int) -> Blob:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mimo_gguf.core.digests import HEADER, SUMS
 from mimo_gguf.core.documents import MEGABYTE, DocumentKind
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.gguf_header import GgufLayout
-from mimo_gguf.quantization.chunks import digest_of
 
 _FORMAT: Final = "mimo-gguf checksums 1"
 _ALGORITHM: Final = "xxh3-128 over the xxh3-128 digests of each chunk_bytes"
@@ -41,6 +41,8 @@ class Checksums:
 
     Attributes:
         run: what made the file (source, profile, options, version), as a digest: the same again need not be done.
+        sha256: hex digest of the whole file, as the Hub shows it. Empty until `verify` has read the file from its start
+            to its end: the header, which comes first, holds digests that are known last.
     """
 
     file: str
@@ -49,10 +51,11 @@ class Checksums:
     header_digest: bytes
     tensors: tuple[TensorSum, ...]
     run: str
+    sha256: str = ""
 
     @classmethod
     def of(cls, file: str, layout: GgufLayout, tensors: Sequence[TensorSum], run: str) -> Checksums:
-        return cls(file, layout.n_bytes, len(layout.header), digest_of(layout.header), tuple(tensors), run)
+        return cls(file, layout.n_bytes, len(layout.header), HEADER.of(layout.header), tuple(tensors), run)
 
     def as_bytes(self) -> bytes:
         """The JSON document, one tensor per line."""
@@ -63,16 +66,27 @@ class Checksums:
             "n_bytes": self.n_bytes,
             "header": {"n_bytes": self.header_bytes, "digest": self.header_digest.hex()},
             "run": self.run,
-            "digest": digest_of(self._canonical()).hex(),
+            **({"sha256": self.sha256} if self.sha256 else {}),
+            "digest": SUMS.hex(self._canonical()),
         }
         lines = ",\n".join("    " + json.dumps(_tensor_json(tensor)) for tensor in self.tensors)
         return (json.dumps(head, indent=2)[:-2] + f',\n  "tensors": [\n{lines}\n  ]\n}}\n').encode()
 
     def _canonical(self) -> bytes:
         lines = [f"{self.file} {self.n_bytes} {self.header_bytes} {self.header_digest.hex()}"]
-        lines += [self.run] * bool(self.run)  # the first files were made without it
+        lines += [value for value in (self.run, self.sha256) if value]
         lines += [json.dumps(_tensor_json(tensor)) for tensor in self.tensors]
         return "\n".join(lines).encode(errors="surrogateescape")  # a file's name may be no text
+
+
+def _is_possible(sums: Checksums) -> bool:
+    """Whether the places are those of a file: one tensor behind the other, all between the header and the end."""
+    end = sums.header_bytes
+    for tensor in sums.tensors:
+        if tensor.offset < end or tensor.n_bytes < 0 or tensor.chunk_bytes < 1:
+            return False
+        end = tensor.offset + tensor.n_bytes
+    return sums.header_bytes >= 0 and end <= sums.n_bytes
 
 
 def _tensor_json(tensor: TensorSum) -> dict[str, Any]:
@@ -107,10 +121,13 @@ def read_checksums(path: Path) -> Checksums:
             bytes.fromhex(header["digest"]),
             tensors,
             str(table.get("run", "")),
+            str(table.get("sha256", "")),
         )
         stored = (table["format"], table["digest"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise GgufError(f"{path}: not a file of checksums", hint=_HINT) from None
-    if stored != (_FORMAT, digest_of(sums._canonical()).hex()):
+    if not _is_possible(sums):
+        raise GgufError(f"{path}: not a file of checksums", hint=_HINT)
+    if stored != (_FORMAT, SUMS.hex(sums._canonical())):
         raise GgufError(f"{path}: the checksums themselves were changed", hint=_HINT)
     return sums

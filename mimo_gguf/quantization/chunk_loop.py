@@ -17,11 +17,12 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from mimo_gguf.core.data_file import FileBuffer
+from mimo_gguf.core.digests import CHUNK
 from mimo_gguf.core.errors import MimoGgufError, WeightsError
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
 from mimo_gguf.core.model_source import Bytes, SourceTensor, TensorInfo
 from mimo_gguf.quantization.block_scales import first_bad_row
-from mimo_gguf.quantization.chunks import Chunk, chunk_rows, digest_of
+from mimo_gguf.quantization.chunks import Chunk, chunk_rows
 from mimo_gguf.quantization.kernels import Kernel, first_f16_overflow, first_nonfinite
 from mimo_gguf.quantization.output_writer import OutputWriter
 from mimo_gguf.quantization.plan import OutputPlan, QuantizePlan, TensorPlan
@@ -67,8 +68,7 @@ class Loop:
         self._next = iter(range(len(self.chunks)))
         self._slots = threading.Semaphore(self.n_threads)
         for writer in self.writers:
-            sizes = (writer.chunk_bytes(chunk) for chunk in self.chunks)
-            self.resumed.append(sum(sizes) if writer.finished else 0)
+            self.resumed.append(sum(place.n_bytes for place in writer.places) if writer.finished else 0)
         self.done = list(self.resumed)
 
     def stop(self) -> None:
@@ -88,10 +88,11 @@ class Loop:
             self._fail(error)
 
     def drain(self) -> None:
-        """What one more thread does meanwhile: keeps the written pages flowing to the disk."""
+        """What one more thread does meanwhile: keeps the written pages flowing to the disk, and the files in place."""
         try:
             while not self._stop.wait(_DRAIN_EVERY_S):
                 for writer in self.writers:
+                    writer.check_in_place()
                     writer.drain()
         except BaseException as error:
             self._fail(error)
@@ -106,8 +107,8 @@ class Loop:
         for i, writer in enumerate(self.writers):
             if writer.finished:
                 continue
-            if writer.is_recorded(number) and writer.holds(number, chunk, buffers.output(chunk, writer)):
-                self._count(i, writer.chunk_bytes(chunk), resumed=True)
+            if writer.is_recorded(number) and writer.holds(number, buffers.output(number, writer)):
+                self._count(i, writer.places[number].n_bytes, resumed=True)
             else:
                 wanted.append(i)
         if not wanted:
@@ -121,7 +122,7 @@ class Loop:
                 f"{source.origin}: cannot be read: {error.strerror or error}", hint="check the disk and run again"
             ) from None
         with self._slots:
-            digest = digest_of(stored)
+            digest = CHUNK.of(stored)
             has_large = _check_values(stored, source.info, chunk, source.origin)
             rows = _as_floats(stored, source.info, [self.writers[i].plan.tensors[chunk.tensor] for i in wanted])
         with self._lock:
@@ -129,8 +130,8 @@ class Loop:
         for i in wanted:
             tensor = self.writers[i].plan.tensors[chunk.tensor]
             with self._slots:
-                data = self._converted(tensor, chunk, stored, rows, buffers.output(chunk, self.writers[i]), has_large)
-            self.writers[i].put(number, chunk, data, digest)
+                data = self._converted(tensor, chunk, stored, rows, buffers.output(number, self.writers[i]), has_large)
+            self.writers[i].put(number, data, digest)
             self._count(i, data.size)
 
     def _converted(
@@ -176,9 +177,9 @@ class _Buffers:
         rows = self._source.at(tensor.offset + chunk.first * row_bytes, n_rows * row_bytes)
         return rows.reshape(n_rows, row_bytes)
 
-    def output(self, chunk: Chunk, writer: OutputWriter) -> Bytes:
-        n_rows, row_bytes = chunk.last - chunk.first, writer.plan.tensors[chunk.tensor].info.row_bytes
-        return self._output[: n_rows * row_bytes].reshape(n_rows, row_bytes)
+    def output(self, number: int, writer: OutputWriter) -> Bytes:
+        chunk = writer.chunks[number]
+        return self._output[: writer.places[number].n_bytes].reshape(chunk.last - chunk.first, -1)
 
 
 def _check_values(stored: Bytes, info: TensorInfo, chunk: Chunk, origin: str) -> bool:

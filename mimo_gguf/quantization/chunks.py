@@ -1,23 +1,20 @@
-"""How a model's tensors are cut into pieces of work, and how pieces are put under checksums.
+"""How a model's tensors are cut into pieces of work.
 
 A chunk is a range of rows of about two million weights: small enough that a lost one costs nothing, large enough that
 the Python around it does not show and that a disk reads it at full speed (4 MiB of bf16: the whole model in 37 s rather
-than in 47). Checksums are taken per chunk while its bytes
-are in the cache, so no pass over the data is spent on them; a tensor's digest is the digest of its chunks' digests.
+than in 47). Checksums are taken per chunk while its bytes are in the cache, so no pass over the data is spent on them;
+a tensor's digest is the digest of its chunks' digests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import xxhash
-
-from mimo_gguf.core.model_source import Bytes, TensorInfo
+from mimo_gguf.core.model_source import TensorInfo
 
 CHUNK_WEIGHTS: Final = 1 << 21
-DIGEST_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +39,3 @@ def cut_into_chunks(tensors: Sequence[TensorInfo], chunk_weights: int) -> tuple[
         for step in (chunk_rows(info, chunk_weights),)
         for first in range(0, info.n_rows, step)
     )
-
-
-def digest_of(data: Bytes | bytes) -> bytes:
-    """XXH3-128 of contiguous bytes: faster than memory is read, and no flipped bit escapes it."""
-    return xxhash.xxh3_128_digest(data if isinstance(data, bytes) else data.data)
-
-
-def digest_of_digests(digests: Iterable[bytes]) -> bytes:
-    """The digest that stands for a sequence of digests."""
-    return digest_of(b"".join(digests))

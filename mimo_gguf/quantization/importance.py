@@ -7,7 +7,6 @@ Source: https://github.com/ggml-org/llama.cpp/blob/0c1e57098/common/imatrix-load
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,14 +35,12 @@ class ImportanceMatrix:
     Attributes:
         dataset: text it was measured on, where the file says.
         n_chunks: how much of it; 0 where the file does not say.
-        digest: hex digest of the file.
     """
 
     path: Path
     columns: Mapping[str, NDArray[np.float32]] = field(repr=False)
     dataset: str
     n_chunks: int
-    digest: str
 
     def metadata(self) -> Metadata:
         """The keys llama-quantize records in a file made with this matrix."""
@@ -73,7 +70,7 @@ def read_importance(path: Path) -> ImportanceMatrix:
     for name, values in columns.items():
         if not np.isfinite(values).all():
             raise GgufError(f"{path}: importance of {name} is not finite", hint=_HINT)
-    return ImportanceMatrix(path, columns, dataset, n_chunks, hashlib.sha256(data).hexdigest())
+    return ImportanceMatrix(path, columns, dataset, n_chunks)
 
 
 def check_columns(importance: ImportanceMatrix, tensor_name: str, n_columns: int) -> NDArray[np.float32] | None:

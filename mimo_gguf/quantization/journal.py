@@ -14,17 +14,24 @@ import stat
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-import xxhash
-
+from mimo_gguf.core.digests import RECORD
 from mimo_gguf.core.errors import OutputError
-from mimo_gguf.quantization.chunks import DIGEST_BYTES
+from mimo_gguf.core.paths import path_kind
 
 _MAGIC: Final = b"mimo-gguf journal 1\n"
+_DIGEST_BYTES: Final = 16
 _CHECK_BYTES: Final = 8
-_RECORD_BYTES: Final = 4 + 2 * DIGEST_BYTES + _CHECK_BYTES
+_RECORD_BYTES: Final = 4 + 2 * _DIGEST_BYTES + _CHECK_BYTES
 _SEALED: Final = 0xFFFFFFFF  # in place of a chunk number: all bytes, the header included, are written and synced
+
+
+class Record(NamedTuple):
+    """A finished chunk: the digest of its bytes in the source, and of its bytes in the output."""
+
+    source: bytes
+    output: bytes
 
 
 @dataclass(slots=True)
@@ -32,25 +39,25 @@ class Journal:
     """An open, locked journal.
 
     Attributes:
-        done: chunk number to (digest of the source's bytes, digest of the output's bytes).
+        done: chunk number to its record.
         sealed: whether the output was complete and only had to be renamed.
         replaced: whether an earlier run had left one with another fingerprint.
     """
 
     path: Path
-    done: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+    done: dict[int, Record] = field(default_factory=dict)
     sealed: bool = False
     replaced: bool = False
     _fd: int = -1
 
-    def append(self, chunk: int, source: bytes, output: bytes) -> None:
+    def append(self, chunk: int, record: Record) -> None:
         """Records a finished chunk. Safe from several threads: one write of one record."""
-        self.done[chunk] = (source, output)
-        os.write(self._fd, _record(chunk, source, output))
+        self.done[chunk] = record
+        os.write(self._fd, _record_bytes(chunk, record))
 
     def seal(self) -> None:
         """Records, for good, that everything is written and synced: what follows are only names."""
-        os.write(self._fd, _record(_SEALED, bytes(DIGEST_BYTES), bytes(DIGEST_BYTES)))
+        os.write(self._fd, _record_bytes(_SEALED, Record(bytes(_DIGEST_BYTES), bytes(_DIGEST_BYTES))))
         os.fsync(self._fd)
         self.sealed = True
 
@@ -62,17 +69,24 @@ class Journal:
         self.done.clear()
         self.sealed = False
 
+    def check_in_place(self) -> None:
+        """Raises OutputError if another program deleted or replaced the file: then the lock protects nothing."""
+        if not _is_still(self.path, self._fd):
+            raise OutputError(
+                f"{self.path}: was deleted or replaced while this run was working",
+                hint="leave the hidden files beside the output alone, and run the same command again",
+            )
+
     def discard(self) -> None:
-        """Removes the journal: the output is finished."""
+        """Removes the journal, unless another program has put a file in its place: the output is finished."""
         if self._fd < 0:
             return
-        try:
-            self.path.unlink(missing_ok=True)
-            self.close()
-        except PermissionError:  # Windows keeps open files
-            self.close()
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if _is_still(self.path, self._fd):
+                if os.name == "nt":  # it keeps open files
+                    self.close()
                 self.path.unlink(missing_ok=True)
+        self.close()
 
     def close(self) -> None:
         """Releases the lock and leaves the journal for the next run."""
@@ -87,6 +101,8 @@ def open_journal(path: Path, fingerprint: str, *, what: Path) -> Journal:
     Raises:
         OutputError: another run holds the lock (`what` names its output), or the file cannot be opened.
     """
+    if path_kind(path) == "special":  # a pipe would be waited for
+        raise OutputError(f"{path}: is a device or pipe, not a file", hint="remove it, or choose another place with -o")
     try:
         fd = _open_locked(path)
     except BlockingIOError:
@@ -109,9 +125,9 @@ def _head(fingerprint: str) -> bytes:
     return _MAGIC + fingerprint.encode() + b"\n"
 
 
-def _record(chunk: int, source: bytes, output: bytes) -> bytes:
-    body = chunk.to_bytes(4, "little") + source + output
-    return body + xxhash.xxh3_64_digest(body)
+def _record_bytes(chunk: int, record: Record) -> bytes:
+    body = chunk.to_bytes(4, "little") + record.source + record.output
+    return body + RECORD.of(body)
 
 
 def _read_records(journal: Journal, data: bytes, first: int) -> None:
@@ -119,14 +135,14 @@ def _read_records(journal: Journal, data: bytes, first: int) -> None:
     end = first
     for at in range(first, len(data) - _RECORD_BYTES + 1, _RECORD_BYTES):
         body, check = data[at : at + _RECORD_BYTES - _CHECK_BYTES], data[at + _RECORD_BYTES - _CHECK_BYTES :][:8]
-        if xxhash.xxh3_64_digest(body) != check:
+        if RECORD.of(body) != check:
             break
         end = at + _RECORD_BYTES
         chunk = int.from_bytes(body[:4], "little")
         if chunk == _SEALED:
             journal.sealed = True
         else:
-            journal.done[chunk] = (body[4 : 4 + DIGEST_BYTES], body[4 + DIGEST_BYTES :])
+            journal.done[chunk] = Record(body[4 : 4 + _DIGEST_BYTES], body[4 + _DIGEST_BYTES :])
     os.ftruncate(journal._fd, end)
     os.lseek(journal._fd, end, os.SEEK_SET)
 
@@ -161,7 +177,7 @@ def _open_locked(path: Path) -> int:
 def _is_still(path: Path, fd: int) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(fd))
-    except FileNotFoundError:
+    except OSError:  # gone, or its folder is
         return False
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mimo_gguf.core.digests import HEADER, RUN
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.gguf_file import read_part
 from mimo_gguf.core.model_source import ModelSource
@@ -17,7 +17,6 @@ from mimo_gguf.core.output_file import check_output
 from mimo_gguf.core.paths import path_kind
 from mimo_gguf.core.version import __version__
 from mimo_gguf.quantization.checksums import checksum_path, read_checksums
-from mimo_gguf.quantization.chunks import digest_of
 from mimo_gguf.quantization.journal import Journal
 from mimo_gguf.quantization.partial_file import partial_path
 from mimo_gguf.quantization.plan import SOURCE_DIGEST, OutputPlan, PartPlan
@@ -39,7 +38,7 @@ def _is_made_by(run: str, part: PartPlan) -> bool:
     sums = read_checksums(checksum_path(part.path))
     with part.path.open("rb") as file:
         header = file.read(len(part.layout.header))
-    is_whole = part.path.stat().st_size == part.layout.n_bytes and digest_of(header) == sums.header_digest
+    is_whole = part.path.stat().st_size == part.layout.n_bytes and HEADER.of(header) == sums.header_digest
     return is_whole and sums.run == run
 
 
@@ -67,9 +66,9 @@ def journal_path(plan: OutputPlan) -> Path:
     return plan.path.with_name(f".{plan.path.name}.journal")
 
 
-def can_resume(plan: OutputPlan, journal: Journal) -> bool:
+def can_resume(plan: OutputPlan, journal: Journal, n_chunks: int) -> bool:
     """Whether the files the journal speaks of are there: every partial; once sealed, a partial or the final file."""
-    if not (journal.done or journal.sealed):
+    if not (journal.done or journal.sealed) or (journal.sealed and not journal.done.keys() >= set(range(n_chunks))):
         return False
     for part in plan.parts:
         paths = (partial_path(part.path), part.path) if journal.sealed else (partial_path(part.path),)
@@ -87,8 +86,9 @@ def remove_partials(path: Path) -> None:
 
 
 def run_digest(plan: OutputPlan, source: ModelSource) -> str:
-    """Hex digest over everything that decides an output's bytes: a resumed run must have the same."""
-    digest = hashlib.sha256(f"{__version__} {source.fingerprint} {plan.chunk_weights} {plan.profile.digest}\n".encode())
+    """Hex digest of everything that decides an output's bytes: a resumed run must have the same."""
+    digest = RUN.start()
+    digest.update(f"{__version__} {source.fingerprint} {plan.chunk_weights} {plan.profile.digest}\n".encode())
     for part in plan.parts:
         digest.update(os.fsencode(part.path.name) + f" {part.layout.n_bytes}\n".encode())
         digest.update(part.layout.header)

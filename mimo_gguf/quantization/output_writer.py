@@ -1,21 +1,65 @@
-"""One output while it is made: its parts, its journal, and the steps by which it appears, complete, at the end."""
+"""One output while it is made: its parts, its journal, and the steps by which it appears, complete, at the end.
+
+plan, chunks ──> places ──┐
+                          ├──> put(chunk) ──> partial files, a record in the journal
+converted rows ───────────┘
+records ──> finish ──> Finished (headers, checksums) ──> seal ──> publish ──> check_published
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from mmap import PAGESIZE
 
+import numpy as np
+
+from mimo_gguf.core.digests import CHUNK, JOURNAL
 from mimo_gguf.core.errors import OutputError
-from mimo_gguf.core.gguf_header import GgufLayout, lay_out
-from mimo_gguf.core.model_source import Bytes, Metadata, ModelSource, string
+from mimo_gguf.core.model_source import Bytes, ModelSource
 from mimo_gguf.core.paths import path_kind
-from mimo_gguf.quantization.checksums import Checksums, TensorSum, checksum_path
-from mimo_gguf.quantization.chunks import Chunk, chunk_rows, digest_of, digest_of_digests
-from mimo_gguf.quantization.journal import Journal, open_journal
+from mimo_gguf.core.units import listed
+from mimo_gguf.quantization.checksums import Checksums, checksum_path
+from mimo_gguf.quantization.chunks import Chunk
+from mimo_gguf.quantization.journal import Journal, Record, open_journal
+from mimo_gguf.quantization.output_digests import checksums_of, digest_output, fill_in
 from mimo_gguf.quantization.output_state import can_resume, check_parts, journal_path, remove_partials, run_digest
-from mimo_gguf.quantization.partial_file import PartialFile, appear, partial_path, write_error, write_whole
-from mimo_gguf.quantization.plan import SOURCE_DIGEST, TENSORS_DIGEST, OutputPlan, PartPlan
+from mimo_gguf.quantization.partial_file import PartialFile, partial_path, write_error, write_whole
+from mimo_gguf.quantization.plan import OutputPlan, PartPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the bytes of one chunk lie in an output."""
+
+    part: int
+    offset: int
+    n_bytes: int
+
+
+def place_chunks(plan: OutputPlan, chunks: Sequence[Chunk]) -> tuple[Place, ...]:
+    """The place of every chunk, in order."""
+    starts = [(number, offset) for number, part in enumerate(plan.parts) for offset in part.layout.offsets]
+    places = []
+    for chunk in chunks:
+        part, start = starts[chunk.tensor]
+        row_bytes = plan.tensors[chunk.tensor].info.row_bytes
+        places.append(Place(part, start + chunk.first * row_bytes, (chunk.last - chunk.first) * row_bytes))
+    return tuple(places)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What an output says of itself once all its chunks are recorded.
+
+    Attributes:
+        headers: of its parts, digests filled in.
+        checksums: of its parts.
+    """
+
+    source_digest: str
+    headers: tuple[bytes, ...]
+    checksums: tuple[Checksums, ...]
 
 
 @dataclass(slots=True)
@@ -23,156 +67,155 @@ class OutputWriter:
     """Writes the chunks of one output. `put` and `holds` may be called from any thread.
 
     Attributes:
-        places: for every tensor the part it lies in and the byte where its data starts there.
         run: see `run_digest`.
+        places: of every chunk of the run.
+        files: the parts that have still to get their names, by number; after a run that was killed while it gave them,
+            not all.
     """
 
     plan: OutputPlan
     run: str
+    chunks: tuple[Chunk, ...]
+    places: tuple[Place, ...]
     journal: Journal
-    files: tuple[PartialFile, ...]
-    places: tuple[tuple[int, int], ...]
-    _layouts: list[GgufLayout] = field(default_factory=list)
+    files: Mapping[int, PartialFile]
 
     @property
     def finished(self) -> bool:
         """Whether an earlier run wrote everything and only the renaming is left."""
         return self.journal.sealed
 
-    def chunk_bytes(self, chunk: Chunk) -> int:
-        return (chunk.last - chunk.first) * self.plan.tensors[chunk.tensor].info.row_bytes
+    @property
+    def missing_bytes(self) -> int:
+        """Disk space this output still needs."""
+        if self.finished:
+            return 0
+        there = sum(self.places[number].n_bytes for number in self.journal.done if number < len(self.places))
+        return self.plan.n_bytes - there
 
     def is_recorded(self, number: int) -> bool:
         return number in self.journal.done
 
-    def holds(self, number: int, chunk: Chunk, scratch: Bytes) -> bool:
-        """Whether this chunk was written by an earlier run and is intact; reads it into `scratch` to see."""
-        record = self.journal.done.get(number)
+    def holds(self, number: int, scratch: Bytes) -> bool:
+        """Whether this chunk is recorded and its bytes are intact; reads them into `scratch` to see."""
+        record, place = self.journal.done.get(number), self.places[number]
         if record is None:
             return False
-        file, offset = self._place(chunk)
-        return file.read_at(offset, scratch) and digest_of(scratch) == record[1]
+        return self.files[place.part].read_at(place.offset, scratch) and CHUNK.of(scratch) == record.output
 
-    def put(self, number: int, chunk: Chunk, data: Bytes, source_digest: bytes) -> None:
+    def put(self, number: int, data: Bytes, source_digest: bytes) -> None:
         """Writes a chunk and then records it.
 
         Raises:
-            OutputError: the disk is full or failing.
+            OutputError: the disk is full or failing, or another program truncated the file.
         """
-        file, offset = self._place(chunk)
-        file.write_at(offset, data)
+        place = self.places[number]
+        self.files[place.part].write_at(place.offset, data)
         try:
-            self.journal.append(number, source_digest, digest_of(data))
+            self.journal.append(number, Record(source_digest, CHUNK.of(data)))
         except OSError as error:
             raise write_error(self.plan.path, error) from None
 
-    def _place(self, chunk: Chunk) -> tuple[PartialFile, int]:
-        part, start = self.places[chunk.tensor]
-        return self.files[part], start + chunk.first * self.plan.tensors[chunk.tensor].info.row_bytes
+    def finish(self) -> Finished:
+        """What the output says of itself, now that every chunk is recorded."""
+        digests = digest_output(self.plan, self.chunks, self.journal.done)
+        layouts = fill_in(self.plan, digests)
+        headers = tuple(layout.header for layout in layouts)
+        return Finished(digests.source, headers, checksums_of(self.plan, layouts, digests, self.run))
 
-    def seal(self, chunks: Sequence[Chunk]) -> None:
-        """Writes the headers, now that all digests are known, and makes everything durable.
+    def seal(self, finished: Finished) -> None:
+        """Writes the headers and makes everything durable.
 
         Raises:
-            OutputError: the disk is full or failing.
+            OutputError: the disk is full or failing, or another program meddled with the files.
         """
-        for file, layout in zip(self.files, self._final_layouts(chunks), strict=True):
-            file.write_at(0, layout.header)
+        for number, file in self.files.items():
+            file.write_at(0, finished.headers[number])
             file.sync()
+        self._check_holes()
+        self.check_in_place()
         try:
             self.journal.seal()
         except OSError as error:
             raise write_error(self.plan.path, error) from None
 
-    def publish(self, chunks: Sequence[Chunk], *, force: bool) -> None:
+    def _check_holes(self) -> None:
+        """Reads again what lies in holes: another program may have cut it off and a later chunk restored the size.
+
+        A hole starts at a page, what was cut off perhaps in the middle of the one before.
+        """
+        for part, file in self.files.items():
+            for first, last in file.holes():
+                for number, place in enumerate(self.places):
+                    if place.part == part and place.offset < last and place.offset + place.n_bytes > first - PAGESIZE:
+                        self._check_written(number, file)
+
+    def _check_written(self, number: int, file: PartialFile) -> None:
+        if not self.holds(number, np.empty(self.places[number].n_bytes, np.uint8)):
+            raise OutputError(
+                f"{file.path}: was truncated by another program while this run was writing it",
+                hint="run the same command again: it does what was lost once more",
+            )
+
+    def publish(self, finished: Finished, *, force: bool) -> None:
         """Gives the parts their names, each with its checksums beside it. Can be repeated after a crash.
 
         Raises:
             OutputError: a file of that name has appeared since the run began (without `force`); the disk is full or
-                failing.
+                failing; another program meddled with the files.
         """
-        self.close_files()
-        waiting = [part.path for part in self.plan.parts if partial_path(part.path).exists()]
-        for path in waiting:
-            if path_kind(path) != "nothing" and not force:
+        for file in self.files.values():
+            if path_kind(file.path) != "nothing" and not force:
                 raise OutputError(
-                    f"{path}: appeared while this run was writing its own",
+                    f"{file.path}: appeared while this run was writing its own",
                     hint="move it away and run the same command again: all is computed, only the name is missing",
                 )
-        sums = self._tensor_sums(chunks)
-        for part, layout in zip(self.plan.parts, self._final_layouts(chunks), strict=True):
-            checksums = Checksums.of(part.path.name, layout, sums[part.first : part.last], self.run)
-            write_whole(checksum_path(part.path), checksums.as_bytes())
-            if part.path in waiting:
-                appear(part.path)
+        for number, part in enumerate(self.plan.parts):
+            write_whole(checksum_path(part.path), finished.checksums[number].as_bytes())
+            if number in self.files:
+                self.files[number].appear()
+
+    def check_published(self) -> None:
+        """Raises OutputError if a part or its checksums are not, or no longer, where they belong."""
+        for file in self.files.values():
+            file.check_named()
+        missing = [
+            path.name
+            for part in self.plan.parts
+            for path in (part.path, checksum_path(part.path))
+            if path_kind(path) != "file"
+        ]
+        if missing:
+            raise OutputError(
+                f"{self.plan.path.parent}: {listed(missing)} vanished while this run was giving names to its files",
+                hint="run the same command again",
+            )
+
+    def check_in_place(self) -> None:
+        """Raises OutputError if another program deleted, truncated or replaced the hidden files, or their folder."""
+        for file in self.files.values():
+            file.check_in_place()
+        self.journal.check_in_place()
 
     def drain(self) -> None:
-        for file in self.files:
+        for file in self.files.values():
             file.drain()
 
-    def close_files(self) -> None:
-        for file in self.files:
-            file.close()
-
     def close(self) -> None:
-        self.close_files()
+        for file in self.files.values():
+            file.close()
         self.journal.close()
 
     def abandon(self) -> None:
         """Removes everything written for this output."""
-        self.close_files()
-        for part in self.plan.parts:
-            partial_path(part.path).unlink(missing_ok=True)
+        for file in self.files.values():
+            file.remove()
         self.journal.discard()
 
-    def _final_layouts(self, chunks: Sequence[Chunk]) -> list[GgufLayout]:
-        """The parts' layouts with the digests filled in; made once."""
-        if self._layouts:
-            return self._layouts
-        digests = {
-            SOURCE_DIGEST: self.source_digest(chunks),
-            TENSORS_DIGEST: digest_of_digests(s.digest for s in self._tensor_sums(chunks)).hex(),
-        }
-        for part in self.plan.parts:
-            filled: Metadata = {
-                key: string(digests[key]) if key in digests else value for key, value in part.metadata.items()
-            }
-            self._layouts.append(lay_out(filled, [tensor.info for tensor in self.plan.tensors[part.first : part.last]]))
-            assert self._layouts[-1].offsets == part.layout.offsets  # digests have a fixed width
-        return self._layouts
 
-    def source_digest(self, chunks: Sequence[Chunk]) -> str:
-        """What the source is: names, shapes, types and contents of its tensors, whatever files they came from."""
-        digests = _by_tensor(chunks, [self.journal.done[number][0] for number in range(len(chunks))])
-        lines = (
-            f"{tensor.source.info.name} {tensor.source.info.shape} {tensor.source.info.ggml_type.name} "
-            f"{digest_of_digests(digests.get(number, [])).hex()}\n"
-            for number, tensor in enumerate(self.plan.tensors)
-        )
-        return digest_of("".join(lines).encode()).hex()
-
-    def _tensor_sums(self, chunks: Sequence[Chunk]) -> list[TensorSum]:
-        digests = _by_tensor(chunks, [self.journal.done[number][1] for number in range(len(chunks))])
-        return [
-            TensorSum(
-                name=tensor.info.name,
-                offset=self.places[number][1],
-                n_bytes=tensor.info.n_bytes,
-                chunk_bytes=chunk_rows(tensor.info, self.plan.chunk_weights) * tensor.info.row_bytes,
-                digest=digest_of_digests(digests.get(number, [])),
-            )
-            for number, tensor in enumerate(self.plan.tensors)
-        ]
-
-
-def _by_tensor(chunks: Sequence[Chunk], digests: Sequence[bytes]) -> dict[int, list[bytes]]:
-    grouped: dict[int, list[bytes]] = {}
-    for chunk, digest in zip(chunks, digests, strict=True):
-        grouped.setdefault(chunk.tensor, []).append(digest)
-    return grouped
-
-
-def open_output(plan: OutputPlan, source: ModelSource, kernels: Sequence[str], *, force: bool) -> OutputWriter:
+def open_output(
+    plan: OutputPlan, source: ModelSource, chunks: tuple[Chunk, ...], kernels: Sequence[str], *, force: bool
+) -> OutputWriter:
     """Opens an output for writing, taking up what an interrupted run like this one left.
 
     Args:
@@ -182,40 +225,32 @@ def open_output(plan: OutputPlan, source: ModelSource, kernels: Sequence[str], *
         OutputError: the output exists (without `force`), another run is writing it, or the place cannot be written.
     """
     run = run_digest(plan, source)
-    fingerprint = hashlib.sha256(" ".join((run, *kernels)).encode()).hexdigest()
+    fingerprint = JOURNAL.hex(" ".join((run, *kernels)).encode())
     journal = open_journal(journal_path(plan), fingerprint, what=plan.path)
     try:
-        if not can_resume(plan, journal):
+        if not can_resume(plan, journal, len(chunks)):
             journal.start_afresh(fingerprint)
             remove_partials(plan.path)
         if not journal.sealed:
             check_parts(plan, force=force)
-        files = () if journal.sealed else _open_parts(plan.parts)
+        files = _open_parts(plan.parts, only_existing=journal.sealed)
     except BaseException:
         if not (journal.done or journal.sealed):
             remove_partials(plan.path)
             journal.discard()
         journal.close()
         raise
-    places = tuple((number, offset) for number, part in enumerate(plan.parts) for offset in part.layout.offsets)
-    return OutputWriter(plan, run, journal, files, places)
+    return OutputWriter(plan, run, chunks, place_chunks(plan, chunks), journal, files)
 
 
-def _open_parts(parts: Sequence[PartPlan]) -> tuple[PartialFile, ...]:
-    files: list[PartialFile] = []
+def _open_parts(parts: Sequence[PartPlan], *, only_existing: bool) -> dict[int, PartialFile]:
+    files: dict[int, PartialFile] = {}
     try:
-        for part in parts:
-            files.append(PartialFile.open(part.path, part.layout.n_bytes))
+        for number, part in enumerate(parts):
+            if not only_existing or path_kind(partial_path(part.path)) == "file":
+                files[number] = PartialFile.open(part.path, part.layout.n_bytes)
     except BaseException:
-        for file in files:
+        for file in files.values():
             file.close()
         raise
-    return tuple(files)
-
-
-def missing_bytes(writer: OutputWriter, chunks: Sequence[Chunk]) -> int:
-    """Disk space this output still needs."""
-    if writer.finished:
-        return 0
-    there = sum(writer.chunk_bytes(chunks[number]) for number in writer.journal.done if number < len(chunks))
-    return writer.plan.n_bytes - there
+    return files

@@ -1,9 +1,15 @@
-"""A file of known size that is written at fixed offsets from many threads, under a hidden name until it is complete."""
+"""A file of known size that is written at fixed offsets from many threads, under a hidden name until it is complete.
+
+Other programs may delete, truncate or replace the file, or move its folder, while it is written. An open descriptor
+would go on writing into what no name leads to. So identity and size are compared with what the name leads to: now and
+then while the run goes on, before the file gets its final name, and after.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,40 +39,40 @@ def write_error(path: Path, error: OSError) -> OutputError:
     return OutputError(f"{path}: {error.strerror or error}", hint="check the disk, or choose another place with -o")
 
 
-def appear(path: Path) -> None:
-    """Gives a finished, synced partial its name; the folder has still to be synced.
-
-    Raises:
-        OutputError: the system refuses.
-    """
-    try:
-        partial_path(path).replace(path)
-    except OSError as error:
-        raise write_error(path, error) from None
+def _meddled(path: Path, what: str) -> OutputError:
+    return OutputError(
+        f"{path}: was {what} by another program while this run was writing it",
+        hint="leave the hidden files beside the output alone, and run the same command again",
+    )
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """A small file, written at once; a crash leaves at most its partial, which the next attempt takes over.
+    """Writes a small file at once; a crash leaves at most its partial, which the next attempt takes over.
 
     Raises:
-        OutputError: the disk is full or failing.
+        OutputError: the disk is full or failing, or another program meddled with the file.
     """
     file = PartialFile.open(path, len(data))
     try:
         file.write_at(0, data)
         file.sync()
+        file.appear()
     finally:
         file.close()
-    appear(path)
 
 
 @dataclass(slots=True)
 class PartialFile:
-    """An open partial file; every method may be called from any thread."""
+    """An open partial file; every method may be called from any thread.
+
+    Attributes:
+        path: its name once it is complete.
+    """
 
     path: Path
     n_bytes: int
     _fd: int
+    _identity: os.stat_result
     _waiting_bytes: int = 0  # written since the last drain; threads may miscount it, it only says when
 
     @classmethod
@@ -81,17 +87,19 @@ class PartialFile:
             os.ftruncate(fd, n_bytes)
         except OSError as error:
             raise write_error(path, error) from None
-        return cls(path, n_bytes, fd)
+        return cls(path, n_bytes, fd, os.fstat(fd))
 
     def write_at(self, offset: int, data: Bytes | bytes) -> None:
         """Writes all of `data`, contiguous, from byte `offset`.
 
         Raises:
-            OutputError: the disk is full or failing.
+            OutputError: the disk is full or failing, or another program truncated the file.
         """
         view = memoryview(data if isinstance(data, bytes) else data.data).cast("B")
         n_bytes = len(view)
         try:
+            if os.fstat(self._fd).st_size != self.n_bytes:  # writing would bring the size back, with zeros in between
+                raise _meddled(self.path, "truncated")
             while view:
                 n = positioned_io.write_at(self._fd, view, offset)
                 view, offset = view[n:], offset + n
@@ -140,6 +148,68 @@ class PartialFile:
             os.fsync(self._fd)
         except OSError as error:
             raise write_error(self.path, error) from None
+
+    def holes(self) -> Iterator[tuple[int, int]]:
+        """Ranges that were never written, or cut off since: (first byte, byte behind), where the system tells.
+
+        A file system that stores zeros as holes tells of these, too.
+        """
+        if not hasattr(os, "SEEK_HOLE"):
+            return
+        at = 0
+        try:
+            while (hole := os.lseek(self._fd, at, os.SEEK_HOLE)) < self.n_bytes:
+                at = self.n_bytes
+                try:
+                    at = os.lseek(self._fd, hole, os.SEEK_DATA)
+                except OSError as error:
+                    if error.errno != errno.ENXIO:  # no data behind the hole
+                        raise
+                yield hole, at
+        except OSError:  # the file system does not tell
+            return
+
+    def check_in_place(self) -> None:
+        """Raises OutputError if another program deleted, replaced or truncated the file, or moved its folder."""
+        self._check_leads_here(partial_path(self.path))
+
+    def check_named(self) -> None:
+        """Raises OutputError if another program has deleted, replaced or truncated the finished file, or moved it."""
+        self._check_leads_here(self.path)
+
+    def _check_leads_here(self, name: Path) -> None:
+        try:
+            there = name.stat()
+        except OSError:
+            raise _meddled(self.path, "deleted or moved") from None
+        if not os.path.samestat(there, self._identity):
+            raise _meddled(self.path, "replaced")
+        if there.st_size != self.n_bytes:
+            raise _meddled(self.path, "truncated" if there.st_size < self.n_bytes else "changed")
+
+    def appear(self) -> None:
+        """Gives the complete, synced file its name; the folder has still to be synced.
+
+        Raises:
+            OutputError: the system refuses, or another program meddled with the file.
+        """
+        self.check_in_place()
+        if os.name == "nt":  # an open file cannot be renamed there
+            self.close()
+        try:
+            partial_path(self.path).replace(self.path)
+        except OSError as error:
+            raise write_error(self.path, error) from None
+        self.check_named()
+
+    def remove(self) -> None:
+        """Closes the file and removes it, unless another program has put a file of its own in its place."""
+        self.close()
+        try:
+            if os.path.samestat(partial_path(self.path).stat(), self._identity):
+                partial_path(self.path).unlink()
+        except OSError:
+            pass
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -33,6 +33,7 @@ from mimo_gguf.quantization.type_choice import (
 
 # Metadata that says where a file comes from. Digests have a fixed width, so that they can be filled in at the end.
 SOURCE_DIGEST: Final = "mimo_gguf.source.digest"
+TABLE_DIGEST: Final = "mimo_gguf.tensors.table"
 TENSORS_DIGEST: Final = "mimo_gguf.tensors.digest"
 DIGEST_CHUNK: Final = "mimo_gguf.tensors.digest_chunk"
 _UNKNOWN_DIGEST: Final = "0" * 32
@@ -192,9 +193,9 @@ def _plan_output(
         options.types,
         Importance(importance is not None, importance.columns.keys() if importance else frozenset()),
     )
-    _refuse_lacking(request.profile, choices, importance)
+    _check_lacking(request.profile, choices, importance)
     if not options.allow_requantize:
-        _refuse_requantizing(source, choices)
+        _check_requantizing(source, choices)
     tensors = tuple(
         TensorPlan(tensor, choice.info, choice.why, _importance_for(tensor.info, choice, importance))
         for tensor, choice in zip(source.tensors, choices, strict=True)
@@ -214,7 +215,7 @@ def _importance_for(
     return check_columns(importance, source.name, source.n_columns)
 
 
-def _refuse_lacking(profile: Profile, choices: Sequence[TypeChoice], importance: ImportanceMatrix | None) -> None:
+def _check_lacking(profile: Profile, choices: Sequence[TypeChoice], importance: ImportanceMatrix | None) -> None:
     lacking = [choice.info for choice in choices if choice.lacks_importance]
     if not lacking:
         return
@@ -229,7 +230,7 @@ def _refuse_lacking(profile: Profile, choices: Sequence[TypeChoice], importance:
     )
 
 
-def _refuse_requantizing(source: ModelSource, choices: Sequence[TypeChoice]) -> None:
+def _check_requantizing(source: ModelSource, choices: Sequence[TypeChoice]) -> None:
     for tensor, choice in zip(source.tensors, choices, strict=True):
         if tensor.info.ggml_type not in FLOAT_TYPES and tensor.info.ggml_type is not choice.info.ggml_type:
             raise UsageError(
@@ -257,6 +258,7 @@ def _metadata(
         "mimo_gguf.profile": string(profile.name),
         "mimo_gguf.source.name": string(source.name.encode(errors="replace").decode()),  # a file's name may be no text
         SOURCE_DIGEST: string(_UNKNOWN_DIGEST),
+        TABLE_DIGEST: string(_UNKNOWN_DIGEST),
         TENSORS_DIGEST: string(_UNKNOWN_DIGEST),
         DIGEST_CHUNK: uint32(chunk_weights),
     }

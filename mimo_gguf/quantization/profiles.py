@@ -8,7 +8,6 @@ The shipped profiles are llama.cpp's own mixes
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 from gguf import LlamaFileType
 
+from mimo_gguf.core.digests import RECIPE
 from mimo_gguf.core.errors import RecipeError, UsageError
 from mimo_gguf.core.ggml_types import GgmlType, canonical_name, ftype_name
 from mimo_gguf.core.near_matches import name_hint
@@ -185,7 +185,7 @@ def read_profile(path: Path) -> Profile:
         needs_imatrix=frozenset(
             _ggml_type(name, f"{where}: needs_imatrix") for name in _texts(table, "needs_imatrix", where)
         ),
-        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        digest=RECIPE.hex(path.read_bytes()),
     )
 
 

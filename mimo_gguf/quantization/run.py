@@ -19,7 +19,8 @@ from mimo_gguf.quantization.chunk_loop import KernelKey, Loop, kernel_key, kerne
 from mimo_gguf.quantization.chunks import Chunk, cut_into_chunks
 from mimo_gguf.quantization.kernels import Kernel, have_to_compile, kernel_for
 from mimo_gguf.quantization.output_state import check_places, is_complete, recorded_source
-from mimo_gguf.quantization.output_writer import OutputWriter, missing_bytes, open_output
+from mimo_gguf.quantization.output_writer import OutputWriter, open_output
+from mimo_gguf.quantization.partial_file import write_error
 from mimo_gguf.quantization.plan import OutputPlan, QuantizePlan
 from mimo_gguf.quantization.report import FileReport, QuantizeReport
 
@@ -47,16 +48,18 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
     """
     started = time.perf_counter()
     outputs = [output for output in plan.outputs if plan.options.force or not is_complete(output, plan.source)]
-    loop = _run(replace(plan, outputs=tuple(outputs)), progress or Silence()) if outputs else None
-    return _report(plan, loop, time.perf_counter() - started)
+    progress = progress or Silence()
+    loop, source_digest = _run(replace(plan, outputs=tuple(outputs)), progress) if outputs else (None, None)
+    return _report(plan, loop, source_digest or recorded_source(plan.outputs[0]), time.perf_counter() - started)
 
 
-def _run(plan: QuantizePlan, watcher: Progress) -> Loop:
+def _run(plan: QuantizePlan, watcher: Progress) -> tuple[Loop, str]:
+    """The finished loop, and the digest of the source it read."""
     check_places(plan.outputs, force=plan.options.force)
     kernels = _load_kernels(plan, watcher)
     chunks = cut_into_chunks([tensor.info for tensor in plan.source.tensors], plan.options.chunk_weights)
     with ExitStack() as stack:
-        writers = _open_outputs(plan, kernels, stack)
+        writers = _open_outputs(plan, chunks, kernels, stack)
         for writer in writers:
             if writer.journal.replaced:
                 watcher.note(
@@ -64,14 +67,13 @@ def _run(plan: QuantizePlan, watcher: Progress) -> Loop:
                     "starting afresh"
                 )
         stack.push(partial(_tidy_up, writers))
-        _check_space(writers, chunks)
+        _check_space(writers)
         loop = Loop(plan, kernels, chunks, writers, plan.options.n_threads or available_cores())
         _watch(loop, watcher)
         plan.source.check_unchanged()
         if loop.written_bytes > _WORTH_A_NOTE_BYTES:
             watcher.note("syncing to disk")
-        _complete(writers, chunks, force=plan.options.force)
-        return loop
+        return loop, _complete(writers, force=plan.options.force)
 
 
 def _tidy_up(
@@ -92,31 +94,34 @@ def _load_kernels(plan: QuantizePlan, progress: Progress) -> dict[KernelKey, Ker
     return {key: kernel_for(*key) for key in keys}
 
 
-def _open_outputs(plan: QuantizePlan, kernels: dict[KernelKey, Kernel], stack: ExitStack) -> tuple[OutputWriter, ...]:
+def _open_outputs(
+    plan: QuantizePlan, chunks: tuple[Chunk, ...], kernels: dict[KernelKey, Kernel], stack: ExitStack
+) -> tuple[OutputWriter, ...]:
     writers: list[OutputWriter] = []
     for output in plan.outputs:
         names = [kernels[key].name for key in sorted(kernel_keys(output))]
-        writer = open_output(output, plan.source, names, force=plan.options.force)
+        writer = open_output(output, plan.source, chunks, names, force=plan.options.force)
         stack.callback(writer.close)
         writers.append(writer)
     return tuple(writers)
 
 
-def _check_space(writers: Sequence[OutputWriter], chunks: Sequence[Chunk]) -> None:
+def _check_space(writers: Sequence[OutputWriter]) -> None:
     """One check per disk, because outputs may lie on several."""
     needed: dict[int, tuple[OutputWriter, int]] = {}
-    for writer in writers:
-        disk = writer.plan.path.parent.stat().st_dev
-        needed[disk] = (writer, needed.get(disk, (writer, 0))[1] + missing_bytes(writer, chunks))
-    for writer, n_bytes in needed.values():
-        check_free_space(writer.plan.path.parent, n_bytes)
+    try:
+        for writer in writers:
+            disk = writer.plan.path.parent.stat().st_dev
+            needed[disk] = (writer, needed.get(disk, (writer, 0))[1] + writer.missing_bytes)
+        for writer, n_bytes in needed.values():
+            check_free_space(writer.plan.path.parent, n_bytes)
+    except OSError as error:  # the folder has just vanished
+        raise write_error(writer.plan.path, error) from None
 
 
 def _watch(loop: Loop, progress: Progress) -> None:
     """Runs the workers while this thread tells how far they are and listens for Ctrl-C."""
-    jobs = [
-        Job(writer.plan.path.name, sum(writer.chunk_bytes(chunk) for chunk in loop.chunks)) for writer in loop.writers
-    ]
+    jobs = [Job(writer.plan.path.name, sum(place.n_bytes for place in writer.places)) for writer in loop.writers]
     workers = [
         threading.Thread(target=loop.work, name=f"quantize-{i}") for i in range(_WORKERS_PER_THREAD * loop.n_threads)
     ]
@@ -139,26 +144,34 @@ def _watch(loop: Loop, progress: Progress) -> None:
         raise loop.error
 
 
-def _complete(writers: Sequence[OutputWriter], chunks: Sequence[Chunk], *, force: bool) -> None:
-    """Everything durable first, then all names, then the journals go: at every moment a crash can be resumed."""
-    for writer in writers:
+def _complete(writers: Sequence[OutputWriter], *, force: bool) -> str:
+    """Everything durable first, then all names, then the journals go: at every moment a crash can be resumed.
+
+    Returns:
+        The digest of the source.
+    """
+    finished = [writer.finish() for writer in writers]
+    for writer, final in zip(writers, finished, strict=True):
         if not writer.finished:
-            writer.seal(chunks)
-    for writer in writers:
-        writer.publish(chunks, force=force)
+            writer.seal(final)
+    for writer, final in zip(writers, finished, strict=True):
+        writer.publish(final, force=force)
     for folder in {writer.plan.path.parent for writer in writers}:
         sync_folder(folder)
+    for writer in writers:
+        writer.check_published()
     for writer in reversed(writers):
         writer.journal.discard()
+    return finished[0].source_digest
 
 
-def _report(plan: QuantizePlan, loop: Loop | None, seconds: float) -> QuantizeReport:
-    """What was done; `loop` is None where all outputs were complete already."""
+def _report(plan: QuantizePlan, loop: Loop | None, source_digest: str, seconds: float) -> QuantizeReport:
+    """What was done; `loop` is None if all outputs were complete already."""
     resumed = {} if loop is None else {w.plan.path: n for w, n in zip(loop.writers, loop.resumed, strict=True)}
     kernels = {} if loop is None else loop.kernels
     return QuantizeReport(
         source=plan.source.label,
-        source_digest=recorded_source(plan.outputs[0]) if loop is None else loop.writers[0].source_digest(loop.chunks),
+        source_digest=source_digest,
         outputs=tuple(_file_report(output, resumed.get(output.path)) for output in plan.outputs),
         seconds=seconds,
         n_threads=plan.options.n_threads or available_cores(),

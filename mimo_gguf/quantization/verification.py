@@ -2,34 +2,38 @@
 
 Three grades, the best that the file allows. With the checksums beside it (`<file>.sums.json`) every byte is covered.
 Without them, a file made by this tool carries a digest over all its tensors in its metadata: damage is found, but not
-where. For any other file: is it well formed, of the right length, and are all floats and block scales finite.
+where. For any other file: is it well formed, of the right length, and are all floats and block scales finite. A program
+that makes a file from ours may copy our metadata: the digest of the tensor table tells such a file from a damaged one.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from mimo_gguf.core.data_file import DataFile, FileBuffer
-from mimo_gguf.core.errors import GgufError
-from mimo_gguf.core.gguf_file import GgufFile, GgufPart, StoredTensor, read_gguf
+from mimo_gguf.core.digests import CHUNK, HEADER, TENSOR
+from mimo_gguf.core.errors import GgufError, OutputError
+from mimo_gguf.core.gguf_file import GgufFile, GgufPart, read_gguf
 from mimo_gguf.core.machine import available_cores
 from mimo_gguf.core.model_source import Bytes, TensorInfo
-from mimo_gguf.core.progress import Job, Progress, Silence
+from mimo_gguf.core.progress import Progress, Silence
 from mimo_gguf.quantization.block_scales import first_bad_row
 from mimo_gguf.quantization.checksums import Checksums, checksum_path, read_checksums
-from mimo_gguf.quantization.chunks import CHUNK_WEIGHTS, chunk_rows, digest_of, digest_of_digests
-from mimo_gguf.quantization.plan import DIGEST_CHUNK, TENSORS_DIGEST
+from mimo_gguf.quantization.chunks import CHUNK_WEIGHTS, chunk_rows
+from mimo_gguf.quantization.file_pass import FileRead, Look, TensorBytes, read_file
+from mimo_gguf.quantization.output_digests import digest_table, digest_tensors
+from mimo_gguf.quantization.partial_file import write_whole
+from mimo_gguf.quantization.plan import DIGEST_CHUNK, TABLE_DIGEST, TENSORS_DIGEST
 
 CHECKSUMS: Final = "checksums"
 EMBEDDED: Final = "embedded digest"
 STRUCTURE: Final = "structure only"
-_POLL_S: Final = 0.1
+_READ_AT_ONCE: Final = 1 << 20
+_LARGEST_CHUNK: Final = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,11 @@ class Verification:
 
     Attributes:
         method: CHECKSUMS, EMBEDDED or STRUCTURE.
-        problems: one line each; empty where the file is intact as far as the method can tell.
+        problems: one line each; empty if the file is intact as far as the method can tell.
+        notes: one line each: what a reader should know about an intact file.
         without_checksums: the parts that have none beside them.
+        sha256: hex digest of each file that was read to its end.
+        recorded: the files whose sha256 was written into their checksums, which lacked it.
     """
 
     paths: tuple[Path, ...]
@@ -47,7 +54,10 @@ class Verification:
     n_tensors: int
     n_bytes: int
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     without_checksums: tuple[Path, ...] = ()
+    sha256: Mapping[Path, str] = field(default_factory=dict)
+    recorded: tuple[Path, ...] = ()
 
     @property
     def intact(self) -> bool:
@@ -62,12 +72,17 @@ class Verification:
             "n_tensors": self.n_tensors,
             "n_bytes": self.n_bytes,
             "problems": list(self.problems),
+            "notes": list(self.notes),
             "without_checksums": [str(path) for path in self.without_checksums],
+            "sha256": {str(path): digest for path, digest in self.sha256.items()},
+            "recorded": [str(path) for path in self.recorded],
         }
 
 
 def verify_gguf(path: Path, progress: Progress | None = None, n_threads: int | None = None) -> Verification:
     """Reads the whole of the file at `path` (all parts of a split one) and compares it with what was written.
+
+    The SHA-256 of each intact file is written into its checksums where they lack it.
 
     Raises:
         GgufError: no such file, one so damaged that its header cannot be read, or a failing disk; or checksums that
@@ -88,109 +103,127 @@ def _verify(path: Path, progress: Progress, n_threads: int) -> Verification:
         if sums is None or not path.is_file():
             raise
         return Verification((path,), CHECKSUMS, len(sums.tensors), path.stat().st_size, (error.message,))
-    readers = _Readers(progress, n_threads)
     beside = {part.path: _sums_beside(part.path) for part in model.parts}
-    all_sums = [part_sums for part_sums in beside.values() if part_sums is not None]
-    if len(all_sums) == len(model.parts):
-        method, problems = CHECKSUMS, _by_checksums(model, all_sums, readers)
-    elif TENSORS_DIGEST in model.metadata and DIGEST_CHUNK in model.metadata:
-        method, problems = EMBEDDED, _by_embedded_digest(model, beside, readers)
+    known = {part_path: part_sums for part_path, part_sums in beside.items() if part_sums is not None}
+    read = partial(_read_parts, model, progress=progress, n_threads=n_threads)
+    if len(known) == len(model.parts):
+        found = _by_checksums(known, read)
+    elif _digest_chunk(model) is not None:
+        found = _by_embedded_digest(model, known, read)
     else:
-        method, problems = STRUCTURE, _by_structure(model, readers)
-    return Verification(
+        found = _by_structure(model, read)
+    verification = Verification(
         paths=tuple(part.path for part in model.parts),
-        method=method,
+        method=found.method,
         n_tensors=sum(len(part.tensors) for part in model.parts),
         n_bytes=sum(part.path.stat().st_size for part in model.parts),
-        problems=tuple(problems),
-        without_checksums=tuple(part_path for part_path, part_sums in beside.items() if part_sums is None),
+        problems=tuple(found.problems),
+        notes=tuple(found.notes),
+        without_checksums=tuple(part.path for part in model.parts if part.path not in known),
+        sha256={file.path: file.sha256 for file in found.files},
     )
+    return replace(verification, recorded=tuple(_record(verification, known)))
 
 
 def _sums_beside(path: Path) -> Checksums | None:
     return read_checksums(checksum_path(path)) if checksum_path(path).is_file() else None
 
 
+def _record(found: Verification, known: Mapping[Path, Checksums]) -> Iterator[Path]:
+    """Writes the SHA-256 of intact files into checksums that lack it; where that is not allowed, nothing happens."""
+    for path, sums in known.items():
+        if found.intact and not sums.sha256 and path in found.sha256:
+            with suppress(OutputError):
+                write_whole(checksum_path(path), replace(sums, sha256=found.sha256[path]).as_bytes())
+                yield path
+
+
+# ---- reading
+
+
+class _Found(NamedTuple):
+    method: str
+    files: Sequence[FileRead]
+    problems: Sequence[str]
+    notes: Sequence[str] = ()
+
+
+ReadParts = Callable[[Mapping[Path, Sequence[TensorBytes]], Look], list[FileRead]]
+
+
+def _read_parts(
+    model: GgufFile,
+    tensors: Mapping[Path, Sequence[TensorBytes]],
+    look: Look,
+    *,
+    progress: Progress,
+    n_threads: int,
+) -> list[FileRead]:
+    return [
+        read_file(part.path, tensors[part.path], part.data_offset, look, progress, n_threads) for part in model.parts
+    ]
+
+
+def _tensors_of(model: GgufFile, chunk_weights: int) -> dict[Path, list[TensorBytes]]:
+    """Places by the files' own tables."""
+    return {
+        part.path: [
+            TensorBytes(
+                name=tensor.info.name,
+                offset=tensor.offset,
+                n_bytes=tensor.info.n_bytes,
+                chunk_bytes=chunk_rows(tensor.info, chunk_weights) * tensor.info.row_bytes,
+                info=tensor.info,
+            )
+            for tensor in part.tensors
+        ]
+        for part in model.parts
+    }
+
+
+def _digest(_: TensorBytes, data: Bytes) -> bytes:
+    return CHUNK.of(data)
+
+
+def _bad_row(tensor: TensorBytes, data: Bytes) -> int | None:
+    assert isinstance(tensor.info, TensorInfo)
+    return first_bad_row(data.reshape(-1, tensor.info.row_bytes), tensor.info.ggml_type)
+
+
+def _digest_and_bad_row(tensor: TensorBytes, data: Bytes) -> tuple[bytes, int | None]:
+    return _digest(tensor, data), _bad_row(tensor, data)
+
+
 # ---- the three methods
 
 
-def _by_checksums(model: GgufFile, all_sums: Sequence[Checksums], readers: _Readers) -> list[str]:
+def _by_checksums(known: Mapping[Path, Checksums], read: ReadParts) -> _Found:
     """The stored places, not the file's own table, say where to look: a changed table cannot hide anything."""
-    stretches = [
-        _Stretch(part.path, tensor.name, tensor.offset, tensor.n_bytes, tensor.chunk_bytes)
-        for part, sums in zip(model.parts, all_sums, strict=True)
-        for tensor in sums.tensors
+    tensors = {
+        path: [TensorBytes(t.name, t.offset, t.n_bytes, t.chunk_bytes) for t in sums.tensors]
+        for path, sums in known.items()
+    }
+    files = read(tensors, _digest)
+    problems = [line for file in files for line in _check_frame(file, known[file.path])]
+    problems += [
+        f"{file.path.name}: the data of {tensor.name} changed"
+        for file in files
+        for tensor, pieces in zip(known[file.path].tensors, file.seen, strict=True)
+        if TENSOR.of_digests(pieces) != tensor.digest
     ]
-    problems = [line for part, sums in zip(model.parts, all_sums, strict=True) for line in _check_frame(part, sums)]
-    expected = [tensor.digest for sums in all_sums for tensor in sums.tensors]
-    found = readers.map(_digest_stretch, stretches)
-    return problems + [
-        f"{stretch.path.name}: the data of {stretch.name} changed"
-        for stretch, there, wanted in zip(stretches, found, expected, strict=True)
-        if there != wanted
-    ]
+    for file in files:
+        if not problems and known[file.path].sha256 not in ("", file.sha256):
+            problems.append(f"{file.path.name}: its sha256 is not the one in its checksums")
+    return _Found(CHECKSUMS, files, problems)
 
 
-def _check_frame(part: GgufPart, sums: Checksums) -> list[str]:
+def _check_frame(file: FileRead, sums: Checksums) -> list[str]:
     """Everything that is not tensor data: length, header, and the zeros between tensors."""
-    problems = _check_length(part.path, sums.n_bytes) + _check_header(part.path, sums)
-    ends = [tensor.offset + tensor.n_bytes for tensor in sums.tensors]
-    starts = [*(tensor.offset for tensor in sums.tensors), sums.n_bytes][1:]
-    return problems + _check_padding(part.path, ends, starts)
-
-
-def _check_header(path: Path, sums: Checksums) -> list[str]:
-    with path.open("rb") as file:
-        intact = digest_of(file.read(sums.header_bytes)) == sums.header_digest
-    return [] if intact else [f"{path.name}: the header changed (metadata or tensor table)"]
-
-
-def _by_embedded_digest(model: GgufFile, beside: Mapping[Path, Checksums | None], readers: _Readers) -> list[str]:
-    """By the one digest over all tensors; the checksums of parts that have them tell more."""
-    chunk_weights = int(model.value(DIGEST_CHUNK))
-    stretches = [
-        _Stretch.of(part, tensor, chunk_rows(tensor.info, chunk_weights) * tensor.info.row_bytes)
-        for part, tensor in model.tensors()
+    return [
+        *_check_length(file.path, sums.n_bytes),
+        *_check_header(file.path, sums),
+        *_check_padding(file, sums.header_bytes),
     ]
-    problems = [line for part in model.parts for line in _check_gaps(part)]
-    known: dict[tuple[Path, str], bytes] = {}
-    for path, sums in beside.items():
-        if sums is not None:
-            problems += _check_header(path, sums)
-            known |= {(path, tensor.name): tensor.digest for tensor in sums.tensors}
-    found = readers.map(_digest_stretch, stretches)
-    if digest_of_digests(found).hex() == model.value(TENSORS_DIGEST):
-        return problems
-    changed = [
-        f"{stretch.path.name}: the data of {stretch.name} changed"
-        for stretch, there in zip(stretches, found, strict=True)
-        if known.get((stretch.path, stretch.name), there) != there
-    ]
-    unknown = f"{model.path.name}: the data of a tensor changed (without checksums beside it: unknown which)"
-    return problems + (changed or [unknown])
-
-
-def _by_structure(model: GgufFile, readers: _Readers) -> list[str]:
-    stored = list(model.tensors())
-    stretches = [
-        _Stretch.of(part, tensor, chunk_rows(tensor.info, CHUNK_WEIGHTS) * tensor.info.row_bytes)
-        for part, tensor in stored
-    ]
-    looks = [partial(_find_bad_row, info=tensor.info) for _, tensor in stored]
-    rows = readers.map_each(looks, stretches)
-    return [line for part in model.parts for line in _check_gaps(part)] + [
-        f"{stretch.path.name}: {stretch.name}: row {row} holds Inf or NaN"
-        for stretch, row in zip(stretches, rows, strict=True)
-        if row is not None
-    ]
-
-
-def _check_gaps(part: GgufPart) -> list[str]:
-    """Length, and zeros between tensors, by the file's own table."""
-    ends = [tensor.offset + tensor.info.n_bytes for tensor in part.tensors]
-    size = -(-max(ends, default=part.data_offset) // part.alignment) * part.alignment
-    starts = [*(tensor.offset for tensor in part.tensors), size][1:]
-    return _check_length(part.path, size) + _check_padding(part.path, ends, starts)
 
 
 def _check_length(path: Path, expected: int) -> list[str]:
@@ -201,87 +234,91 @@ def _check_length(path: Path, expected: int) -> list[str]:
     return [f"{path.name}: {what}"]
 
 
-def _check_padding(path: Path, ends: Sequence[int], starts: Sequence[int]) -> list[str]:
+def _check_header(path: Path, sums: Checksums) -> list[str]:
+    hasher, left = HEADER.start(), sums.header_bytes
     with path.open("rb") as file:
-        for end, start in zip(ends, starts, strict=True):
-            file.seek(end)
-            if any(file.read(max(0, start - end))):
-                return [f"{path.name}: bytes between tensors changed (at {end})"]
-    return []
+        while left and (data := file.read(min(left, _READ_AT_ONCE))):
+            hasher.update(data)
+            left -= len(data)
+    intact = hasher.digest() == sums.header_digest
+    return [] if intact else [f"{path.name}: the header changed (metadata or tensor table)"]
 
 
-# ---- reading
+def _check_padding(file: FileRead, header_bytes: int) -> list[str]:
+    dirty = [offset for offset in file.dirty if offset >= header_bytes]
+    return [f"{file.path.name}: bytes between tensors changed (at {dirty[0]})"] if dirty else []
 
 
-@dataclass(frozen=True, slots=True)
-class _Stretch:
-    """One tensor's bytes in a file, to be read chunk by chunk."""
-
-    path: Path
-    name: str
-    offset: int
-    n_bytes: int
-    chunk_bytes: int
-
-    @classmethod
-    def of(cls, part: GgufPart, tensor: StoredTensor, chunk_bytes: int) -> _Stretch:
-        return cls(part.path, tensor.info.name, tensor.offset, tensor.info.n_bytes, chunk_bytes)
+def _check_gaps(file: FileRead, part: GgufPart) -> list[str]:
+    """Length, and zeros between tensors, by the file's own table."""
+    end = max((tensor.offset + tensor.info.n_bytes for tensor in part.tensors), default=part.data_offset)
+    return _check_length(file.path, -(-end // part.alignment) * part.alignment) or _check_padding(
+        file, part.data_offset
+    )
 
 
-Look = Callable[[Iterator[Bytes]], Any]
+def _digest_chunk(model: GgufFile) -> int | None:
+    """Weights in a piece that the digest in the file is made of; None if there is no such digest or no such number."""
+    weights = model.value(DIGEST_CHUNK)
+    there = all(isinstance(model.value(key), str) for key in (TENSORS_DIGEST, TABLE_DIGEST))
+    return weights if there and isinstance(weights, int) and 1 <= weights <= _LARGEST_CHUNK else None
 
 
-def _digest_stretch(chunks: Iterator[Bytes]) -> bytes:
-    return digest_of_digests(digest_of(chunk) for chunk in chunks)
+def _by_embedded_digest(model: GgufFile, known: Mapping[Path, Checksums], read: ReadParts) -> _Found:
+    """By the one digest over all tensors; the checksums of parts that have them tell more."""
+    files = read(_tensors_of(model, _digest_chunk(model) or CHUNK_WEIGHTS), _digest_and_bad_row)
+    digests = [
+        (file, tensor.info.name, TENSOR.of_digests(digest for digest, _ in pieces))
+        for file, part in zip(files, model.parts, strict=True)
+        for tensor, pieces in zip(part.tensors, file.seen, strict=True)
+    ]
+    problems = [line for file, part in zip(files, model.parts, strict=True) for line in _check_gaps(file, part)]
+    problems += [line for path, sums in known.items() for line in _check_header(path, sums)]
+    if digest_tensors({name: digest for _, name, digest in digests}) == model.value(TENSORS_DIGEST):
+        return _Found(EMBEDDED, files, problems)
+    if not known and _table_of(model) != model.value(TABLE_DIGEST):
+        rows = [[row for _, row in pieces] for file in files for pieces in file.seen]
+        return _Found(STRUCTURE, files, problems + _bad_rows(model, rows), [_foreign(model)])
+    expected = {(path, tensor.name): tensor.digest for path, sums in known.items() for tensor in sums.tensors}
+    changed = [
+        f"{file.path.name}: the data of {name} changed"
+        for file, name, digest in digests
+        if expected.get((file.path, name), digest) != digest
+    ]
+    unknown = f"{model.path.name}: the data of a tensor changed (without checksums beside it: unknown which)"
+    return _Found(EMBEDDED, files, problems + (changed or [unknown]))
 
 
-def _find_bad_row(chunks: Iterator[Bytes], info: TensorInfo) -> int | None:
-    first = 0
-    for chunk in chunks:
-        rows = chunk.reshape(-1, info.row_bytes)
-        if (bad := first_bad_row(rows, info.ggml_type)) is not None:
-            return first + bad
-        first += len(rows)
-    return None
+def _table_of(model: GgufFile) -> str:
+    return digest_table(
+        (number, tensor.info, tensor.offset - part.data_offset)
+        for number, part in enumerate(model.parts)
+        for tensor in part.tensors
+    )
 
 
-@dataclass(slots=True)
-class _Readers:
-    """Reads stretches of files on several threads, telling the progress."""
+def _foreign(model: GgufFile) -> str:
+    """What a file is that has our metadata and other tensors than it speaks of."""
+    name, profile = model.value("mimo_gguf.source.name", "?"), model.value("mimo_gguf.profile", "?")
+    return f"made by another program from the {profile} file of {name}; its own digest is not known"
 
-    progress: Progress
-    n_threads: int
 
-    def map(self, look: Look, stretches: Sequence[_Stretch]) -> list[Any]:
-        return self.map_each([look] * len(stretches), stretches)
+def _by_structure(model: GgufFile, read: ReadParts) -> _Found:
+    files = read(_tensors_of(model, CHUNK_WEIGHTS), _bad_row)
+    problems = [line for file, part in zip(files, model.parts, strict=True) for line in _check_gaps(file, part)]
+    return _Found(STRUCTURE, files, problems + _bad_rows(model, [pieces for file in files for pieces in file.seen]))
 
-    def map_each(self, looks: Sequence[Look], stretches: Sequence[_Stretch]) -> list[Any]:
-        """What each look finds in its stretch, in order."""
-        paths = sorted({stretch.path for stretch in stretches})
-        files = {path: DataFile(path, GgufError) for path in paths}
-        done = dict.fromkeys(paths, 0)
-        lock = threading.Lock()
 
-        def read(stretch: _Stretch) -> Iterator[Bytes]:
-            buffer = FileBuffer(min(stretch.chunk_bytes, stretch.n_bytes))
-            for at in range(0, stretch.n_bytes, max(1, stretch.chunk_bytes)):
-                offset, n_bytes = stretch.offset + at, min(stretch.chunk_bytes, stretch.n_bytes - at)
-                chunk = buffer.at(offset, n_bytes)
-                files[stretch.path].read_into(offset, chunk)
-                with lock:
-                    done[stretch.path] += chunk.size
-                yield chunk
+def _bad_rows(model: GgufFile, rows: Sequence[Sequence[int | None]]) -> list[str]:
+    """A line for each tensor with a row that holds Inf or NaN.
 
-        totals = [sum(stretch.n_bytes for stretch in stretches if stretch.path == path) for path in paths]
-        self.progress.start([Job(path.name, total) for path, total in zip(paths, totals, strict=True)])
-        pool = ThreadPoolExecutor(self.n_threads)
-        try:
-            futures = [pool.submit(look, read(stretch)) for look, stretch in zip(looks, stretches, strict=True)]
-            while wait(futures, timeout=_POLL_S).not_done:
-                self.progress.update([done[path] for path in paths], [0] * len(paths))
-            return [future.result() for future in futures]
-        finally:
-            pool.shutdown(cancel_futures=True)
-            self.progress.finish()
-            for file in files.values():
-                file.close()
+    Args:
+        rows: for each tensor the first bad row of each of its pieces.
+    """
+    weights = _digest_chunk(model) or CHUNK_WEIGHTS
+    lines = []
+    for (part, tensor), pieces in zip(model.tensors(), rows, strict=True):
+        bad = [number * chunk_rows(tensor.info, weights) + row for number, row in enumerate(pieces) if row is not None]
+        if bad:
+            lines.append(f"{part.path.name}: {tensor.info.name}: row {bad[0]} holds Inf or NaN")
+    return lines

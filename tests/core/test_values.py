@@ -23,7 +23,7 @@ from mimo_gguf.core.output_file import (
     parse_destination,
 )
 from mimo_gguf.core.paths import path_kind
-from mimo_gguf.core.units import format_count, format_duration, format_size, parse_size
+from mimo_gguf.core.units import counted, format_count, format_duration, format_size, listed, parse_size
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,17 @@ from mimo_gguf.core.units import format_count, format_duration, format_size, par
 )
 def test_parse_size(text: str, n_bytes: int) -> None:
     assert parse_size(text) == n_bytes
+
+
+def test_counted_nouns() -> None:
+    assert [counted(n, "thread") for n in (0, 1, 2)] == ["0 threads", "1 thread", "2 threads"]
+    assert [counted(n, "matrix", "matrices") for n in (1, 3)] == ["1 matrix", "3 matrices"]
+
+
+def test_long_lists_are_cut() -> None:
+    assert listed([]) == ""
+    assert listed(["a", "b", "c", "d"]) == "a, b, c, d"
+    assert listed({"a": 1, "b": 2, "c": 3}, most=1) == "a and 2 more"
 
 
 @pytest.mark.parametrize("text", ["", "eight", "8 XB", "-1G", "1e9"])

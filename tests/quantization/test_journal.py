@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mimo_gguf.core.errors import OutputError
-from mimo_gguf.quantization.journal import open_journal
+from mimo_gguf.quantization.journal import Record, open_journal
 
 PRINT = "f" * 64
 digests = st.binary(min_size=16, max_size=16)
@@ -20,7 +20,7 @@ records = st.lists(st.tuples(digests, digests), min_size=1, max_size=8)
 def write(path: Path, entries: list[tuple[bytes, bytes]]) -> None:
     journal = open_journal(path, PRINT, what=path)
     for chunk, (source, output) in enumerate(entries):
-        journal.append(chunk, source, output)
+        journal.append(chunk, Record(source, output))
     journal.close()
 
 
@@ -42,7 +42,7 @@ def test_whatever_is_cut_or_flipped_only_true_records_are_believed(
         path.write_bytes(raw)
         journal = open_journal(path, PRINT, what=path)
         assert journal.done == dict(list(enumerate(entries))[: max(0, at - head) // record_bytes])
-        journal.append(99, b"s" * 16, b"o" * 16)  # goes on behind the last good record
+        journal.append(99, Record(b"s" * 16, b"o" * 16))  # goes on behind the last good record
         journal.close()
         again = open_journal(path, PRINT, what=path)
         assert again.done == journal.done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from mimo_gguf.core import data_file, positioned_io
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.gguf_file import read_gguf
-from mimo_gguf.quantization.checksums import checksum_path
+from mimo_gguf.quantization.checksums import checksum_path, read_checksums
+from mimo_gguf.quantization.profiles import load_profile
 from mimo_gguf.quantization.verification import CHECKSUMS, EMBEDDED, STRUCTURE, Verification, verify_gguf
+from tests.quantization import peer
 from tests.quantization.models import Model, write_random
 from tests.quantization.runs import quantize
 
@@ -146,6 +149,92 @@ def test_a_part_without_its_checksums_is_named_and_the_others_headers_are_checke
     name = read_gguf(first).parts[2].tensors[0].info.name
     header = f"{first.name}: the header changed (metadata or tensor table)"
     assert found(first).problems == (header, f"{third.name}: the data of {name} changed")
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "F32"])
+def test_what_another_program_makes_of_our_file_is_not_damaged(name: str, made: Path, tmp_path: Path) -> None:
+    """llama-quantize copies our digests into files that hold other bytes."""
+    quantize(made.with_name("source.gguf"), tmp_path, ["BF16"])
+    theirs = tmp_path / "theirs.gguf"
+    peer.quantize(tmp_path / "BF16.gguf", theirs, load_profile(name).file_type)
+    model = read_gguf(theirs)
+    assert model.value("mimo_gguf.tensors.digest") == read_gguf(tmp_path / "BF16.gguf").value(
+        "mimo_gguf.tensors.digest"
+    )
+    result = found(theirs)
+    assert (result.method, result.intact) == (STRUCTURE, True)
+    assert result.notes == ("made by another program from the BF16 file of source; its own digest is not known",)
+    tensor = next(t for t in model.parts[0].tensors if t.info.name == "blk.0.ffn_up.weight")
+    data = bytearray(theirs.read_bytes())
+    for at in range(tensor.offset, tensor.offset + tensor.info.row_bytes):
+        data[at] = 0xFF
+    theirs.write_bytes(data)
+    assert found(theirs).problems == ("theirs.gguf: blk.0.ffn_up.weight: row 0 holds Inf or NaN",)
+
+
+def test_the_same_tensors_in_another_file_are_intact(made: Path, tmp_path: Path) -> None:
+    """llama-quantize to the same type, like a program that only adds metadata, leaves every tensor as it is."""
+    quantize(made.with_name("source.gguf"), tmp_path, ["BF16"])
+    peer.quantize(tmp_path / "BF16.gguf", tmp_path / "same.gguf", load_profile("BF16").file_type)
+    assert (found(tmp_path / "same.gguf").method, found(tmp_path / "same.gguf").problems) == (EMBEDDED, ())
+
+
+def test_the_sum_the_hub_shows_is_recorded_once_and_checked_then(file: Path) -> None:
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert read_checksums(checksum_path(file)).sha256 == ""
+    first = found(file)
+    assert (first.sha256, first.recorded) == ({file: expected}, (file,))
+    assert json.loads(checksum_path(file).read_text())["sha256"] == expected
+    again = found(file)
+    assert (again.method, again.intact, again.recorded) == (CHECKSUMS, True, ())
+    document = json.loads(checksum_path(file).read_text())
+    checksum_path(file).write_text(json.dumps(document | {"sha256": "0" * 64}))
+    with pytest.raises(GgufError, match="the checksums themselves were changed"):
+        found(file)
+
+
+def test_every_file_has_its_sum_whatever_it_is(made: Path, tmp_path: Path) -> None:
+    quantize(made.with_name("source.gguf"), tmp_path, ["Q4_0"], split_max_bytes=20_000)
+    foreign = write_random(tmp_path / "foreign.gguf", MODEL)
+    for path in (sorted(tmp_path.glob("Q4_0*.gguf"))[0], foreign):
+        sums = found(path).sha256
+        assert sums == {part: hashlib.sha256(part.read_bytes()).hexdigest() for part in found(path).paths}
+
+
+def test_a_damaged_file_gets_no_sum_recorded(file: Path) -> None:
+    flip(file, read_gguf(file).parts[0].tensors[3].offset)
+    assert (found(file).intact, found(file).recorded) == (False, ())
+    assert read_checksums(checksum_path(file)).sha256 == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_bytes": 1 << 62},
+        {"offset": 0},
+        {"offset": -(1 << 63)},
+        {"chunk_bytes": 0},
+        {"chunk_bytes": -1},
+        {"n_bytes": -1},
+        {"offset": 1 << 80},
+    ],
+    ids=str,
+)
+def test_impossible_places_in_checksums_are_refused(file: Path, change: dict[str, int]) -> None:
+    document = json.loads(checksum_path(file).read_text())
+    document["tensors"][1] |= change
+    checksum_path(file).write_text(json.dumps(document))
+    with pytest.raises(GgufError, match="not a file of checksums"):
+        found(file)
+
+
+@pytest.mark.parametrize("weights", [0, 1 << 31, 4294967295])
+def test_a_senseless_size_of_pieces_means_that_the_digest_cannot_be_used(weights: int, file: Path) -> None:
+    checksum_path(file).unlink()
+    data = file.read_bytes()
+    at = data.index(b"mimo_gguf.tensors.digest_chunk") + len(b"mimo_gguf.tensors.digest_chunk") + 4
+    file.write_bytes(data[:at] + weights.to_bytes(4, "little") + data[at + 4 :])
+    assert (found(file).method, found(file).intact) == (STRUCTURE, True)
 
 
 def test_a_failing_disk_is_one_line(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

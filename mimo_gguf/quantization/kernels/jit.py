@@ -6,7 +6,6 @@ file, does. So the cache lies in a folder named after the contents of this whole
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numba
+
+from mimo_gguf.core.digests import KERNELS
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -32,10 +33,8 @@ def kernel(function: Callable[..., Any]) -> Any:
 @cache
 def cache_folder() -> Path:
     """Where this version's compiled kernels are kept; made when the first is."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    name = f"kernels-{digest.hexdigest()[:16]}"
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    name = f"kernels-{KERNELS.hex(*(source.read_bytes() for source in sources))[:16]}"
     if numba.config.CACHE_DIR:  # NUMBA_CACHE_DIR
         return Path(numba.config.CACHE_DIR) / name
     return _user_cache() / "mimo-gguf" / name

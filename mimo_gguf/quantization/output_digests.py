@@ -1,0 +1,119 @@
+"""From the journal's records to what an output says of itself: its final headers and its checksums. Pure.
+
+records of chunks ──> OutputDigests (source, one per tensor) ──> headers with the digests filled in
+                                                            └──> one Checksums per part
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mimo_gguf.core.digests import SOURCE, TABLE, TENSOR, TENSORS
+from mimo_gguf.core.gguf_header import GgufLayout, lay_out
+from mimo_gguf.core.model_source import TensorInfo, string
+from mimo_gguf.quantization.checksums import Checksums, TensorSum
+from mimo_gguf.quantization.chunks import Chunk, chunk_rows
+from mimo_gguf.quantization.journal import Record
+from mimo_gguf.quantization.plan import SOURCE_DIGEST, TABLE_DIGEST, TENSORS_DIGEST, OutputPlan, PartPlan
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDigests:
+    """The digests of a finished output.
+
+    Attributes:
+        source: hex digest of what was read: names, shapes, types and contents, whatever files they came from.
+        table: hex digest of the output's tensor table.
+        tensors: one digest per tensor of the output, in order.
+    """
+
+    source: str
+    table: str
+    tensors: tuple[bytes, ...]
+
+
+def digest_output(plan: OutputPlan, chunks: Sequence[Chunk], records: Mapping[int, Record]) -> OutputDigests:
+    """The digests of an output all of whose chunks are recorded."""
+    read: list[list[bytes]] = [[] for _ in plan.tensors]
+    written: list[list[bytes]] = [[] for _ in plan.tensors]
+    for number, chunk in enumerate(chunks):
+        read[chunk.tensor].append(records[number].source)
+        written[chunk.tensor].append(records[number].output)
+    sources = (
+        f"{tensor.source.info.name} {tensor.source.info.shape} {tensor.source.info.ggml_type.name} "
+        f"{TENSOR.of_digests(digests).hex()}\n".encode()
+        for tensor, digests in zip(plan.tensors, read, strict=True)
+    )
+    return OutputDigests(
+        source=SOURCE.hex(*sources), table=_digest_plan(plan), tensors=tuple(map(TENSOR.of_digests, written))
+    )
+
+
+def digest_table(entries: Iterable[tuple[int, TensorInfo, int]]) -> str:
+    """Hex digest of a tensor table.
+
+    Args:
+        entries: number of the part, tensor, and offset within the part's tensor data, in the order of the tables.
+    """
+    lines = (f"{part} {info.name} {info.shape} {info.ggml_type.name} {offset}\n" for part, info, offset in entries)
+    return TABLE.hex("".join(lines).encode())
+
+
+def _digest_plan(plan: OutputPlan) -> str:
+    return digest_table(
+        (number, tensor.info, offset - len(part.layout.header))
+        for number, part in enumerate(plan.parts)
+        for tensor, offset in zip(plan.tensors[part.first : part.last], part.layout.offsets, strict=True)
+    )
+
+
+def digest_tensors(digests: Mapping[str, bytes]) -> str:
+    """Hex digest of all tensors: by name, because programs that copy tensors may order or split them otherwise."""
+    return TENSORS.of_digests(digests[name] for name in sorted(digests)).hex()
+
+
+def fill_in(plan: OutputPlan, digests: OutputDigests) -> tuple[GgufLayout, ...]:
+    """The parts' layouts with the digests in their metadata."""
+    names = (tensor.info.name for tensor in plan.tensors)
+    values = {
+        SOURCE_DIGEST: digests.source,
+        TABLE_DIGEST: digests.table,
+        TENSORS_DIGEST: digest_tensors(dict(zip(names, digests.tensors, strict=True))),
+    }
+    return tuple(_fill_in_part(plan, part, values) for part in plan.parts)
+
+
+def _fill_in_part(plan: OutputPlan, part: PartPlan, values: Mapping[str, str]) -> GgufLayout:
+    metadata = {key: string(values[key]) if key in values else value for key, value in part.metadata.items()}
+    layout = lay_out(metadata, [tensor.info for tensor in plan.tensors[part.first : part.last]])
+    assert layout.offsets == part.layout.offsets  # digests have a fixed width
+    return layout
+
+
+def checksums_of(
+    plan: OutputPlan, layouts: Sequence[GgufLayout], digests: OutputDigests, run: str
+) -> tuple[Checksums, ...]:
+    """One Checksums per part, of a file with that layout and those tensors."""
+    return tuple(
+        Checksums.of(
+            part.path.name,
+            layout,
+            [
+                TensorSum(
+                    name=plan.tensors[number].info.name,
+                    offset=offset,
+                    n_bytes=plan.tensors[number].info.n_bytes,
+                    chunk_bytes=_chunk_bytes(plan.tensors[number].info, plan.chunk_weights),
+                    digest=digests.tensors[number],
+                )
+                for number, offset in zip(range(part.first, part.last), layout.offsets, strict=True)
+            ],
+            run,
+        )
+        for part, layout in zip(plan.parts, layouts, strict=True)
+    )
+
+
+def _chunk_bytes(info: TensorInfo, chunk_weights: int) -> int:
+    return chunk_rows(info, chunk_weights) * info.row_bytes
