@@ -69,7 +69,7 @@ def importance_of(model: Model, *, without: str = "nothing") -> dict[str, NDArra
 
 
 def as_matrix(columns: Mapping[str, NDArray[np.float32]]) -> ImportanceMatrix:
-    return ImportanceMatrix(Path("test.dat"), columns, "text", 10, "digest")
+    return ImportanceMatrix(Path("test.dat"), columns, "text", 10)
 
 
 def test_every_shipped_profile_is_tested_here() -> None:

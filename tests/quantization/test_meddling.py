@@ -213,7 +213,7 @@ def test_between_the_last_sync_and_the_names(
 def test_between_the_names_and_the_end(
     what: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync_folder = run_module.sync_folder
+    from mimo_gguf.core.output_file import sync_folder
 
     def meddled(folder: Path) -> None:
         sync_folder(folder)
