@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM", "Answer", "AnswerStream", "Model", "SamplingParams", "__version__"]
 
+if not TYPE_CHECKING:  # a checker shall find the names above, and miss all others
 
-def __getattr__(name: str) -> Any:
-    """The runtime's classes, imported when first asked for: they bring llama.cpp with them, which the rest does not."""
-    if name in ("Answer", "AnswerStream", "Model"):
-        from mimo_gguf.runtime import model
+    def __getattr__(name: str) -> Any:
+        """The runtime's classes, imported when first asked for: they bring llama.cpp with them."""
+        if name in ("Answer", "AnswerStream", "Model"):
+            from mimo_gguf.runtime import model
 
-        return getattr(model, name)
-    if name in ("LLM", "SamplingParams"):
-        from mimo_gguf.runtime import llm
+            return getattr(model, name)
+        if name in ("LLM", "SamplingParams"):
+            from mimo_gguf.runtime import llm
 
-        return getattr(llm, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return getattr(llm, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
