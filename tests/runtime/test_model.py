@@ -179,7 +179,7 @@ def test_the_post_norm_state_can_be_chosen(trained_path: Path) -> None:
 def test_the_package_offers_it() -> None:
     assert mimo_gguf.Model is Model
     with pytest.raises(AttributeError):
-        _ = mimo_gguf.Modell
+        _ = mimo_gguf.Modell  # type: ignore[attr-defined]
     with pytest.raises(MimoGgufError):
         Model.load("absent.gguf")
 
