@@ -31,6 +31,7 @@ from mimo_gguf.bench.run import PROMPTS, BenchOptions, EndlessSampler, bench_pro
 from mimo_gguf.chat.template import ChatTemplate
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.engine.single import next_token, read_prompt
 from mimo_gguf.llama.api import ModelOptions, default_threads, load_model
 from mimo_gguf.llama.vocabulary import Vocabulary
 
@@ -64,21 +65,21 @@ def ours(file: Path, options: PeerOptions, *, mtp: bool, adaptive: bool = False)
     model_options = ModelOptions(n_gpu_layers=options.n_gpu_layers, load_mtp=mtp)
     with load_model(file, model_options) as model, Session(model, session_options) as session:
         vocabulary, slot, native = Vocabulary(model), session.slot, time_decodes(session)
-        slot.feed(vocabulary.tokenize("warm up"))
+        read_prompt(session, vocabulary.tokenize("warm up"))
         end_tokens = vocabulary.end_tokens
 
         def measure(text: str) -> Run:
             earlier = slot.stats.copy()
             with EndlessSampler(model, end_tokens) as sampler:
-                slot.reset()
+                session.reset(slot)
                 start = time.perf_counter()
-                slot.feed(vocabulary.tokenize(text))
-                slot.next_token(sampler)
+                read_prompt(session, vocabulary.tokenize(text))
+                next_token(session, sampler)
                 first, before = time.perf_counter(), sum(timed.seconds for timed in native)
                 for _ in range(options.n_generate):
-                    slot.next_token(sampler)
+                    next_token(session, sampler)
                 seconds = time.perf_counter() - first
-                slot.settle()
+                session.drop_unfinished(slot)
             decoding = sum(timed.seconds for timed in native) - before
             acceptance = slot.stats.since(earlier).acceptance
             return Run(options.n_generate / seconds, first - start, acceptance, 1 - decoding / seconds)

@@ -44,7 +44,7 @@ def measure(model: LlamaModel, prompts: list[list[int]], n_tokens: int, options:
     with Session(model, options) as session:
         samplers = {slot: Sampler(model, SamplingOptions(temperature=0)) for slot in session.slots}
         for slot, prompt in zip(samplers, itertools.cycle(prompts), strict=False):
-            slot.begin(prompt)
+            session.begin(slot, prompt)
         said = dict.fromkeys(samplers, 0)
         while not all(said.values()):
             for slot in session.step({slot: samplers[slot] for slot in samplers if not said[slot]}):

@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.measured import machine
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions, grammar_of_schema
 from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.engine.single import read_prompt
 from mimo_gguf.llama.api import ModelOptions, load_model
 from mimo_gguf.llama.vocabulary import Vocabulary
 
@@ -35,9 +36,9 @@ RAISED = 15.0
 def measure(session: Session, options: SamplingOptions, wanted: list[int], *, raised: bool, first: bool) -> float:
     """Milliseconds per token; `first` times applying the grammar to the whole vocabulary instead."""
     slot, seconds = session.slot, []
-    slot.feed(wanted[:3])
-    assert slot._row is not None
-    logits = session.target.logits(slot._row)
+    read_prompt(session, wanted[:3])
+    assert slot.row is not None
+    logits = session.target.logits(slot.row)
     before = logits.copy()
     with Sampler(session.model, options) as sampler:
         for token in wanted:
@@ -48,7 +49,7 @@ def measure(session: Session, options: SamplingOptions, wanted: list[int], *, ra
             if first:
                 sampler._apply(sampler._grammar, sampler._candidates.of(logits))
                 seconds.append(time.perf_counter() - started)
-            drawn = sampler.sample(session.target, slot._row)
+            drawn = sampler.sample(session.target, slot.row)
             if not first:
                 seconds.append(time.perf_counter() - started)
             assert not raised or drawn == token

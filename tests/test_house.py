@@ -83,7 +83,6 @@ LONGEST_FUNCTION = 60  # of a command of typer's only the body counts: its optio
 
 # guard -> faults that are being mended. Remove a line when its fault is gone; add none.
 KNOWN = {
-    "circles": {"mimo_gguf.engine.session -> mimo_gguf.engine.slot -> mimo_gguf.engine.session"},
     "libraries": {"mimo_gguf/engine/sampling.py: llama_cpp belongs in llama/"},
 }
 

@@ -22,7 +22,7 @@ from mimo_gguf.core.near_matches import name_hint
 from mimo_gguf.core.version import __version__
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
-from mimo_gguf.engine.slot import Slot
+from mimo_gguf.engine.single import next_token, read_prompt
 from mimo_gguf.fit.plan import FitPlan
 from mimo_gguf.hardware.devices import Device, host_device, list_devices
 from mimo_gguf.llama.api import LlamaContext, LlamaModel, api, default_threads
@@ -265,13 +265,12 @@ def _measure_prompt(
     prompt = (text * (1 + options.n_prompt // len(text)))[: options.n_prompt]
     speeds, firsts = [], []
     with Session(model, session_options) as session, Sampler(model, SamplingOptions(temperature=0)) as sampler:
-        slot = session.slot
-        slot.feed(prompt[:8])  # the first decode of a context allocates
+        read_prompt(session, prompt[:8])  # the first decode of a context allocates
         for repetition in range(options.repetitions):
             start = time.perf_counter()
-            slot.feed([prompt[-1 - repetition], *prompt[1:]])
+            read_prompt(session, [prompt[-1 - repetition], *prompt[1:]])
             read = time.perf_counter()
-            slot.next_token(sampler)
+            next_token(session, sampler)
             firsts.append(time.perf_counter() - start)
             speeds.append(len(prompt) / (read - start))
     return statistics.median(speeds), statistics.median(firsts)
@@ -297,13 +296,13 @@ def _measure_generation(
             for kind, prompt in prompts.items():
                 number += 1
                 tell(f"{kind}, {way_text(n_draft)} ({number} of {of})")
-                figure = _measure_text(session.slot, kind, prompt, n_draft, options, texts, reads, end_tokens)
+                figure = _measure_text(session, kind, prompt, n_draft, options, texts, reads, end_tokens)
                 _note_memory(plan, used)
                 yield figure
 
 
 def _measure_text(
-    slot: Slot,
+    session: Session,
     kind: str,
     prompt: Sequence[int],
     n_draft: int,
@@ -313,19 +312,19 @@ def _measure_text(
     end_tokens: Collection[int],
 ) -> GenerationFigure:
     speeds = []
-    before = slot.stats.copy()
+    before = session.stats
     same_text = True
     for repetition in range(options.repetitions):
-        slot.feed(prompt)
-        with EndlessSampler(slot.session.model, end_tokens) as sampler:
-            tokens = [slot.next_token(sampler)]  # from the prompt's logits: not yet generation
+        read_prompt(session, prompt)
+        with EndlessSampler(session.model, end_tokens) as sampler:
+            tokens = [next_token(session, sampler)]  # from the prompt's logits: not yet generation
             start = time.perf_counter()
-            tokens += [slot.next_token(sampler) for _ in range(options.n_generate)]
+            tokens += [next_token(session, sampler) for _ in range(options.n_generate)]
             speeds.append(options.n_generate / (time.perf_counter() - start))
-        slot.settle()
+        session.drop_unfinished(session.slot)
         if repetition == 0:  # later ones reuse the prompt, and batches of other sizes round otherwise
             same_text = texts.setdefault(kind, tokens) == tokens
-    stats = slot.stats.since(before)
+    stats = session.stats.since(before)
     tokens_per_pass = (stats.n_generated - options.repetitions) / max(stats.n_passes, 1)
     return GenerationFigure(
         kind=kind,

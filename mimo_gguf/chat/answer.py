@@ -15,7 +15,7 @@ from mimo_gguf.engine.sampling import Sampler
 from mimo_gguf.engine.stats import SessionStats
 from mimo_gguf.llama.vocabulary import Vocabulary
 
-FinishReason = Literal["stop", "stop_string", "length", "context", "cancelled"]
+FinishReason = Literal["stop", "length", "abort"]  # OpenAI's and vLLM's words
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,9 @@ class Answer:
         text: the answer, without reasoning.
         reasoning: what stood inside `<think>...</think>`.
         tokens: ids as generated, the end token included, and those put in to close the reasoning (`think_budget`).
-        finish_reason: "stop" (the model ended), "stop_string", "length" (max_tokens), "context" (the window is full),
-            or "cancelled".
+        finish_reason: "stop" (the model ended it, or a stop string), "length" (it was cut off), or "abort".
+        stop_reason: for "stop" the stop string, or None if the model ended the answer; for "length" what was used up,
+            "max_tokens" or "window".
         n_prompt: tokens of the prompt; stats.n_reused of them needed no evaluation.
         seed: give it again to get the same answer again; None when greedy.
         stats: counts and times of this answer alone.
@@ -37,6 +38,7 @@ class Answer:
     reasoning: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason
+    stop_reason: str | None
     n_prompt: int
     seed: int | None
     stats: SessionStats
@@ -80,7 +82,7 @@ class AnswerText:
 
     Attributes:
         tokens: all that came, those of `closing` too.
-        reason: why it ended; "cancelled" as long as nothing else did.
+        finish_reason, stop_reason: why it ended, as in `Answer`; "abort" as long as nothing else did.
     """
 
     def __init__(self, vocabulary: Vocabulary, options: AnswerOptions, opened: str | None = None) -> None:
@@ -92,20 +94,21 @@ class AnswerText:
         self._splitter = ReasoningSplitter(inside=opened is not None) if options.split_reasoning else None
         self._texts: dict[Kind, list[str]] = {kind: [] for kind in Kind}
         self.tokens: list[int] = []
-        self.reason: FinishReason = "cancelled"
+        self.finish_reason: FinishReason = "abort"
+        self.stop_reason: str | None = None
         self.ended = False
         self._end_at_length()
 
-    def end(self, reason: FinishReason) -> None:
-        """Nothing more will come."""
-        self.reason, self.ended = reason, True
+    def end(self, finish_reason: FinishReason, stop_reason: str | None = None) -> None:
+        """Notes that nothing more will come, and why."""
+        self.finish_reason, self.stop_reason, self.ended = finish_reason, stop_reason, True
 
     def text(self, kind: Kind) -> str:
         """What has come so far of one kind."""
         return "".join(self._texts[kind])
 
-    def take(self, token: int) -> list[Piece]:
-        """The pieces that are certain once `token` was drawn."""
+    def add(self, token: int) -> list[Piece]:
+        """Adds a token that was drawn; the pieces of text that are certain now."""
         self.tokens.append(token)
         if token in self._vocabulary.end_tokens:
             self.end("stop")
@@ -122,12 +125,12 @@ class AnswerText:
                 return tokens[:room]
         return []
 
-    def put(self, closing: Sequence[int]) -> list[Piece]:
-        """The pieces that come of tokens put in, as far as they do not end the answer."""
+    def add_inserted(self, closing: Sequence[int]) -> list[Piece]:
+        """Adds tokens that were put in, up to one that ends the answer; the pieces of text that come of them."""
         pieces: list[Piece] = []
         for token in closing:
             if not self.ended:
-                pieces += self.take(token)
+                pieces += self.add(token)
         return pieces
 
     def finish(self) -> list[Piece]:
@@ -137,17 +140,17 @@ class AnswerText:
 
     def _push(self, piece: bytes) -> list[Piece]:
         if self._budget is not None:
-            self._budget.take(piece)
+            self._budget.push(piece)
         text = self._stream.push(piece)
         if self._stream.stopped:
-            self.end("stop_string")
+            self.end("stop", self._stream.stop_text)
         else:
             self._end_at_length()
         return self._keep(self._splitter.push(text) if self._splitter else _plain(text))
 
     def _end_at_length(self) -> None:
         if self._options.max_tokens is not None and len(self.tokens) >= self._options.max_tokens:
-            self.end("length")
+            self.end("length", "max_tokens")
 
     def _keep(self, pieces: Sequence[Piece]) -> list[Piece]:
         kept = [piece for piece in pieces if piece.text]

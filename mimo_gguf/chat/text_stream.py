@@ -9,15 +9,23 @@ from collections.abc import Sequence
 class TextStream:
     """Turns pieces of UTF-8 into text, holding back what may yet turn out to be the start of a stop string.
 
-    What was handed out is never taken back. `stopped` becomes true when a stop string is complete; text from it on is
-    dropped, wherever token boundaries lie.
+    What was handed out is never taken back. Text from a complete stop string on is dropped, wherever token boundaries
+    lie.
+
+    Attributes:
+        stop_text: the stop string that ended the text; None as long as none did.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self._stop = tuple(text for text in stop if text)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
-        self.stopped = False
+        self.stop_text: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self.stop_text is not None
 
     def push(self, piece: bytes) -> str:
         """The text that may be shown now that `piece` has come."""
@@ -33,10 +41,11 @@ class TextStream:
         if self.stopped:
             return ""
         held = self._held + text
-        found = min((at for at in (held.find(stop) for stop in self._stop) if at >= 0), default=-1)
-        if found >= 0:
-            self.stopped, self._held = True, ""
-            return held[:found]
+        found = min(((at, stop) for stop in self._stop if (at := held.find(stop)) >= 0), default=None)
+        if found is not None:
+            at, self.stop_text = found
+            self._held = ""
+            return held[:at]
         keep = held_back(held, self._stop)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]

@@ -28,8 +28,8 @@ class ThinkBudget:
         self._before = "" if opened is None else None  # what may yet become the tag; None once that is decided
         self._block = opened  # the end of what the block holds; None outside of it
 
-    def take(self, piece: bytes) -> None:
-        """Takes what a token adds to the text."""
+    def push(self, piece: bytes) -> None:
+        """Adds what a token adds to the text."""
         text = self._decoder.decode(piece)
         if self._before is not None:
             self._look_for_block(self._before + text)

@@ -126,10 +126,10 @@ def command(
         if rpc:
             add_workers(rpc)
         watched = not as_json and _somebody_watches()
-        with loading(told=watched or (verbose and not as_json), alive=watched and not verbose) as tell:
+        with loading(told=watched or (verbose and not as_json), alive=watched and not verbose) as on_plan:
             model = Model.load(
                 file, n_ctx=ctx, kv_type=kv_type, mtp=mtp, n_ubatch=ubatch, n_gpu_layers=gpu_layers, options=options,
-                force=force, tell=tell,
+                force=force, on_plan=on_plan,
             )  # fmt: skip
         stack.enter_context(model)
         if model.launch_note:
@@ -142,10 +142,8 @@ def command(
             return
         screen = _screen(as_json, reasoning, figures=stats or verbose or sys.stderr.isatty())
         answer = ask(model, Conversation(system).messages(question), sampling, answers, screen, watch)
-    if answer.finish_reason == "cancelled":
+    if answer.finish_reason == "abort":
         raise typer.Exit(130)
-    if answer.finish_reason == "context" and not answer.tokens:  # the screen has said that the prompt is too long
-        raise typer.Exit(1)
 
 
 def _question(prompt: str | None, prompt_file: str | None) -> str | None:

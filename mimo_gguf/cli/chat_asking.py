@@ -42,7 +42,7 @@ def ask(
                 for warning in watch.poll() if watch is not None else ():
                     screen.warn(warning)
     except KeyboardInterrupt:  # in the middle of anything
-        model.slot.reset()
+        model.forget()
         raise
     finally:
         screen.settle()

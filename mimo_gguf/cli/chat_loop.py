@@ -89,7 +89,7 @@ class ChatLoop:
 
     def _greet(self) -> None:
         mtp = "MTP drafting on" if self.model.has_mtp else "no MTP"
-        ui.print_note(f"{self.model.file.path.name} · {mtp} · context {self.model.session.n_ctx} · /help for commands")
+        ui.print_note(f"{self.model.file.path.name} · {mtp} · context {self.model.session.window} · /help for commands")
 
     def _look_at_memory(self) -> None:
         for warning in self.watch.poll() if self.watch is not None else ():
@@ -122,13 +122,16 @@ class ChatLoop:
         self._tell_when_full(answer.n_prompt + len(answer.tokens))
 
     def _make_room(self, question: str) -> None:
-        alone, window = self._count(Conversation(self.conversation.system).messages(question)), self.model.session.n_ctx
+        alone, window = (
+            self._count(Conversation(self.conversation.system).messages(question)),
+            self.model.session.window,
+        )
         if alone >= window:
             raise UsageError(
                 f"the question alone takes {alone} tokens, the window holds {window}",
                 hint="ask less at a time, or start again with a larger --ctx",
             )
-        room = int(self.model.session.n_ctx * (1 - _ANSWER_ROOM))
+        room = int(self.model.session.window * (1 - _ANSWER_ROOM))
         n_reasonings, n_turns = self.conversation.make_room(question, self._count, room)
         gone = [f"the reasoning of {_counted(n_reasonings, 'old turn')}"] if n_reasonings else []
         gone += [_counted(n_turns, "old turn")] if n_turns else []
@@ -136,7 +139,7 @@ class ChatLoop:
             ui.print_warning(f"the window is full; left out from now on: {', '.join(gone)}")
 
     def _tell_when_full(self, used: int) -> None:
-        window = self.model.session.n_ctx
+        window = self.model.session.window
         first = self.conversation.next_to_leave_out()
         if used > FULL * window and first:
             ui.print_warning(f"{used} of {window} tokens used ({used / window:.0%}): next to be left out is {first}")
@@ -199,7 +202,7 @@ class ChatLoop:
             self.conversation.save(path)
             if cache:
                 session = self.model.session
-                save_state(session.slot, state_key(self.model.file, session), cache)
+                save_state(session, session.slot, state_key(self.model.file, session), cache)
         ui.print_note(f"saved to {path}" + (" with its cache" if cache else ""))
 
     def load(self, name: str) -> None:
@@ -209,7 +212,7 @@ class ChatLoop:
         note, cache = _counted(len(self.conversation.turns), "turn") + " loaded", path.with_suffix(_CACHE)
         if path_kind(cache) == "file":
             session = self.model.session
-            taken = load_state(session.slot, state_key(self.model.file, session), cache)
+            taken = load_state(session, session.slot, state_key(self.model.file, session), cache)
             self._own_files.update([cache.resolve()] if taken else [])
             note += " with the cache" if taken else "; the cache is of another model or damaged, so they are read again"
         if self.conversation.turns:
@@ -279,7 +282,7 @@ class ChatLoop:
             ui.print_note(_counted(len(ids), "token"))
             return
         n, saved = self._count(self.conversation.messages()), self._n_left_out()
-        note = f"{n} tokens of {self.model.session.n_ctx}, {_counted(len(self.conversation.turns), 'turn')}"
+        note = f"{n} tokens of {self.model.session.window}, {_counted(len(self.conversation.turns), 'turn')}"
         ui.print_note(f"{note}; {saved} tokens of earlier reasoning are left out" if saved else note)
 
     def set_option(self, text: str) -> None:
@@ -308,7 +311,7 @@ class ChatLoop:
 
         session = self.model.session
         plan = self.model.plan or plan_fit(
-            self.model.file.path, n_ctx=session.n_ctx, type_k=session.options.kv_type, type_v=session.options.kv_type,
+            self.model.file.path, n_ctx=session.window, type_k=session.options.kv_type, type_v=session.options.kv_type,
             n_ubatch=session.options.n_batch, mtp=self.model.has_mtp,
             n_gpu_layers=self.model.native.options.n_gpu_layers,
         )  # fmt: skip

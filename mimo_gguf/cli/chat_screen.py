@@ -71,7 +71,7 @@ class PipeScreen:
         sys.stdout.flush()
         if self._figures:
             ui.print_note(status_line(answer, model))
-        for warning in warnings(answer, model):
+        for warning in warnings(model):
             ui.print_warning(warning)
 
 
@@ -202,22 +202,26 @@ class TerminalScreen:
         spared = [f"{self.n_left_out} tokens of earlier reasoning left out"] if self.n_left_out else []
         for line in ui.joined(status_parts(answer, model) + spared, ui.err.width, _SEPARATOR):
             ui.print_note(line)
-        for warning in warnings(answer, model):
+        for warning in warnings(model):
             if warning not in self._warned:
                 ui.print_warning(warning)
-        self._warned.update(warnings(answer, model))
+        self._warned.update(warnings(model))
 
 
 def _dimmed(text: str) -> list[Row]:
     return dimmed(text, ui.out)
 
 
-_ENDINGS: Final = {
-    "length": "stopped at --max-tokens",
-    "context": "the context window is full",
-    "cancelled": "stopped",
-    "stop_string": "stopped at a stop string",
-}
+_CUT_OFF: Final = {"max_tokens": "stopped at --max-tokens", "window": "the context window is full"}
+
+
+def _ending(answer: Answer) -> str:
+    """Why the answer ended, in words; empty if the model ended it."""
+    if answer.finish_reason == "length":
+        return _CUT_OFF[answer.stop_reason or "max_tokens"]
+    if answer.finish_reason == "abort":
+        return "stopped"
+    return "" if answer.stop_reason is None else "stopped at a stop string"
 
 
 def status_line(answer: Answer, model: Model) -> str:
@@ -232,16 +236,14 @@ def status_parts(answer: Answer, model: Model) -> list[str]:
     """What `status_line` joins."""
     n, rate = answer.stats.n_generated, answer.stats.tokens_per_s
     if not answer.tokens:
-        return [_ENDINGS.get(answer.finish_reason, "nothing was said")]
+        return [_ending(answer) or "nothing was said"]
     parts = [f"{n} token" if n == 1 else f"{n} tokens"]
     if rate and n >= _ENOUGH_TOLD:
         parts[0] += f", {rate:.1f} tok/s"
     if model.has_mtp:
         parts.append(_draft_text(answer, model))
-    parts.append(f"context {answer.n_prompt + len(answer.tokens)} of {model.session.n_ctx}")
-    if answer.finish_reason in _ENDINGS:
-        parts.append(_ENDINGS[answer.finish_reason])
-    return parts
+    parts.append(f"context {answer.n_prompt + len(answer.tokens)} of {model.session.window}")
+    return parts + [text for text in (_ending(answer),) if text]
 
 
 _ENOUGH_TOLD: Final = 8  # tokens: the first comes with the prompt and takes no time, so fewer seem faster than they are
@@ -259,15 +261,9 @@ def _draft_text(answer: Answer, model: Model) -> str:
     return f"MTP drafts {', '.join(facts)}" if facts else "no drafts"
 
 
-def warnings(answer: Answer, model: Model) -> list[str]:
+def warnings(model: Model) -> list[str]:
     """What people should know beyond the figures."""
-    found = []
-    if model.session.stats.warning is not None:
-        found.append(model.session.stats.warning)
-    if answer.finish_reason == "context" and not answer.tokens:
-        window = model.session.n_ctx
-        found.append(f"the prompt has {answer.n_prompt} tokens, the window holds {window}: try a larger --ctx")
-    return found
+    return [] if model.session.stats.warning is None else [model.session.stats.warning]
 
 
 def answer_json(answer: Answer, model: Model) -> dict[str, Any]:
@@ -277,13 +273,14 @@ def answer_json(answer: Answer, model: Model) -> dict[str, Any]:
         "text": answer.text,
         "reasoning": answer.reasoning,
         "finish_reason": answer.finish_reason,
-        "warnings": warnings(answer, model),
+        "stop_reason": answer.stop_reason,
+        "warnings": warnings(model),
         "seed": answer.seed,
         "tokens": {
             "prompt": answer.n_prompt,
             "reused": stats.n_reused,
             "generated": stats.n_generated,
-            "window": model.session.n_ctx,
+            "window": model.session.window,
         },
         "timings": {
             "prompt_s": round(stats.prompt_s, 6),

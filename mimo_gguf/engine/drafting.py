@@ -21,7 +21,7 @@ from mimo_gguf.llama.batch import Batch
 from mimo_gguf.llama.log import LOG
 
 HiddenState = Literal["pre", "post"]
-Transform = Callable[[Floats], Floats]
+StateNorm = Callable[[Floats], Floats]
 
 
 class Drafter:
@@ -37,7 +37,7 @@ class Drafter:
         self.n_draft = n_draft
         self.p_min = p_min
         self._n_blocks = max(1, min(context.model.n_mtp, n_draft))
-        self.trunk_norm, self._block_norms = _transforms(context.model.path, self._n_blocks, hidden)
+        self.trunk_norm, self._block_norms = _state_norms(context.model.path, self._n_blocks, hidden)
         self._batch = Batch(context.options.n_batch, context.model.n_embd)
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Drafter:
         drafts: list[list[int]] = [[] for _ in wanted]
         going = list(range(len(wanted)))
         while going:
-            stretches, still = [], []
+            spans, still = [], []
             for place, (index, row) in enumerate(zip(going, open_rows, strict=True)):
                 proposal = self._proposal(row)
                 if proposal is None:
@@ -78,10 +78,10 @@ class Drafter:
                 n = len(drafts[index])
                 if n < min(wanted[index].limit, self.n_draft):
                     state = self._block_norms[0](self.context.hidden(len(going))[place : place + 1])
-                    stretches.append(_Stretch(wanted[index].rows.seq_id, [proposal], positions[index] + n, state))
+                    spans.append(_Span(wanted[index].rows.seq_id, [proposal], positions[index] + n, state))
                     still.append(index)
             if still:
-                open_rows = self._decode(stretches)
+                open_rows = self._decode(spans)
             going = still
         for request, position, drafted in zip(wanted, positions, drafts, strict=True):
             if len(drafted) > 1:  # rows made from the block's own states
@@ -89,26 +89,26 @@ class Drafter:
         return drafts
 
     def _draft_with_blocks(self, wanted: Sequence[DraftRequest]) -> list[list[int]]:
-        """Block i must see the drafted stretch in its own layer's cache, so each runs it from the token on."""
+        """Block i must see the drafted span in its own layer's cache, so each runs it from the token on."""
         for request in wanted:
             self.catch_up(request.rows)
-        stretches = [request.rows.with_token(request.token) for request in wanted]
+        spans = [request.rows.with_token(request.token) for request in wanted]
         drafts: list[list[int]] = [[] for _ in wanted]
         going = list(range(len(wanted)))
         for block in range(self.n_draft):
             self.context.select_mtp_block(min(block, self._n_blocks - 1))
-            open_rows = self._decode([stretches[index] for index in going])
+            open_rows = self._decode([spans[index] for index in going])
             states = self._block_norms[min(block, self._n_blocks - 1)](self.context.hidden(len(going)))
             still = []
             for place, (index, row) in enumerate(zip(going, open_rows, strict=True)):
-                stretch, proposal = stretches[index], self._proposal(row)
-                self.context.forget(stretch.position, stretch.seq_id)
+                span, proposal = spans[index], self._proposal(row)
+                self.context.forget(span.position, span.seq_id)
                 if proposal is None:
                     continue
                 drafts[index].append(proposal)
                 if len(drafts[index]) < wanted[index].limit:
-                    longer = np.concatenate([stretch.states, states[place : place + 1]])
-                    stretches[index] = stretch._replace(tokens=[*stretch.tokens, proposal], states=longer)
+                    longer = np.concatenate([span.states, states[place : place + 1]])
+                    spans[index] = span._replace(tokens=[*span.tokens, proposal], states=longer)
                     still.append(index)
             if not (going := still):
                 break
@@ -127,35 +127,34 @@ class Drafter:
         """Moves all waiting rows of a sequence into the KV cache, through every block in use."""
         if not rows.n_waiting:
             return
-        stretch = rows.waiting()
+        span = rows.waiting()
         for block in range(self._n_blocks):
             if block:
-                self.context.forget(stretch.position, stretch.seq_id)
+                self.context.forget(span.position, span.seq_id)
             if self._n_blocks > 1:
                 self.context.select_mtp_block(block)
-            self._decode([stretch], n_outputs=0)
+            self._decode([span], n_outputs=0)
         if self._n_blocks > 1:
             self.context.select_mtp_block(0)
         rows.take_all()
 
-    def _decode(self, stretches: Sequence[_Stretch], *, n_outputs: int = 1) -> list[int]:
-        """Evaluates the stretches in one decode; the number of each one's last row, which has logits and a state."""
+    def _decode(self, spans: Sequence[_Span], *, n_outputs: int = 1) -> list[int]:
+        """Evaluates the spans in one decode; the number of each one's last row, which has logits and a state."""
         since, batch = LOG.mark, self._batch
         assert batch.hidden is not None
         batch.clear()
         last = []
-        for seq_id, tokens, position, states in stretches:
+        for seq_id, tokens, position, states in spans:
             first = batch.add(tokens, position, n_outputs=n_outputs, seq_id=seq_id)
             batch.hidden[first : batch.n_tokens] = states
             last.append(batch.n_tokens - 1)
         result = self.context.decode(batch.native)
         if result != 0:
-            for stretch in stretches:
-                self.context.forget(stretch.position, stretch.seq_id)
+            for span in spans:
+                self.context.forget(span.position, span.seq_id)
             self.context.select_mtp_block(0)
             raise BackendError(
-                f"the MTP context failed at position {stretches[0].position} (llama_decode {result}): "
-                f"{LOG.reason(since)}",
+                f"the MTP context failed at position {spans[0].position} (llama_decode {result}): {LOG.reason(since)}",
                 hint="go on without it: --no-mtp",
             )
         return last
@@ -183,14 +182,10 @@ class MtpRows:
 
     @property
     def knows_state(self) -> bool:
-        """Whether the trunk's state at the last position is known; otherwise `follow` must begin with that token."""
+        """Whether the trunk's state at the last position is known; otherwise `observe` must begin with that token."""
         return self._before is not None
 
-    def can_follow(self, position: int) -> bool:
-        """Whether `follow` may begin there and lose nothing that is known."""
-        return position < self.end or (position == self.end and self.knows_state)
-
-    def follow(self, tokens: Sequence[int], first_position: int, states: Floats) -> None:
+    def observe(self, tokens: Sequence[int], first_position: int, states: Floats) -> None:
         """Takes what the target has just evaluated: `tokens` at consecutive positions and its states, one row each.
 
         It follows on what is known here, or begins with the last token known, whose state was missing (after a draft,
@@ -199,7 +194,7 @@ class MtpRows:
         """
         states = self._drafter.trunk_norm(states)
         self.forget(first_position + 1)
-        if first_position >= self.end and not self.can_follow(first_position):
+        if first_position > self.end or (first_position == self.end and not self.knows_state):
             self._drafter.context.forget(0, self.seq_id)
             self.resume(first_position + 1)
         if first_position == self.end - 1:
@@ -229,9 +224,9 @@ class MtpRows:
             del self._tokens[keep:]
         else:
             self.resume(first_position)
-            self.settle()
+            self.forget_unknown()
 
-    def settle(self) -> None:
+    def forget_unknown(self) -> None:
         """Drops from the cache what is not known to be there: what an interrupted draft may have left."""
         self._drafter.context.forget(self._first, self.seq_id)
 
@@ -246,14 +241,14 @@ class MtpRows:
         self._drafter.context.share(source.seq_id, n_tokens, self.seq_id)
         self.resume(min(n_tokens, source.end))
 
-    def waiting(self) -> _Stretch:
-        return _Stretch(self.seq_id, self._tokens, self._first, self._states[: len(self._tokens)])
+    def waiting(self) -> _Span:
+        return _Span(self.seq_id, self._tokens, self._first, self._states[: len(self._tokens)])
 
-    def with_token(self, token: int) -> _Stretch:
+    def with_token(self, token: int) -> _Span:
         """The waiting rows, of which there is room for one more, and that of `token`, which follows them."""
         n = len(self._tokens)
         self._states[n] = self._before
-        return _Stretch(self.seq_id, [*self._tokens, token], self._first, self._states[: n + 1])
+        return _Span(self.seq_id, [*self._tokens, token], self._first, self._states[: n + 1])
 
     def take_all(self, token: int | None = None) -> int:
         """Notes that the waiting rows, and that of `token`, are in the cache now; the position of the last one."""
@@ -273,7 +268,7 @@ class DraftRequest(NamedTuple):
     limit: int
 
 
-class _Stretch(NamedTuple):
+class _Span(NamedTuple):
     """Rows of one sequence at consecutive positions, and the states before them, shape (len(tokens), n_embd)."""
 
     seq_id: int
@@ -282,7 +277,7 @@ class _Stretch(NamedTuple):
     states: Floats
 
 
-def _transforms(path: Path, n_blocks: int, hidden: HiddenState) -> tuple[Transform, list[Transform]]:
+def _state_norms(path: Path, n_blocks: int, hidden: HiddenState) -> tuple[StateNorm, list[StateNorm]]:
     """What is done to the trunk's states and to each block's own before they are fed on: nothing, or their norm."""
     if hidden == "pre":
         return _unchanged, [_unchanged] * n_blocks
@@ -300,7 +295,7 @@ def _unchanged(states: Floats) -> Floats:
     return states
 
 
-def _rms_norm(weights: Floats, eps: float) -> Transform:
+def _rms_norm(weights: Floats, eps: float) -> StateNorm:
     def norm(states: Floats) -> Floats:
         mean_square = np.square(states, dtype=np.float32).mean(axis=-1, keepdims=True, dtype=np.float32)
         return np.asarray(states / np.sqrt(mean_square + np.float32(eps)) * weights, np.float32)

@@ -2,7 +2,7 @@
 
 A pass is one decode of the target for all conversations at work: the token each has drawn, what the MTP blocks propose
 after it (one MTP decode for all), and a stretch of the prompts still being read. Each conversation then draws from its
-own rows with its own sampler (`slot`).
+own rows with its own sampler.
 """
 
 from __future__ import annotations
@@ -10,23 +10,28 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
-from mimo_gguf.core.errors import BackendError, UsageError
+import numpy as np
+
+from mimo_gguf.core.errors import BackendError, MimoGgufError, UsageError
 from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.kv_cache import check_kv_type, n_ctx_seq
 from mimo_gguf.engine.draft_control import DraftControl
-from mimo_gguf.engine.drafting import Drafter, DraftRequest, HiddenState
+from mimo_gguf.engine.drafting import Drafter, DraftRequest, HiddenState, MtpRows
 from mimo_gguf.engine.sampling import Sampler
-from mimo_gguf.engine.slot import Cancelled, Slot, WindowFull
+from mimo_gguf.engine.slot import Slot, common_prefix
 from mimo_gguf.engine.stats import SessionStats, total
 from mimo_gguf.llama.api import ContextOptions, Floats, LlamaContext, LlamaModel, open_context, open_mtp_context
 from mimo_gguf.llama.batch import Batch
 from mimo_gguf.llama.log import LOG
 
-Ended = dict[Slot, Cancelled | WindowFull]
 _MOST_THREADS: Final = 512  # GGML_MAX_N_THREADS
 _MOST: Final = (1 << 31) - 1
+# Gap of two logits below which another batch size's rounding might order them otherwise. Measured on a CPU: batches of
+# 1 and 2 agree to the bit for quantized weights, to 0.016 for BF16 (whose activations are rounded), to 3e-6 for F32. An
+# F16 cache whose cells lie in another order, as those of several conversations do, moves a logit by up to 0.01.
+NEAR_TIE: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,24 @@ def _kv_type_number(name: str) -> int:
     return int(kind)
 
 
-class Part(NamedTuple):
+class Drawn(NamedTuple):
+    """A token was drawn; its logits are row `row` of the last pass, until the next one."""
+
+    token: int
+    row: int
+
+
+class Ended(NamedTuple):
+    """A slot cannot go on: it was cancelled, its window has no room for the token drawn last, or drawing failed."""
+
+    reason: Literal["cancelled", "window", "failed"]
+    error: MimoGgufError | None = None
+
+
+Outcome = Drawn | Ended
+
+
+class Share(NamedTuple):
     """What one slot contributes to a pass; the last `n_outputs` tokens want logits."""
 
     slot: Slot
@@ -121,19 +143,20 @@ class Part(NamedTuple):
 
 
 class Session:
-    """The target context, the MTP context and `n_parallel` slots. Not for two threads at once, but for `Slot.cancel`.
+    """The target context, the MTP context and `n_parallel` slots.
 
-    One conversation uses `slot` and the methods it has. Several are served by `step`.
+    Methods may be called from any thread: one at a time is served, the others wait. One conversation is driven by the
+    functions of `single`, several by `step`.
     """
 
     def __init__(self, model: LlamaModel, options: SessionOptions | None = None) -> None:
-        """Raises BackendError where llama.cpp cannot make the contexts."""
+        """Raises BackendError if llama.cpp cannot make the contexts."""
         self.model = model
         options = options or SessionOptions()
         self.options = options if options.n_ctx else replace(options, n_ctx=model.n_ctx_train * options.n_parallel)
         self.drafting_allowed = True
         self.target: LlamaContext = open_context(model, self.options.for_context())
-        self.n_ctx = self.target.n_ctx // self.options.n_parallel  # tokens one conversation's window holds
+        self.window = self.target.n_cells // self.options.n_parallel  # tokens one conversation may have
         self.drafter: Drafter | None = None
         try:
             if self.options.mtp and model.n_mtp:
@@ -142,20 +165,22 @@ class Session:
         except BaseException:
             self.close()
             raise
-        self.slots = tuple(Slot(self, seq_id) for seq_id in range(self.options.n_parallel))
+        adaptive, n_draft, numbers = self.options.adaptive, self.options.n_draft, range(self.options.n_parallel)
+        self.slots = tuple(Slot(self.target, i, self.window, self._rows_of(i), n_draft) for i in numbers)
         # What a pass costs, and so whether drafting pays, depends on how many draw from it: a control for each number.
-        adaptive, n_draft = self.options.adaptive, self.options.n_draft
-        self._controls = [
-            DraftControl(adaptive=adaptive, n_drawing=1 + i, n_draft=n_draft) for i in range(len(self.slots))
-        ]
+        self._controls = [DraftControl(adaptive=adaptive, n_drawing=1 + i, n_draft=n_draft) for i in numbers]
         self._n_drawing = 1
         self._cycle = _Cycle()
+        self._is_interrupted = False
 
     def _open_drafter(self) -> Drafter:
         options, n_batch = self.options, self.target.options.n_batch
         n_ubatch = min(max(options.n_ubatch_mtp, options.n_rows_drawing), n_batch)
         context = open_mtp_context(self.target, n_ubatch=n_ubatch)
         return Drafter(context, n_draft=options.n_draft, p_min=options.p_min, hidden=options.hidden)
+
+    def _rows_of(self, seq_id: int) -> MtpRows | None:
+        return None if self.drafter is None else MtpRows(self.drafter, seq_id)
 
     @property
     def slot(self) -> Slot:
@@ -173,12 +198,17 @@ class Session:
         return self._controls[self._n_drawing - 1]
 
     @property
-    def follows(self) -> bool:
+    def shows_mtp(self) -> bool:
         """Whether the MTP blocks are shown what is evaluated. They need not be while nothing is drafted."""
         return self.drafter is not None and self.drafting_allowed and self.control.wants_rows
 
+    def interrupt(self) -> None:
+        """Ends the pass at work, if it reads a prompt, as if it had not begun. From any thread or a signal handler."""
+        self._is_interrupted = True
+
     def close(self) -> None:
-        """Frees both contexts. The model is not the session's."""
+        """Frees both contexts, once no other thread works with them. The model is not the session's."""
+        self.interrupt()
         if self.drafter is not None:
             self.drafter.close()
         self.target.close()
@@ -189,62 +219,120 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def step(self, samplers: Mapping[Slot, Sampler]) -> dict[Slot, int | Cancelled | WindowFull]:
+    def begin(self, slot: Slot, prompt: Sequence[int]) -> int:
+        """Makes `prompt` what is to stand in the slot's cache; the number of its tokens that do already.
+
+        They are the slot's own or another's, whose cells it then shares. The rest is evaluated by `step`.
+
+        Raises:
+            WindowFull: the prompt leaves no room for a token after it.
+            UsageError: the prompt is empty.
+        """
+        slot.check_prompt(prompt)
+        with self.target.lock:
+            prompt = list(prompt)  # it may be slot.tokens
+            slot.drop_unfinished()
+            same = common_prefix(slot.tokens, prompt)
+            others = {other: common_prefix(other.tokens, prompt) for other in self.slots if other is not slot}
+            source = max(others, key=others.__getitem__, default=slot)
+            if others.get(source, 0) > same:
+                slot.share(source, same := others[source])
+            elif same < len(slot.tokens):
+                slot.cut(same)
+            if slot.mtp_rows is not None:
+                slot.mtp_rows.forget(same)
+            slot.prompt = prompt[same:]
+            slot.prepare(shows_mtp=self.shows_mtp)
+            slot.stats.n_reused += len(slot.tokens)
+            return len(slot.tokens)
+
+    def insert(self, slot: Slot, tokens: Sequence[int], sampler: Sampler) -> None:
+        """Goes on as if `tokens` had been drawn after the token drawn last; the sampler counts them, too.
+
+        Raises:
+            WindowFull: they do not fit.
+        """
+        with self.target.lock:
+            slot.insert(tokens)
+            slot.prepare(shows_mtp=self.shows_mtp)
+            for token in tokens:
+                sampler.note(token)
+
+    def drop_unfinished(self, slot: Slot) -> None:
+        """Leaves the slot with what is evaluated and drawn: no drafts, no token to evaluate, no prompt to read."""
+        with self.target.lock:
+            slot.drop_unfinished()
+
+    def reset(self, slot: Slot) -> None:
+        """Forgets everything the slot has evaluated."""
+        with self.target.lock:
+            slot.reset()
+
+    def step(self, samplers: Mapping[Slot, Sampler]) -> dict[Slot, Outcome]:
         """Goes on with the slots that `samplers` names: at most one pass, then a token for each that has logits.
 
         A slot that is still reading its prompt is not in the result. A slot whose draft was right gives its next token
-        in a step without a pass, before the others go on. One that is cancelled, or has no room left, is in the result
-        with that exception; the others are not disturbed.
+        in a step without a pass, before the others go on. One that is cancelled, has no room left, or whose sampler can
+        draw nothing, has ended; the others are not disturbed.
 
         Raises:
             BackendError: llama.cpp failed; every slot is as it was before.
         """
-        outcomes: dict[Slot, int | Cancelled | WindowFull] = {}
-        slots = []
-        for slot in samplers:
-            if slot.take_cancel():
-                outcomes[slot] = Cancelled()
-            else:
-                slots.append(slot)
-        ready = [slot for slot in slots if slot.can_draw]
-        if slots and not ready:
-            outcomes.update(self.evaluate(slots))
+        with self.target.lock:
+            outcomes: dict[Slot, Outcome] = {}
+            slots = []
+            for slot in samplers:
+                if slot.hear_cancel():
+                    outcomes[slot] = Ended("cancelled")
+                else:
+                    slots.append(slot)
             ready = [slot for slot in slots if slot.can_draw]
-        for slot in ready:
-            outcomes[slot] = slot.draw(samplers[slot])
-        return outcomes
+            if slots and not ready:
+                outcomes.update(self._evaluate(slots))
+                ready = [slot for slot in slots if slot.can_draw]
+            for slot in ready:
+                try:
+                    outcomes[slot] = self._draw(slot, samplers[slot])
+                except MimoGgufError as error:
+                    outcomes[slot] = Ended("failed", error)
+            return outcomes
 
-    def evaluate(self, slots: Sequence[Slot]) -> Ended:
-        """One pass over what these slots have waiting; those of them that could not go on.
+    def evaluate(self, slots: Sequence[Slot]) -> dict[Slot, Ended]:
+        """Makes one pass over what these slots have waiting; those of them that could not go on.
 
         Raises:
             BackendError: llama.cpp failed; every slot is as it was before.
         """
+        with self.target.lock:
+            return self._evaluate(slots)
+
+    def _evaluate(self, slots: Sequence[Slot]) -> dict[Slot, Ended]:
         started = time.perf_counter()
-        ended: Ended = {}
+        ended: dict[Slot, Ended] = {}
         drawing, reading = [], []
+        shows_mtp = self.shows_mtp
         for slot in slots:
             if slot.drawn is not None and not slot.room:
-                ended[slot] = WindowFull()
+                ended[slot] = Ended("window")
                 continue
-            slot.prepare()
+            slot.prepare(shows_mtp=shows_mtp)
             if slot.drawn is not None:
                 drawing.append(slot)
             elif slot.prompt:
                 reading.append(slot)
         if not drawing and not reading:
             return ended
-        parts = self._plan(drawing, reading)
-        first_rows = self._decode(parts)
+        shares = self._plan(drawing, reading)
+        first_rows = self._decode(shares)
         if first_rows is None:
-            return ended | {part.slot: Cancelled() for part in parts if part.slot.take_cancel()}
+            return ended | {share.slot: Ended("cancelled") for share in shares if share.slot.hear_cancel()}
         seconds = time.perf_counter() - started
         self._cycle.seconds = seconds
-        for part, first_row in zip(parts, first_rows, strict=True):
-            part.slot.took(part, first_row, seconds)
+        for share, first_row in zip(shares, first_rows, strict=True):
+            share.slot.note_evaluated(share.tokens, first_row, seconds)
         return ended
 
-    def _plan(self, drawing: Sequence[Slot], reading: Sequence[Slot]) -> list[Part]:
+    def _plan(self, drawing: Sequence[Slot], reading: Sequence[Slot]) -> list[Share]:
         """What each slot contributes: drawn tokens with their drafts, then as much of the prompts as there is room.
 
         The shortest prompt comes first: its conversation waits least, and the others hardly longer for it.
@@ -253,81 +341,102 @@ class Session:
         if self.drafter is not None:
             self._begin_cycle(len(drawing), is_pure=not reading)
             drafts = self._draft(self.drafter, drawing)
-        parts = []
+        shares = []
         for slot in drawing:
             assert slot.drawn is not None
             tokens = [slot.drawn, *drafts.get(slot, ())]
-            parts.append(Part(slot, tokens, len(tokens)))
-        return parts + self._plan_reading(reading, sum(len(part.tokens) for part in parts)) if reading else parts
+            shares.append(Share(slot, tokens, len(tokens)))
+        if not reading:
+            return shares
+        return shares + self._plan_reading(reading, sum(len(share.tokens) for share in shares))
 
-    def _plan_reading(self, reading: Sequence[Slot], n_taken: int) -> list[Part]:
-        parts, room = [], self._batch.capacity - n_taken
+    def _plan_reading(self, reading: Sequence[Slot], n_taken: int) -> list[Share]:
+        shares, room = [], self._batch.capacity - n_taken
         for slot in sorted(reading, key=lambda slot: len(slot.prompt)):
             if room:
                 tokens = slot.prompt[:room]
-                parts.append(Part(slot, tokens, int(len(tokens) == len(slot.prompt))))
+                shares.append(Share(slot, tokens, int(len(tokens) == len(slot.prompt))))
                 room -= len(tokens)
-        return parts
+        return shares
 
     def _draft(self, drafter: Drafter, drawing: Sequence[Slot]) -> dict[Slot, list[int]]:
         if not self.drafting_allowed or not drawing or not self.control.wants_draft():
             return {}
         wanted = {
-            slot: DraftRequest(slot.rows, slot.drawn, slot.room - 1)
+            slot: DraftRequest(slot.mtp_rows, slot.drawn, slot.room - 1)
             for slot in drawing
-            if slot.rows is not None and slot.drawn is not None and slot.is_followed and slot.room > 1
+            if slot.mtp_rows is not None and slot.drawn is not None and slot.can_draft
         }
         self._cycle.tried = bool(wanted)
         return dict(zip(wanted, drafter.draft(list(wanted.values())), strict=True))
 
-    def _decode(self, parts: Sequence[Part]) -> list[int] | None:
-        """The first row of each part in the batch evaluated; None when all of the slots were cancelled meanwhile."""
+    def _decode(self, shares: Sequence[Share]) -> list[int] | None:
+        """The first row of each share in the batch evaluated; None if it was interrupted or all were cancelled."""
         since, batch = LOG.mark, self._batch
         batch.clear()
         rows = [
             batch.add(tokens, len(slot.tokens), n_outputs=n_outputs, seq_id=slot.seq_id)
-            for slot, tokens, n_outputs in parts
+            for slot, tokens, n_outputs in shares
         ]
         for slot in self.slots:
             slot.lose_row()
-        is_reading = bool(parts[-1].slot.prompt)  # these come last
-        if is_reading:  # a pass that may take long; asking is not free
-            self.target.abort_when(lambda: all(slot.is_cancelled() for slot, _, _ in parts))
+        self._is_interrupted = False
+        is_reading = bool(shares[-1].slot.prompt)  # these come last
         try:
-            result = self.target.decode(batch.native)
-            if result == 0 and self.follows:
-                for (slot, tokens, _), first in zip(parts, rows, strict=True):
-                    assert slot.rows is not None
+            if is_reading:  # a pass that may take long; asking is not free
+                result = self.target.decode(batch.native, lambda: self._is_to_stop(shares))
+            else:
+                result = self.target.decode(batch.native)
+            if result == 0 and self.shows_mtp:
+                for (slot, tokens, _), first in zip(shares, rows, strict=True):
+                    assert slot.mtp_rows is not None
                     n = len(tokens) if slot.prompt else 1  # drafts follow when they are drawn
-                    slot.rows.follow(tokens[:n], len(slot.tokens), self.states(first, n))
+                    slot.mtp_rows.observe(tokens[:n], len(slot.tokens), self._states(first, n))
         except BaseException:
-            self._take_back(parts)
+            self._take_back(shares)
             raise
-        finally:
-            if is_reading:
-                self.target.abort_when(None)
         if result == 0:
             return rows
-        self._take_back(parts)
+        self._take_back(shares)
         if result == 2:
             return None
         raise BackendError(
-            f"llama.cpp failed at position {len(parts[0].slot.tokens)} (llama_decode {result}): {LOG.reason(since)}",
+            f"llama.cpp failed at position {len(shares[0].slot.tokens)} (llama_decode {result}): {LOG.reason(since)}",
             hint="run again with --verbose for its log",
         )
 
-    def _take_back(self, parts: Sequence[Part]) -> None:
-        for slot, _, _ in parts:
-            self.target.forget(len(slot.tokens), slot.seq_id)
+    def _is_to_stop(self, shares: Sequence[Share]) -> bool:
+        return self._is_interrupted or all(share.slot.is_cancelled for share in shares)
 
-    @property
-    def n_rows(self) -> int:
-        """Rows of the last pass."""
-        return self._batch.n_tokens
+    def _take_back(self, shares: Sequence[Share]) -> None:
+        if not self.target.closed:
+            for slot, _, _ in shares:
+                self.target.forget(len(slot.tokens), slot.seq_id)
 
-    def states(self, first_row: int, n: int) -> Floats:
+    def _draw(self, slot: Slot, sampler: Sampler) -> Drawn:
+        row = slot.row
+        assert row is not None
+        started = time.perf_counter()
+        token = sampler.sample(self.target, row)
+        if sampler.greedy and (self._batch.n_tokens > 1 or len(self.slots) > 1):
+            slot.stats.n_near_ties += _is_near_tie(self.target.logits(row))
+        drained = token != slot.next_draft
+        if drained:
+            seconds = time.perf_counter() - started
+            slot.note_drawn(token, seconds)
+        else:
+            state = self._states(row + 1, 1)
+            seconds = time.perf_counter() - started
+            slot.accept_draft(state, seconds)
+        cycle = self._cycle
+        cycle.seconds += seconds
+        cycle.n_tokens += 1
+        cycle.n_drained += drained
+        return Drawn(token, row)
+
+    def _states(self, first_row: int, n: int) -> Floats:
         """The trunk's states of rows of the last pass, shape (n, n_embd). A view: valid until the next pass."""
-        return self.target.hidden(self.n_rows)[first_row : first_row + n]
+        return self.target.hidden(self._batch.n_tokens)[first_row : first_row + n]
 
     def _begin_cycle(self, n_drawing: int, *, is_pure: bool) -> None:
         """Tells the control about the last pass, if nothing but drawing was in it and all it yields was drawn."""
@@ -340,12 +449,15 @@ class Session:
         if n_drawing:
             self._n_drawing = n_drawing
 
-    def note_drawn(self, seconds: float, *, drained: bool) -> None:
-        """A slot has drawn a token, in so many seconds, or, `drained`, all that the last pass yields for it."""
-        cycle = self._cycle
-        cycle.seconds += seconds
-        cycle.n_tokens += 1
-        cycle.n_drained += drained
+
+def _is_near_tie(logits: Floats) -> bool:
+    """Whether the choice is so close that another batch size's rounding might turn it: counted, not hidden."""
+    best = logits.argmax()
+    largest = logits[best]
+    logits[best] = -np.inf  # for a moment: a second search costs less than comparing all
+    is_near = bool(logits[logits.argmax()] > largest - NEAR_TIE)
+    logits[best] = largest
+    return is_near
 
 
 @dataclass(slots=True)

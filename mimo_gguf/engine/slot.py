@@ -1,174 +1,121 @@
 """One conversation's place in a session: its evaluated tokens, what comes next, and its window.
 
-Exactness is by construction. Every token is drawn from the target's own logits by the conversation's one sampler chain;
-a draft is accepted if it equals the token drawn. So drafting changes how many tokens one pass yields, never which:
-greedy text is the same, and sampled text uses the same random stream. What was drafted and not drawn is removed from
-both caches.
+A slot is state: it says what is to be evaluated, and notes what was evaluated and drawn. The session makes the passes
+and draws. Exactness is by construction. Every token is drawn from the target's own logits by the conversation's one
+sampler chain; a draft is accepted if it equals the token drawn. So drafting changes how many tokens one pass yields,
+never which: greedy text is the same, and sampled text uses the same random stream. What was drafted and not drawn is
+removed from both caches.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
-
-import numpy as np
+import itertools
+from collections.abc import Sequence
+from typing import Final
 
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.engine.drafting import MtpRows
-from mimo_gguf.engine.sampling import Sampler
 from mimo_gguf.engine.stats import SessionStats
-
-if TYPE_CHECKING:
-    from mimo_gguf.engine.session import Part, Session
-
-Progress = Callable[[int, int], None]  # tokens evaluated, tokens to evaluate
-# Gap of two logits below which another batch size's rounding might order them otherwise. Measured on a CPU: batches of
-# 1 and 2 agree to the bit for quantized weights, to 0.016 for BF16 (whose activations are rounded), to 3e-6 for F32. An
-# F16 cache whose cells lie in another order, as those of several conversations do, moves a logit by up to 0.01.
-NEAR_TIE: Final = 0.05
+from mimo_gguf.llama.api import Floats, LlamaContext
 
 
-class Cancelled(Exception):
-    """`Slot.cancel` was called while the slot was at work. Its state is whole: what was evaluated stays."""
-
-
-class WindowFull(Exception):
-    """The next token does not fit into the conversation's window."""
+class WindowFull(UsageError):
+    """What is to be evaluated does not fit into the conversation's window."""
 
 
 class Slot:
-    """One of a session's sequences. `Session` makes them; a conversation takes one with `begin` or `feed`.
+    """One of a session's sequences, which makes them. The session's methods change it; only `cancel` is for any thread.
 
-    `tokens` is what stands in the target's KV cache. After `feed`, `next_token` gives one token after the other; a
-    token is evaluated when the next one is asked for, so one can stop anywhere. Several conversations are served by
-    `begin` and `Session.step`, which does the same for all of them at a time. Not for two threads at once, but for
-    `cancel`.
+    Attributes:
+        window: how many tokens it holds.
+        tokens: what stands in the target's KV cache.
+        prompt: tokens that were given and are not yet evaluated.
+        drawn: the token drawn last, not yet evaluated; never beside a prompt.
+        row: the row of the last pass whose logits predict what follows `tokens`; None if they are gone.
+        mtp_rows: what the MTP context knows of this sequence; None without one.
+        stats: counts and times since the session was made.
     """
 
-    def __init__(self, session: Session, seq_id: int) -> None:
-        self.session = session
+    def __init__(self, target: LlamaContext, seq_id: int, window: int, mtp_rows: MtpRows | None, n_draft: int) -> None:
         self.seq_id = seq_id
-        self.n_ctx = session.n_ctx  # tokens the window holds
+        self.window = window
         self.tokens: list[int] = []
-        self.stats = SessionStats(session.options.n_draft)
-        self.rows = None if session.drafter is None else MtpRows(session.drafter, seq_id)
-        self.prompt: list[int] = []  # given, not evaluated
-        self.drawn: int | None = None  # drawn, not evaluated; never beside a prompt
+        self.prompt: list[int] = []
+        self.drawn: int | None = None
+        self.row: int | None = None
+        self.mtp_rows = mtp_rows
+        self.stats = SessionStats(n_draft)
+        self._target = target
         self._drafts: list[int] = []  # evaluated after self.tokens, not yet drawn
-        self._row: int | None = None  # row of the last decode that predicts what follows self.tokens
         self._in_pass: tuple[int, int] | None = None  # drafts of the pass being drawn from, and how many were right
         self._cancel = False  # set from any thread; looked at between passes
 
     @property
     def room(self) -> int:
         """Tokens that still fit into the window."""
-        return self.n_ctx - len(self.tokens)
+        return self.window - len(self.tokens)
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether the last pass still has logits for the next token."""
+        return self.row is not None and self.drawn is None and not self.prompt
+
+    @property
+    def can_draft(self) -> bool:
+        """Whether the MTP blocks have seen all that is evaluated, so that they can propose what comes next."""
+        rows = self.mtp_rows
+        return rows is not None and rows.end == len(self.tokens) and rows.knows_state and self.room > 1
 
     def cancel(self) -> None:
         """Stops what the slot is at, or is asked for next, as soon as it can. From any thread or a signal handler."""
         self._cancel = True
 
-    def forget_cancel(self) -> None:
-        """Takes back a `cancel` that came when nothing was left to stop."""
-        self._cancel = False
-
+    @property
     def is_cancelled(self) -> bool:
+        """Whether `cancel` was called and nobody has heard it yet."""
         return self._cancel
 
-    def take_cancel(self) -> bool:
+    def hear_cancel(self) -> bool:
         """Whether `cancel` was called; asked again it says no."""
         if not self._cancel:
             return False
         self._cancel = False
         return True
 
-    def begin(self, prompt: Sequence[int]) -> int:
-        """Makes `prompt` what is to stand in the cache; the number of its tokens that do already.
-
-        They are this slot's own or another's, whose cells it then shares. The rest is evaluated by `Session.step`.
+    def check_prompt(self, prompt: Sequence[int]) -> None:
+        """Refuses a prompt that cannot be answered here.
 
         Raises:
-            WindowFull: the prompt leaves no room for a token after it.
-            UsageError: the prompt is empty.
+            UsageError: it is empty.
+            WindowFull: it leaves no room for a token after it.
         """
         if not prompt:
             raise UsageError("the prompt has no tokens", hint="give some text")
-        if len(prompt) >= self.n_ctx:
-            raise WindowFull
-        prompt = list(prompt)  # it may be self.tokens
-        self.settle()
-        same = self._reuse(prompt)
-        self.prompt = prompt[same:]
-        self.prepare()
-        self.stats.n_reused += len(self.tokens)
-        return len(self.tokens)
+        if len(prompt) >= self.window:
+            raise WindowFull(
+                f"the prompt has {len(prompt)} tokens, and the window holds {self.window} with the answer",
+                hint="give a shorter prompt or a larger window: --ctx, n_ctx=, max_model_len=",
+            )
 
-    def _reuse(self, prompt: Sequence[int]) -> int:
-        """Drops what differs from `prompt`, or takes over what more of it another slot has; how much is there then."""
-        same = common_prefix(self.tokens, prompt)
-        others = {slot: common_prefix(slot.tokens, prompt) for slot in self.session.slots if slot is not self}
-        source = max(others, key=others.__getitem__, default=self)
-        if others.get(source, 0) > same:
-            self._share(source, same := others[source])
-        elif same < len(self.tokens):
-            self._cut(same)
-        if self.rows is not None:
-            self.rows.forget(same)
-        return same
-
-    def _share(self, source: Slot, n_tokens: int) -> None:
-        if self.rows is not None and source.rows is not None:
-            self.rows.share(source.rows, n_tokens)
-        self._cut(0)
-        self.session.target.share(source.seq_id, n_tokens, self.seq_id)
+    def share(self, source: Slot, n_tokens: int) -> None:
+        """Becomes the first `n_tokens` of another slot: the same cells, nothing is copied."""
+        if self.mtp_rows is not None and source.mtp_rows is not None:
+            self.mtp_rows.share(source.mtp_rows, n_tokens)
+        self.cut(0)
+        self._target.share(source.seq_id, n_tokens, self.seq_id)
         self.tokens = source.tokens[:n_tokens]
 
-    def _cut(self, n_tokens: int) -> None:
+    def cut(self, n_tokens: int) -> None:
         """Forgets all but the first tokens.
 
-        In this order an interrupt may leave too much in the cache, never too little, and `settle` drops what is beyond
-        `tokens`.
+        In this order an interrupt may leave too much in the cache, never too little, and `drop_unfinished` forgets what
+        is beyond `tokens`.
         """
-        self._row = None
+        self.row = None
         del self.tokens[n_tokens:]
-        self.session.target.forget(n_tokens, self.seq_id)
+        self._target.forget(n_tokens, self.seq_id)
 
-    def feed(self, prompt: Sequence[int], progress: Progress | None = None) -> int:
-        """`begin`, and evaluates the rest, so that the logits after it are there; the number of tokens reused.
-
-        Raises:
-            WindowFull, UsageError: as `begin`.
-            Cancelled: as far as it came stays evaluated.
-        """
-        if self.take_cancel():
-            raise Cancelled
-        reused = self.begin(prompt)
-        n = len(self.prompt)
-        while self.prompt:
-            ended = self.session.evaluate([self])
-            if ended or self.take_cancel():
-                raise Cancelled
-            if progress is not None:
-                progress(n - len(self.prompt), n)
-        return reused
-
-    def next_token(self, sampler: Sampler) -> int:
-        """Draws the token that follows, by steps of the session for this slot alone.
-
-        Raises:
-            WindowFull: no room is left to evaluate the token drawn before.
-            Cancelled: `cancel` was called.
-        """
-        request = {self: sampler}
-        while True:
-            outcome = self.session.step(request).get(self)
-            if isinstance(outcome, Exception):
-                raise outcome
-            if outcome is not None:
-                return outcome
-
-    def insert(self, tokens: Sequence[int], sampler: Sampler) -> None:
+    def insert(self, tokens: Sequence[int]) -> None:
         """Goes on as if `tokens` had been drawn: the token drawn last is to be evaluated, then these.
 
         Raises:
@@ -176,134 +123,115 @@ class Slot:
         """
         waiting = [*self.prompt, *([] if self.drawn is None else [self.drawn]), *tokens]
         if len(waiting) >= self.room:
-            raise WindowFull
-        self.settle()
+            raise WindowFull("the window is full", hint="give a larger one: --ctx, n_ctx=, max_model_len=")
+        self.drop_unfinished()
         self.prompt = waiting
-        self.prepare()
-        for token in tokens:
-            sampler.note(token)
 
-    def prepare(self) -> None:
+    def prepare(self, *, shows_mtp: bool) -> None:
         """Puts back what has to be evaluated again: tokens whose logits, or whose states for the MTP rows, are gone.
+
+        Args:
+            shows_mtp: whether the MTP blocks are shown what is evaluated.
 
         Raises:
             BackendError: the slot was given nothing to go on from.
         """
         at = len(self.tokens)
         if not self.prompt and self.drawn is None:
-            if self._row is not None:
+            if self.row is not None:
                 return
             if not self.tokens:
-                raise BackendError("there is nothing to draw a token from", hint="call begin or feed first")
+                raise BackendError("there is nothing to draw a token from", hint="give the session a prompt first")
             at -= 1
-        if self.rows is not None and at == self.rows.end and self.session.follows and not self.rows.knows_state:
+        rows = self.mtp_rows
+        if rows is not None and at == rows.end and shows_mtp and not rows.knows_state:
             at -= 1
         if at < len(self.tokens):
             drawn = [] if self.drawn is None else [self.drawn]
             self.prompt, self.drawn = self.tokens[at:] + drawn + self.prompt, None
-            self._cut(at)
+            self.cut(at)
 
-    @property
-    def is_followed(self) -> bool:
-        """Whether the MTP blocks have seen all that is evaluated, so that they can draft what comes next."""
-        return self.rows is not None and self.rows.end == len(self.tokens) and self.rows.knows_state
-
-    @property
-    def can_draw(self) -> bool:
-        """Whether the last pass still has logits for the next token."""
-        return self._row is not None and self.drawn is None and not self.prompt
-
-    def took(self, part: Part, first_row: int, seconds: float) -> None:
-        """Takes note of a pass that evaluated `part` of what was waiting here."""
+    def note_evaluated(self, tokens: Sequence[int], first_row: int, seconds: float) -> None:
+        """Notes a pass that evaluated `tokens`: some of the prompt, or the drawn token and drafts after it."""
         if self.prompt:
-            n = len(part.tokens)
+            n = len(tokens)
             del self.prompt[:n]
-            self.tokens += part.tokens
-            self._row = None if self.prompt else first_row + n - 1
+            self.tokens += tokens
+            self.row = None if self.prompt else first_row + n - 1
             self.stats.n_prompt += n
             self.stats.prompt_s += seconds
             return
-        self.tokens.append(part.tokens[0])
-        self.drawn, self._drafts, self._row = None, list(part.tokens[1:]), first_row
+        self.tokens.append(tokens[0])
+        self.drawn, self._drafts, self.row = None, list(tokens[1:]), first_row
         self._in_pass = len(self._drafts), 0
         self.stats.generation_s += seconds
 
-    def draw(self, sampler: Sampler) -> int:
-        """Draws the next token from the last pass's logits (see `can_draw`)."""
-        row = self._row
-        assert row is not None
-        started = time.perf_counter()
-        token = sampler.sample(self.session.target, row)
-        if sampler.greedy and (self.session.n_rows > 1 or len(self.session.slots) > 1):
-            self._count_near_tie(row)
-        drained = not self._drafts or token != self._drafts[0]
-        if drained:
-            self._finish_pass(tested=True)
-            self.drawn = token
-        else:
-            self._accept(token)
-        seconds = time.perf_counter() - started
+    @property
+    def next_draft(self) -> int | None:
+        """The draft that stands where the next token is drawn: if they are equal, it is evaluated already."""
+        return self._drafts[0] if self._drafts else None
+
+    def note_drawn(self, token: int, seconds: float) -> None:
+        """Notes that `token` was drawn and was not the next draft: what was drafted is dropped."""
+        self._finish_pass(tested=True)
+        self.drawn = token
         self.stats.add_token(seconds)
-        self.session.note_drawn(seconds, drained=drained)
-        return token
 
-    def _accept(self, token: int) -> None:
-        assert self._row is not None
-        assert self.rows is not None
+    def accept_draft(self, state: Floats, seconds: float) -> None:
+        """Notes that the next draft was drawn; `state`, shape (1, n_embd), is the trunk's after it."""
+        assert self.row is not None
+        assert self.mtp_rows is not None
         assert self._in_pass is not None
-        row, self._row = self._row + 1, None  # none, while it would not agree with the tokens
-        del self._drafts[0]
+        row, self.row = self.row + 1, None  # none, while it would not agree with the tokens
+        token = self._drafts.pop(0)
         self._in_pass = self._in_pass[0], self._in_pass[1] + 1
-        self.rows.follow([token], len(self.tokens), self.session.states(row, 1))
+        self.mtp_rows.observe([token], len(self.tokens), state)
         self.tokens.append(token)
-        self._row = row
-
-    def _finish_pass(self, *, tested: bool = False) -> None:
-        """Books the drafts of the last pass and drops those not drawn; `tested`: the first of these was wrong."""
-        if self._in_pass is not None:
-            self.stats.add_pass(*self._in_pass, whole=tested)
-            self._in_pass = None
-        if self._drafts:
-            self._drafts = []
-            self.session.target.forget(len(self.tokens), self.seq_id)
+        self.row = row
+        self.stats.add_token(seconds)
 
     def lose_row(self) -> None:
         """The last pass's logits are about to be written over."""
-        if self._row is not None:
+        if self.row is not None:
             self._finish_pass()
-            self._row = None
+            self.row = None
 
     def reset(self) -> None:
         """Forgets everything evaluated."""
-        self.settle()
-        self._cut(0)
-        if self.rows is not None:
-            self.rows.forget(0)
+        self.drop_unfinished()
+        self.cut(0)
+        if self.mtp_rows is not None:
+            self.mtp_rows.forget(0)
 
-    def settle(self) -> None:
-        """Puts the slot into the state where exactly `tokens` is evaluated: drops drafts, the undrawn, the unread.
+    def drop_unfinished(self) -> None:
+        """Makes exactly `tokens` what is evaluated: drops drafts, the token not evaluated, the prompt not read.
 
         Whatever was interrupted, wherever it was (KeyboardInterrupt), the slot is whole again afterwards.
         """
         self._finish_pass()
         self.drawn, self.prompt = None, []
-        self.session.target.forget(len(self.tokens), self.seq_id)
-        if self.rows is not None:
-            self.rows.settle()
+        self._target.forget(len(self.tokens), self.seq_id)
+        if self.mtp_rows is not None:
+            self.mtp_rows.forget_unknown()
 
-    def _count_near_tie(self, row: int) -> None:
-        """Greedy choices so close that another batch size's rounding might turn them are counted, not hidden."""
-        logits = self.session.target.logits(row)
-        best = logits.argmax()
-        largest = logits[best]
-        logits[best] = -np.inf  # for a moment: a second search costs less than comparing all
-        self.stats.n_near_ties += bool(logits[logits.argmax()] > largest - NEAR_TIE)
-        logits[best] = largest
+    def _finish_pass(self, *, tested: bool = False) -> None:
+        """Counts the drafts of the last pass and drops those not drawn; `tested`: the first of these was wrong."""
+        if self._in_pass is not None:
+            self.stats.add_pass(*self._in_pass, whole=tested)
+            self._in_pass = None
+        if self._drafts:
+            self._drafts = []
+            self._target.forget(len(self.tokens), self.seq_id)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Number of leading elements two sequences share."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    n = min(len(a), len(b))
+    a, b = list(a[:n]), list(b[:n])
+    start = next((at for at in range(0, n, _CHUNK) if a[at : at + _CHUNK] != b[at : at + _CHUNK]), n)
+    return start + sum(
+        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a[start:], b[start:], strict=True))
+    )
+
+
+_CHUNK: Final = 256  # compared as a whole: prompts of tens of thousands of tokens are common

@@ -39,19 +39,19 @@ def state_key(file: GgufFile, session: Session) -> str:
     return f"{version} {parts} {options.kv_type} {options.flash_attn} {options.hidden} {options.n_draft}"
 
 
-def save_state(slot: Slot, key: str, path: Path) -> None:
+def save_state(session: Session, slot: Slot, key: str, path: Path) -> None:
     """Writes the caches of `slot` to `path`, completely or not at all.
 
     Raises:
         OutputError: it cannot be written.
     """
-    slot.settle()
-    blobs = [_read_cache(slot.session.target, slot.seq_id)]
+    session.drop_unfinished(slot)
+    blobs = [_read_cache(session.target, slot.seq_id)]
     mtp_end = 0
-    drafter = slot.session.drafter
-    if drafter is not None and slot.rows is not None:
-        drafter.catch_up(slot.rows)
-        mtp_end = slot.rows.end
+    drafter = session.drafter
+    if drafter is not None and slot.mtp_rows is not None:
+        drafter.catch_up(slot.mtp_rows)
+        mtp_end = slot.mtp_rows.end
         blobs.append(_read_cache(drafter.context, slot.seq_id))
     header = {
         "key": key, "tokens": slot.tokens, "mtp_end": mtp_end,
@@ -64,10 +64,10 @@ def save_state(slot: Slot, key: str, path: Path) -> None:
             file.write(blob.data)
 
 
-def load_state(slot: Slot, key: str, path: Path) -> bool:
+def load_state(session: Session, slot: Slot, key: str, path: Path) -> bool:
     """Puts saved caches in place of the slot's; False, and an empty slot, where they cannot be used."""
-    slot.reset()
-    drafter = slot.session.drafter
+    session.reset(slot)
+    drafter = session.drafter
     if path_kind(path) != "file":  # a pipe would be waited for
         return False
     try:
@@ -80,15 +80,15 @@ def load_state(slot: Slot, key: str, path: Path) -> bool:
         tokens, mtp_end = [int(token) for token in header["tokens"]], int(header["mtp_end"])
     except (GgufError, OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, struct.error):
         return False
-    if not 0 < len(tokens) < slot.n_ctx or not _write_cache(slot.session.target, slot.seq_id, blobs[0]):
-        slot.reset()
+    if not 0 < len(tokens) < slot.window or not _write_cache(session.target, slot.seq_id, blobs[0]):
+        session.reset(slot)
         return False
     slot.tokens = tokens
-    if drafter is not None and slot.rows is not None:
+    if drafter is not None and slot.mtp_rows is not None:
         if not _write_cache(drafter.context, slot.seq_id, blobs[1]):
-            slot.reset()
+            session.reset(slot)
             return False
-        slot.rows.resume(mtp_end)
+        slot.mtp_rows.resume(mtp_end)
     return True
 
 

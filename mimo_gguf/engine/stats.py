@@ -104,8 +104,8 @@ class SessionStats:
 
 
 def total(parts: Sequence[SessionStats]) -> SessionStats:
-    """The sum of at least one."""
-    return functools.reduce(operator.add, parts)
+    """The sum of at least one, as counts of its own."""
+    return functools.reduce(operator.add, parts[1:], parts[0].copy())
 
 
 def upper_bound(share: float, n: int, z: float) -> float:

@@ -20,7 +20,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.core.errors import BackendError
+from mimo_gguf.llama.lifetime import Caught, Exit, Owner, catching
 from mimo_gguf.llama.log import LOG
 
 Floats = NDArray[np.float32]
@@ -68,11 +69,15 @@ def api() -> Any:
             f"llama-cpp-python cannot be loaded: {error}",
             hint="pip install --no-cache-dir --force-reinstall llama-cpp-python==0.3.36",
         ) from None
-    callback = module.llama_log_callback(lambda level, text, _: LOG.write(level, text.decode("utf-8", "replace")))
+    callback = module.llama_log_callback(_hear)
     module.mimo_gguf_log_callback = callback  # lives as long as the library that calls it
     module.llama_log_set(callback, None)
     module.llama_backend_init()
     return module
+
+
+def _hear(level: int, text: bytes, _: Any) -> None:
+    LOG.write(level, text.decode("utf-8", "replace"))
 
 
 @cache
@@ -181,44 +186,13 @@ class ContextOptions:
     offload_kqv: bool = True
 
 
-class _Owner:
-    """Owns one native pointer; frees it once, on `close`, on garbage collection, or at exit."""
-
-    def __init__(self, pointer: int, free: Callable[[int], None], *needed: _Owner) -> None:
-        """`needed` are what the pointer's owner looks at while it is freed, so that they are freed after it."""
-        self._pointer: int | None = pointer
-        self._finalizer = weakref.finalize(self, _freed, free, pointer, needed)
-
-    @property
-    def pointer(self) -> int:
-        """For llama.cpp, which does not look whether it is still valid.
-
-        Raises:
-            UsageError: it has been freed.
-        """
-        if self._pointer is None:
-            raise UsageError("the model has been closed", hint="load it again")
-        return self._pointer
-
-    @property
-    def closed(self) -> bool:
-        return not self._finalizer.alive
-
-    def close(self) -> None:
-        self._pointer = None
-        self._finalizer()
-
-
-def _freed(free: Callable[[int], None], pointer: int, _: tuple[_Owner, ...]) -> None:
-    free(pointer)
-
-
-class LlamaModel(_Owner):
-    """A loaded model. Close the contexts first."""
+class LlamaModel(Owner):
+    """A loaded model. Closing it closes its contexts first."""
 
     def __init__(self, pointer: int, path: Path, options: ModelOptions) -> None:
         module = api()
         super().__init__(pointer, module.llama_model_free)
+        self.contexts: weakref.WeakSet[LlamaContext] = weakref.WeakSet()
         self.path = path
         self.options = options
         self._vocab = module.llama_model_get_vocab(pointer)
@@ -232,6 +206,12 @@ class LlamaModel(_Owner):
     def vocab(self) -> Any:
         """The tokenizer, which is freed with the model. Raises UsageError as `pointer`."""
         return self._vocab if self.pointer else None
+
+    def close(self) -> None:
+        """Frees the model, and before it the contexts that were made of it."""
+        for context in sorted(self.contexts, key=lambda context: context.other is None):
+            context.close()
+        super().close()
 
     def __enter__(self) -> LlamaModel:
         return self
@@ -261,12 +241,32 @@ def load_model(path: str | Path, options: ModelOptions | None = None) -> LlamaMo
     params.no_alloc = options.no_alloc
     params.vocab_only = options.vocab_only
     params.check_tensors = options.check_tensors
-    pointer = module.llama_model_load_from_file(os.fsencode(path), params)
+    loading = _Loading()
+    params.progress_callback = callback = module.llama_progress_callback(loading.goes_on)
+    with catching(loading, loading.goes_on, _hear):
+        pointer = module.llama_model_load_from_file(os.fsencode(path), params)
+    del callback
+    if loading.error is not None and pointer:
+        module.llama_model_free(pointer)
+    loading.check()
     if not pointer:
         raise BackendError(
             f"{path}: llama.cpp cannot load it: {LOG.reason(since)}", hint=f"look at the file: mimo-gguf inspect {path}"
         )
     return LlamaModel(pointer, Path(path), options)
+
+
+class _Loading(Caught):
+    """Asked while a model loads: it goes on unless something was raised, Ctrl-C as a rule."""
+
+    __slots__ = ("goes_on",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = self._goes_on  # one object, by which `catching` knows it
+
+    def _goes_on(self, _share: float, _data: Any) -> bool:
+        return self.error is None
 
 
 def _load_mode(module: Any, options: ModelOptions) -> int:
@@ -277,7 +277,7 @@ def _load_mode(module: Any, options: ModelOptions) -> int:
     return int(module.LLAMA_LOAD_MODE_MMAP if options.use_mmap else module.LLAMA_LOAD_MODE_NONE)
 
 
-class LlamaContext(_Owner):
+class LlamaContext(Owner):
     """A context: a KV cache and the buffers to compute with. The target, or the one that runs the MTP blocks.
 
     What is called for every token is bound here once, and arrays over llama.cpp's memory are kept by their address:
@@ -287,15 +287,20 @@ class LlamaContext(_Owner):
     def __init__(
         self, pointer: int, model: LlamaModel, options: ContextOptions, other: LlamaContext | None = None
     ) -> None:
-        """`other`: the target context, of one that runs MTP blocks."""
+        """`other`: the target context, of one that runs MTP blocks; both are then used under its lock."""
         module = api()
-        super().__init__(pointer, module.llama_free, model, *([other] if other else []))
+        needed = (model, *([other] if other else []))
+        super().__init__(pointer, module.llama_free, *needed, lock=other.lock if other else None)
+        model.contexts.add(self)
         self.model = model
+        self.other = other
         self.options = options
         self._memory = module.llama_get_memory(pointer)
-        self.n_ctx = int(module.llama_n_ctx(pointer))
-        self._abort: Any = None
-        self._raised: BaseException | None = None
+        self.n_cells = int(module.llama_n_ctx(pointer))
+        self._pass = _Pass()
+        self._ask = self._pass.is_to_stop  # one object, by which `catching` knows it
+        self._callback = module.ggml_abort_callback(self._ask)
+        self._no_callback = module.ggml_abort_callback(0)
         self._decode = module.llama_decode
         self._logits_address = ggml_function("llama_get_logits_ith", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
         self._rows: dict[int, Floats] = {}
@@ -312,16 +317,28 @@ class LlamaContext(_Owner):
         """The KV cache, which is freed with the context. Raises UsageError as `pointer`."""
         return self._memory if self.pointer else None
 
-    def decode(self, native_batch: Any) -> int:
-        """llama_decode's result: 0 done, 1 no room in the KV cache, 2 aborted, negative an error.
+    def decode(self, native_batch: Any, stop_when: Callable[[], bool] | None = None) -> int:
+        """llama_decode's result: 0 done, 1 no room in the KV cache, 2 stopped, negative an error.
+
+        Args:
+            stop_when: asked between two graph nodes (CPU backends); the pass ends as soon as it says so. Asking is not
+                free. Python hears Ctrl-C only there, or when the pass is over.
 
         Raises:
-            KeyboardInterrupt, or whatever else was raised while `abort_when` asked.
+            KeyboardInterrupt, or whatever else was raised while `stop_when` was asked.
         """
-        result = int(self._decode(self.pointer, native_batch))
-        if self._raised is not None:
-            error, self._raised = self._raised, None
-            raise error
+        if stop_when is None:
+            return int(self._decode(self.pointer, native_batch))
+        running, set_callback = self._pass, api().llama_set_abort_callback
+        running.stop_when = stop_when
+        set_callback(self.pointer, self._callback, None)
+        try:
+            with catching(running, self._ask):
+                result = int(self._decode(self.pointer, native_batch))
+        finally:
+            set_callback(self.pointer, self._no_callback, None)
+            running.stop_when = None
+        running.check()
         return result
 
     def logits(self, row: int) -> Floats:
@@ -368,26 +385,24 @@ class LlamaContext(_Owner):
         """Position of a sequence's last token in the KV cache, -1 when it has none."""
         return int(api().llama_memory_seq_pos_max(self.memory, seq_id))
 
-    def synchronize(self) -> None:
-        """Waits until the device has finished the last decode."""
-        api().llama_synchronize(self.pointer)
 
-    def abort_when(self, wanted: Callable[[], bool] | None) -> None:
-        """Asks `wanted` between two graph nodes (CPU backends) and stops the decode when it says so; None: never.
+class _Pass(Caught):
+    """What a running pass asks: whether to stop, and what was raised when it asked."""
 
-        Python sees Ctrl-C while a decode runs only here, and ctypes would swallow it: `decode` raises it.
-        """
+    __slots__ = ("stop_when",)
 
-        def abort(_: Any) -> bool:
-            try:
-                return wanted is not None and wanted()
-            except BaseException as error:
-                self._raised = error
+    def __init__(self) -> None:
+        super().__init__()
+        self.stop_when: Callable[[], bool] | None = None
+
+    def is_to_stop(self, _: Any) -> bool:
+        try:
+            if self.error is not None or Exit.is_near:
                 return True
-
-        callback_type = api().ggml_abort_callback
-        self._abort = callback_type(abort) if wanted is not None else callback_type(0)
-        api().llama_set_abort_callback(self.pointer, self._abort, None)
+            return self.stop_when is not None and self.stop_when()
+        except BaseException as error:
+            self.error = error
+            return True
 
 
 def open_context(model: LlamaModel, options: ContextOptions) -> LlamaContext:
@@ -408,7 +423,7 @@ def open_mtp_context(target: LlamaContext, *, n_ubatch: int = 64, n_outputs_max:
     """
     given = target.options
     options = ContextOptions(
-        n_ctx=target.n_ctx,
+        n_ctx=target.n_cells,
         n_batch=n_ubatch,
         n_ubatch=n_ubatch,
         n_seq_max=given.n_seq_max,
@@ -442,7 +457,12 @@ def _open(model: LlamaModel, options: ContextOptions, ctx_type: int, other: Llam
     params.ctx_type = ctx_type
     params.ctx_other = other.pointer if other else None
     params.no_perf = True
-    pointer = module.llama_init_from_model(model.pointer, params)
+    making = Caught()
+    with catching(making, _hear):
+        pointer = module.llama_init_from_model(model.pointer, params)
+    if making.error is not None and pointer:
+        module.llama_free(pointer)
+    making.check()
     if not pointer:
         raise BackendError(
             f"{model.path}: llama.cpp cannot make a context of {options.n_ctx} tokens: {LOG.reason(since)}",

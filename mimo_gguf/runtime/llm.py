@@ -10,26 +10,19 @@ for output in llm.chat(conversations, SamplingParams(max_tokens=500)):
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, cast
 
-from mimo_gguf.chat.answer import AnswerOptions, AnswerText, FinishReason, stop_texts
-from mimo_gguf.chat.reasoning import Kind, opened_block
+from mimo_gguf.chat.answer import Answer, AnswerOptions, FinishReason, stop_texts
+from mimo_gguf.chat.reasoning import opened_block
 from mimo_gguf.chat.template import Message
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.engine.sampling import MAX_SEED, Sampler, SamplingOptions
+from mimo_gguf.engine.sampling import MAX_SEED, SamplingOptions
 from mimo_gguf.engine.session import SessionOptions
-from mimo_gguf.engine.slot import Cancelled, Slot, WindowFull
 from mimo_gguf.runtime.model import Model
-
-Conversation = Sequence[Message]
-EndedBy = Literal["stop", "length", "abort"]
-_ENDED_BY: Final[dict[FinishReason, EndedBy]] = {
-    "stop": "stop", "stop_string": "stop", "length": "length", "context": "length", "cancelled": "abort",
-}  # fmt: skip
+from mimo_gguf.runtime.scheduler import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +89,7 @@ class CompletionOutput:
     text: str
     reasoning: str
     token_ids: tuple[int, ...]
-    finish_reason: EndedBy
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +139,7 @@ class LLM:
 
     def chat(
         self,
-        messages: Conversation | Sequence[Conversation],
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         system: str | None = "",
@@ -157,7 +150,7 @@ class LLM:
             UsageError: a conversation the template does not take, parameters out of range or of another number.
         """
         is_one = bool(messages) and isinstance(messages[0], Mapping)
-        conversations = cast("Sequence[Conversation]", [messages] if is_one else messages)
+        conversations = cast("Sequence[Sequence[Message]]", [messages] if is_one else messages)
         prompts = [self.model.prompt_text(conversation, system=system) for conversation in conversations]
         return self._answer(prompts, sampling_params, split_reasoning=True)
 
@@ -177,92 +170,46 @@ class LLM:
         params = [given or SamplingParams()] * len(prompts) if not isinstance(given, Sequence) else given
         if len(params) != len(prompts):
             raise UsageError(f"{len(params)} parameters for {len(prompts)} prompts", hint="give one, or one for each")
-        tokens = [self.model.vocabulary.tokenize(prompt) for prompt in prompts]
-        if not all(tokens):
-            raise UsageError(f"prompt {tokens.index([]) + 1} has no tokens", hint="give some text")
+        tokens = [tuple(self.model.vocabulary.tokenize(prompt)) for prompt in prompts]
+        self._check_prompts(tokens)
         requests = [
-            [_Request(self.model, prompt, ids, each, number, split_reasoning) for number in range(each.n)]
+            Request(ids, each.sampling(number), each.ending(split_reasoning=split_reasoning), opened_block(prompt))
+            for prompt, ids, each in zip(prompts, tokens, params, strict=True)
+            for number in range(each.n)
+        ]
+        answers = iter(self._serve(requests))
+        return [
+            RequestOutput(prompt, ids, tuple(_output(number, next(answers)) for number in range(each.n)))
             for prompt, ids, each in zip(prompts, tokens, params, strict=True)
         ]
-        self._serve(deque(request for group in requests for request in group))
-        return [
-            RequestOutput(prompt, tuple(ids), tuple(request.output for request in group))
-            for prompt, ids, group in zip(prompts, tokens, requests, strict=True)
-        ]
 
-    def _serve(self, waiting: deque[_Request]) -> None:
-        session = self.model.session
-        self.model.stop_running()
-        running: dict[Slot, _Request] = {}
-        try:
-            while waiting or running:
-                free = [slot for slot in session.slots if slot not in running]
-                for slot in free[: len(waiting)]:
-                    request = waiting.popleft()
-                    request.begin(slot)
-                    running[slot] = request
-                for slot, request in running.items():
-                    request.close_reasoning(slot)
-                for slot, outcome in session.step(
-                    {slot: request.sampler for slot, request in running.items() if not request.said.ended}
-                ).items():
-                    running[slot].take(outcome)
-                for slot in [slot for slot, request in running.items() if request.said.ended]:
-                    running.pop(slot).end(slot)
-        finally:
-            for slot, request in running.items():
-                request.end(slot)
-
-
-class _Request:
-    """One answer on its way."""
-
-    def __init__(
-        self, model: Model, prompt: str, tokens: list[int], params: SamplingParams, number: int, split_reasoning: bool
-    ) -> None:
-        options = params.ending(split_reasoning=split_reasoning)
-        self.said = AnswerText(model.vocabulary, options, opened_block(prompt))
-        self.number = number
-        self._prompt = tokens
-        self._native = model.native
-        self._sampling = params.sampling(number)
-        self.sampler: Sampler
-
-    def begin(self, slot: Slot) -> None:
-        self.sampler = Sampler(self._native, self._sampling, self._prompt)
-        slot.forget_cancel()
-        try:
-            slot.begin(self._prompt)
-        except WindowFull as full:
-            self.take(full)
-
-    def close_reasoning(self, slot: Slot) -> None:
-        """Where its budget is used up."""
-        if closing := self.said.closing(self.sampler):
+    def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        for number, tokens in enumerate(prompts, 1):
             try:
-                slot.insert(closing, self.sampler)
-            except WindowFull as full:
-                self.take(full)
-            else:
-                self.said.put(closing)
+                self.model.slot.check_prompt(tokens)
+            except UsageError as error:
+                raise UsageError(error.message.replace("the prompt", f"prompt {number}"), hint=error.hint) from None
 
-    def take(self, outcome: int | Cancelled | WindowFull) -> None:
-        if isinstance(outcome, int):
-            self.said.take(outcome)
-        else:
-            self.said.end("context" if isinstance(outcome, WindowFull) else "cancelled")
+    def _serve(self, requests: Sequence[Request]) -> list[Answer]:
+        """The answers to all of these, in their order."""
+        ticket = self.model.driver.submit(requests)
+        answers: dict[int, Answer] = {}
+        try:
+            for event in ticket.events():
+                if event.error is not None:
+                    raise event.error
+                if event.answer is not None:
+                    answers[event.id] = event.answer
+        finally:
+            ticket.cancel()
+        return [answers[request_id] for request_id in ticket.ids]
 
-    def end(self, slot: Slot) -> None:
-        self.sampler.close()
-        slot.settle()
-        self.said.finish()
 
-    @property
-    def output(self) -> CompletionOutput:
-        return CompletionOutput(
-            index=self.number,
-            text=self.said.text(Kind.ANSWER),
-            reasoning=self.said.text(Kind.REASONING),
-            token_ids=tuple(self.said.tokens),
-            finish_reason=_ENDED_BY[self.said.reason],
-        )
+def _output(number: int, answer: Answer) -> CompletionOutput:
+    return CompletionOutput(
+        index=number,
+        text=answer.text,
+        reasoning=answer.reasoning,
+        token_ids=answer.tokens,
+        finish_reason=answer.finish_reason,
+    )

@@ -9,123 +9,33 @@ with Model.load("MiMo-7B-RL-Q4_K_M.gguf") as model:
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
-from mimo_gguf.chat.answer import Answer, AnswerOptions, AnswerText, FinishReason, stop_texts
-from mimo_gguf.chat.reasoning import Kind, Piece, opened_block
+from mimo_gguf.chat.answer import Answer, AnswerOptions, FinishReason, stop_texts
+from mimo_gguf.chat.reasoning import opened_block
 from mimo_gguf.chat.template import ChatTemplate, Message, with_system
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.gguf_file import GgufFile, read_gguf
-from mimo_gguf.engine.sampling import Sampler, SamplingOptions
+from mimo_gguf.engine.sampling import SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
-from mimo_gguf.engine.slot import Cancelled, Progress, Slot, WindowFull
-from mimo_gguf.engine.stats import SessionStats
 from mimo_gguf.fit.plan import FitPlan
 from mimo_gguf.fit.refusal import check_fit
 from mimo_gguf.fit.solver import Wishes
 from mimo_gguf.hardware.devices import Device
 from mimo_gguf.llama.api import LlamaModel, ModelOptions, load_model
 from mimo_gguf.llama.vocabulary import Vocabulary
+from mimo_gguf.runtime.driver import Driver
 from mimo_gguf.runtime.launch import choose_plan, launch
+from mimo_gguf.runtime.scheduler import Request, Scheduler
+from mimo_gguf.runtime.stream import AnswerStream, OnRead
 
 __all__ = ["Answer", "AnswerOptions", "AnswerStream", "FinishReason", "Model"]
-
-
-class AnswerStream(Iterator[Piece]):
-    """An answer while it is generated: iterate over its pieces, or `read` it to the end.
-
-    Leaving it early (`close`, a `with` block, `Model.cancel` from elsewhere) keeps what was said in `answer`.
-    """
-
-    def __init__(
-        self, slot: Slot, vocabulary: Vocabulary, prompt: Sequence[int], sampling: SamplingOptions,
-        options: AnswerOptions, progress: Progress | None = None, opened: str | None = None,
-    ) -> None:  # fmt: skip
-        """`opened`: what the prompt says after a `<think>` of its own, None where it opened no block."""
-        self._slot = slot
-        self._prompt = list(prompt)
-        self._progress = progress
-        self._sampling = sampling.seeded()
-        self._before = slot.stats.copy()
-        self._stats: SessionStats | None = None  # of the whole answer, once it has ended
-        self._said = AnswerText(vocabulary, options, opened)
-        self._pieces = self._generate()
-
-    def __next__(self) -> Piece:
-        return next(self._pieces)
-
-    def __enter__(self) -> AnswerStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the answer here. Harmless when it has ended.
-
-        Raises:
-            UsageError: it is at work, below (in `progress`) or in another thread.
-        """
-        if inspect.getgeneratorstate(self._pieces) == inspect.GEN_RUNNING:
-            raise UsageError("an answer is being generated", hint="one at a time: Model.cancel stops it; several: LLM")
-        self._pieces.close()
-        self._end()
-
-    def read(self) -> Answer:
-        """Generates to the end."""
-        for _ in self:
-            pass
-        return self.answer
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens generated so far."""
-        return len(self._said.tokens)
-
-    @property
-    def answer(self) -> Answer:
-        """What has come so far; complete once the iteration has ended."""
-        return Answer(
-            text=self._said.text(Kind.ANSWER),
-            reasoning=self._said.text(Kind.REASONING),
-            tokens=tuple(self._said.tokens),
-            finish_reason=self._said.reason,
-            n_prompt=len(self._prompt),
-            seed=None if self._sampling.greedy else self._sampling.seed,
-            stats=self._stats or self._slot.stats.since(self._before),
-        )
-
-    def _end(self) -> list[Piece]:
-        """Nothing more will come: the pieces that were held back. The counts from here on are another answer's."""
-        if self._stats is None:
-            self._stats = self._slot.stats.since(self._before)
-        return self._said.finish()
-
-    def _generate(self) -> Generator[Piece, None, None]:
-        said = self._said
-        with Sampler(self._slot.session.model, self._sampling, self._prompt) as sampler:
-            try:
-                self._slot.feed(self._prompt, self._progress)
-                while not said.ended:
-                    if closing := said.closing(sampler):
-                        self._slot.insert(closing, sampler)
-                        yield from said.put(closing)
-                    else:
-                        yield from said.take(self._slot.next_token(sampler))
-            except WindowFull:
-                said.end("context")
-            except Cancelled:
-                said.end("cancelled")
-            finally:
-                self._slot.settle()
-                rest = self._end()
-            yield from rest
 
 
 class Model:
@@ -139,9 +49,11 @@ class Model:
         self.slot = session.slot
         self.vocabulary = Vocabulary(native)
         self.template = ChatTemplate.of_file(file)
+        self.driver = Driver(Scheduler(session, self.vocabulary))
         self.plan: FitPlan | None = None  # what `load` chose
         self.launch_note = ""  # one line where a first plan had failed
         self._running: AnswerStream | None = None
+        self._starting = threading.Lock()
 
     @classmethod
     def load(
@@ -156,7 +68,7 @@ class Model:
         devices: Sequence[Device] | None = None,
         options: SessionOptions | None = None,
         force: bool = False,
-        tell: Callable[[FitPlan], None] = lambda _: None,
+        on_plan: Callable[[FitPlan], None] | None = None,
     ) -> Model:
         """Loads a GGUF in the best way for the memory that is free; what is None is chosen, the rest kept as given.
 
@@ -169,7 +81,7 @@ class Model:
             devices: where it may lie, the host last; None: this machine's, as `devices.list_devices` gives them.
             options: threads, drafts and so on; context, KV type, MTP and micro-batch are not taken from it.
             force: start even where the plan does not fit.
-            tell: hears the plan before anything is loaded.
+            on_plan: called with the plan before anything is loaded.
 
         Raises:
             GgufError: the file is broken.
@@ -191,7 +103,8 @@ class Model:
         plan = choose_plan(file, wishes, devices)
         if not force:
             check_fit(plan)
-        tell(plan)
+        if on_plan is not None:
+            on_plan(plan)
         started = launch(file, plan, wishes, options)
         model = cls._of(file, started.native, started.session)
         model.plan, model.launch_note = started.plan, started.note
@@ -223,8 +136,12 @@ class Model:
             raise
 
     def close(self) -> None:
-        """Frees contexts and weights."""
-        self.stop_running()
+        """Frees contexts and weights. Answers on their way, in whatever thread, end with "abort".
+
+        Raises:
+            UsageError: called from within a pass, by a signal handler.
+        """
+        self.driver.close()
         self.session.close()
         self.native.close()
 
@@ -243,7 +160,14 @@ class Model:
 
     def cancel(self) -> None:
         """Stops the answer being generated; from any thread or a signal handler."""
-        self.slot.cancel()
+        running = self._running
+        if running is not None:
+            running.cancel()
+
+    def forget(self) -> None:
+        """Forgets what was evaluated: the next prompt is read from its beginning. For after an interrupt, too."""
+        self.stop_running()
+        self.session.reset(self.slot)
 
     def prompt_tokens(self, messages: Sequence[Message], *, system: str | None = "", **variables: Any) -> list[int]:
         """The prompt that `chat` would evaluate for `messages`."""
@@ -264,13 +188,13 @@ class Model:
     @overload
     def chat(
         self, messages: Sequence[Message], *, stream: Literal[True], system: str | None = ...,
-        sampling: SamplingOptions | None = ..., options: AnswerOptions | None = ..., progress: Progress | None = ...,
+        sampling: SamplingOptions | None = ..., options: AnswerOptions | None = ..., progress: OnRead | None = ...,
         **overrides: Any,
     ) -> AnswerStream: ...  # fmt: skip
     @overload
     def chat(
         self, messages: Sequence[Message], *, stream: Literal[False] = ..., system: str | None = ...,
-        sampling: SamplingOptions | None = ..., options: AnswerOptions | None = ..., progress: Progress | None = ...,
+        sampling: SamplingOptions | None = ..., options: AnswerOptions | None = ..., progress: OnRead | None = ...,
         **overrides: Any,
     ) -> Answer: ...  # fmt: skip
     def chat(
@@ -281,7 +205,7 @@ class Model:
         system: str | None = "",
         sampling: SamplingOptions | None = None,
         options: AnswerOptions | None = None,
-        progress: Progress | None = None,
+        progress: OnRead | None = None,
         **overrides: Any,
     ) -> Answer | AnswerStream:
         """Answers a conversation: a list of {"role": ..., "content": ...}.
@@ -301,13 +225,13 @@ class Model:
     @overload
     def complete(
         self, prompt: str, *, stream: Literal[True], sampling: SamplingOptions | None = ...,
-        options: AnswerOptions | None = ..., progress: Progress | None = ...,
+        options: AnswerOptions | None = ..., progress: OnRead | None = ...,
         **overrides: Any,
     ) -> AnswerStream: ...  # fmt: skip
     @overload
     def complete(
         self, prompt: str, *, stream: Literal[False] = ..., sampling: SamplingOptions | None = ...,
-        options: AnswerOptions | None = ..., progress: Progress | None = ...,
+        options: AnswerOptions | None = ..., progress: OnRead | None = ...,
         **overrides: Any,
     ) -> Answer: ...  # fmt: skip
     def complete(
@@ -317,7 +241,7 @@ class Model:
         stream: bool = False,
         sampling: SamplingOptions | None = None,
         options: AnswerOptions | None = None,
-        progress: Progress | None = None,
+        progress: OnRead | None = None,
         **overrides: Any,
     ) -> Answer | AnswerStream:
         """Continues `prompt` as it stands: no template, no splitting of reasoning. Otherwise as `chat`."""
@@ -326,18 +250,21 @@ class Model:
 
     def _answer(
         self, prompt: str, stream: bool, sampling: SamplingOptions | None, options: AnswerOptions | None,
-        progress: Progress | None, overrides: dict[str, Any],
+        progress: OnRead | None, overrides: dict[str, Any],
     ) -> Answer | AnswerStream:  # fmt: skip
-        self.stop_running()
-        self.slot.forget_cancel()
         sampling, options = _overridden(sampling or SamplingOptions(), options or AnswerOptions(), overrides)
-        tokens = self.vocabulary.tokenize(prompt)
-        answers = AnswerStream(self.slot, self.vocabulary, tokens, sampling, options, progress, opened_block(prompt))
-        self._running = answers
+        request = Request(tuple(self.vocabulary.tokenize(prompt)), sampling, options, opened_block(prompt))
+        with self._starting:
+            self.stop_running()
+            answers = self._running = AnswerStream(self.driver, request, progress)
         return answers if stream else answers.read()
 
     def stop_running(self) -> None:
-        """Ends an unfinished answer where it is: one cache serves one at a time."""
+        """Ends an unfinished answer of this model where it is: it has one conversation at a time.
+
+        Raises:
+            UsageError: it is being generated, below or in another thread.
+        """
         if self._running is not None:
             self._running.close()
             self._running = None

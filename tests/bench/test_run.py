@@ -19,6 +19,7 @@ from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.engine.single import next_token, read_prompt
 from mimo_gguf.hardware.devices import imagined_gpu
 from mimo_gguf.llama.api import LlamaModel
 from tests.tiny_models import make_model
@@ -37,10 +38,10 @@ def test_no_end_token_is_drawn(tiny: LlamaModel) -> None:
             texts = []
             bias = SamplingOptions(temperature=0, logit_bias=dict.fromkeys(ends, -1e9))
             for sampler in (EndlessSampler(tiny, ends), Sampler(tiny, bias)):
-                session.slot.reset()
-                session.slot.feed([1, 2, 3])
+                session.reset(session.slot)
+                read_prompt(session, [1, 2, 3])
                 with sampler:
-                    texts.append([session.slot.next_token(sampler) for _ in range(60)])
+                    texts.append([next_token(session, sampler) for _ in range(60)])
             assert texts[0] == texts[1] != free and not ends & set(texts[0])
             free = texts[0]
 

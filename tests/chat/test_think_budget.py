@@ -23,6 +23,7 @@ from mimo_gguf.conversion.checkpoint_source import open_checkpoint
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import SessionOptions
+from mimo_gguf.engine.single import next_token, read_prompt
 from mimo_gguf.engine.state import load_state, save_state
 from mimo_gguf.runtime.llm import LLM, SamplingParams
 from mimo_gguf.runtime.model import Answer, Model
@@ -64,7 +65,7 @@ def closing_of(pieces: Sequence[bytes], n: int, opened: str | None = None) -> tu
         if budget.closings:
             return place, budget.closings[0]
         if place < len(pieces):
-            budget.take(pieces[place])
+            budget.push(pieces[place])
     return None
 
 
@@ -167,12 +168,12 @@ def test_exactly_so_many_tokens_with_and_without_drafts(model: Model, plain: Mod
 
 
 def greedy_after(model: Model, tokens: list[int]) -> list[int]:
-    model.slot.reset()
-    model.slot.feed(tokens)
+    model.forget()
+    read_prompt(model.session, tokens)
     said: list[int] = []
     with Sampler(model.native, SamplingOptions(temperature=0)) as sampler:
         while not said or said[-1] not in model.vocabulary.end_tokens:
-            said.append(model.slot.next_token(sampler))
+            said.append(next_token(model.session, sampler))
     return said
 
 
@@ -194,7 +195,7 @@ def test_the_longest_answer_counts_the_closing(model: Model) -> None:
 def test_stop_strings_are_looked_for_in_the_closing(model: Model) -> None:
     for stop, text in (("</think>", ""), ("\n</th", ""), ("</think>\n\nI", ""), ("very", "I am a ")):
         answer = model.chat(WHO, temperature=0, think_budget=2, stop=stop)
-        assert (answer.finish_reason, answer.text, answer.reasoning) == ("stop_string", text, "This is")
+        assert (answer.stop_reason is not None, answer.text, answer.reasoning) == (True, text, "This is")
         assert model.vocabulary.text(list(answer.tokens)).count(stop) == 1
         assert stop not in model.vocabulary.text(list(answer.tokens[:-1]))
 
@@ -216,9 +217,9 @@ def test_what_is_put_in_counts_for_penalties(model: Model, plain: Model) -> None
     put = model.vocabulary.tokenize("\n" + CLOSE)
     known = [*model.prompt_tokens(WHO), *answer.tokens[: N_OPENING + 3 + len(put)]]
     assert known[-len(put) :] == put
-    plain.slot.feed(known)
+    read_prompt(plain.session, known)
     with Sampler(plain.native, penalized, known) as sampler:
-        rest = [plain.slot.next_token(sampler) for _ in range(30 - N_OPENING - 3 - len(put))]
+        rest = [next_token(plain.session, sampler) for _ in range(30 - N_OPENING - 3 - len(put))]
     assert list(answer.tokens[N_OPENING + 3 + len(put) :]) == rest[: len(answer.tokens) - N_OPENING - 3 - len(put)]
 
 
@@ -275,7 +276,7 @@ def test_a_full_window_ends_before_the_closing(path: Path) -> None:
             prompt = "1" * (n_prompt - N_OPENING) + "<think>\n"  # digits are tokens of their own
             answer = small.complete(prompt, options=options, temperature=0, logit_bias={always: 1000.0})
             fits = n_prompt + 1 + len(closing) < 256
-            assert answer.n_prompt == n_prompt and answer.finish_reason == "context"
+            assert answer.n_prompt == n_prompt and answer.stop_reason == "window"
             assert answer.tokens == (always, *([*closing, *[always] * (256 - n_prompt - len(closing))] if fits else []))
             assert answer.reasoning == "a" and bool(answer.text) == fits
 
@@ -298,17 +299,17 @@ def test_a_session_saved_after_a_closing_goes_on_alike(path: Path, tmp_path: Pat
                 while stream.n_tokens < n_read:
                     next(stream)
             known = list(model.slot.tokens)
-            save_state(model.slot, "key", tmp_path / "talk.kv")
+            save_state(model.session, model.slot, "key", tmp_path / "talk.kv")
             wanted = greedy_from(model, known)
         with Model.open(path, session=OPTIONS) as model:
-            assert load_state(model.slot, "key", tmp_path / "talk.kv") and model.slot.tokens == known
+            assert load_state(model.session, model.slot, "key", tmp_path / "talk.kv") and model.slot.tokens == known
             assert greedy_from(model, known) == wanted
 
 
 def greedy_from(model: Model, tokens: list[int]) -> list[int]:
-    model.slot.feed(tokens)
+    read_prompt(model.session, tokens)
     with Sampler(model.native, SamplingOptions(temperature=0)) as sampler:
-        return [model.slot.next_token(sampler) for _ in range(10)]
+        return [next_token(model.session, sampler) for _ in range(10)]
 
 
 def test_each_of_several_conversations_has_its_budget(path: Path, model: Model) -> None:

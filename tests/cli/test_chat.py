@@ -22,7 +22,7 @@ from mimo_gguf.cli.chat_screen import JsonScreen
 from mimo_gguf.cli.chat_settings import changed_option
 from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
 from mimo_gguf.engine.sampling import SamplingOptions
-from mimo_gguf.engine.slot import Cancelled
+from mimo_gguf.engine.session import Ended
 from mimo_gguf.hardware.devices import CPU, Device
 from mimo_gguf.runtime.model import AnswerOptions
 from tests.cli.command_line import PROGRAM
@@ -72,12 +72,13 @@ def test_ctrl_c_leaves_a_document_that_says_so(mimo_tiny: Path, monkeypatch: pyt
     monkeypatch.setattr(JsonScreen, "show", lambda *_: signal.raise_signal(signal.SIGINT))
     result = CliRunner().invoke(APP, [str(mimo_tiny), "-p", "Tell me a story.", "--json", *GREEDY])
     assert result.exit_code == 130
-    assert json.loads(result.stdout)["finish_reason"] == "cancelled"
+    assert json.loads(result.stdout)["finish_reason"] == "abort"
 
 
 def test_a_prompt_that_is_too_long_is_a_failure(mimo_tiny: Path) -> None:
     result = CliRunner().invoke(APP, [str(mimo_tiny), "-p", "word " * 1000, *GREEDY])
-    assert result.exit_code == 1 and "the window holds 512: try a larger --ctx" in result.stderr
+    assert isinstance(result.exception, UsageError)
+    assert "the window holds 512" in result.exception.message and "--ctx" in (result.exception.hint or "")
 
 
 def test_what_comes_through_a_pipe_must_be_text(mimo_tiny: Path) -> None:
@@ -300,7 +301,7 @@ def test_capitals_do_not_matter_in_a_command(loop: ChatLoop) -> None:
 def test_a_stopped_regeneration_keeps_the_answer(loop: ChatLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     loop.take("Who are you?")
     (turn,) = loop.conversation.turns
-    monkeypatch.setattr(loop.model.session.slot, "feed", lambda *_: (_ for _ in ()).throw(Cancelled))
+    monkeypatch.setattr(loop.model.session, "step", lambda samplers: dict.fromkeys(samplers, Ended("cancelled")))
     loop.take("/regen")
     assert loop.conversation.turns == [turn]
 
@@ -355,7 +356,7 @@ def test_a_question_too_long_for_the_window_drives_nothing_out(loop: ChatLoop) -
 def test_an_answer_stopped_before_it_began_is_told_shortly(
     loop: ChatLoop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loop.model.session.slot, "feed", lambda *_: (_ for _ in ()).throw(Cancelled))
+    monkeypatch.setattr(loop.model.session, "step", lambda samplers: dict.fromkeys(samplers, Ended("cancelled")))
     loop.take("Who are you?")
     assert capsys.readouterr().err == "stopped\n"
 

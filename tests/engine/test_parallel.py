@@ -17,8 +17,9 @@ import pytest
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.engine.drafting import Drafter, DraftRequest
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
-from mimo_gguf.engine.session import Session, SessionOptions
-from mimo_gguf.engine.slot import Cancelled, Slot, WindowFull
+from mimo_gguf.engine.session import Drawn, Ended, Outcome, Session, SessionOptions
+from mimo_gguf.engine.single import Cancelled, next_token, read_prompt
+from mimo_gguf.engine.slot import Slot, WindowFull
 from mimo_gguf.engine.state import load_state, save_state
 from mimo_gguf.llama.api import LlamaModel
 from tests.engine.oracle import Oracle
@@ -40,7 +41,7 @@ class Talk:
     n: int
     sampling: SamplingOptions = GREEDY
     said: list[int] = field(default_factory=list)
-    end: Exception | None = None
+    end: Ended | None = None
 
 
 def some_talks(n: int, seed: int = 0, sampling: Callable[[int], SamplingOptions] = lambda _: GREEDY) -> list[Talk]:
@@ -62,8 +63,8 @@ def alone(model: LlamaModel, talks: Iterable[Talk], options: SessionOptions = AL
     answers = []
     for talk in talks:
         with Session(model, options) as session, Sampler(model, talk.sampling, talk.prompt) as sampler:
-            session.slot.feed(talk.prompt)
-            answers.append([session.slot.next_token(sampler) for _ in range(talk.n)])
+            read_prompt(session, talk.prompt)
+            answers.append([next_token(session, sampler) for _ in range(talk.n)])
     return answers
 
 
@@ -89,16 +90,16 @@ class Server:
             self.every_step()
             for slot, outcome in self.session.step(self.samplers).items():
                 talk = self.busy[slot]
-                if isinstance(outcome, Exception):
-                    talk.end = outcome
+                if isinstance(outcome, Drawn):
+                    talk.said.append(outcome.token)
                 else:
-                    talk.said.append(outcome)
+                    talk.end = outcome
                 if talk.end is not None or len(talk.said) == talk.n:
                     self.end(slot)
             step += 1
 
     def begin(self, slot: Slot, number: int, talk: Talk) -> None:
-        slot.begin(talk.prompt)
+        self.session.begin(slot, talk.prompt)
         if self.oracle is not None:
             self.oracle.texts[slot] = talk.prompt + list(self.answers[number])
         self.busy[slot] = talk
@@ -106,7 +107,7 @@ class Server:
 
     def end(self, slot: Slot) -> None:
         self.samplers.pop(slot).close()
-        slot.settle()
+        self.session.drop_unfinished(slot)
         del self.busy[slot]
 
 
@@ -114,8 +115,8 @@ def check_caches(session: Session) -> None:
     """Both caches hold exactly what each slot says it has evaluated, and the drafts not yet drawn."""
     for slot in session.slots:
         assert session.target.last_position(slot.seq_id) == len(slot.tokens) + len(slot._drafts) - 1
-        if session.drafter is not None and slot.rows is not None:
-            assert session.drafter.context.last_position(slot.seq_id) < max(slot.rows.end, 1)
+        if session.drafter is not None and slot.mtp_rows is not None:
+            assert session.drafter.context.last_position(slot.seq_id) < max(slot.mtp_rows.end, 1)
 
 
 @pytest.mark.parametrize("n_parallel", [1, 2, 3, 4])
@@ -203,7 +204,7 @@ def test_cancelling_one_disturbs_no_other(tiny: LlamaModel) -> None:
         check_caches(session)
     cancelled = [talk for talk in talks if talk.end is not None]
     assert 0 < len(cancelled) < len(talks)
-    assert all(isinstance(talk.end, Cancelled) for talk in cancelled)
+    assert all(talk.end == Ended("cancelled") for talk in cancelled)
     for talk, answer in zip(talks, answers, strict=True):
         assert talk.said == answer[: len(talk.said)]
         assert talk.end is not None or len(talk.said) == talk.n
@@ -212,21 +213,20 @@ def test_cancelling_one_disturbs_no_other(tiny: LlamaModel) -> None:
 def test_a_pass_is_stopped_when_all_in_it_are_cancelled(tiny: LlamaModel) -> None:
     with Session(tiny, together(2)) as session, Sampler(tiny, GREEDY) as sampler:
         first, second = session.slots
-        first.begin([7] * 20)
-        second.begin([9] * 10)
+        session.begin(first, [7] * 20)
+        session.begin(second, [9] * 10)
         decode = session.target.decode
 
-        def cancelled_meanwhile(batch: object) -> int:
+        def cancelled_meanwhile(batch: object, stop_when: Callable[[], bool] | None = None) -> int:
             first.cancel()
-            return decode(batch)
+            return decode(batch, stop_when)
 
         session.target.decode = cancelled_meanwhile  # type: ignore[method-assign,assignment]
         assert session.evaluate([first, second]) == {}
         assert (len(first.tokens), len(second.tokens)) == (20, 10)  # it went on for the other one
-        assert isinstance(session.step({first: sampler})[first], Cancelled)
-        first.begin([8] * 20)
-        ended = session.evaluate([first])
-        assert isinstance(ended[first], Cancelled) and first.tokens == []
+        assert session.step({first: sampler})[first] == Ended("cancelled")
+        session.begin(first, [8] * 20)
+        assert session.evaluate([first])[first] == Ended("cancelled") and first.tokens == []
         check_caches(session)
 
 
@@ -234,19 +234,19 @@ def test_a_full_window_ends_only_its_own(tiny: LlamaModel) -> None:
     long, short = some_talks(2, seed=4)
     long.prompt, long.n, short.n = (long.prompt * 250)[:220], 1000, 120
     with Session(tiny, ALONE) as session, Sampler(tiny, GREEDY) as sampler:
-        session.slot.feed(long.prompt)
+        read_prompt(session, long.prompt)
         wanted = []
         with pytest.raises(WindowFull):
             while True:
-                wanted.append(session.slot.next_token(sampler))
+                wanted.append(next_token(session, sampler))
     answers = [wanted, *alone(tiny, [short])]
     with Session(tiny, together(2)) as session:
-        assert session.n_ctx == 256
+        assert session.window == 256
         Server(session, Oracle(session, {}, 0.3), answers).serve([long, short])
-        assert isinstance(long.end, WindowFull) and short.end is None
+        assert long.end == Ended("window") and short.end is None
         assert [long.said, short.said] == answers
         with pytest.raises(WindowFull):
-            session.slot.begin([1] * 256)
+            session.begin(session.slot, [1] * 256)
         check_caches(session)
 
 
@@ -263,11 +263,11 @@ def test_a_failed_decode_leaves_every_slot_whole(tiny: LlamaModel, which: str) -
         decode, step = context.decode, session.step
         n_failed = 0
 
-        def sometimes(batch: object) -> int:
-            result = decode(batch)  # it may fail after writing into the cache
+        def sometimes(batch: object, stop_when: Callable[[], bool] | None = None) -> int:
+            result = decode(batch, stop_when)  # it may fail after writing into the cache
             return -3 if rng.random() < 0.15 else result
 
-        def until_it_works(samplers: dict[Slot, Sampler]) -> dict[Slot, int | Cancelled | WindowFull]:
+        def until_it_works(samplers: dict[Slot, Sampler]) -> dict[Slot, Outcome]:
             nonlocal n_failed
             while True:
                 try:
@@ -293,13 +293,13 @@ def test_logits_that_were_written_over_are_made_again(tiny: LlamaModel) -> None:
     with Session(tiny, together(3, n_draft=2)) as session:
         Oracle(session, {s: t.prompt + a for s, t, a in zip(session.slots, talks, answers, strict=True)}, 0.2)
         for slot, talk in zip(session.slots, talks, strict=True):
-            slot.feed(talk.prompt)
+            read_prompt(session, talk.prompt, slot)
         samplers = [Sampler(tiny, GREEDY) for _ in talks]
         rng = np.random.default_rng(2)
         while any(len(talk.said) < 30 for talk in talks):
             at = int(rng.integers(3))
             if len(talks[at].said) < 30:
-                talks[at].said.append(session.slots[at].next_token(samplers[at]))
+                talks[at].said.append(next_token(session, samplers[at], session.slots[at]))
         for sampler in samplers:
             sampler.close()
     assert [talk.said for talk in talks] == answers
@@ -321,22 +321,22 @@ def test_a_common_beginning_is_shared(tiny: LlamaModel, monkeypatch: pytest.Monk
     with Session(tiny, together(3)) as session, Session(tiny, replace(ALONE, mtp=True)) as fresh:
         first, second, third = session.slots
         samplers = [Sampler(tiny, GREEDY) for _ in talks]
-        first.feed(talks[0].prompt)
-        talks[0].said = [first.next_token(samplers[0]) for _ in range(10)]
+        read_prompt(session, talks[0].prompt, first)
+        talks[0].said = [next_token(session, samplers[0], first) for _ in range(10)]
         monkeypatch.setattr(Drafter, "_proposal", spy)
         for slot, talk, sampler in zip((second, third), talks[1:], samplers[1:], strict=True):
-            assert slot.feed(talk.prompt) == len(common) - 1  # one more for the trunk's state
-            talk.said = [slot.next_token(sampler) for _ in range(2)]
-        fresh.slot.feed(talks[2].prompt)
+            assert read_prompt(session, talk.prompt, slot) == len(common) - 1  # one more for the trunk's state
+            talk.said = [next_token(session, sampler, slot) for _ in range(2)]
+        read_prompt(fresh, talks[2].prompt)
         with Sampler(tiny, GREEDY) as sampler:
-            assert [fresh.slot.next_token(sampler) for _ in range(2)] == talks[2].said
+            assert [next_token(fresh, sampler) for _ in range(2)] == talks[2].said
         np.testing.assert_allclose(seen[-1], seen[-2], atol=1e-3)
         monkeypatch.undo()
-        talks[0].said += [first.next_token(samplers[0]) for _ in range(20)]
-        first.reset()
-        first.feed([9] * 100)
+        talks[0].said += [next_token(session, samplers[0], first) for _ in range(20)]
+        session.reset(first)
+        read_prompt(session, [9] * 100, first)
         for slot, talk, sampler in zip((second, third), talks[1:], samplers[1:], strict=True):
-            talk.said += [slot.next_token(sampler) for _ in range(28)]
+            talk.said += [next_token(session, sampler, slot) for _ in range(28)]
         assert [talk.said for talk in talks] == answers
         for sampler in samplers:
             sampler.close()
@@ -359,8 +359,8 @@ class Anything:
         for context, decode in self.decodes:
             context.decode = partial(self.decode, decode)  # type: ignore[method-assign]
 
-    def decode(self, decode: Callable[[object], int], batch: object) -> int:
-        result = decode(batch)
+    def decode(self, decode: Callable[..., int], batch: object, stop_when: Callable[[], bool] | None = None) -> int:
+        result = decode(batch, stop_when)
         return -3 if self.rng.random() < self.failing else result
 
     def draft(self, wanted: Sequence[DraftRequest]) -> list[list[int]]:
@@ -379,9 +379,9 @@ class Anything:
         return int(self.logits(text).argmax())
 
     def logits(self, text: list[int]) -> np.ndarray:
-        self.reference.slot.feed(text)
-        assert self.reference.slot._row is not None
-        return self.reference.target.logits(self.reference.slot._row)
+        read_prompt(self.reference, text)
+        assert self.reference.slot.row is not None
+        return self.reference.target.logits(self.reference.slot.row)
 
     def some(self) -> list[Slot]:
         slots = list(self.texts)
@@ -396,17 +396,17 @@ class Anything:
         text = (
             text[: int(self.rng.integers(0, 150))] + self.rng.integers(0, 256, int(self.rng.integers(1, 40))).tolist()
         )
-        slot.begin(text)
+        self.session.begin(slot, text)
         self.texts[slot] = text
 
     def feed(self) -> None:
         for slot in self.some():
-            slot.feed(self.texts[slot])
+            read_prompt(self.session, self.texts[slot], slot)
 
     def insert(self) -> None:
         for slot in self.some()[:1]:
             more = self.rng.integers(0, 256, int(self.rng.integers(1, 5))).tolist()
-            slot.insert(more, self.samplers[slot])
+            self.session.insert(slot, more, self.samplers[slot])
             self.texts[slot] += more
 
     def cancel(self) -> None:
@@ -414,7 +414,7 @@ class Anything:
 
     def reset(self) -> None:
         slot = self.one()
-        slot.reset()
+        self.session.reset(slot)
         self.texts.pop(slot, None)
 
     def switch(self) -> None:
@@ -428,10 +428,10 @@ class Anything:
         finally:
             self.failing = 0.0
         for slot, outcome in outcomes.items():
-            if not isinstance(outcome, Exception):
+            if isinstance(outcome, Drawn):
                 logits = self.logits(self.texts[slot])
-                assert logits[outcome] > logits.max() - 1e-4
-                self.texts[slot].append(outcome)
+                assert logits[outcome.token] > logits.max() - 1e-4
+                self.texts[slot].append(outcome.token)
                 self.n_drawn += 1
 
     def run(self, n: int) -> None:
@@ -465,8 +465,8 @@ def test_anything_in_any_order(tiny: LlamaModel, three_heads: LlamaModel, seed: 
 def test_the_shortest_prompt_is_read_first(tiny: LlamaModel) -> None:
     with Session(tiny, together(2)) as session, Sampler(tiny, GREEDY) as one, Sampler(tiny, GREEDY) as other:
         slow, quick = session.slots
-        slow.begin([3] * 100)
-        quick.begin([5] * 10)
+        session.begin(slow, [3] * 100)
+        session.begin(quick, [5] * 10)
         outcomes = session.step({slow: one, quick: other})
         assert list(outcomes) == [quick] and len(slow.tokens) == 32 - 10
 
@@ -484,16 +484,16 @@ def test_a_saved_state_fits_any_slot(tiny: LlamaModel, tmp_path: Path) -> None:
     talk.n = 20
     (answer,) = alone(tiny, [talk])
     with Session(tiny, together(3)) as session, Sampler(tiny, GREEDY) as sampler:
-        session.slots[0].feed([1] * 50)
-        session.slots[2].feed(talk.prompt)
-        said = [session.slots[2].next_token(sampler) for _ in range(10)]
-        save_state(session.slots[2], "key", tmp_path / "talk.kv")
+        read_prompt(session, [1] * 50, session.slots[0])
+        read_prompt(session, talk.prompt, session.slots[2])
+        said = [next_token(session, sampler, session.slots[2]) for _ in range(10)]
+        save_state(session, session.slots[2], "key", tmp_path / "talk.kv")
     for n, index in ((1, 0), (2, 1)):
         with Session(tiny, together(n)) as session, Sampler(tiny, GREEDY) as sampler:
             slot = session.slots[index]
-            assert load_state(slot, "key", tmp_path / "talk.kv")
-            assert slot.feed(talk.prompt + said) >= len(talk.prompt) + 8
-            assert said + [slot.next_token(sampler) for _ in range(10)] == answer
+            assert load_state(session, slot, "key", tmp_path / "talk.kv")
+            assert read_prompt(session, talk.prompt + said, slot) >= len(talk.prompt) + 8
+            assert said + [next_token(session, sampler, slot) for _ in range(10)] == answer
 
 
 def test_memory_stays_flat_over_many_conversations(tiny: LlamaModel) -> None:

@@ -20,6 +20,7 @@ from mimo_gguf.conversion.checkpoint_source import open_checkpoint
 from mimo_gguf.core.model_source import Bytes, ModelSource, ReadRows, float32
 from mimo_gguf.engine.drafting import Drafter, DraftRequest
 from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.engine.single import read_prompt
 from mimo_gguf.llama.api import ContextOptions, load_model, open_context, open_mtp_context
 from mimo_gguf.llama.batch import Batch
 from tests.checkpoints import CONFIG
@@ -200,8 +201,8 @@ def test_a_session_feeds_the_mtp_layer_as_the_reference(
         n_ctx=256, n_batch=16, n_ubatch_mtp=8, n_threads=1, kv_type="f32", flash_attn=False, hidden=hidden
     )
     with load_model(write_model(tmp_path, case)) as native, Session(native, options) as session:
-        session.slot.feed(case.tokens[:-1])
+        read_prompt(session, case.tokens[:-1])
         assert session.drafter is not None
-        assert session.slot.rows is not None
-        session.drafter.draft([DraftRequest(session.slot.rows, case.tokens[-1], 1)])
+        assert session.slot.mtp_rows is not None
+        session.drafter.draft([DraftRequest(session.slot.mtp_rows, case.tokens[-1], 1)])
     assert np.abs(seen[0] - wanted).max() < TOLERANCE

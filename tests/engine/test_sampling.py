@@ -20,6 +20,7 @@ from scipy import stats
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.engine.single import next_token, read_prompt
 from mimo_gguf.llama.api import LlamaContext, LlamaModel, api
 from mimo_gguf.llama.vocabulary import Vocabulary
 
@@ -29,9 +30,9 @@ HOT = SamplingOptions(temperature=0.7, top_p=1.0)
 
 
 def probabilities(session: Session, tokens: Sequence[int], temperature: float) -> NDArray[np.float64]:
-    session.slot.feed(tokens)
-    assert session.slot._row is not None
-    logits = session.target.logits(session.slot._row).astype(np.float64) / temperature
+    read_prompt(session, tokens)
+    assert session.slot.row is not None
+    logits = session.target.logits(session.slot.row).astype(np.float64) / temperature
     weights = np.exp(logits - logits.max())
     return np.asarray(weights / weights.sum())
 
@@ -56,13 +57,13 @@ def third_tokens(session: Session, sampler_type: type[Sampler], first: int, n: i
     counts = np.zeros(session.model.n_vocab, np.int64)
     bias = {first: 100.0}
     for seed in range(n):
-        session.slot.feed(PROMPT)
+        read_prompt(session, PROMPT)
         with Sampler(session.model, SamplingOptions(temperature=0, logit_bias=bias)) as forced:
-            assert session.slot.next_token(forced) == first
+            assert next_token(session, forced) == first
         with sampler_type(session.model, replace(HOT, seed=seed)) as sampler:
             if isinstance(sampler, Favouring):
                 sampler.session = session
-            counts[session.slot.next_token(sampler)] += 1
+            counts[next_token(session, sampler)] += 1
     return counts
 
 
@@ -88,7 +89,7 @@ def test_drafted_text_has_the_models_distribution(tiny: LlamaModel) -> None:
         drafted = int(np.abs(expected - 0.1).argmin())
         session.drafter.draft = lambda wanted: [[drafted]] * len(wanted)  # type: ignore[method-assign]
         right = third_tokens(session, Sampler, first, 1500)
-        session.slot.settle()
+        session.drop_unfinished(session.slot)
         assert session.stats.n_drafted[0] == 1500
         assert session.stats.n_accepted[0] == right[drafted]
         assert p_value(right, expected) > 0.001
@@ -98,9 +99,9 @@ def test_drafted_text_has_the_models_distribution(tiny: LlamaModel) -> None:
 
 def draws(model: LlamaModel, n: int, **options: Any) -> list[int]:
     with Session(model, replace(OPTIONS, mtp=False)) as session:
-        session.slot.feed(PROMPT)
+        read_prompt(session, PROMPT)
         with Sampler(model, SamplingOptions(**options), PROMPT) as sampler:
-            return [session.slot.next_token(sampler) for _ in range(n)]
+            return [next_token(session, sampler) for _ in range(n)]
 
 
 def test_the_seed_decides(tiny: LlamaModel) -> None:
@@ -122,16 +123,16 @@ def test_penalties_look_back_on_the_prompt(tiny: LlamaModel) -> None:
     assert len(set(said)) > 25 and len(set(said)) > len(set(draws(tiny, 30, temperature=0)))
     with Session(tiny, replace(OPTIONS, mtp=False)) as session:
         first = int(probabilities(session, PROMPT, 1.0).argmax())
-        session.slot.feed(PROMPT)
+        read_prompt(session, PROMPT)
         with Sampler(tiny, SamplingOptions(temperature=0, repeat_penalty=10.0), [first]) as sampler:
-            assert session.slot.next_token(sampler) != first
+            assert next_token(session, sampler) != first
 
 
 def test_grammar_and_bias(tiny: LlamaModel) -> None:
     with Session(tiny, OPTIONS) as session:
-        session.slot.feed(PROMPT)
+        read_prompt(session, PROMPT)
         with Sampler(tiny, SamplingOptions(temperature=1.0, grammar='root ::= [0-9]+ "."')) as sampler:
-            said = [session.slot.next_token(sampler) for _ in range(12)]
+            said = [next_token(session, sampler) for _ in range(12)]
     assert all(chr_of(token) in "0123456789." or token in (256, 258, 261) for token in said)
     assert draws(tiny, 5, temperature=0, logit_bias={42: 1000.0}) == [42] * 5
 
@@ -155,11 +156,11 @@ GRAMMAR = "root ::= [A-Za-z0-9 ] [a-z]*"
 def first_tokens(session: Session, n: int, **options: Any) -> NDArray[np.int64]:
     """How often each token is drawn first after PROMPT, over `n` seeds."""
     counts = np.zeros(session.model.n_vocab, np.int64)
-    session.slot.feed(PROMPT)
-    assert session.slot._row is not None
+    read_prompt(session, PROMPT)
+    assert session.slot.row is not None
     for seed in range(n):
         with Sampler(session.model, SamplingOptions(seed=seed, **options)) as sampler:
-            counts[sampler.sample(session.target, session.slot._row)] += 1
+            counts[sampler.sample(session.target, session.slot.row)] += 1
     return counts
 
 
@@ -212,42 +213,42 @@ def test_greedy_by_grammar_is_the_likeliest_that_is_allowed(
             module.llama_sampler_chain_add(chain, part)
         wanted: list[int] = []
         for _ in range(20):
-            session.slot.feed([*PROMPT, *wanted])
-            wanted.append(module.llama_sampler_sample(chain, session.target.pointer, session.slot._row))
+            read_prompt(session, [*PROMPT, *wanted])
+            wanted.append(module.llama_sampler_sample(chain, session.target.pointer, session.slot.row))
         module.llama_sampler_free(chain)
     options = SamplingOptions(
         temperature=0, grammar=grammar, repeat_penalty=repeat, frequency_penalty=frequency, presence_penalty=presence
     )
     with Session(tiny, OPTIONS) as session, Sampler(tiny, options) as sampler:
-        session.slot.feed(PROMPT)
-        assert [session.slot.next_token(sampler) for _ in range(20)] == wanted
+        read_prompt(session, PROMPT)
+        assert [next_token(session, sampler) for _ in range(20)] == wanted
 
 
 def test_what_a_grammar_refuses_is_not_counted(tiny: LlamaModel) -> None:
     """Penalties see only what is said: the refused favourite stays the favourite."""
     strong = {"temperature": 0, "presence_penalty": 2.0, "frequency_penalty": 2.0, "repeat_penalty": 10.0}
     with Session(tiny, replace(OPTIONS, mtp=False)) as session:
-        session.slot.feed(PROMPT)
-        assert session.slot._row is not None
-        logits = session.target.logits(session.slot._row)
+        read_prompt(session, PROMPT)
+        assert session.slot.row is not None
+        logits = session.target.logits(session.slot.row)
         favourite, allowed = int(logits.argmax()), allowed_tokens(tiny, GRAMMAR)
         assert not allowed[favourite]
         with Sampler(tiny, SamplingOptions(**strong, grammar=GRAMMAR)) as sampler:  # type: ignore[arg-type]
-            assert allowed[sampler.sample(session.target, session.slot._row)]
+            assert allowed[sampler.sample(session.target, session.slot.row)]
             assert sampler._draw(sampler._candidates.of(logits)) == favourite
 
 
 def test_a_grammar_without_a_way_on_ends_in_a_clear_error(tiny: LlamaModel) -> None:
     with Session(tiny, OPTIONS) as session:
-        session.slot.feed(PROMPT)
+        read_prompt(session, PROMPT)
         never_ends = dict.fromkeys(Vocabulary(tiny).end_tokens, -math.inf)
         for temperature in (0.0, 1.0):
             options = SamplingOptions(temperature=temperature, grammar='root ::= "a"', logit_bias=never_ends)
             with Sampler(tiny, options) as sampler:
-                session.slot.feed(PROMPT)
-                session.slot.next_token(sampler)
+                read_prompt(session, PROMPT)
+                next_token(session, sampler)
                 with pytest.raises(BackendError, match="allows no token"):
-                    session.slot.next_token(sampler)
+                    next_token(session, sampler)
 
 
 def chr_of(token: int) -> str:

@@ -20,7 +20,8 @@ from mimo_gguf.core.errors import UsageError
 from mimo_gguf.engine.drafting import Drafter
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
-from mimo_gguf.engine.slot import Cancelled, WindowFull
+from mimo_gguf.engine.single import Cancelled, next_token, read_prompt
+from mimo_gguf.engine.slot import WindowFull
 from mimo_gguf.engine.state import load_state, save_state
 from mimo_gguf.llama.api import LlamaContext, LlamaModel, api
 from tests.engine.oracle import Oracle
@@ -32,10 +33,10 @@ PLAIN = replace(OPTIONS, mtp=False)
 
 
 def generate(session: Session, n: int, sampling: SamplingOptions = GREEDY, prompt: Sequence[int] = PROMPT) -> list[int]:
-    session.slot.feed(prompt)
+    read_prompt(session, prompt)
     with Sampler(session.model, sampling, prompt) as sampler:
-        tokens = [session.slot.next_token(sampler) for _ in range(n)]
-    session.slot.settle()
+        tokens = [next_token(session, sampler) for _ in range(n)]
+    session.drop_unfinished(session.slot)
     return tokens
 
 
@@ -123,7 +124,7 @@ def test_drafter_state_after_going_back(tiny: LlamaModel, monkeypatch: pytest.Mo
     monkeypatch.setattr(Drafter, "_proposal", spy)
     branch = [*PROMPT[:keep], 3, 1, 4]
     with Session(tiny, OPTIONS) as session, Session(tiny, OPTIONS) as fresh:
-        session.slot.feed(PROMPT)
+        read_prompt(session, PROMPT)
         assert generate(session, 3, prompt=branch) == generate(fresh, 3, prompt=branch)
     np.testing.assert_allclose(seen[0], seen[len(seen) // 2], atol=0.02)
 
@@ -146,33 +147,33 @@ def test_rollback_is_exact(tiny: LlamaModel) -> None:
 
 def test_prefix_is_reused_and_only_the_rest_evaluated(tiny: LlamaModel) -> None:
     with Session(tiny, OPTIONS) as session:
-        assert session.slot.feed(PROMPT) == 0
-        assert session.slot.feed(PROMPT) == len(PROMPT)  # the same again: logits are still there
-        assert session.slot.feed([*PROMPT, 1, 2, 3]) == len(PROMPT)
+        assert read_prompt(session, PROMPT) == 0
+        assert read_prompt(session, PROMPT) == len(PROMPT)  # the same again: logits are still there
+        assert read_prompt(session, [*PROMPT, 1, 2, 3]) == len(PROMPT)
         assert session.stats.n_prompt == len(PROMPT) + 3
-        assert session.slot.feed([*PROMPT, 1, 9]) == len(PROMPT) + 1
+        assert read_prompt(session, [*PROMPT, 1, 9]) == len(PROMPT) + 1
         assert session.slot.tokens == [*PROMPT, 1, 9]
         # Further back the trunk's state is gone, so the last token kept is evaluated again.
-        assert session.slot.feed([*PROMPT[:20], 7]) == 19
-        assert session.slot.feed([8, *PROMPT]) == 0
+        assert read_prompt(session, [*PROMPT[:20], 7]) == 19
+        assert read_prompt(session, [8, *PROMPT]) == 0
     with Session(tiny, PLAIN) as session:
-        session.slot.feed([*PROMPT, 1, 2])
-        assert session.slot.feed([*PROMPT, 1, 9]) == len(PROMPT) + 1
-        assert session.slot.feed(PROMPT) == len(PROMPT) - 1
+        read_prompt(session, [*PROMPT, 1, 2])
+        assert read_prompt(session, [*PROMPT, 1, 9]) == len(PROMPT) + 1
+        assert read_prompt(session, PROMPT) == len(PROMPT) - 1
 
 
 def test_the_window_ends_cleanly(tiny: LlamaModel) -> None:
     with Session(tiny, replace(OPTIONS, n_draft=3)) as session:
-        session.slot.feed(PROMPT)
+        read_prompt(session, PROMPT)
         said: list[int] = []
         with Sampler(tiny, GREEDY) as sampler, pytest.raises(WindowFull):
             while True:
-                said.append(session.slot.next_token(sampler))
-        assert len(PROMPT) + len(said) == session.n_ctx + 1  # the last one drawn found no room
+                said.append(next_token(session, sampler))
+        assert len(PROMPT) + len(said) == session.window + 1  # the last one drawn found no room
         assert said == plain_tokens(tiny, len(said))
-        session.slot.settle()
+        session.drop_unfinished(session.slot)
         with pytest.raises(WindowFull):
-            session.slot.feed([1] * session.n_ctx)
+            read_prompt(session, [1] * session.window)
         assert generate(session, 3)  # and life goes on
 
 
@@ -186,16 +187,16 @@ def test_cancel_leaves_a_whole_session(tiny: LlamaModel) -> None:
                     session.slot.cancel()
 
             with pytest.raises(Cancelled):
-                session.slot.feed(PROMPT, stop)
+                read_prompt(session, PROMPT, on_read=stop)
             assert session.slot.tokens == PROMPT[:32]
             assert session.target.last_position() == 31
             assert generate(session, 20) == wanted
-            session.slot.feed(PROMPT)
+            read_prompt(session, PROMPT)
             with Sampler(tiny, GREEDY) as sampler:
-                session.slot.next_token(sampler)
+                next_token(session, sampler)
                 session.slot.cancel()
                 with pytest.raises(Cancelled):
-                    session.slot.next_token(sampler)
+                    next_token(session, sampler)
             assert generate(session, 20) == wanted
 
 
@@ -208,9 +209,7 @@ def test_the_abort_callback_reaches_llama(tiny: LlamaModel) -> None:
             asked.append(True)
             return len(asked) > 3
 
-        session.target.abort_when(abort)
-        assert session.target.decode(session._batch.fill(PROMPT[:32], 0, n_outputs=1)) == 2
-        session.target.abort_when(None)
+        assert session.target.decode(session._batch.fill(PROMPT[:32], 0, n_outputs=1), abort) == 2
         assert session.target.last_position() == -1
         assert generate(session, 5) == plain_tokens(tiny, 5)
 
@@ -220,24 +219,24 @@ def test_inserted_tokens_are_as_if_drawn(tiny: LlamaModel) -> None:
     penalized = SamplingOptions(temperature=0, repeat_penalty=1.5, presence_penalty=1.0, penalty_last_n=40)
     for sampling in (GREEDY, penalized):
         with Session(tiny, OPTIONS) as session, Session(tiny, PLAIN) as fresh:
-            session.slot.feed(PROMPT)
+            read_prompt(session, PROMPT)
             with Sampler(tiny, sampling, PROMPT) as sampler:
-                said = [session.slot.next_token(sampler) for _ in range(5)]
+                said = [next_token(session, sampler) for _ in range(5)]
                 likely = generate(fresh, 3, GREEDY, [*PROMPT, *said])  # what is not said again once it is counted
-                session.slot.insert(likely, sampler)
-                rest = [session.slot.next_token(sampler) for _ in range(10)]
+                session.insert(session.slot, likely, sampler)
+                rest = [next_token(session, sampler) for _ in range(10)]
             assert rest == generate(fresh, 10, sampling, [*PROMPT, *said, *likely])
 
 
 def test_drafting_can_be_switched(tiny: LlamaModel) -> None:
     wanted = plain_tokens(tiny, 60)
     with Session(tiny, OPTIONS) as session:
-        session.slot.feed(PROMPT)
+        read_prompt(session, PROMPT)
         said = []
         with Sampler(tiny, GREEDY) as sampler:
             for i in range(60):
                 session.drafting_allowed = i // 20 != 1
-                said.append(session.slot.next_token(sampler))
+                said.append(next_token(session, sampler))
         assert said == wanted
         assert 35 <= session.stats.n_drafted[0] <= 42
 
@@ -252,17 +251,17 @@ def test_the_mtp_blocks_do_nothing_while_nothing_is_drafted(tiny: LlamaModel, mo
         decode = context.decode
         monkeypatch.setattr(context, "decode", lambda batch: decoded.append(batch.n_tokens) or decode(batch))
         session.drafting_allowed = False
-        session.slot.feed(PROMPT)
-        said = [session.slot.next_token(sampler) for _ in range(40)]
+        read_prompt(session, PROMPT)
+        said = [next_token(session, sampler) for _ in range(40)]
         assert decoded == [] and context.last_position() == -1
         session.drafting_allowed = True
         n = len(session.slot.tokens)
-        said += [session.slot.next_token(sampler) for _ in range(20)]
+        said += [next_token(session, sampler) for _ in range(20)]
         assert first_position(context) == n + 1 and len(decoded) > 15
         session.drafting_allowed = False
-        said += [session.slot.next_token(sampler) for _ in range(20)]
+        said += [next_token(session, sampler) for _ in range(20)]
         session.drafting_allowed = True
-        said += [session.slot.next_token(sampler) for _ in range(10)]
+        said += [next_token(session, sampler) for _ in range(10)]
         assert first_position(context) > n + 40 and session.stats.n_drafted[0] > 20
         assert said == wanted
 
@@ -279,12 +278,12 @@ def test_going_back_or_on_while_nothing_is_drafted(tiny: LlamaModel, tmp_path: P
             wanted = generate(plain, 30, prompt=branch)
         for saved in (False, True):
             with Session(tiny, OPTIONS) as session, Session(tiny, OPTIONS) as other:
-                session.slot.feed(PROMPT[:50])
+                read_prompt(session, PROMPT[:50])
                 session.drafting_allowed = False
                 generate(session, 10, prompt=PROMPT)
                 if saved:
-                    save_state(session.slot, "key", tmp_path / "talk.kv")
-                    assert load_state(other.slot, "key", tmp_path / "talk.kv")
+                    save_state(session, session.slot, "key", tmp_path / "talk.kv")
+                    assert load_state(other, other.slot, "key", tmp_path / "talk.kv")
                     session = other
                 session.drafting_allowed = True
                 assert generate(session, 30, prompt=branch) == wanted

@@ -10,6 +10,7 @@ import pytest
 
 from mimo_gguf.core.errors import OutputError
 from mimo_gguf.engine.session import Session
+from mimo_gguf.engine.single import read_prompt
 from mimo_gguf.engine.state import load_state, save_state
 from mimo_gguf.llama.api import LlamaModel
 from tests.engine.test_session import OPTIONS, PROMPT, generate
@@ -20,12 +21,12 @@ def test_a_saved_session_goes_on_alike(tiny: LlamaModel, tmp_path: Path, mtp: bo
     options = replace(OPTIONS, mtp=mtp)
     with Session(tiny, options) as session:
         said = generate(session, 20)
-        save_state(session.slot, "key", tmp_path / "talk.kv")
+        save_state(session, session.slot, "key", tmp_path / "talk.kv")
         history = [*PROMPT, *said, 7]
         wanted = generate(session, 20, prompt=history)
     with Session(tiny, options) as session:
         generate(session, 3, prompt=[1, 2, 3])
-        assert load_state(session.slot, "key", tmp_path / "talk.kv")
+        assert load_state(session, session.slot, "key", tmp_path / "talk.kv")
         assert (
             session.slot.tokens == history[: len(session.slot.tokens)] and len(session.slot.tokens) >= len(history) - 2
         )
@@ -66,16 +67,16 @@ def test_a_damaged_state_leaves_an_empty_session(
 ) -> None:
     with Session(tiny, OPTIONS) as session:
         wanted = generate(session, 10)
-        save_state(session.slot, "key", tmp_path / "talk.kv")
+        save_state(session, session.slot, "key", tmp_path / "talk.kv")
         harm(tmp_path / "talk.kv")
-        assert not load_state(session.slot, "key", tmp_path / "talk.kv")
+        assert not load_state(session, session.slot, "key", tmp_path / "talk.kv")
         assert session.slot.tokens == [] and session.target.last_position() == -1
         assert generate(session, 10) == wanted
 
 
 def test_nothing_half_written(tiny: LlamaModel, tmp_path: Path) -> None:
     with Session(tiny, OPTIONS) as session:
-        session.slot.feed(PROMPT)
+        read_prompt(session, PROMPT)
         with pytest.raises(OutputError):
-            save_state(session.slot, "key", tmp_path / "no such folder" / "talk.kv")
+            save_state(session, session.slot, "key", tmp_path / "no such folder" / "talk.kv")
     assert list(tmp_path.iterdir()) == []

@@ -58,7 +58,7 @@ def test_a_file_without_mtp_has_no_mtp_context(tiny_path: Path) -> None:
         open_context(model, ContextOptions(n_ctx=256)) as context,
     ):
         assert model.n_mtp == 0
-        assert context.n_ctx == 256
+        assert context.n_cells == 256
 
 
 def test_the_log_can_be_had(tiny_path: Path) -> None:

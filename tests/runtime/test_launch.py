@@ -38,11 +38,11 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_chosen_is_what_runs(path: Path) -> None:
     heard: list[FitPlan] = []
-    with Model.load(path, options=THREADS, devices=host(8 * GIB), tell=heard.append) as model:
+    with Model.load(path, options=THREADS, devices=host(8 * GIB), on_plan=heard.append) as model:
         assert heard == [model.plan] and model.launch_note == ""
-        assert model.session.n_ctx == 16384 and model.has_mtp
+        assert model.session.window == 16384 and model.has_mtp
     with Model.load(path, n_ctx=512, mtp=False, kv_type="q8_0", n_ubatch=64, options=THREADS) as model:
-        assert model.session.n_ctx == 512 and not model.has_mtp
+        assert model.session.window == 512 and not model.has_mtp
         assert (model.session.options.kv_type, model.session.target.options.n_ubatch) == ("q8_0", 64)
 
 
@@ -53,7 +53,7 @@ def test_several_conversations_run_as_planned(path: Path) -> None:
         assert model.plan is not None and model.session.drafter is not None
         planned, target = model.plan.settings, model.session.target
         asked = replace(context_options(planned), n_threads=1)
-        assert (target.n_ctx, target.options) == (planned.n_cells, asked)
+        assert (target.n_cells, target.options) == (planned.n_cells, asked)
         drafting = model.session.drafter.context.options
         assert (drafting.n_ubatch, drafting.n_outputs_max) == (planned.mtp_n_ubatch, 40)
     assert choose_plan(read_gguf(path), Wishes(n_seq_max=2), host(8 * GIB)).settings.n_ctx == 2 * 16384
@@ -118,7 +118,7 @@ def test_one_step_down_when_memory_runs_out(path: Path, monkeypatch: pytest.Monk
     with Model.load(path, options=THREADS, devices=host(8 * GIB)) as model:
         assert len(tried) == 2 and model.session.options != tried[0]
         assert "failed to allocate buffer" in model.launch_note and "report" in model.launch_note
-        assert model.plan is not None and model.plan.settings.n_ctx == model.session.n_ctx
+        assert model.plan is not None and model.plan.settings.n_ctx == model.session.window
     tried.clear()
     with pytest.raises(BackendError):  # nothing is left to choose
         Model.load(path, n_ctx=8192, kv_type="f16", mtp=True, n_ubatch=512, options=THREADS, devices=host(8 * GIB))

@@ -71,10 +71,11 @@ def test_text_as_it_stands_with_its_own_parameters(llm: LLM) -> None:
     assert llm.generate(prompt, GREEDY)[0].outputs[0] == whole
 
 
-def test_what_does_not_fit_ends_alone(llm: LLM) -> None:
-    long, short = llm.generate(["word " * 300, "a"], SamplingParams(temperature=0, max_tokens=5))
-    assert long.outputs[0].token_ids == () and long.outputs[0].finish_reason == "length"
-    assert short.outputs[0].token_ids
+def test_what_does_not_fit_is_refused_before_anything_runs(llm: LLM) -> None:
+    before = llm.model.session.stats.n_prompt
+    with pytest.raises(UsageError, match=r"prompt 2 has \d+ tokens, and the window holds 256"):
+        llm.generate(["a", "word " * 300], SamplingParams(temperature=0, max_tokens=5))
+    assert llm.model.session.stats.n_prompt == before
     assert llm.generate([]) == [] and llm.generate("a", SamplingParams(n=0))[0].outputs == ()
 
 

@@ -100,7 +100,7 @@ def test_limits_and_stops(model: Model) -> None:
     assert short.tokens == full.tokens[:5] and short.finish_reason == "length"
     word = full.text.split()[3]
     stopped = model.chat(WHO, temperature=0, stop=word)
-    assert stopped.finish_reason == "stop_string"
+    assert (stopped.finish_reason, stopped.stop_reason) == ("stop", word)
     assert stopped.text == full.text[: full.text.index(word)]
     assert model.chat(WHO, temperature=0, max_tokens=0).tokens == ()
 
@@ -109,10 +109,10 @@ def test_the_window_can_fill(trained_path: Path) -> None:
     with Model.open(trained_path, session=replace(OPTIONS, n_ctx=256)) as model:
         story = "Tell me a story. " * 8
         answer = model.chat([{"role": "user", "content": story}], temperature=2.0, seed=1, logit_bias=_no_end(model))
-        assert answer.finish_reason == "context"
-        assert answer.n_prompt + len(answer.tokens) == model.session.n_ctx + 1
-        too_long = model.complete("word " * 300)
-        assert too_long.finish_reason == "context" and too_long.tokens == ()
+        assert (answer.finish_reason, answer.stop_reason) == ("length", "window")
+        assert answer.n_prompt + len(answer.tokens) == model.session.window + 1
+        with pytest.raises(UsageError, match=r"the prompt has \d+ tokens, and the window holds 256"):
+            model.complete("word " * 300)
         assert model.chat(WHO, temperature=0).finish_reason == "stop"
 
 
@@ -135,7 +135,7 @@ def test_leaving_an_answer_early(model: Model) -> None:
     whole = model.chat(WHO, temperature=0)
     with model.chat(WHO, temperature=0, stream=True) as stream:
         next(stream)
-    assert stream.answer.finish_reason == "cancelled"
+    assert stream.answer.finish_reason == "abort"
     assert stream.answer.tokens == whole.tokens[: len(stream.answer.tokens)]
     abandoned = model.chat(WHO, temperature=0, stream=True)
     next(abandoned)
@@ -146,10 +146,10 @@ def test_leaving_an_answer_early(model: Model) -> None:
 def test_cancel_from_another_thread(model: Model) -> None:
     threading.Timer(0.15, model.cancel).start()
     n, answer = 0, None
-    while n < 500 and (answer is None or answer.finish_reason != "cancelled"):
+    while n < 500 and (answer is None or answer.finish_reason != "abort"):
         answer = model.chat(WHO, temperature=1.0, max_tokens=200)
         n += 1
-    assert answer is not None and answer.finish_reason == "cancelled"
+    assert answer is not None and answer.finish_reason == "abort"
     assert model.chat(WHO, temperature=0).finish_reason == "stop"
 
 

@@ -21,7 +21,8 @@ from mimo_gguf.chat.template import ChatTemplate
 from mimo_gguf.core.errors import GgufError, UsageError
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Session
-from mimo_gguf.engine.slot import Slot
+from mimo_gguf.engine.single import next_token, read_prompt
+from mimo_gguf.engine.slot import WindowFull
 from mimo_gguf.engine.state import load_state, save_state
 from mimo_gguf.llama.api import ContextOptions, api, load_model, open_context, open_mtp_context
 from mimo_gguf.runtime.llm import LLM, SamplingParams
@@ -42,7 +43,9 @@ def model(trained_path: Path) -> Iterator[Model]:
 class InterruptedAt:
     """Ctrl-C at the n-th line that is executed in these files."""
 
-    def __init__(self, n: int, files: tuple[str, ...] = ("slot.py", "drafting.py", "session.py", "model.py")) -> None:
+    FILES = ("slot.py", "drafting.py", "session.py", "scheduler.py", "stream.py", "model.py")
+
+    def __init__(self, n: int, files: tuple[str, ...] = FILES) -> None:
         self._n_left, self._files = n, files
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
@@ -78,20 +81,20 @@ def test_ctrl_c_anywhere_spoils_nothing(trained_path: Path, n_draft: int) -> Non
         assert n_interrupted > 50
 
 
-def test_ctrl_c_while_a_prompt_is_read(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_raised_while_a_prompt_is_read(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp asks whether to stop; what is raised there would be lost in ctypes."""
     wanted = model.chat(WHO, temperature=0).tokens
     asked: list[bool] = []
 
-    def interrupted(_: Slot) -> bool:
+    def interrupted(*_: object) -> bool:
         asked.append(True)
         if len(asked) == 3:
             raise KeyboardInterrupt
         return False
 
-    model.slot.reset()
+    model.forget()
     with monkeypatch.context() as patched:
-        patched.setattr(Slot, "is_cancelled", interrupted)
+        patched.setattr(Session, "_is_to_stop", interrupted)
         with pytest.raises(KeyboardInterrupt):
             model.chat(WHO, temperature=0)
     assert len(asked) == 3  # and then it was aborted
@@ -144,7 +147,7 @@ def test_two_models_at_once(trained_path: Path, model: Model) -> None:
         assert [stream.answer.tokens for stream in streams] == alone
         unfinished = other.chat(WHO, temperature=0, stream=True)
         next(unfinished)
-    assert list(unfinished) == [] and unfinished.answer.finish_reason == "cancelled"
+    assert list(unfinished) == [] and unfinished.answer.finish_reason == "abort"
     assert model.chat(WHO, temperature=0).tokens == alone[0]
 
 
@@ -153,20 +156,20 @@ def test_after_the_end(trained_path: Path, tmp_path: Path) -> None:
     model = Model.open(trained_path, session=OPTIONS)
     model.chat(WHO, max_tokens=3)
     sampler = Sampler(model.native, SamplingOptions())
-    save_state(model.slot, "key", tmp_path / "talk.kv")
+    save_state(model.session, model.slot, "key", tmp_path / "talk.kv")
     model.close()
     model.close()
     uses: list[Callable[[], object]] = [
         lambda: model.chat(WHO),
         lambda: model.complete("a"),
         lambda: model.prompt_tokens(WHO),
-        lambda: model.slot.feed([1, 2]),
-        lambda: model.slot.next_token(sampler),
+        lambda: read_prompt(model.session, [1, 2]),
+        lambda: next_token(model.session, sampler),
         lambda: model.session.step({model.slot: sampler}),
         lambda: Sampler(model.native, SamplingOptions(grammar='root ::= "a"')),
         lambda: Session(model.native),
-        lambda: save_state(model.slot, "key", tmp_path / "again.kv"),
-        lambda: load_state(model.slot, "key", tmp_path / "talk.kv"),
+        lambda: save_state(model.session, model.slot, "key", tmp_path / "again.kv"),
+        lambda: load_state(model.session, model.slot, "key", tmp_path / "talk.kv"),
     ]
     for use in uses:
         with pytest.raises(UsageError, match="closed"):
@@ -178,11 +181,11 @@ def test_after_the_end(trained_path: Path, tmp_path: Path) -> None:
         llm.generate("a")
     with Model.open(trained_path, session=OPTIONS) as model:
         for options in (SamplingOptions(), SamplingOptions(temperature=0), SamplingOptions(grammar='root ::= "a"')):
-            model.slot.feed([1])
+            read_prompt(model.session, [1])
             with Sampler(model.native, options) as sampler:
                 pass
             with pytest.raises(UsageError, match="closed"):
-                model.slot.next_token(sampler)
+                next_token(model.session, sampler)
 
 
 def test_a_model_outlives_its_contexts(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,8 +239,8 @@ def test_nothing_to_say(model: Model) -> None:
 def test_a_prompt_longer_than_the_window_leaves_the_cache_alone(model: Model) -> None:
     model.chat(WHO, max_tokens=5, temperature=0)
     before = list(model.slot.tokens)
-    answer = model.complete("1" * 600)
-    assert answer.finish_reason == "context" and answer.tokens == () and answer.stats.n_prompt == 0
+    with pytest.raises(WindowFull):
+        model.complete("1" * 600)
     assert model.slot.tokens == before
     assert (
         len(model.complete("1" * 511, logit_bias={16: 1000.0}).tokens) == 2
@@ -288,21 +291,22 @@ def test_a_seed_gives_the_same_again_with_drafts(model: Model, trained_path: Pat
 
 def test_an_answer_within_an_answer(model: Model) -> None:
     wanted = model.chat(WHO, temperature=0).tokens
-    model.slot.reset()
+    model.forget()
     with pytest.raises(UsageError, match="being generated"):
         model.chat(WHO, progress=lambda *_: model.chat(STORY))  # type: ignore[arg-type]
     for _ in model.chat(STORY, stream=True):
         assert model.chat(WHO, temperature=0).tokens == wanted  # between two pieces the first one ends
 
 
-def test_many_prompts_end_an_answer_on_its_way(trained_path: Path) -> None:
-    """They use the same slots: going on with it would go on with their text."""
+def test_many_prompts_beside_an_answer_on_its_way(trained_path: Path) -> None:
+    """They use the same slots, each its own: the answer goes on, while they are made or afterwards."""
     with LLM(trained_path, max_model_len=256, max_num_seqs=2, options=OPTIONS) as llm:
         whole = llm.model.chat(WHO, temperature=0)
-        stream = llm.model.chat(WHO, temperature=0, stream=True)
-        next(stream)
-        llm.chat([STORY, SUM], SamplingParams(temperature=0, max_tokens=5))
-        assert list(stream) == [] and stream.answer.tokens == whole.tokens[: stream.n_tokens]
+        wanted = llm.chat([STORY, SUM], SamplingParams(temperature=0, max_tokens=5))
+        with llm.model.chat(WHO, temperature=0, stream=True) as stream:
+            next(stream)
+            assert llm.chat([STORY, SUM], SamplingParams(temperature=0, max_tokens=5)) == wanted
+            assert stream.read().tokens == whole.tokens
         assert llm.chat([]) == []
 
 

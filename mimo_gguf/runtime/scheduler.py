@@ -1,0 +1,315 @@
+"""The one driver of answers: requests wait, get a slot of the session, and are stepped together until each has ended.
+
+Calls go down (scheduler, session, slot), events come up. What is policy is here: which request gets which slot, which
+of two with a common beginning waits for the other, the reasoning budget, stop texts, and what ends an answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from mimo_gguf.chat.answer import Answer, AnswerOptions, AnswerText
+from mimo_gguf.chat.reasoning import Kind, Piece
+from mimo_gguf.core.errors import MimoGgufError, UsageError
+from mimo_gguf.engine.sampling import Sampler, SamplingOptions
+from mimo_gguf.engine.session import Drawn, Outcome, Session
+from mimo_gguf.engine.slot import Slot, WindowFull, common_prefix
+from mimo_gguf.engine.stats import SessionStats
+from mimo_gguf.llama.vocabulary import Vocabulary
+
+# A request whose prompt shares so many tokens with one that is being read waits for it, and then shares its cells.
+_WORTH_WAITING: Final = 32
+_LOOKED_AT: Final = 4  # requests that are looked at for each free slot: one that waits does not keep a slot idle
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer that is wanted.
+
+    Attributes:
+        prompt: its tokens.
+        sampling: how tokens are drawn.
+        options: what ends the answer, and how long it may think.
+        opened: what the prompt says after a `<think>` of its own; None if it opened no block.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: SamplingOptions
+    options: AnswerOptions = field(default_factory=AnswerOptions)
+    opened: str | None = None
+
+
+class Event(NamedTuple):
+    """What a step brought for a request.
+
+    Attributes:
+        id: what `Scheduler.add` gave.
+        pieces: text that is certain now.
+        n_tokens: tokens of the answer so far.
+        n_read, n_to_read: tokens of the prompt evaluated so far, and to be evaluated; 0 if nothing is new.
+        answer: the answer, in the last event of a request.
+        error: why the answer is not whole, in the last event of a request that failed.
+    """
+
+    id: int
+    pieces: tuple[Piece, ...] = ()
+    n_tokens: int = 0
+    n_read: int = 0
+    n_to_read: int = 0
+    answer: Answer | None = None
+    error: MimoGgufError | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing more will come for this request."""
+        return self.answer is not None or self.error is not None
+
+
+class Scheduler:
+    """Steps the answers of one session. `add` and `cancel` may be called from any thread, `step` from one at a time."""
+
+    def __init__(self, session: Session, vocabulary: Vocabulary) -> None:
+        self.session = session
+        self.vocabulary = vocabulary
+        self._ids = itertools.count(1)
+        self._waiting: deque[_Job] = deque()
+        self._running: dict[Slot, _Job] = {}
+        self._jobs: dict[int, _Job] = {}  # waiting and running
+        self._cancelled: deque[_Job] = deque()  # and not yet ended
+        self._assigning = threading.RLock()  # so that what is cancelled is this request, and not its slot's next one
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._jobs
+
+    def add(self, request: Request) -> int:
+        """Queues a request; the number by which its events are known.
+
+        Raises:
+            UsageError: the prompt is empty.
+            WindowFull: the prompt leaves no room for an answer.
+        """
+        self.session.slot.check_prompt(request.prompt)
+        job = _Job(next(self._ids), request, self.session, self.vocabulary)
+        self._waiting.append(job)
+        self._jobs[job.id] = job
+        return job.id
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request as soon as possible. Harmless if it has ended; from a signal handler, too."""
+        with self._assigning:
+            job = self._jobs.get(request_id)
+            if job is not None:
+                job.cancel()
+                self._cancelled.append(job)
+
+    def cancel_all(self) -> None:
+        """Cancels everything that waits or runs."""
+        for request_id in list(self._jobs):
+            self.cancel(request_id)
+
+    def answer(self, request_id: int) -> Answer | None:
+        """What a request has said so far; None if it has ended."""
+        job = self._jobs.get(request_id)
+        return None if job is None else job.answer
+
+    def step(self) -> list[Event]:
+        """Goes on with all that run, by one pass at most, after giving free slots to those that wait.
+
+        If llama.cpp fails, each request that ran has ended with that error; those that wait go on waiting.
+        """
+        events: list[Event] = []
+        try:
+            events += self._end_cancelled()
+            self._admit()
+            events += self._close_reasoning()
+            samplers = {slot: job.sampler for slot, job in self._running.items() if not job.is_over}
+            if samplers:
+                events += self._note(self.session.step(samplers))
+            self._read_for_later()
+            return events + [self._end(job) for job in list(self._running.values()) if job.is_over and not job.reads_on]
+        except MimoGgufError as error:
+            return events + [Event(job.id, answer=job.answer, error=error) for job in self._drop_running()]
+        except BaseException:
+            self._drop_running()
+            raise
+
+    def _end_cancelled(self) -> Iterable[Event]:
+        while self._cancelled:
+            job = self._cancelled.popleft()
+            if job.id not in self._jobs:
+                continue
+            if not job.is_over:
+                job.said.end("abort")
+            if job.slot is None:
+                self._waiting.remove(job)
+            yield self._end(job)
+
+    def _admit(self) -> None:
+        """Gives each free slot a request: first come, first served, but who can soon share a beginning waits for it."""
+        free = [slot for slot in self.session.slots if slot not in self._running]
+        for job in list(itertools.islice(self._waiting, _LOOKED_AT * len(free))):
+            if not free:
+                break
+            if self._gains_by_waiting(job):
+                continue
+            slot = max(free, key=lambda slot: common_prefix(slot.tokens, job.prompt))
+            free.remove(slot)
+            self._waiting.remove(job)
+            with self._assigning:
+                self._running[slot] = job
+                job.slot = slot
+            try:
+                job.begin(slot)
+            except MimoGgufError as error:
+                job.error = error
+
+    def _gains_by_waiting(self, job: _Job) -> bool:
+        """Whether a prompt that is being read begins like this one, and further than anything evaluated does."""
+        coming = [common_prefix(other.prompt, job.prompt) for other in self._reading()]
+        most = max(coming, default=0)
+        if most < _WORTH_WAITING:
+            return False
+        there = max(common_prefix(slot.tokens, job.prompt) for slot in self.session.slots)
+        return most >= there + _WORTH_WAITING
+
+    def _reading(self) -> list[_Job]:
+        return [job for slot, job in self._running.items() if slot.prompt and not job.said.tokens]
+
+    def _close_reasoning(self) -> Iterable[Event]:
+        """Closes each reasoning block whose budget is used up."""
+        for slot, job in self._running.items():
+            closing = [] if job.is_over else job.said.closing(job.sampler)
+            if not closing:
+                continue
+            try:
+                self.session.insert(slot, closing, job.sampler)
+            except WindowFull:
+                job.said.end("length", "window")
+            else:
+                yield job.event(job.said.add_inserted(closing))
+
+    def _note(self, outcomes: dict[Slot, Outcome]) -> Iterable[Event]:
+        for slot, job in self._running.items():
+            outcome = outcomes.get(slot)
+            if outcome is None:
+                if slot.prompt:
+                    yield Event(job.id, n_read=job.n_to_read - len(slot.prompt), n_to_read=job.n_to_read)
+            elif isinstance(outcome, Drawn):
+                if not job.said.tokens:
+                    yield Event(job.id, n_read=job.n_to_read, n_to_read=job.n_to_read)
+                yield job.event(job.said.add(outcome.token))
+            elif outcome.reason == "window":
+                job.said.end("length", "window")
+            elif outcome.reason == "failed":
+                job.error = outcome.error
+            else:
+                job.said.end("abort")
+
+    def _read_for_later(self) -> None:
+        """Reads prompts that want no token (`max_tokens=0`), so that the next one that begins alike need not."""
+        slots = [slot for slot, job in self._running.items() if job.reads_on]
+        if slots:
+            self.session.evaluate(slots)
+
+    def _end(self, job: _Job) -> Event:
+        """Frees the slot; the last event of a request."""
+        rest = tuple(job.end())
+        with self._assigning:
+            self._jobs.pop(job.id, None)
+            slot, job.slot = job.slot, None
+            if slot is not None:
+                self._running.pop(slot, None)
+                slot.hear_cancel()  # no later cancel of this request can reach the slot
+        if slot is not None:
+            self.session.drop_unfinished(slot)
+        return Event(job.id, rest, len(job.said.tokens), answer=job.answer, error=job.error)
+
+    def _drop_running(self) -> list[_Job]:
+        """Leaves every slot whole after a step that failed in the middle; the requests that have ended by it."""
+        dropped = list(self._running.values())
+        for slot, job in list(self._running.items()):
+            job.slot = slot
+            try:
+                self._end(job)
+            except UsageError:  # the model was closed: nothing is left to be whole
+                continue
+        return dropped
+
+
+class _Job:
+    """A request on its way."""
+
+    def __init__(self, number: int, request: Request, session: Session, vocabulary: Vocabulary) -> None:
+        self.id = number
+        self.prompt = list(request.prompt)
+        self.said = AnswerText(vocabulary, request.options, request.opened)
+        self.sampler: Sampler  # from `begin` on
+        self.slot: Slot | None = None
+        self.error: MimoGgufError | None = None
+        self.is_cancelled = False
+        self.n_to_read = 0
+        self._session = session
+        self._sampling = request.sampling.seeded()
+        self._used: Slot | None = None
+        self._before: SessionStats | None = None
+        self._stats: SessionStats | None = None  # of the whole answer, once it has ended
+
+    @property
+    def is_over(self) -> bool:
+        return self.said.ended or self.error is not None
+
+    @property
+    def reads_on(self) -> bool:
+        """Whether no token is wanted, but the prompt is still to be read."""
+        is_empty = self.said.stop_reason == "max_tokens" and not self.said.tokens
+        return is_empty and self.error is None and self.slot is not None and bool(self.slot.prompt)
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+        if self.slot is not None:
+            self.slot.cancel()
+
+    def begin(self, slot: Slot) -> None:
+        """Raises UsageError: the grammar is not GBNF, a bias is for no token, the model was closed."""
+        self._before, self._used = slot.stats.copy(), slot
+        self.sampler = Sampler(self._session.model, self._sampling, self.prompt)
+        self._session.begin(slot, self.prompt)
+        self.n_to_read = len(slot.prompt)
+
+    def event(self, pieces: Sequence[Piece]) -> Event:
+        return Event(self.id, tuple(pieces), len(self.said.tokens))
+
+    def end(self) -> list[Piece]:
+        """Nothing more will come: the pieces that were held back. Counts from here on are another answer's."""
+        if hasattr(self, "sampler"):
+            self.sampler.close()
+        self._stats = self._counts()
+        return self.said.finish()
+
+    def _counts(self) -> SessionStats:
+        if self._stats is not None:
+            return self._stats
+        if self._used is None or self._before is None:
+            return SessionStats(self._session.options.n_draft)
+        return self._used.stats.since(self._before)
+
+    @property
+    def answer(self) -> Answer:
+        """What has come so far."""
+        return Answer(
+            text=self.said.text(Kind.ANSWER),
+            reasoning=self.said.text(Kind.REASONING),
+            tokens=tuple(self.said.tokens),
+            finish_reason=self.said.finish_reason,
+            stop_reason=self.said.stop_reason,
+            n_prompt=len(self.prompt),
+            seed=None if self._sampling.greedy else self._sampling.seed,
+            stats=self._counts(),
+        )

@@ -1,0 +1,120 @@
+"""An answer while it is generated."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from mimo_gguf.chat.answer import Answer
+from mimo_gguf.chat.reasoning import Piece
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.runtime.driver import Driver
+from mimo_gguf.runtime.scheduler import Event, Request
+
+OnRead = Callable[[int, int], None]  # tokens evaluated, tokens to evaluate
+
+
+class AnswerStream(Iterator[Piece]):
+    """An answer while it is generated: iterate over its pieces, or `read` it to the end.
+
+    It is generated as it is asked for. Leaving it early (`close`, a `with` block, `Model.cancel` from elsewhere, or
+    dropping it) ends it; what was said stays in `answer`.
+    """
+
+    def __init__(self, driver: Driver, request: Request, on_read: OnRead | None = None) -> None:
+        """Queues the request. Raises UsageError as `Driver.submit`."""
+        self._ticket = driver.submit([request])
+        self._on_read = on_read
+        self._pieces: deque[Piece] = deque()
+        self._n_tokens = 0
+        self._whole: Answer | None = None
+        self._at_work: dict[str, object] = {}  # "by" whom: set and looked at in one go
+
+    def __next__(self) -> Piece:
+        me = object()
+        try:
+            self._check_alone(me)
+            while not self._pieces and not self._ticket.is_done:
+                for event in self._next_events():
+                    if event.error is not None:
+                        raise event.error
+                    if self._on_read is not None and event.n_to_read:
+                        self._on_read(event.n_read, event.n_to_read)
+        finally:
+            self._leave(me)
+        if not self._pieces:
+            raise StopIteration
+        return self._pieces.popleft()
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the answer here. Harmless if it has ended.
+
+        Raises:
+            UsageError: it is at work, below (in `progress`) or in another thread.
+        """
+        me = object()
+        try:
+            self._check_alone(me)
+            self._ticket.cancel()
+            while not self._ticket.is_done:
+                self._next_events()
+            self._pieces.clear()
+        finally:
+            self._leave(me)
+
+    def cancel(self) -> None:
+        """Ends the answer as soon as possible, wherever it is being read. From any thread or a signal handler."""
+        self._ticket.cancel()
+
+    def read(self) -> Answer:
+        """Generates to the end.
+
+        Raises:
+            BackendError, UsageError: there is no end: llama.cpp failed, a grammar that allows nothing, a closed model.
+        """
+        try:
+            for _ in self:
+                pass
+        except BaseException:
+            self._ticket.cancel()
+            raise
+        return self.answer
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens generated so far."""
+        return self._n_tokens
+
+    @property
+    def answer(self) -> Answer:
+        """What has come so far; complete once the iteration has ended.
+
+        Raises:
+            UsageError: nothing is left of it, because an error in another thread broke it off.
+        """
+        found = self._whole or self._ticket.answer(self._ticket.ids[0])
+        if found is None:
+            raise UsageError("the answer was broken off by an error in another thread", hint="ask again")
+        return found
+
+    def _next_events(self) -> list[Event]:
+        events = self._ticket.wait()
+        for event in events:
+            self._pieces += event.pieces
+            self._n_tokens = max(self._n_tokens, event.n_tokens)
+            self._whole = event.answer
+        return events
+
+    def _check_alone(self, me: object) -> None:
+        if self._at_work.setdefault("by", me) is not me:
+            raise UsageError("an answer is being generated", hint="one at a time: Model.cancel stops it; several: LLM")
+
+    def _leave(self, me: object) -> None:
+        if self._at_work.get("by") is me:
+            del self._at_work["by"]
