@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from mimo_gguf.core.errors import BackendError, MimoGgufError
 from mimo_gguf.core.ggml_types import parse_ggml_type
+from mimo_gguf.core.version import REINSTALL_LLAMA
 from mimo_gguf.hardware.devices import Device, add_workers, ggml_devices
 from mimo_gguf.llama import api as llama_api
 from mimo_gguf.memory.parts import NO_CONTEXT, ContextBytes
@@ -109,7 +110,7 @@ def _breakdown(context: int, devices: Sequence[Device]) -> dict[int, _Amounts]:
     if function is None:
         raise BackendError(
             "the installed llama.cpp has no llama_get_memory_breakdown",
-            hint="pip install --no-cache-dir --force-reinstall llama-cpp-python==0.3.36",
+            hint=REINSTALL_LLAMA,
         )
     call = ctypes.CFUNCTYPE(_Map, ctypes.c_void_p)(ctypes.cast(function, ctypes.c_void_p).value or 0)
     words = call(context).words

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimo_gguf.core.errors import BackendError
+from mimo_gguf.core.version import REINSTALL_LLAMA
 from mimo_gguf.llama.lifetime import Caught, Exit, Owner, catching
 from mimo_gguf.llama.log import LOG
 
@@ -67,7 +68,7 @@ def api() -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendError(
             f"llama-cpp-python cannot be loaded: {error}",
-            hint="pip install --no-cache-dir --force-reinstall llama-cpp-python==0.3.36",
+            hint=REINSTALL_LLAMA,
         ) from None
     callback = module.llama_log_callback(_hear)
     module.mimo_gguf_log_callback = callback  # lives as long as the library that calls it
@@ -96,7 +97,7 @@ def private(name: str) -> Any:
     else:
         raise BackendError(
             f"the installed llama.cpp has no {name}, which MTP needs",
-            hint="pip install --no-cache-dir --force-reinstall llama-cpp-python==0.3.36",
+            hint=REINSTALL_LLAMA,
         )
     # A private copy of the function object: llama_cpp_ext may bind the same symbol with types of its own.
     return ctypes.CFUNCTYPE(restype, *argtypes)(ctypes.cast(function, ctypes.c_void_p).value or 0)

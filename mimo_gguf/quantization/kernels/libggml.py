@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mimo_gguf.core.errors import BackendError
 from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.version import REINSTALL_LLAMA
 
 # What ggml_quantize_chunk can write; for any other type it aborts the process.
 QUANTIZABLE_TYPES: Final = frozenset(
@@ -40,7 +41,6 @@ QUANTIZABLE_TYPES: Final = frozenset(
 # Weights widened to f32 at a time: 1 MiB of scratch per thread stays in the second-level cache.
 _STRIP_WEIGHTS: Final = 1 << 18
 
-_HINT: Final = "pip install --force-reinstall --no-cache-dir llama-cpp-python==0.3.36"
 _scratch = threading.local()
 
 
@@ -113,7 +113,7 @@ def load_libggml() -> LibGgml:
         library = ctypes.CDLL(str(path))
         return _bind(library, path)
     except (OSError, AttributeError) as error:
-        raise BackendError(f"{path}: cannot be used: {error}", hint=_HINT) from error
+        raise BackendError(f"{path}: cannot be used: {error}", hint=REINSTALL_LLAMA) from error
 
 
 def _bind(library: ctypes.CDLL, path: Path) -> LibGgml:
@@ -148,9 +148,9 @@ def _library_path() -> Path:
     else:
         spec = importlib.util.find_spec("llama_cpp")
         if spec is None or spec.origin is None:
-            raise BackendError("llama-cpp-python is not installed, and its libggml is needed", hint=_HINT)
+            raise BackendError("llama-cpp-python is not installed, and its libggml is needed", hint=REINSTALL_LLAMA)
         folder = Path(spec.origin).parent / "lib"
     for name in names.get(sys.platform, ("libggml-base.so",)):
         if (folder / name).is_file():
             return folder / name
-    raise BackendError(f"{folder}: no libggml-base library in it", hint=_HINT)
+    raise BackendError(f"{folder}: no libggml-base library in it", hint=REINSTALL_LLAMA)
