@@ -13,7 +13,7 @@ import typer.main
 from mimo_gguf.cli.app import COMMANDS, build_app
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "LOG.md"])
 INVOCATION = re.compile(r"mimo-gguf ([a-z][a-z-]*)([^`\n|]*)")
 OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)")
 
