@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from gguf import GGUFValueType
@@ -12,68 +11,61 @@ from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.core.model_source import MetaValue, TensorInfo, array, float32, string, uint32
+from mimo_gguf.core.published_model import published_model
 
-WIDTH, FFN, VOCAB, KV, N_TRUNK = 4096, 11008, 151680, 1024, 36
 FILE_TYPES = ("F16", "Q8_0", "Q6_K", "Q4_K_M")
+N_TRUNK = published_model().geometry.n_trunk
 
 
 def metadata(layout: str, n_mtp: int = 1, n_trunk: int = N_TRUNK) -> dict[str, MetaValue]:
+    g = published_model().geometry
     n_mtp = n_mtp if layout == STEP35 else 0
     p = f"{layout}."
     entries = {
         "general.architecture": string(layout),
         p + "block_count": uint32(n_trunk + n_mtp),
-        p + "context_length": uint32(32768),
-        p + "embedding_length": uint32(WIDTH),
-        p + "feed_forward_length": uint32(FFN),
-        p + "attention.head_count": uint32(32),
-        p + "attention.head_count_kv": uint32(8),
-        p + "attention.key_length": uint32(128),
-        p + "attention.value_length": uint32(128),
-        p + "attention.layer_norm_rms_epsilon": float32(1e-5),
-        p + "rope.freq_base": float32(640000.0),
-        p + "vocab_size": uint32(VOCAB),
+        p + "context_length": uint32(g.context_length),
+        p + "embedding_length": uint32(g.embedding_length),
+        p + "feed_forward_length": uint32(g.feed_forward_length),
+        p + "attention.head_count": uint32(g.head_count),
+        p + "attention.head_count_kv": uint32(g.head_count_kv),
+        p + "attention.key_length": uint32(g.key_length),
+        p + "attention.value_length": uint32(g.value_length),
+        p + "attention.layer_norm_rms_epsilon": float32(g.rms_epsilon),
+        p + "rope.freq_base": float32(g.rope_freq_base),
+        p + "vocab_size": uint32(g.vocab_size),
         "tokenizer.ggml.model": string("none"),
     }
     if layout == STEP35:
         entries |= {
             p + "nextn_predict_layers": uint32(n_mtp),
-            p + "rope.dimension_count": uint32(256),
-            p + "rope.dimension_count_swa": uint32(128),
-            p + "rope.freq_base_swa": float32(640000.0),
+            p + "rope.dimension_count": uint32(2 * g.key_length),
+            p + "rope.dimension_count_swa": uint32(g.key_length),
+            p + "rope.freq_base_swa": float32(g.rope_freq_base),
             p + "attention.sliding_window_pattern": array(
                 GGUFValueType.BOOL, [i >= n_trunk for i in range(n_trunk + n_mtp)]
             ),
             p + "attention.sliding_window": uint32(1 << 20),
-            p + "expert_feed_forward_length": uint32(FFN),
+            p + "expert_feed_forward_length": uint32(g.feed_forward_length),
         }
     return entries
 
 
 def tensors(layout: str, file_type: str, n_mtp: int = 1, n_trunk: int = N_TRUNK) -> tuple[TensorInfo, ...]:
+    """The published tensors, with so many blocks: those of the trunk like its first, those of MTP like the one."""
     n_mtp = n_mtp if layout == STEP35 else 0
+    first, mtp = _of_block(0), _of_block(N_TRUNK)
+    named = {info.name: info.shape for info in published_model().tensors if block_number(info.name) is None}
+    for i in range(n_trunk + n_mtp):
+        named |= {f"blk.{i}.{name}": shape for name, shape in (first if i < n_trunk else mtp).items()}
+    return tuple(TensorInfo(name, shape, _type_of(name, shape, file_type)) for name, shape in named.items())
 
-    def entries() -> Iterator[tuple[str, tuple[int, ...]]]:
-        yield "token_embd.weight", (VOCAB, WIDTH)
-        for i in range(n_trunk + n_mtp):
-            p = f"blk.{i}."
-            for part, rows in (("q", WIDTH), ("k", KV), ("v", KV)):
-                yield f"{p}attn_{part}.weight", (rows, WIDTH)
-                yield f"{p}attn_{part}.bias", (rows,)
-            yield p + "attn_output.weight", (WIDTH, WIDTH)
-            yield p + "ffn_gate.weight", (FFN, WIDTH)
-            yield p + "ffn_up.weight", (FFN, WIDTH)
-            yield p + "ffn_down.weight", (WIDTH, FFN)
-            for norm in ("attn_norm", "ffn_norm"):
-                yield f"{p}{norm}.weight", (WIDTH,)
-            if i >= n_trunk:
-                yield p + "nextn.eh_proj.weight", (WIDTH, 2 * WIDTH)
-                for norm in ("enorm", "hnorm", "shared_head_norm"):
-                    yield f"{p}nextn.{norm}.weight", (WIDTH,)
-        yield "output_norm.weight", (WIDTH,)
-        yield "output.weight", (VOCAB, WIDTH)
 
-    return tuple(TensorInfo(name, shape, _type_of(name, shape, file_type)) for name, shape in entries())
+def _of_block(number: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a published block's tensors, by their names in the block."""
+    start = f"blk.{number}."
+    tensors = published_model().tensors
+    return {info.name.removeprefix(start): info.shape for info in tensors if info.name.startswith(start)}
 
 
 def _type_of(name: str, shape: tuple[int, ...], file_type: str) -> GgmlType:

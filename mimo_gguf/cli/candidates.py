@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from mimo_gguf.cli import ui
@@ -12,6 +13,7 @@ from mimo_gguf.core.units import parse_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mimo_gguf.core.model_sizes import ModelSizes
     from mimo_gguf.core.model_source import Metadata
     from mimo_gguf.fit.solver import Candidate
     from mimo_gguf.hardware.cards import Card
@@ -42,7 +44,7 @@ def choose_devices(
         )
     if (vram or named) and asked:
         raise UsageError("llama.cpp cannot be asked about a card that is not here", hint="leave --asked out")
-    sizes = [(parse_size(size), "") for size in vram]
+    sizes = [(_card_bytes(size), "") for size in vram]
     sizes += [(card.memory_bytes, card.name) for card in map(_find_card, named)]
     if sizes:
         names = ["GPU"] if len(sizes) == 1 else [f"GPU{i}" for i in range(len(sizes))]
@@ -51,6 +53,12 @@ def choose_devices(
     if rpc:
         add_workers(rpc)
     return list_devices()
+
+
+def _card_bytes(text: str) -> int:
+    """A card's memory. A small number without a unit is GiB: no card has 12 bytes."""
+    bare = re.fullmatch(r"\s*\d{1,4}(\.\d+)?\s*", text)
+    return parse_size(f"{text}GiB" if bare else text)
 
 
 def _find_card(name: str) -> Card:
@@ -66,8 +74,11 @@ def _find_card(name: str) -> Card:
     return card
 
 
-def find_candidates(src: str, types: Sequence[str], *, auto: bool) -> tuple[list[Candidate], Metadata]:
+def find_candidates(src: str | None, types: Sequence[str], *, auto: bool) -> tuple[list[Candidate], Metadata]:
     """The files `src` is or could be made into, smallest first, and the metadata they share.
+
+    Args:
+        src: a GGUF, a checkpoint or a Hub id; None is MiMo-7B as published, which has no metadata.
 
     Raises:
         GgufError, CheckpointError, HubError, UsageError: as the source and the types demand.
@@ -77,21 +88,33 @@ def find_candidates(src: str, types: Sequence[str], *, auto: bool) -> tuple[list
     from mimo_gguf.core.ggml_types import ftype_name
     from mimo_gguf.core.gguf_file import read_gguf
     from mimo_gguf.core.model_sizes import ModelSizes, model_sizes
+    from mimo_gguf.core.published_model import PUBLISHED_ID, published_model
     from mimo_gguf.fit.solver import candidate_of
-    from mimo_gguf.quantization.profiles import load_profile
-    from mimo_gguf.quantization.type_choice import choose_types
 
+    profiles = types or (_AUTO_TYPES if auto else USUAL_TYPES)
+    if src is None:
+        model = replace(published_model(), label=PUBLISHED_ID.partition("/")[2])
+        return _made_into(model, profiles), {}
     if is_gguf(src) and not types:
         file = read_gguf(src)
         number = file.value("general.file_type")
         name = ftype_name(number) if isinstance(number, int) else ""
         return [candidate_of(model_sizes(file), name)], file.metadata
     with open_model(src, headers_only=True) as source:
-        infos = [tensor.info for tensor in source.tensors]
+        infos = tuple(tensor.info for tensor in source.tensors)
         geometry = read_geometry(source.metadata, infos, where=src)
-        candidates = []
-        for profile in map(load_profile, types or (_AUTO_TYPES if auto else USUAL_TYPES)):
-            chosen = tuple(choice.info for choice in choose_types(profile, geometry, infos))
-            sizes = ModelSizes(f"{source.name}-{profile.name}.gguf", geometry, chosen)
-            candidates.append(candidate_of(sizes, profile.name))
-    return sorted(candidates, key=lambda candidate: candidate.model.file_bytes), source.metadata
+        return _made_into(ModelSizes(source.name, geometry, infos), profiles), source.metadata
+
+
+def _made_into(model: ModelSizes, types: Sequence[str]) -> list[Candidate]:
+    """What `model` becomes as each of the types, smallest first."""
+    from mimo_gguf.fit.solver import candidate_of
+    from mimo_gguf.quantization.profiles import load_profile
+    from mimo_gguf.quantization.type_choice import choose_types
+
+    candidates = []
+    for profile in map(load_profile, types):
+        chosen = tuple(choice.info for choice in choose_types(profile, model.geometry, model.tensors))
+        sizes = replace(model, label=f"{model.label}-{profile.name}.gguf", tensors=chosen)
+        candidates.append(candidate_of(sizes, profile.name))
+    return sorted(candidates, key=lambda candidate: candidate.model.file_bytes)

@@ -95,6 +95,7 @@ def command(
     from mimo_gguf.chat.conversation import Conversation
     from mimo_gguf.engine.sampling import SamplingOptions
     from mimo_gguf.engine.session import SessionOptions
+    from mimo_gguf.fit.advice import advice
     from mimo_gguf.hardware.devices import add_workers
     from mimo_gguf.hardware.memory_watch import MemoryWatch
     from mimo_gguf.llama.log import use_log
@@ -132,8 +133,9 @@ def command(
                 force=force, on_plan=on_plan,
             )  # fmt: skip
         stack.enter_context(model)
-        if model.launch_note:
-            ui.print_warning(model.launch_note)
+        for text in (*(advice(model.plan, gpu_layers) if model.plan else ()), model.launch_note):
+            if text:
+                ui.print_warning(text)
         watch = MemoryWatch([fit.device.name for fit in model.plan.devices] if model.plan else [])
         if question is None:
             from mimo_gguf.cli.chat_loop import ChatLoop

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
 def command(
     src: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="SRC", help="A GGUF file, a checkpoint folder, or a Hub id; only headers are read, not weights."
+            metavar="[SRC]",
+            show_default=False,
+            help="A GGUF, a checkpoint folder or a Hub id; only headers are read. Without it: MiMo-7B as published.",
         ),
-    ],
+    ] = None,
     ftype: Types = None,
     ctx: Ctx = None,
     kv_type: KvType = None,
@@ -62,10 +64,12 @@ def command(
     """
     from mimo_gguf.core.ggml_types import parse_ggml_type
     from mimo_gguf.fit.refusal import check_fit, plan_json
-    from mimo_gguf.fit.solver import FOUR_BIT_KV, Wishes, solve
+    from mimo_gguf.fit.solver import Wishes, solve
 
     devices = choose_devices(vram or [], gpu or [], rpc or [], asked=asked)
     candidates, metadata = find_candidates(src, ftype or [], auto=auto)
+    if asked and src is None:
+        raise UsageError("llama.cpp is asked about a file", hint="mimo-gguf fit FILE --asked")
     if asked and (auto or len(candidates) > 1):
         hint = "leave --auto or --asked out" if auto else f"--asked --type {candidates[0].name}"
         raise UsageError("llama.cpp is asked about one plan, not a choice", hint=hint)
@@ -78,12 +82,11 @@ def command(
         n_seq_max=parallel,
         flash_attn=flash_attn,
     )
-    if kv_type and "4" in kv_type:
-        ui.print_warning(FOUR_BIT_KV)
     if auto:
-        _show_solution(solve(candidates, devices, wishes), src, rpc or [], as_json=as_json)
+        _show_solution(solve(candidates, devices, wishes), wishes, src, rpc or [], as_json=as_json)
         return
     plans = [_plan(candidate, candidates, devices, wishes) for candidate in candidates]
+    _warn(plans[0], wishes)
     if len(plans) > 1:
         _show_comparison(plans, as_json=as_json)
         return
@@ -141,10 +144,18 @@ def _ask(plan: FitPlan, metadata: Metadata) -> dict[str, int]:
     return {device.name: answer.n_bytes for device, answer in zip(devices, answers, strict=True)}
 
 
-def _show_solution(solution: Solution, src: str, rpc: Sequence[str], *, as_json: bool) -> None:
+def _warn(plan: FitPlan, wishes: Wishes) -> None:
+    from mimo_gguf.fit.advice import advice
+
+    for text in advice(plan, wishes.n_gpu_layers):
+        ui.print_warning(text)
+
+
+def _show_solution(solution: Solution, wishes: Wishes, src: str | None, rpc: Sequence[str], *, as_json: bool) -> None:
     from mimo_gguf.fit.refusal import check_fit
     from mimo_gguf.fit.verdicts import expectation
 
+    _warn(solution.plan, wishes)
     if as_json:
         ui.print_json(solution.as_json() | _expected_json(solution.plan))
     else:
@@ -172,9 +183,12 @@ def _expected_json(plan: FitPlan) -> dict[str, Any]:
     return {"expected": speeds and {"card": expected.card.name, **speeds} if expected else None}
 
 
-def _command_lines(solution: Solution, src: str, rpc: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(label, command): how to make the file, where there is none yet, and how to run it so."""
+def _command_lines(solution: Solution, src: str | None, rpc: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(label, command): how to make the file, if there is none yet, and how to run it so."""
+    from mimo_gguf.core.published_model import PUBLISHED_ID
+
     plan, s = solution.plan, solution.plan.settings
+    src = src or PUBLISHED_ID
     file = plan.model.label
     if file != src:  # a type it could be made into
         verb = "quantize" if src.lower().endswith(".gguf") else "convert"

@@ -9,7 +9,6 @@ import typer
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.options import Ctx, Json, OneType
-from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import format_size
 
 if TYPE_CHECKING:
@@ -38,7 +37,8 @@ def command(
         str | None, typer.Option("--file", metavar="SRC", help="This file or checkpoint, not the published MiMo-7B.")
     ] = None,
     gpu: Annotated[
-        list[str] | None, typer.Option("--gpu", metavar="NAME", help="With --plot: this card's line; repeatable.")
+        list[str] | None,
+        typer.Option("--gpu", metavar="NAME", help="Only this card; with --plot its line. Repeatable."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw memory against context: a .png or .svg.")
@@ -50,22 +50,20 @@ def command(
     Speeds are expected, from bandwidth and bytes read per token; prices are of the date shown.
     """
     from mimo_gguf.fit.verdicts import MTP_ACCEPTANCE, Filters, best_picks, judge_cards, select
+    from mimo_gguf.hardware.cards import find_card, find_cards
 
     if plot is not None:
         from mimo_gguf.cli.candidates import USUAL_TYPES
         from mimo_gguf.cli.gpus_plot import draw, need_curves
-        from mimo_gguf.hardware.cards import find_card
 
         chosen_cards = [find_card(name) for name in gpu or ("RTX 3060 12GB",)]
         draw(need_curves([(name, _model(src, name)) for name in USUAL_TYPES]), chosen_cards, plot)
         ui.print_note(f"written to {plot}")
         return
-    if gpu:
-        raise UsageError("--gpu chooses the lines of a picture", hint="add --plot memory.png")
     filters = Filters(budget, min_tps, vendor.lower(), sort)
     model = _model(src, ftype or _TYPE)
     ctx = (_CTX if ctx is None else ctx) or model.geometry.context_length
-    verdicts = judge_cards(model, ctx)
+    verdicts = judge_cards(model, ctx, find_cards(gpu) if gpu else None)
     if best:
         picks = best_picks(verdicts, filters)
         if as_json:
@@ -80,10 +78,8 @@ def command(
     if as_json:
         ui.print_json([verdict.as_json() for verdict in chosen])
         return
-    ui.out.print(
-        f"{model.label}, {format_size(model.file_bytes)}, context {ctx}, MTP at {MTP_ACCEPTANCE:.0%} acceptance",
-        markup=False,
-    )
+    about = f"{Path(model.label).name}, {format_size(model.file_bytes)}, context {ctx}"
+    ui.out.print(f"{about}, MTP at {MTP_ACCEPTANCE:.0%} acceptance", markup=False)
     if not chosen:
         ui.print_note("no card passes: a larger --budget, a lower --min-tps, another --vendor")
         return
@@ -91,20 +87,10 @@ def command(
 
 
 def _model(src: str | None, ftype: str) -> ModelSizes:
-    from dataclasses import replace
-
     from mimo_gguf.cli.candidates import find_candidates
-    from mimo_gguf.core.published_model import published_model
-    from mimo_gguf.quantization.profiles import load_profile
-    from mimo_gguf.quantization.type_choice import choose_types
 
-    if src is not None:
-        is_file = src.lower().endswith(".gguf")
-        return find_candidates(src, [] if is_file else [ftype], auto=False)[0][0].model
-    model = published_model()
-    profile = load_profile(ftype)
-    chosen = tuple(choice.info for choice in choose_types(profile, model.geometry, model.tensors))
-    return replace(model, label=f"{model.label} {profile.name}", tensors=chosen)
+    is_file = src is not None and src.lower().endswith(".gguf")
+    return find_candidates(src, [] if is_file else [ftype], auto=False)[0][0].model
 
 
 def _print_cards(verdicts: Sequence[Verdict]) -> None:

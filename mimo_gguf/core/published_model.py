@@ -12,6 +12,7 @@ from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.core.model_source import TensorInfo
 from mimo_gguf.core.shelves import QUANT_PROFILES, read_toml, shelf
 
+PUBLISHED_ID: Final = "XiaomiMiMo/MiMo-7B-RL"  # on the Hub
 _FILE: Final = "models/mimo-7b.toml"
 
 

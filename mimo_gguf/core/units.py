@@ -35,7 +35,10 @@ def parse_size(text: str) -> int:
     factor = _FACTORS.get(match.group(2).lower()) if match else None
     if match is None or factor is None:
         raise UsageError(f"{text!r} is not a size", hint="write it like 8GiB, 512MiB or 8000MB")
-    return int(float(match.group(1)) * factor)
+    number = float(match.group(1)) * factor
+    if not number < 1 << 63:
+        raise UsageError(f"{text!r:.40} is more than any machine has", hint="write it like 8GiB, 512MiB or 8000MB")
+    return int(number)
 
 
 def format_size(n_bytes: int) -> str:

@@ -13,7 +13,7 @@ What a user of a reasoning model values decides, in this order (`_worth`; contex
 7. an f16 KV cache rather than q8_0, then the usual micro-batch rather than a small one.
 
 A q8_0 cache is taken where it buys one of the above; it is practically lossless
-(https://github.com/ikawrakow/ik_llama.cpp/pull/1527). q4_0 is taken only where it is asked for, see FOUR_BIT_KV.
+(https://github.com/ikawrakow/ik_llama.cpp/pull/1527). q4_0 is taken only if it is asked for, see `advice`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,6 @@ GOOD_CONTEXT: Final = 8192
 BETTER_CONTEXT: Final = 16384
 USUAL_UBATCH: Final = 512
 SMALL_UBATCH: Final = 128
-# What is known of 4-bit caches and reasoning, for whoever asks for one.
-FOUR_BIT_KV: Final = (
-    "a 4-bit KV cache costs reasoning: GPQA-Diamond of Qwen3-8B fell from 57.1 to 53.5 %, to 55.6 % with the rotation "
-    "that llama.cpp applies too (https://github.com/sgl-project/sglang/pull/36172)"
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,13 +176,14 @@ class Filters:
     sort: str = "vram"
 
     def __post_init__(self) -> None:
-        """Raises UsageError for an unknown vendor or order, or a negative amount."""
+        """Raises UsageError for an unknown vendor or order, or an amount that is none."""
         if self.vendor and self.vendor not in VENDORS:
             raise UsageError(f"no vendor {self.vendor!r}", hint=name_hint(self.vendor, VENDORS))
         if self.sort not in SORTS:
             raise UsageError(f"cannot sort by {self.sort!r}", hint=name_hint(self.sort, SORTS))
-        if (self.budget_usd or 0) < 0 or (self.min_tps or 0) < 0:
-            raise UsageError("a budget or a speed below zero", hint="for example --budget 300 --min-tps 30")
+        for what, amount in (("a budget", self.budget_usd), ("a speed", self.min_tps)):
+            if amount is not None and not 0 <= amount < float("inf"):  # nor is it, if it is no number
+                raise UsageError(f"{amount:g} is not {what}", hint="for example --budget 300 --min-tps 30")
 
 
 def select(verdicts: Sequence[Verdict], filters: Filters) -> list[Verdict]:
@@ -224,9 +225,13 @@ def best_picks(verdicts: Sequence[Verdict], filters: Filters) -> list[tuple[Verd
     return [(by_name[name], " and ".join(reasons)) for name, reasons in winners.items()][:3]
 
 
+# Why a card is picked, and what is compared for it; of equals the cheapest.
 _REASONS: Final[tuple[tuple[str, Callable[[Verdict], tuple[float, ...]]], ...]] = (
-    ("most speed for the money", lambda v: (v.best_tps / v.card.price_usd,)),
-    ("fastest", lambda v: (v.best_tps,)),
-    ("most memory, for long contexts and better file types", lambda v: (v.card.memory_gb, v.best_tps)),
+    ("most speed for the money", lambda v: (v.best_tps / v.card.price_usd, -v.card.price_usd)),
+    ("fastest", lambda v: (v.best_tps, -v.card.price_usd)),
+    (
+        "most memory, for long contexts and better file types",
+        lambda v: (v.card.memory_gb, v.best_tps, -v.card.price_usd),
+    ),
     ("cheapest", lambda v: (-v.card.price_usd, v.best_tps)),
 )

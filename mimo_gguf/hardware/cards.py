@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -116,9 +116,29 @@ def find_card(name: str, memory_bytes: int = 0) -> Card:
     if found:
         names = ", ".join(card.name for card in found[:6])
         raise UsageError(f"{name!r} is more than one card", hint=f"one of: {names}{' ...' if len(found) > 6 else ''}")
-    near = _nearest(wanted)
+    raise _unknown(name)
+
+
+def find_cards(names: Sequence[str]) -> tuple[Card, ...]:
+    """Every card that one of `names` means, in the catalogue's order: "RTX 3060" means both sizes of it.
+
+    Raises:
+        UsageError: a name that means none; the hint lists the nearest.
+    """
+    found: set[Card] = set()
+    for name in names:
+        wanted = _plain(name)
+        meant = _named(wanted) if wanted else []
+        if not meant:
+            raise _unknown(name)
+        found.update(meant)
+    return tuple(card for card in cards() if card in found)
+
+
+def _unknown(name: str) -> UsageError:
+    near = _nearest(_plain(name))
     see = f"like {', '.join(near)}" if near else "see: mimo-gguf gpus"
-    raise UsageError(f"no card {name!r} in the catalogue", hint=f"{see}; or give its memory with --vram 8GiB")
+    return UsageError(f"no card {name!r} in the catalogue", hint=f"{see}; or give its memory: --vram 8GiB")
 
 
 def other_sizes(card: Card) -> list[Card]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +13,13 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from mimo_gguf.cli import fit, gpus
-from mimo_gguf.cli.gpus_plot import need_curves
-from mimo_gguf.core.errors import DoesNotFit, MimoGgufError, UsageError
+from mimo_gguf.cli import fit
+from mimo_gguf.core.errors import DoesNotFit, UsageError
 from mimo_gguf.core.geometry import STEP35
-from mimo_gguf.core.published_model import published_model
 from mimo_gguf.core.units import GIB
-from mimo_gguf.fit.weigh import plan_model
 from mimo_gguf.hardware import devices
-from mimo_gguf.hardware.devices import CPU, GPU, IGPU, Device, host_device, imagined_gpu
+from mimo_gguf.hardware.devices import CPU, GPU, IGPU, Device
 from mimo_gguf.memory.allocator import DeviceTraits
-from mimo_gguf.memory.run import RunSettings
 from tests import full_size
 from tests.checkpoints import write_checkpoint
 from tests.cli import command_line
@@ -188,6 +183,53 @@ def test_two_cards_of_different_size(file: str, monkeypatch: pytest.MonkeyPatch)
     assert 0 < small["needed_bytes"] < large["needed_bytes"]
 
 
+def test_a_small_number_is_a_cards_size_in_gib(file: str) -> None:
+    for text in ("12", "12GiB", " 12 ", "12.0", "12884901888"):
+        document = json.loads(run(fit.command, file, "--vram", text, "--json").stdout)
+        assert document["devices"][0]["total_bytes"] == 12 << 30, text
+
+
+@pytest.mark.parametrize("option", ["--ctx", "--parallel", "--ubatch", "--gpu-layers", "--vram", "--kv-type"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-2", "1e308", "9" * 400, "9" * 5000, "1.5.5", ""])
+def test_values_that_are_none(file: str, option: str, value: str) -> None:
+    """One clear error each; a number of layers may be as large as it likes."""
+    result = run(fit.command, file, f"{option}={value}")
+    if option == "--gpu-layers" and value.startswith("9"):
+        assert result.exit_code in (0, 2)
+    else:
+        assert isinstance(result.exception, UsageError) or result.exit_code == 2, result.output
+
+
+def test_without_a_source_it_is_the_published_model() -> None:
+    compared = json.loads(run(fit.command, "--vram", "24", "--json").stdout)
+    assert [Path(plan["model"]).name for plan in compared] == [
+        f"MiMo-7B-RL-{name}.gguf" for name in ("Q4_K_M", "Q6_K", "Q8_0", "F16")
+    ]
+    assert all(plan["settings"]["n_layers"] == 38 for plan in compared)
+    shown = run(fit.command, "--vram", "8", "--auto").stdout
+    assert "to make it mimo-gguf convert XiaomiMiMo/MiMo-7B-RL --type Q6_K" in shown
+    assert "to run it  mimo-gguf chat MiMo-7B-RL-Q6_K.gguf" in shown
+    assert isinstance(run(fit.command, "--asked").exception, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--gpu-layers", "20"), "mimo-gguf doctor"),
+        (("--ctx", "65536"), "65536 tokens is more than the 32768"),
+        (("--ctx", "32768", "--kv-type", "q4_0"), "4-bit KV cache"),
+        (("--ctx", "131072", "--parallel", "4", "--gpu-layers", "0", "--kv-type", "q8_0"), ""),
+    ],
+)
+def test_what_is_possible_but_perhaps_not_meant_is_told(
+    file: str, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], said: str
+) -> None:
+    machine(monkeypatch)
+    for more in ((), ("--auto",)):
+        warned = run(fit.command, file, *options, *more).stderr
+        assert said in warned and (said or "warning" not in warned)
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -203,6 +245,7 @@ def test_two_cards_of_different_size(file: str, monkeypatch: pytest.MonkeyPatch)
         ("--vram", "three"),
         ("--vram", "9999999TiB"),
         ("--vram", "1MiB"),
+        ("--vram", "0"),
         ("--kv-type", "q6_k"),
         ("--kv-type", "q8_0", "--no-flash-attn"),
         ("--ctx", "999999999999"),
@@ -214,19 +257,6 @@ def test_mistakes_are_usage_errors(file: str, args: tuple[str, ...]) -> None:
     result = run(fit.command, file, *args)
     assert isinstance(result.exception, UsageError), result.output
     assert result.exception.hint
-
-
-def test_gpus(file: str) -> None:
-    shown = run(gpus.command, "--budget", "200")
-    assert shown.exit_code == 0 and max(map(len, shown.stdout.splitlines())) <= 80
-    assert "RTX 2060 6GB" in shown.stdout and "RTX 4090" not in shown.stdout
-    listed = json.loads(run(gpus.command, "--json").stdout)
-    assert len(listed) >= 120 and all(card["source"] for card in listed)
-    assert len(json.loads(run(gpus.command, "--best", "--json", "--file", file).stdout)) >= 2
-    nothing = run(gpus.command, "--min-tps", "9999")
-    assert nothing.exit_code == 0 and "no card passes" in nothing.stderr
-    for args in (("--vendor", "3dfx"), ("--sort", "beauty"), ("--best", "--budget", "1"), ("--type", "Q99")):
-        assert isinstance(run(gpus.command, *args).exception, MimoGgufError)
 
 
 def test_a_model_on_the_hub_is_planned_from_its_headers(tmp_path: Path) -> None:
@@ -241,55 +271,3 @@ def test_a_model_on_the_hub_is_planned_from_its_headers(tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     assert document["fits"] and document["settings"]["mtp"] and document["devices"][0]["needed_bytes"] > 0
     assert not [path for path in whole if path.endswith(".safetensors")]
-
-
-def run_gpus(*arguments: str | Path) -> None:
-    result = run(gpus.command, *map(str, arguments))
-    if isinstance(result.exception, MimoGgufError):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-
-
-def test_the_picture(tmp_path: Path) -> None:
-    run_gpus("--plot", tmp_path / "m.svg", "--gpu", "RTX 3060 12GB", "--gpu", "RTX 4090")
-    picture = (tmp_path / "m.svg").read_text()
-    assert picture.startswith("<?xml") and "</svg>" in picture
-    run_gpus("--plot", tmp_path / "m.png")
-    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
-    for wrong in (
-        ("--plot", tmp_path / "m.pdf"),
-        ("--plot", tmp_path / "no" / "m.png"),
-        ("--gpu", "RTX 4090"),
-        ("--plot", tmp_path / "m.png", "--gpu", "x9"),
-    ):
-        with pytest.raises(UsageError) as caught:
-            run_gpus(*wrong)
-        assert caught.value.hint
-
-
-def test_a_picture_needs_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MimoGgufError, match="matplotlib") as caught:
-        run_gpus("--plot", tmp_path / "m.png")
-    assert caught.value.hint and "plot" in caught.value.hint and not list(tmp_path.iterdir())
-
-
-def test_the_documents_table_of_published_figures_is_what_we_plan() -> None:
-    text = (Path(__file__).parents[2] / "docs/memory.md").read_text()
-    rows = re.findall(
-        r"^\| (\w+) \| ([\d.]+) GB \| ([\d.]+) GiB \| ([\d.]+) GiB \| ([\d.]+) GiB \|$", text, re.MULTILINE
-    )
-    assert [(name, theirs) for name, theirs, *_ in rows] == [
-        ("Q4_K_M", "4.4"), ("Q6_K", "6.2"), ("Q8_0", "7.5"), ("FP16", "14.5"),
-    ]  # fmt: skip
-    for name, _, *ours in rows:
-        model = gpus._model(None, name.replace("FP16", "F16"))
-        card, host = plan_model(model, RunSettings(8192), (imagined_gpu(64 * GIB), host_device()), -1).devices
-        planned = (card.memory.weights.n_bytes, card.needed_bytes, host.needed_bytes)
-        assert ours == [f"{n / GIB:.{d}f}" for n, d in zip(planned, (2, 2, 1), strict=True)], name
-
-
-def test_curves_rise_and_cross_where_the_plan_says() -> None:
-    (curve,) = need_curves([("Q4_K_M", published_model())])
-    needs = [n_bytes for _, n_bytes in curve.points]
-    assert needs == sorted(needs) and curve.points[-1][0] == published_model().geometry.context_length

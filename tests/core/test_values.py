@@ -45,7 +45,7 @@ def test_long_lists_are_cut() -> None:
     assert listed({"a": 1, "b": 2, "c": 3}, most=1) == "a and 2 more"
 
 
-@pytest.mark.parametrize("text", ["", "eight", "8 XB", "-1G", "1e9"])
+@pytest.mark.parametrize("text", ["", "eight", "8 XB", "-1G", "1e9", "9" * 400 + "GiB", "99999999999T", "nan"])
 def test_parse_size_refuses(text: str) -> None:
     with pytest.raises(UsageError):
         parse_size(text)

@@ -14,6 +14,7 @@ from mimo_gguf.core.geometry import QWEN2, STEP35
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import Metadata, MetaValue, TensorInfo, array, float32, string, uint32
+from mimo_gguf.core.published_model import published_model
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,15 @@ class Model:
         return self.n_trunk + (self.n_mtp if self.layout == STEP35 else 0)
 
 
-MIMO_7B = Model(
-    n_trunk=36, width=4096, ffn=11008, vocab=151680, heads=32, kv_heads=8, head_dim=128, ggml_type=GgmlType.F16
-)
+def _published() -> Model:
+    g = published_model().geometry
+    return Model(
+        n_trunk=g.n_trunk, n_mtp=g.n_mtp, width=g.embedding_length, ffn=g.feed_forward_length, vocab=g.vocab_size,
+        heads=g.head_count, kv_heads=g.head_count_kv, head_dim=g.key_length, ggml_type=GgmlType.F16,
+    )  # fmt: skip
+
+
+MIMO_7B = _published()
 
 
 def metadata(model: Model) -> dict[str, MetaValue]:
