@@ -59,11 +59,10 @@ def command(
     from mimo_gguf.bench.peers import check_peer, measure_peer
     from mimo_gguf.bench.run import BenchOptions, bench_prompts, run_bench, window_needed
     from mimo_gguf.chat.template import ChatTemplate
-    from mimo_gguf.cli.loading import plan_teller
+    from mimo_gguf.cli.loading import plan_teller, print_advice
     from mimo_gguf.core.ggml_types import parse_ggml_type
     from mimo_gguf.core.gguf_file import read_gguf
     from mimo_gguf.engine.session import SessionOptions
-    from mimo_gguf.fit.advice import advice
     from mimo_gguf.fit.refusal import check_fit
     from mimo_gguf.fit.solver import Wishes
     from mimo_gguf.hardware.devices import add_workers
@@ -90,8 +89,7 @@ def command(
     )
     check_fit(plan)
     plan_teller(not as_json and sys.stderr.isatty())(plan)
-    for text in advice(plan, gpu_layers):
-        ui.print_warning(text)
+    print_advice(plan, gpu_layers)
     with BenchScreen(quiet=as_json) as screen:
         if any(options.drafts) and not (plan.settings.mtp and plan.model.has_mtp):
             why = "the plan leaves the MTP layer out" if plan.model.has_mtp else "this file has no MTP layer"

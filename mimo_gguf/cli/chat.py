@@ -12,7 +12,7 @@ import typer
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.chat_asking import ask
-from mimo_gguf.cli.loading import loading
+from mimo_gguf.cli.loading import loading, print_advice
 from mimo_gguf.cli.options import (
     Auto,
     Ctx,
@@ -95,7 +95,6 @@ def command(
     from mimo_gguf.chat.conversation import Conversation
     from mimo_gguf.engine.sampling import SamplingOptions
     from mimo_gguf.engine.session import SessionOptions
-    from mimo_gguf.fit.advice import advice
     from mimo_gguf.hardware.devices import add_workers
     from mimo_gguf.hardware.memory_watch import MemoryWatch
     from mimo_gguf.llama.log import use_log
@@ -133,9 +132,10 @@ def command(
                 force=force, on_plan=on_plan,
             )  # fmt: skip
         stack.enter_context(model)
-        for text in (*(advice(model.plan, gpu_layers) if model.plan else ()), model.launch_note):
-            if text:
-                ui.print_warning(text)
+        if model.plan is not None:
+            print_advice(model.plan, gpu_layers)
+        if model.launch_note:
+            ui.print_warning(model.launch_note)
         watch = MemoryWatch([fit.device.name for fit in model.plan.devices] if model.plan else [])
         if question is None:
             from mimo_gguf.cli.chat_loop import ChatLoop

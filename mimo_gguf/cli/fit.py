@@ -11,6 +11,7 @@ import typer
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.candidates import USUAL_TYPES, choose_devices, find_candidates
+from mimo_gguf.cli.loading import print_advice
 from mimo_gguf.cli.options import Auto, Ctx, GpuLayers, Json, KvType, Mtp, Rpc, Types, Ubatch
 from mimo_gguf.core.errors import DoesNotFit, UsageError
 from mimo_gguf.core.units import format_size
@@ -86,7 +87,7 @@ def command(
         _show_solution(solve(candidates, devices, wishes), wishes, src, rpc or [], as_json=as_json)
         return
     plans = [_plan(candidate, candidates, devices, wishes) for candidate in candidates]
-    _warn(plans[0], wishes)
+    print_advice(plans[0], gpu_layers)
     if len(plans) > 1:
         _show_comparison(plans, as_json=as_json)
         return
@@ -144,18 +145,11 @@ def _ask(plan: FitPlan, metadata: Metadata) -> dict[str, int]:
     return {device.name: answer.n_bytes for device, answer in zip(devices, answers, strict=True)}
 
 
-def _warn(plan: FitPlan, wishes: Wishes) -> None:
-    from mimo_gguf.fit.advice import advice
-
-    for text in advice(plan, wishes.n_gpu_layers):
-        ui.print_warning(text)
-
-
 def _show_solution(solution: Solution, wishes: Wishes, src: str | None, rpc: Sequence[str], *, as_json: bool) -> None:
     from mimo_gguf.fit.refusal import check_fit
     from mimo_gguf.fit.verdicts import expectation
 
-    _warn(solution.plan, wishes)
+    print_advice(solution.plan, wishes.n_gpu_layers)
     if as_json:
         ui.print_json(solution.as_json() | _expected_json(solution.plan))
     else:

@@ -46,3 +46,11 @@ def plan_teller(wanted: bool) -> Callable[[FitPlan], None]:
                 ui.print_note(line)
 
     return tell
+
+
+def print_advice(plan: FitPlan, gpu_layers: int | None) -> None:
+    """Warns of what a plan does that was perhaps not meant; `gpu_layers` as given, None if not."""
+    from mimo_gguf.fit.advice import advice
+
+    for text in advice(plan, gpu_layers):
+        ui.print_warning(text)
