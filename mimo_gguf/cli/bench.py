@@ -61,7 +61,7 @@ def command(
     from mimo_gguf.chat.template import ChatTemplate
     from mimo_gguf.cli.loading import plan_teller, print_advice
     from mimo_gguf.core.ggml_types import parse_ggml_type
-    from mimo_gguf.core.gguf_file import read_gguf
+    from mimo_gguf.core.runnable import read_runnable
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.fit.refusal import check_fit
     from mimo_gguf.fit.solver import Wishes
@@ -73,7 +73,7 @@ def command(
     options = BenchOptions(n_prompt, n_generate, n_drafts, tuple(kinds.split(",")), repetitions)
     for program in against or ():
         check_peer(program)
-    header = read_gguf(file)
+    header = read_runnable(file)
     template = ChatTemplate.of_file(header)
     if rpc:
         add_workers(rpc)

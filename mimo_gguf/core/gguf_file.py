@@ -214,6 +214,8 @@ def _parse(cursor: _Cursor) -> GgufPart:
     metadata: dict[str, MetaValue] = {}
     for _ in range(n_values):
         key = cursor.text("a metadata key")
+        if not key or "\0" in key:  # llama.cpp reads up to a NUL, and would see another key than we do
+            raise cursor.fail(f"metadata key {key[:80]!r} is empty or has a NUL in it")
         if key in metadata:
             raise cursor.fail(f"metadata key {key} appears twice")
         metadata[key] = cursor.value(key)
@@ -229,9 +231,11 @@ def _parse(cursor: _Cursor) -> GgufPart:
 def _alignment(cursor: _Cursor, metadata: Metadata) -> int:
     entry = metadata.get("general.alignment")
     alignment = GGUF_DEFAULT_ALIGNMENT if entry is None else entry.value
-    if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
-        raise cursor.fail(f"general.alignment is {alignment!r}, not a power of two of at least 8")
-    return alignment
+    is_count = isinstance(alignment, int) and not isinstance(alignment, bool)
+    if not is_count or alignment < GGUF_DEFAULT_ALIGNMENT or alignment & (alignment - 1):
+        what = f"{str(alignment)[:40]}, not a power of two of at least {GGUF_DEFAULT_ALIGNMENT}"
+        raise cursor.fail(f"general.alignment is {what}")  # ggml computes on the mapped file where the data lies
+    return int(alignment)
 
 
 def _tensor_table(cursor: _Cursor, n_tensors: int) -> list[tuple[TensorInfo, int]]:
@@ -285,8 +289,8 @@ def read_gguf(path: str | Path) -> GgufFile:
         GgufError: as `read_part`; also a part that is missing or belongs to another model.
     """
     first = read_part(Path(path))
-    count = first.metadata["split.count"].value if "split.count" in first.metadata else 0
-    if not count or count == 1:
+    count = _split_number(first, "split.count") or 1
+    if count == 1:
         return GgufFile((first,))
     match = SPLIT_NAME.fullmatch(first.path.name)
     if match is None or int(match["count"]) != count:
@@ -302,9 +306,20 @@ def read_gguf(path: str | Path) -> GgufFile:
     return GgufFile(parts)
 
 
+def _split_number(part: GgufPart, key: str) -> int | None:
+    """A number that places a part in its whole. llama.cpp ends the process if it is stored as another type."""
+    entry = part.metadata.get(key)
+    if entry is not None and entry.value_type is not GGUFValueType.UINT16:
+        raise GgufError(
+            f"{part.path}: {key} is a {entry.value_type.name.lower()}, not a uint16",
+            hint="split the whole file again with llama-gguf-split, or take the whole file",
+        )
+    return None if entry is None else int(entry.value)
+
+
 def _checked_part(path: Path, number: int, count: int) -> GgufPart:
     part = read_part(path)
-    stored = tuple(part.metadata[key].value if key in part.metadata else None for key in ("split.no", "split.count"))
+    stored = tuple(_split_number(part, key) for key in ("split.no", "split.count"))
     if stored != (number, count):
         raise GgufError(
             f"{path}: says it is part {stored}, not ({number}, {count})", hint="parts of two models are mixed"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mimo_gguf.core.geometry import STEP35, Geometry, read_geometry
 from mimo_gguf.core.gguf_file import GgufFile
 from mimo_gguf.core.model_source import TensorInfo
+from mimo_gguf.core.runnable import check_measurable
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # an identity, so that what follows from it can be cached by it
@@ -31,7 +32,8 @@ def model_sizes(model: GgufFile) -> ModelSizes:
     """Sizes of an opened GGUF.
 
     Raises:
-        GgufError: not a MiMo file, or a metadata key is missing.
+        GgufError: not a MiMo file, or one that says what no model can be.
     """
+    check_measurable(model)
     infos = model.infos()
     return ModelSizes(str(model.path), read_geometry(model.metadata, infos, where=str(model.path)), infos)

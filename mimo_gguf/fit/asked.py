@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimo_gguf.core.errors import BackendError
+from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import Metadata, TensorInfo, string, uint32
+from mimo_gguf.core.runnable import check_measurable
 from mimo_gguf.fit.breakdown import AskedMemory
 from mimo_gguf.hardware.devices import Device
 from mimo_gguf.memory.parts import ContextBytes
@@ -40,9 +42,11 @@ def ask_memory(
         allocate: load the model for good and report what was allocated (the file must hold its data).
 
     Raises:
+        GgufError: the file is broken, or says what no model can be.
         BackendError: llama.cpp refused the file or the settings, ended or hung on them, or this platform cannot be
             asked.
     """
+    check_measurable(read_gguf(path))
     question = {
         "path": str(Path(path).absolute()),
         "settings": asdict(settings) | {"type_k": settings.type_k.name, "type_v": settings.type_v.name},

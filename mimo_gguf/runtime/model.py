@@ -21,7 +21,8 @@ from mimo_gguf.chat.reasoning import opened_block
 from mimo_gguf.chat.template import ChatTemplate, Message, with_system
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.ggml_types import parse_ggml_type
-from mimo_gguf.core.gguf_file import GgufFile, read_gguf
+from mimo_gguf.core.gguf_file import GgufFile
+from mimo_gguf.core.runnable import read_runnable
 from mimo_gguf.engine.sampling import SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
 from mimo_gguf.fit.plan import FitPlan
@@ -84,11 +85,11 @@ class Model:
             on_plan: called with the plan before anything is loaded.
 
         Raises:
-            GgufError: the file is broken.
+            GgufError: the file is broken, or says what no model can be.
             DoesNotFit: it needs more memory than is free; the hint names what would fit.
             BackendError: llama.cpp cannot load it or make its contexts.
         """
-        file = read_gguf(path)
+        file = read_runnable(path)
         options = options or SessionOptions()
         wishes = Wishes(
             n_ctx=n_ctx,
@@ -117,7 +118,7 @@ class Model:
         Raises:
             GgufError, BackendError: as `load`.
         """
-        file = read_gguf(path)
+        file = read_runnable(path)
         native = load_model(file.path, model or ModelOptions(load_mtp=session.mtp))
         try:
             started = Session(native, session)
