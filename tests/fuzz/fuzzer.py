@@ -149,7 +149,7 @@ def write_bases(folder: Path) -> None:
     from mimo_gguf.conversion.open_model import open_model
     from tests.tiny_models import make_model, quantized, write_gguf
 
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
     make_model(folder / "step35", **heads).rename(folder / "base-0-step35.gguf")
     make_model(folder / "qwen2", n_mtp=0, **heads).rename(folder / "base-1-qwen2.gguf")
     with open_model(str(ROOT / "examples" / "mimo-tiny")) as source:

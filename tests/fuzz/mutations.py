@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from gguf import GGUFValueType as Kind
 
+from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.model_source import MetaValue
 from tests.fuzz.gguf_bytes import GgufParts, Tensor
 from tests.quantization import models
@@ -178,10 +179,11 @@ def change_array(parts: GgufParts, rng: random.Random) -> str:
     elif how == "item" and values:
         values[rng.randrange(len(values))] = item_of(rng, item)
     else:
-        values = {
+        changes: dict[str, list[Any]] = {
             "none": [], "one": values[:1], "shorter": values[:-1], "longer": [*values, item_of(rng, item)],
             "twice": values + values, "reverse": values[::-1], "600": (values * 600)[:600],
-        }.get(how, values)  # fmt: skip
+        }  # fmt: skip
+        values = changes.get(how, values)
     parts.metadata[key] = MetaValue(Kind.ARRAY, values, item)
     return f"{key}: {how}, {len(values)} items"
 
@@ -333,7 +335,7 @@ def change_geometry(parts: GgufParts, rng: random.Random) -> str:
     model = models.Model(
         layout=layout, n_trunk=rng.choice((1, 1, 2, 3)), n_mtp=rng.choice((0, 1, 1, 2)), width=width,
         ffn=rng.choice((1, 31, 32, 96)), vocab=272, heads=heads, kv_heads=rng.choice((1, 2, 3, heads, heads, 8)),
-        head_dim=head_dim, ggml_type=models.GgmlType.F32,
+        head_dim=head_dim, ggml_type=GgmlType.F32,
     )  # fmt: skip
     keys = {key: value for key, value in models.metadata(model).items() if not key.startswith("tokenizer.")}
     kept = {key: value for key, value in parts.metadata.items() if key.startswith("tokenizer.")}

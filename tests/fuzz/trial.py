@@ -80,10 +80,14 @@ def _quantize(path: Path) -> None:
 
 
 def _ask(path: Path) -> None:
-    from mimo_gguf.fit.asked import ask_memory
+    """As `ask_memory` does, but in this process: starting one for each mutant takes a second."""
+    from mimo_gguf.core.gguf_file import read_gguf
+    from mimo_gguf.core.runnable import check_measurable
+    from mimo_gguf.fit.breakdown import read_memory
     from mimo_gguf.memory.run import RunSettings
 
-    ask_memory(path, RunSettings(n_ctx=_N_CTX))
+    check_measurable(read_gguf(path))
+    read_memory(path, RunSettings(n_ctx=_N_CTX))
 
 
 def _run(path: Path) -> None:
