@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from mimo_gguf.fit.asked import ask_memory
 from mimo_gguf.fit.breakdown import read_memory
 from mimo_gguf.memory.run import RunSettings
 from tests import full_size
+from tests.fuzz.gguf_bytes import put_together, take_apart
+from tests.tiny_models import make_model
 
 SETTINGS = RunSettings(n_ctx=2048, n_gpu_layers=0, type_k=GgmlType.Q8_0, type_v=GgmlType.Q8_0)
 
@@ -27,10 +30,13 @@ def test_another_process_says_what_this_one_would(path: Path) -> None:
     assert ask_memory(path, SETTINGS) == read_memory(path, SETTINGS)
 
 
-def test_a_refusal_arrives_whole(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "no.gguf").write_bytes(b"no GGUF at all")
+def test_a_refusal_arrives_whole(tmp_path: Path) -> None:
+    """llama.cpp's own, of a file that only it finds wrong: it allows no gap between two tensors."""
+    parts = take_apart(make_model(tmp_path))
+    parts.tensors[-1] = replace(parts.tensors[-1], moved=32, data=parts.tensors[-1].data + bytes(32))
+    (tmp_path / "gap.gguf").write_bytes(put_together(parts))
     with pytest.raises(BackendError, match="cannot load it") as caught:
-        ask_memory(tmp_path / "no.gguf", SETTINGS)
+        ask_memory(tmp_path / "gap.gguf", RunSettings(n_ctx=64))
     assert "mimo-gguf inspect" in str(caught.value.hint)
 
 

@@ -245,13 +245,12 @@ def change_token_types(parts: GgufParts, rng: random.Random) -> str:
 
 def change_merges(parts: GgufParts, rng: random.Random) -> str:
     how = rng.choice(("none", "no space", "empty", "spaces", "unknown", "many", "nul", "ints"))
-    merges: list[Any] = {
+    changes: dict[str, list[Any]] = {
         "none": [], "no space": ["he"], "empty": [""], "spaces": ["h  e", " h e", "h e "], "unknown": ["zq qz", "h e"],
         "many": ["h e"] * 5000, "nul": ["h\0e", "h \0"], "ints": [1, 2],
-    }[how]  # fmt: skip
-    parts.metadata["tokenizer.ggml.merges"] = MetaValue(
-        Kind.ARRAY, merges, Kind.INT32 if how == "ints" else Kind.STRING
-    )
+    }  # fmt: skip
+    item = Kind.INT32 if how == "ints" else Kind.STRING
+    parts.metadata["tokenizer.ggml.merges"] = MetaValue(Kind.ARRAY, changes[how], item)
     return f"merges: {how}"
 
 
