@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import ctypes
+import functools
 import math
 import secrets
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, Final
@@ -14,8 +16,13 @@ from typing import Any, Final
 import numpy as np
 
 from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.engine.grammar_limits import check_grammar
+from mimo_gguf.engine.json_schema import grammar_of_schema
 from mimo_gguf.llama.api import Floats, LlamaContext, LlamaModel, api
 from mimo_gguf.llama.log import LOG, kept_from_stderr
+from mimo_gguf.llama.vocabulary import Vocabulary
+
+__all__ = ["MAX_SEED", "Sampler", "SamplingOptions", "grammar_of_schema"]
 
 MAX_SEED: Final = 0xFFFFFFFE  # 0xFFFFFFFF means "random" to llama.cpp
 _LEAST_TEMPERATURE: Final = 1e-6  # divided by much less, logits are no longer finite
@@ -25,6 +32,8 @@ _WHOLE_NUMBERS: Final = (
 )  # fmt: skip
 _HELP: Final = "see: mimo-gguf chat --help"
 _GRAMMAR: Final = "a grammar starts with: root ::= ..."
+_ENDLESS: Final = "let it end: root ::= ... with nothing after"
+_check_grammar = functools.lru_cache(8)(check_grammar)  # an answer after the other has the same
 DRY_BREAKERS: Final = ("\n", ":", '"', "*")
 
 
@@ -96,20 +105,6 @@ class SamplingOptions:
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(MAX_SEED))
 
 
-def grammar_of_schema(schema: str) -> str:
-    """The GBNF grammar of a JSON schema, for `SamplingOptions.grammar`.
-
-    Raises:
-        UsageError: the text is no JSON schema that can be put so.
-    """
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    try:
-        return str(json_schema_to_gbnf(schema))
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"no grammar for this JSON schema: {error}", hint="check the schema") from None
-
-
 class Sampler:
     """llama.cpp's sampler chain for one answer. Every token it gives counts, once, in penalties, DRY and grammar.
 
@@ -118,6 +113,9 @@ class Sampler:
     (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/common/sampling.cpp, `grammar_first` = false). Nothing but
     what it forbids changes: without truncation the odds among what it allows are the model's. To apply it to a
     vocabulary of 151680 for every token would take 30 to 60 ms a token.
+
+    What llama.cpp's grammar lets through beyond that is refused here: bytes that are not UTF-8 (it reads two bytes
+    that decode to a quotation mark as one), and control tokens, whose names it takes for text.
     """
 
     def __init__(self, model: LlamaModel, options: SamplingOptions, history: Sequence[int] = ()) -> None:
@@ -154,6 +152,8 @@ class Sampler:
             self._grammar = _read_grammar(module, model, options.grammar)
             self._finalizers.append(weakref.finalize(self, module.llama_sampler_free, self._grammar))
             self._candidates = _Candidates(model.n_vocab)
+            self._vocabulary = Vocabulary(model)
+            self._decoder = codecs.getincrementaldecoder("utf-8")()
         penalties = module.llama_sampler_init_penalties(
             model.n_vocab, options.penalty_last_n, options.repeat_penalty,
             options.frequency_penalty, options.presence_penalty,
@@ -199,6 +199,7 @@ class Sampler:
         """
         if self._grammar is not None:
             self._accept_by_grammar(self._grammar, token)
+            self._decoder.decode(self._vocabulary.piece(token))
         for sampler in self._looking_back:
             self._accept(sampler, token)
 
@@ -230,13 +231,39 @@ class Sampler:
     def _sample_by_grammar(self, logits: Floats) -> int:
         plain = self._takes_likeliest
         token = int(logits.argmax()) if plain else self._draw(self._candidates.of(logits))
-        if not self._is_allowed(self._grammar, token):
-            candidates = self._candidates.of(logits)
-            self._apply(self._grammar, candidates)
-            token = self._draw(candidates)
+        if not (self._is_allowed(self._grammar, token) and self._is_text(token)):
+            token = self._draw_allowed(logits)
         self._accept_by_grammar(self._grammar, token)
+        self._decoder.decode(self._vocabulary.piece(token))
         self._accept(self._chain, token)
         return token
+
+    def _draw_allowed(self, logits: Floats) -> int:
+        """A token that the grammar allows and that is text; where there is none, one that it does not allow."""
+        refused: set[int] = set()
+        while True:
+            candidates = self._candidates.of(logits, without=refused)
+            self._apply(self._grammar, candidates)
+            token = self._draw(candidates)
+            if token in refused:
+                raise BackendError("the grammar allows no token here", hint=_ENDLESS)
+            if self._is_text(token) or not self._is_allowed(self._grammar, token):
+                return token
+            refused.add(token)
+
+    def _is_text(self, token: int) -> bool:
+        """Whether a token goes on with the text in UTF-8, or ends it."""
+        piece = self._vocabulary.piece(token)
+        if not piece:
+            return token in self._vocabulary.end_tokens
+        state = self._decoder.getstate()
+        try:
+            self._decoder.decode(piece)
+        except UnicodeDecodeError:
+            return False
+        finally:
+            self._decoder.setstate(state)
+        return True
 
     def _draw(self, candidates: Any) -> int:
         self._apply(self._chain, candidates)
@@ -245,7 +272,7 @@ class Sampler:
 
     def _accept_by_grammar(self, grammar: Any, token: int) -> None:
         if not self._is_allowed(grammar, token):  # llama.cpp ends the process when it is told to accept such a token
-            raise BackendError("the grammar allows no token here", hint="let it end: root ::= ... with nothing after")
+            raise BackendError("the grammar allows no token here", hint=_ENDLESS)
         self._accept(grammar, token)
 
     def _is_allowed(self, grammar: Any, token: int) -> bool:
@@ -267,7 +294,8 @@ class Sampler:
 
 
 def _read_grammar(module: Any, model: LlamaModel, grammar: str) -> Any:
-    """llama.cpp's sampler for GBNF. Raises UsageError, with the parser's reason, where it is none."""
+    """llama.cpp's sampler for GBNF. Raises UsageError, with the parser's reason, if it is not GBNF or is too large."""
+    _check_grammar(grammar)
     since = LOG.mark
     with kept_from_stderr() as said:
         sampler = module.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
@@ -292,10 +320,11 @@ class _Candidates:
         self._data = self._rows.ctypes.data_as(ctypes.POINTER(module.llama_token_data))
         self._array = module.llama_token_data_array()
 
-    def of(self, logits: Floats) -> Any:
-        """A pointer to the llama_token_data_array of `logits`, valid until the next call."""
+    def of(self, logits: Floats, without: Iterable[int] = ()) -> Any:
+        """A pointer to the llama_token_data_array of `logits`, valid until the next call; some tokens impossible."""
         self._rows[:] = self._fresh
         self._logits[:] = logits
+        self._logits[list(without)] = -math.inf
         self._array.data, self._array.size = self._data, len(self._rows)
         self._array.selected, self._array.sorted = -1, False
         return ctypes.pointer(self._array)
