@@ -128,6 +128,7 @@ class Sampler:
         self.options = options = options.seeded()
         self.greedy, self._takes_likeliest = options.greedy, options.takes_likeliest  # asked for every token
         self._closed = False
+        self._model = model  # a grammar looks at its vocabulary
         self._looking_back: list[Any] = []  # the parts of the chain that count tokens the chain did not draw
         self._chain = module.llama_sampler_chain_init(module.llama_sampler_chain_default_params())
         self._finalizers = [weakref.finalize(self, module.llama_sampler_free, self._chain)]
@@ -277,6 +278,7 @@ class Sampler:
 
     def _is_allowed(self, grammar: Any, token: int) -> bool:
         module = api()
+        _ = self._model.pointer  # raises if it was closed
         one = module.llama_token_data(token, 1.0, 0.0)
         self._apply(grammar, ctypes.pointer(module.llama_token_data_array(ctypes.pointer(one), 1, -1, False)))
         return bool(one.logit != -math.inf)

@@ -1,0 +1,115 @@
+"""Ctrl-C at any moment: KeyboardInterrupt within one pass, none lost, and everything whole afterwards."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mimo_gguf.llama.api import load_model
+from mimo_gguf.llama.log import LOG, LogRing
+
+if sys.platform == "win32":
+    pytest.skip("Windows has no SIGINT to send to one process", allow_module_level=True)
+
+# Tells each moment from which a Ctrl-C counts ("go"), and how long it took to be heard. Whatever it interrupts must
+# leave the model as it was: a known answer is asked for afterwards.
+ASK = """
+import gc, signal, sys, threading, time
+from mimo_gguf import LLM, Model, SamplingParams
+from mimo_gguf.engine.session import SessionOptions
+signal.signal(signal.SIGINT, signal.default_int_handler)
+options = SessionOptions(n_ctx=4096, n_threads=2, n_batch=512)
+model = Model.open(sys.argv[1], session=options)
+reads = sys.argv[2] == "reading"
+prompt = "word " * 700 if reads else "a b"
+known = model.complete("c d", temperature=0, max_tokens=5).tokens
+for number in range(int(sys.argv[3])):
+    model.forget()
+    try:
+        print("go", flush=True)
+        while True:
+            model.complete(f"{number}" + prompt, max_tokens=1 if reads else 300, temperature=0)
+            model.forget()
+    except KeyboardInterrupt:
+        print("heard", flush=True)
+    assert model.complete("c d", temperature=0, max_tokens=5).tokens == known
+"""
+MANY = """
+import signal, sys, threading
+from mimo_gguf import LLM, SamplingParams
+from mimo_gguf.engine.session import SessionOptions
+signal.signal(signal.SIGINT, signal.default_int_handler)
+options = SessionOptions(n_threads=2, kv_type="f32", flash_attn=False)
+llm = LLM(sys.argv[1], max_model_len=256, max_num_seqs=3, options=options)
+params = SamplingParams(temperature=0, max_tokens=20)
+known = [o.outputs[0].token_ids for o in llm.generate(["a b", "c d", "e f"], params)]
+wrong = []
+def ask():
+    while go:
+        said = [o.outputs[0].token_ids for o in llm.generate(["a b", "c d", "e f"], params)]
+        if said != known: wrong.append(said)
+go = True
+threads = [threading.Thread(target=ask) for _ in range(2)]
+[t.start() for t in threads]
+for number in range(int(sys.argv[3])):
+    try:
+        print("go", flush=True)
+        while True: llm.generate(["x y"] * 3, params)
+    except KeyboardInterrupt:
+        print("heard", flush=True)
+go = False
+[t.join() for t in threads]
+assert not wrong, wrong[0]
+"""
+
+
+def interrupt(script: str, path: Path, how: str, n: int) -> list[float]:
+    """Interrupts the script `n` times, each at a random moment; the seconds until each was heard."""
+    rng, waited = random.Random(1), []
+    command = [sys.executable, "-c", script, str(path), how, str(n)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for _ in range(n):
+            assert process.stdout.readline() == "go\n", process.stderr.read()
+            time.sleep(rng.uniform(0, 0.08))
+            sent = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.readline() == "heard\n", process.stderr.read()
+            waited.append(time.monotonic() - sent)
+        assert process.wait(60) == 0, process.stderr.read()
+        assert process.stderr.read() == ""
+    return waited
+
+
+@pytest.mark.parametrize("how", ["reading", "drawing"])
+def test_every_ctrl_c_is_heard_within_a_pass(tiny_path: Path, how: str) -> None:
+    waited = sorted(interrupt(ASK, tiny_path, how, 25))
+    assert waited[len(waited) // 2] < 1.0
+
+
+def test_ctrl_c_spoils_no_other_threads_answer(tiny_path: Path) -> None:
+    assert len(interrupt(MANY, tiny_path, "", 20)) == 20
+
+
+def test_ctrl_c_while_a_model_loads(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes in the midst of llama.cpp's log, where ctypes can raise nothing."""
+
+    def write(ring: LogRing, level: int, text: str) -> None:
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(type(LOG), "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            load_model(tiny_path)
+        with load_model(tiny_path) as model:
+            assert model.n_vocab
+    finally:
+        signal.signal(signal.SIGINT, before)
