@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+# Published metadata of MiMo-7B-RL: config.json, generation_config.json, tokenizer_config.json, the index of its shards.
+PUBLISHED_FACTS = Path(__file__).resolve().parent / "data" / "mimo-7b"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PUBLISHED = SHARED / "mimo-7b"
 QWEN2_VOCAB = SHARED / "qwen2-vocab"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from mimo_gguf.conversion import foreign
-from mimo_gguf.conversion.checkpoint_files import read_json
+from mimo_gguf.conversion.checkpoint_files import read_json, some
 from mimo_gguf.conversion.safetensors_file import StoredWeights, read_header
 from mimo_gguf.core.errors import CheckpointError
 from mimo_gguf.core.paths import path_kind
@@ -164,10 +164,3 @@ def _read_indexed(folder: Path, weight_map: Mapping[str, str]) -> dict[str, Stor
                 )
         weights.update(found)
     return weights
-
-
-def some(names: Iterable[str], most: int = 4) -> str:
-    """`a, b, c, d and 7 more`."""
-    names = list(names)
-    text = ", ".join(names[:most])
-    return f"{text} and {len(names) - most} more" if len(names) > most else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,3 +76,10 @@ def read_optional_json(path: Path) -> dict[str, Any]:
         CheckpointError: as `read_json`.
     """
     return {} if path_kind(path) == "nothing" else read_json(path, "missing")
+
+
+def some(names: Iterable[str], most: int = 4) -> str:
+    """`a, b, c, d and 7 more`."""
+    names = list(names)
+    text = ", ".join(names[:most])
+    return f"{text} and {len(names) - most} more" if len(names) > most else text

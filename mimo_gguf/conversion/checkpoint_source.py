@@ -16,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+from mimo_gguf.conversion import foreign
 from mimo_gguf.conversion.checkpoint import Checkpoint, read_checkpoint, read_weights
+from mimo_gguf.conversion.config import resolve_config
 from mimo_gguf.conversion.dimensions import Dimensions
 from mimo_gguf.conversion.mapping import DroppedTensor, MappedTensor, TensorMapping, plan_mapping, plan_metadata
 from mimo_gguf.conversion.model_card import read_general
-from mimo_gguf.conversion.recipe import Recipe, check_config, load_recipe
+from mimo_gguf.conversion.recipe import Recipe, load_recipe
 from mimo_gguf.conversion.safetensors_file import StoredWeights
 from mimo_gguf.conversion.tokenizer import read_tokenizer
 from mimo_gguf.conversion.transforms import TRANSFORMS
@@ -67,6 +69,7 @@ class ConversionPlan:
     mapping: TensorMapping
     metadata: Metadata
     weights: Mapping[str, StoredWeights]
+    notes: tuple[str, ...]
 
     @property
     def dropped(self) -> tuple[DroppedTensor, ...]:
@@ -96,11 +99,12 @@ def plan_conversion(checkpoint: Checkpoint, options: ConversionOptions = Convers
     """
     where = str(checkpoint.folder)
     recipe = load_recipe(_architecture(checkpoint))
-    check_config(recipe, checkpoint.config, where)
+    config, notes = resolve_config(recipe, checkpoint.config, where)
     weights = _all_weights(checkpoint, options.mtp_layers)
+    foreign.check_names(weights.keys(), where)
     found = _count_mtp_layers(recipe, checkpoint, weights)
     layout, n_mtp = choose_layout(options, found, where)
-    dims = Dimensions(checkpoint.config, recipe.defaults, {"mtp_layers": n_mtp}, where)
+    dims = Dimensions(config, recipe.defaults, {"mtp_layers": n_mtp}, where)
     tied = checkpoint.config.get("tie_word_embeddings") is True
     mapping = plan_mapping(recipe, tuple(weights), dims, layout, tied=tied)
     for tensor in mapping.mapped:
@@ -111,7 +115,9 @@ def plan_conversion(checkpoint: Checkpoint, options: ConversionOptions = Convers
         **plan_metadata(recipe, layout, dims),
         **read_tokenizer(checkpoint.folder, checkpoint.config, dims.whole("vocab_size"), recipe.pre_tokenizers),
     }
-    return ConversionPlan(checkpoint, recipe, layout, n_mtp, mapping, metadata, weights)
+    if tied and any(rule.tied_to is not None and rule.hf in weights for rule in recipe.tensors):
+        notes += ("config.json ties the output matrix to the embedding, but it is stored, so the stored one is used",)
+    return ConversionPlan(checkpoint, recipe, layout, n_mtp, mapping, metadata, weights, notes)
 
 
 def choose_layout(options: ConversionOptions, n_found: int, where: str) -> tuple[str, int]:
@@ -155,6 +161,7 @@ def as_model_source(plan: ConversionPlan, label: str) -> ModelSource:
         tensors=tuple(_source_tensor(tensor, plan.weights[tensor.hf], files) for tensor in plan.mapping.mapped),
         files=stamps,
         fingerprint=_fingerprint(plan, stamps),
+        notes=plan.notes,
         close=close,
     )
 

@@ -6,13 +6,17 @@ import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from gguf import GGUFValueType
 
+from mimo_gguf.conversion.checkpoint_files import some
 from mimo_gguf.conversion.dimensions import Dimensions
 from mimo_gguf.conversion.recipe import Recipe, TensorGroup, TensorRule
 from mimo_gguf.core.errors import CheckpointError, RecipeError
 from mimo_gguf.core.model_source import Metadata, MetaValue, array, float32, uint32
+
+_LISTED: Final = 8  # names in an error; a wall of hundreds hides the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +53,14 @@ def plan_mapping(recipe: Recipe, names: Sequence[str], dims: Dimensions, layout:
         tied: config.json says that the output matrix is the embedding.
 
     Raises:
-        CheckpointError: tensors that are neither mapped nor dropped, or missing ones; the message lists them all.
+        CheckpointError: tensors that are neither mapped nor dropped, or missing ones; the message lists the first.
     """
     outcomes = list(_Mapper(recipe, frozenset(names), dims, layout, tied).outcomes())
     mapped = tuple(outcome for outcome in outcomes if isinstance(outcome, MappedTensor))
     # A tensor may be dropped for two reasons; the first is told.
     reasons = {outcome.hf: outcome for outcome in reversed(outcomes) if isinstance(outcome, DroppedTensor)}
     mapping = TensorMapping(mapped, tuple(reasons[name] for name in sorted(reasons)))
-    _check_complete(mapping, frozenset(names), dims.where)
+    _check_complete(recipe, mapping, frozenset(names), dims.where)
     return mapping
 
 
@@ -95,11 +99,10 @@ class _Mapper:
         dims = self.dims.with_count(n=n)
         hf, gguf = _numbered(group.hf, dims) + rule.hf, _numbered(group.gguf, dims) + rule.gguf
         shape = tuple(self.dims.whole(extent) for extent in rule.shape)
-        if rule.tied_to is None or (hf in self.present and not self.tied):
+        # A matrix that is stored is used, even if config.json ties it: transformers 5 does so where the two differ.
+        if rule.tied_to is None or not self.tied or hf in self.present:
             yield MappedTensor(hf, gguf, shape, rule.transform)
             return
-        if hf in self.present:
-            yield DroppedTensor(hf, f"config.json ties it to {rule.tied_to}")
         if self.layout in rule.tied_layouts:
             yield MappedTensor(rule.tied_to, gguf, shape, None)
 
@@ -109,22 +112,39 @@ def _numbered(prefix: str, dims: Dimensions) -> str:
     return re.sub(r"\{([^}]*)\}", lambda match: str(dims.whole(match[1])), prefix)
 
 
-def _check_complete(mapping: TensorMapping, present: frozenset[str], where: str) -> None:
+def _check_complete(recipe: Recipe, mapping: TensorMapping, present: frozenset[str], where: str) -> None:
     used = {tensor.hf for tensor in mapping.mapped}
     missing = sorted(used - present)
     unknown = sorted(present - used - {tensor.hf for tensor in mapping.dropped})
-    wrong = []
-    if missing:
-        wrong.append(f"{_n_tensors(missing)} missing: {', '.join(missing)}")
+    if missing and not unknown:
+        raise _missing(recipe, missing, present, where)
+    wrong = [f"{_n_tensors(missing)} missing: {some(missing, _LISTED)}"] if missing else []
     if unknown:
-        wrong.append(f"the recipe has no place for {_n_tensors(unknown)}: {', '.join(unknown)}")
-    if wrong:
+        wrong.append(f"the recipe has no place for {_n_tensors(unknown)}: {some(unknown, _LISTED)}")
         raise CheckpointError(
             f"{where}: {'; '.join(wrong)}",
-            hint="add a row to a recipe in convert/ for each, mapped or dropped with a reason"
-            if unknown
-            else "download the checkpoint again, all of it",
+            hint="add a row to a recipe in convert/ for each, mapped or dropped with a reason",
         )
+
+
+def _missing(recipe: Recipe, missing: Sequence[str], present: frozenset[str], where: str) -> CheckpointError:
+    """The error for missing tensors, with the way out if they are all of one group or of the output matrix."""
+    group = next(
+        (group for group in recipe.groups.values() if group.declared_by and all(map(group.holds, missing))), None
+    )
+    if group is not None and not group.numbers(present):
+        return CheckpointError(
+            f"{where}: config.json declares MTP layers ({group.declared_by}) that the checkpoint does not have: "
+            "many trainers drop them",
+            hint="--no-mtp converts the trunk alone; --mtp-layers DIR takes them from the model it was tuned from",
+        )
+    what = f"{where}: {_n_tensors(missing)} missing: {some(missing, _LISTED)}"
+    if group is not None:
+        return CheckpointError(what, hint="download the checkpoint again, or leave the MTP layers out: --no-mtp")
+    if all(rule.tied_to for rule in recipe.tensors if rule.hf in missing) and len(missing) == 1:
+        hint = "save the model with it; if it is the embedding itself, set tie_word_embeddings to true in config.json"
+        return CheckpointError(f"{what}, and config.json does not tie it to the embedding", hint=hint)
+    return CheckpointError(what, hint="download the checkpoint again, all of it")
 
 
 def _n_tensors(names: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -78,13 +77,21 @@ class PreTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One model family's conversion, as its TOML file states it."""
+    """One model family's conversion, as its TOML file states it.
+
+    Attributes:
+        used: keys of config.json that the conversion reads.
+        equals: keys of config.json with the values that they may have, "null" for absent.
+        harmless: keys of config.json that change nothing about the weights' arithmetic.
+    """
 
     path: Path
     digest: str
     family: str
     architectures: tuple[str, ...]
-    supported: Mapping[str, tuple[Any, ...]]
+    used: frozenset[str]
+    equals: Mapping[str, tuple[Any, ...]]
+    harmless: frozenset[str]
     defaults: Mapping[str, str]
     groups: Mapping[str, TensorGroup]
     tensors: tuple[TensorRule, ...]
@@ -143,7 +150,9 @@ def _recipe(path: Path, table: Mapping[str, Any]) -> Recipe:
         digest=RECIPE.hex(path.read_bytes()),
         family=table["model"]["family"],
         architectures=tuple(table["model"]["architectures"]),
-        supported={key: tuple(values) for key, values in table["config"]["supported"].items()},
+        used=frozenset(table["config"]["used"]),
+        equals={key: tuple(values) for key, values in table["config"]["equals"].items()},
+        harmless=frozenset(table["config"]["harmless"]),
         defaults=dict(table["config"]["defaults"]),
         groups={
             name: TensorGroup(
@@ -176,15 +185,3 @@ def _recipe(path: Path, table: Mapping[str, Any]) -> Recipe:
         ),
         metadata=table["metadata"],
     )
-
-
-def check_config(recipe: Recipe, config: Mapping[str, Any], where: str) -> None:
-    """Raises CheckpointError where config.json asks for arithmetic the recipe does not know."""
-    for key, allowed in recipe.supported.items():
-        value = config.get(key)
-        if ("null" if value is None else value) not in allowed:
-            known = ", ".join("null" if item == "null" else json.dumps(item) for item in allowed)
-            raise CheckpointError(
-                f"{where}: config.json has {key} = {json.dumps(value)}; only {known} is known for {recipe.family}",
-                hint="this is another model, or a variant newer than this program",
-            )

@@ -118,6 +118,7 @@ class ModelSource:
         metadata: GGUF keys to values, complete but for general.file_type and quantization keys.
         files: every input file with its stamp.
         fingerprint: hex digest over everything that decides the output: recipe, headers, and the stamps of the files.
+        notes: what the user should know about the model itself, in words.
     """
 
     label: str
@@ -126,6 +127,7 @@ class ModelSource:
     tensors: tuple[SourceTensor, ...]
     files: tuple[FileStamp, ...]
     fingerprint: str
+    notes: tuple[str, ...] = ()
     close: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def __enter__(self) -> ModelSource:

@@ -203,7 +203,12 @@ def _plan_output(
     metadata = _metadata(source, request.profile, tensors, importance, options.chunk_weights)
     parts = _plan_parts(request.path, metadata, [tensor.info for tensor in tensors], options.split_max_bytes)
     return OutputPlan(
-        request.profile, request.path, tensors, parts, _notes(choices, tensors, importance), options.chunk_weights
+        request.profile,
+        request.path,
+        tensors,
+        parts,
+        (*source.notes, *_notes(choices, tensors, importance)),
+        options.chunk_weights,
     )
 
 

@@ -158,7 +158,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "width of another model": (edit_config(intermediate_size=128), "has shape [96, 64], config.json says [128, 64]"),
     "more layers than there are": (edit_config(num_hidden_layers=3), "12 tensors missing: model.layers.2."),
     "fewer layers than there are": (edit_config(num_hidden_layers=1), "the recipe has no place for 12 tensors"),
-    "MTP declared, not there": (edit_config(num_nextn_predict_layers=2), "16 tensors missing: model.mtp_layers.1."),
+    "MTP declared, in part there": (edit_config(num_nextn_predict_layers=2), "16 tensors missing: model.mtp_layers.1."),
     "shard is a folder": (replace_by_folder(SHARD_2), f"{SHARD_2} missing"),
     "shard missing": (remove(SHARD_2), f"{SHARD_2} missing"),
     "shard truncated": (cut(SHARD_2, 10), f"{SHARD_2}: not a complete safetensors file"),

@@ -162,19 +162,24 @@ def test_tied_embeddings(tmp_path: Path, layout: str, lm_head: bool) -> None:
     data = write_checkpoint(tmp_path, config=config, shapes=tensor_shapes(config, lm_head=lm_head))
     with open_model(str(tmp_path), ConversionOptions(layout=layout)) as source:
         tensors = {tensor.info.name: tensor for tensor in source.tensors}
-        if layout == "qwen2":  # llama.cpp reuses the embedding
+        assert any("the stored one is used" in note for note in source.notes) == lm_head
+        if layout == "qwen2" and not lm_head:  # llama.cpp reuses the embedding
             assert "output.weight" not in tensors
             return
         output = tensors["output.weight"]
         rows = np.empty((output.info.n_rows, output.info.row_bytes), np.uint8)
         output.read_rows(0, output.info.n_rows, rows)
-        assert rows.tobytes() == data["model.embed_tokens.weight"]
+        assert rows.tobytes() == data["lm_head.weight" if lm_head else "model.embed_tokens.weight"]
 
 
-def test_missing_lm_head_is_tied(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, shapes=tensor_shapes(CONFIG, lm_head=False))
-    assigned = {tensor.gguf: tensor.hf for tensor in planned(tmp_path).mapping.mapped}
-    assert assigned["output.weight"] == "model.embed_tokens.weight"
+@pytest.mark.parametrize("stated", [False, None])
+def test_a_missing_lm_head_must_be_tied(tmp_path: Path, stated: bool | None) -> None:
+    """transformers would make up random numbers for it."""
+    config = CONFIG | {"tie_word_embeddings": stated}
+    write_checkpoint(tmp_path, config=config, shapes=tensor_shapes(CONFIG, lm_head=False))
+    with pytest.raises(CheckpointError, match=r"1 tensor missing: lm_head\.weight, and config") as caught:
+        planned(tmp_path)
+    assert "tie_word_embeddings" in str(caught.value.hint)
 
 
 def test_single_file(tmp_path: Path) -> None:
@@ -281,14 +286,3 @@ def test_rope_frequencies_are_dropped_with_a_reason(tmp_path: Path) -> None:
     (drop,) = planned(tmp_path).dropped
     assert drop.hf == name
     assert "rope_theta" in drop.reason
-
-
-def test_published_config_has_only_known_arithmetic() -> None:
-    from tests.checkpoints import PUBLISHED
-
-    if not PUBLISHED.is_dir():
-        pytest.skip("no published config")
-    from mimo_gguf.conversion.recipe import check_config, load_recipe
-
-    config = json.loads((PUBLISHED / "config.json").read_text())
-    check_config(load_recipe("MiMoForCausalLM"), config, "here")

@@ -1,0 +1,98 @@
+"""config.json against the recipe: every key is used, must have a known value, or is harmless; the rest is told.
+
+transformers reads these keys, so an unknown one may change the arithmetic. What is known to change it is refused; what
+is not known at all is told to the user. The table itself is `[config]` in the recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mimo_gguf.conversion.recipe import Recipe
+from mimo_gguf.core.errors import CheckpointError
+
+_NEWER: Final = "this is another model, or a variant newer than this program"
+# Where transformers states rope settings: version 5 in the first, version 4 in the second.
+_ROPE_TABLES: Final = ("rope_parameters", "rope_scaling")
+
+
+def resolve_config(recipe: Recipe, config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """config.json as the recipe reads it, with rope_theta at its place, and notes for the user.
+
+    Raises:
+        CheckpointError: config.json asks for arithmetic that the recipe does not know, or contradicts itself.
+    """
+    for key, allowed in recipe.equals.items():
+        _check_value(recipe, key, config.get(key), allowed, where)
+    theta = _rope_theta(config, where)
+    known = {*recipe.used, *recipe.equals, *recipe.harmless, *_ROPE_TABLES}
+    unknown = sorted(key for key, value in config.items() if key not in known and value is not None)
+    notes = tuple(
+        f"config.json has {key} = {_short(config[key])}, which is not known here and ignored" for key in unknown
+    )
+    return {**config, "rope_theta": theta}, notes
+
+
+def _check_value(recipe: Recipe, key: str, value: Any, allowed: tuple[Any, ...], where: str) -> None:
+    items = value if isinstance(value, list) and value else [value]  # of a list each item must be allowed
+    for item in items:
+        if ("null" if item is None else item) not in allowed:
+            known = ", ".join("null" if entry == "null" else json.dumps(entry) for entry in allowed)
+            raise CheckpointError(
+                f"{where}: config.json has {key} = {_short(value)}; only {known} is known for {recipe.family}",
+                hint=_NEWER,
+            )
+
+
+def _rope_theta(config: Mapping[str, Any], where: str) -> Any:
+    """The base of the rotary frequencies, which may be stated in three places, all of which must agree.
+
+    Source: RotaryEmbeddingConfigMixin in transformers/modeling_rope_utils.py (version 5).
+    """
+    stated = {"rope_theta": config.get("rope_theta")}
+    for table in _ROPE_TABLES:
+        for name, parameters in _flat_tables(table, config.get(table), where):
+            _check_plain(name, parameters, where)
+            stated[f"{name}.rope_theta"] = parameters.get("rope_theta")
+    found = {name: value for name, value in stated.items() if value is not None}
+    for name, value in found.items():
+        if value != next(iter(found.values())):
+            first = next(iter(found))
+            raise CheckpointError(
+                f"{where}: config.json contradicts itself: {first} = {_short(found[first])}, {name} = {_short(value)}",
+                hint="correct the wrong one in config.json",
+            )
+    return next(iter(found.values()), None)
+
+
+def _flat_tables(name: str, stated: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The tables of rope settings in one entry: transformers may nest one for each type of layer."""
+    if not stated:
+        return []
+    if not isinstance(stated, Mapping):
+        raise CheckpointError(f"{where}: config.json has {name} = {_short(stated)}, not a table", hint=_NEWER)
+    if all(isinstance(value, Mapping) or value is None for value in stated.values()):
+        return [(f"{name}.{kind}", inner) for kind, inner in stated.items() if inner]
+    return [(name, stated)]
+
+
+def _check_plain(name: str, parameters: Mapping[str, Any], where: str) -> None:
+    """Raises CheckpointError if the settings stretch, scale or leave out part of the rotation."""
+    neutral = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1, "factor": 1}
+    for key, value in parameters.items():
+        if key != "rope_theta" and value is not None and (key not in neutral or value != neutral[key]):
+            raise CheckpointError(
+                f"{where}: config.json has {name}.{key} = {_short(value)}; only plain rotary positions are known here",
+                hint="convert the model without this extension of its context, or use another converter",
+            )
+
+
+def _short(value: Any) -> str:
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= 80 else reprlib.repr(value)
