@@ -167,13 +167,12 @@ def write_tokenizer(folder: Path) -> None:
     from tokenizers.pre_tokenizers import ByteLevel
 
     alphabet = sorted(ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate(alphabet)}
+    vocab = {"he" if token == "ÿ" else token: i for i, token in enumerate(alphabet)}  # byte FF is in no UTF-8 text
     added = [
         {"id": 256 + i, "content": content, "special": content.startswith("<|"), "single_word": False,
          "lstrip": False, "rstrip": False, "normalized": False}
         for i, content in enumerate(ADDED)
     ]  # fmt: skip
-    vocab["he"] = 256 + len(ADDED)
     table = {
         "version": "1.0",
         "truncation": None,

@@ -110,11 +110,13 @@ def plan_conversion(checkpoint: Checkpoint, options: ConversionOptions = Convers
     for tensor in mapping.mapped:
         _check_tensor(weights[tensor.hf], tensor)
     n_parameters = sum(math.prod(tensor.shape) for tensor in mapping.mapped)
+    tokenizer = read_tokenizer(checkpoint.folder, config, dims.whole("vocab_size"), recipe.pre_tokenizers)
     metadata = {
         **read_general(checkpoint, n_parameters, layout),
         **plan_metadata(recipe, layout, dims),
-        **read_tokenizer(checkpoint.folder, checkpoint.config, dims.whole("vocab_size"), recipe.pre_tokenizers),
+        **tokenizer.keys,
     }
+    notes += tokenizer.notes
     if tied and any(rule.tied_to is not None and rule.hf in weights for rule in recipe.tensors):
         notes += ("config.json ties the output matrix to the embedding, but it is stored, so the stored one is used",)
     return ConversionPlan(checkpoint, recipe, layout, n_mtp, mapping, metadata, weights, notes)

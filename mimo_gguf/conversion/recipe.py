@@ -71,7 +71,7 @@ class PreTokenizer:
 
     name: str
     tokenizer_classes: tuple[str, ...]
-    normalizers: tuple[str, ...]
+    normalizer: str
     regex: str
 
 
@@ -180,7 +180,7 @@ def _recipe(path: Path, table: Mapping[str, Any]) -> Recipe:
         ),
         dropped=tuple(DropRule(drop["hf"], drop["reason"]) for drop in table.get("dropped", ())),
         pre_tokenizers=tuple(
-            PreTokenizer(entry["name"], tuple(entry["tokenizer_classes"]), tuple(entry["normalizers"]), entry["regex"])
+            PreTokenizer(entry["name"], tuple(entry["tokenizer_classes"]), entry["normalizer"], entry["regex"])
             for entry in table["pre_tokenizers"]
         ),
         metadata=table["metadata"],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import unicodedata
 from functools import cached_property
 
 from mimo_gguf.core.errors import BackendError
+from mimo_gguf.core.tokenizer_keys import END_IDS, NORMALIZED_IDS, parse_ids
+from mimo_gguf.llama.added_tokens import AddedToken, AddedTokens
 from mimo_gguf.llama.api import LlamaModel, api
 
 
@@ -18,20 +21,64 @@ class Vocabulary:
         self._pieces: dict[int, bytes] = {}
 
     def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
-        """Token ids of `text`; nothing is put before or after it.
+        """Token ids of `text`, as Hugging Face's tokenizer of the model gives them; nothing is put before or after.
 
-        `parse_special` reads `<|im_start|>` and its like as the tokens they name, wherever they stand: what Hugging
-        Face tokenizers do with a rendered chat template, user text included.
+        Added tokens are found first, in the text as it is; what lies between is normalized (NFC for Qwen2), which
+        llama.cpp does not do. So `<|im_end|>` stays a token even if a combining mark follows.
+
+        Args:
+            parse_special: read `<|im_start|>` and its like as the tokens they name, wherever they stand: what Hugging
+                Face tokenizers do with a rendered chat template, user text included.
+
+        Raises:
+            BackendError: a text of 2 GiB or more.
         """
-        if not text:
-            return []
-        raw = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
+        added = self._added_tokens
+        ids: list[int] = []
+        # Half a character, which Python can hold and UTF-8 cannot, becomes U+FFFD as it does in other programs.
+        whole = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        for part, token in added.split(whole, special=parse_special, normalized=False):
+            if token is not None:
+                ids.append(token)
+                continue
+            plain = self._normalized(part)
+            for piece, inner in added.split(plain, special=parse_special, normalized=True):
+                ids += self._merge(piece) if inner is None else [inner]
+        return ids
+
+    def _normalized(self, text: str) -> str:
+        return unicodedata.normalize("NFC", text) if self._is_nfc else text
+
+    def _merge(self, text: str) -> list[int]:
+        """Token ids of a text without added tokens, by llama.cpp."""
+        raw = text.encode()
         room = len(raw) + 2
         tokens = (ctypes.c_int32 * room)()
-        n = api().llama_tokenize(self._model.vocab, raw, len(raw), tokens, room, False, parse_special)
+        n = api().llama_tokenize(self._model.vocab, raw, len(raw), tokens, room, False, False)
         if n < 0:
             raise BackendError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes", hint="give a shorter text")
         return list(tokens[:n])
+
+    @cached_property
+    def _is_nfc(self) -> bool:
+        """Whether the model's tokenizer brings text into NFC first. Source: `Qwen2Tokenizer` in transformers."""
+        return read_text_value(self._model, "tokenizer.ggml.pre") == "qwen2"
+
+    @cached_property
+    def _added_tokens(self) -> AddedTokens:
+        vocab, attribute_of, text_of = self._model.vocab, api().llama_vocab_get_attr, api().llama_vocab_get_text
+        normalized = parse_ids(read_text_value(self._model, NORMALIZED_IDS), self.n_tokens)
+        control, whole = (
+            api().LLAMA_TOKEN_ATTR_CONTROL,
+            api().LLAMA_TOKEN_ATTR_CONTROL | api().LLAMA_TOKEN_ATTR_USER_DEFINED,
+        )
+        tokens = []
+        for token in range(self.n_tokens):
+            attributes = attribute_of(vocab, token)
+            if attributes & whole:
+                content = text_of(vocab, token).decode("utf-8", "replace")
+                tokens.append(AddedToken(token, content, bool(attributes & control), token in normalized))
+        return AddedTokens(tokens, self._normalized)
 
     def piece(self, token: int) -> bytes:
         """The bytes a token adds to the text, which may be part of a character. Empty for control tokens."""
@@ -60,6 +107,18 @@ class Vocabulary:
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
-        """Tokens that end an answer (`<|im_end|>`, `<|endoftext|>`)."""
+        """Tokens that end an answer: `<|im_end|>`, `<|endoftext|>`, and what the checkpoint's settings add to them."""
         vocab, is_end = self._model.vocab, api().llama_vocab_is_eog
-        return frozenset(token for token in range(self.n_tokens) if is_end(vocab, token))
+        further = parse_ids(read_text_value(self._model, END_IDS), self.n_tokens)
+        return further | {token for token in range(self.n_tokens) if is_end(vocab, token)}
+
+
+def read_text_value(model: LlamaModel, key: str) -> str | None:
+    """A text or number of the model's metadata as text, or None if it is not there."""
+    room = 256
+    while True:
+        buffer = ctypes.create_string_buffer(room)
+        n = api().llama_model_meta_val_str(model.pointer, key.encode(), buffer, room)
+        if n < room:
+            return None if n < 0 else buffer.value.decode("utf-8", "replace")
+        room = n + 1

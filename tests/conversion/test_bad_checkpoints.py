@@ -226,6 +226,10 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "merge of unknown tokens": (edit_tokenizer(lambda table: table["model"].update(merges=["zz q"])), "merge 'zz q'"),
     "merge to an unknown token": (edit_tokenizer(lambda table: table["model"].update(merges=["a b"])), "merge 'a b'"),
     "no vocabulary": (edit_tokenizer(lambda table: table["model"].update(vocab={})), "no vocabulary in it"),
+    "token id outside the embedding": (
+        edit_tokenizer(lambda table: table["model"]["vocab"].update(he=99999)),
+        "has id 99999, outside the 272 rows",
+    ),
     "token id in words": (edit_tokenizer(lambda table: table["model"]["vocab"].update(he="262")), "has id '262'"),
     "token id true": (edit_tokenizer(lambda table: table["model"]["vocab"].update(he=True)), "has id True"),
     "added token without id": (edit_tokenizer(lambda table: added(table).pop("id")), "malformed: no 'id'"),
@@ -234,16 +238,23 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         edit_tokenizer(lambda table: added(table).update(content="\ud800")),
         "tokenizer.json: not valid JSON: 'utf-8' codec",
     ),
-    "two tokens with one id": (edit_tokenizer(lambda table: added(table).update(id=257)), "id 257 is both"),
+    "two tokens with one id": (
+        edit_tokenizer(lambda table: added(table).update(id=257)),
+        "token '<|endoftext|>' has two ids, 256 and 257",
+    ),
     "one token with two ids": (
         edit_tokenizer(lambda table: table["added_tokens"].append({"id": 265, "content": "<|im_end|>"})),
         "token '<|im_end|>' has two ids, 258 and 265",
     ),
     "tokenizer nested without end": (write("tokenizer.json", b'{"model":' * 100_000), "nested too deeply"),
     "chat template is no text": (write("chat_template.jinja", b"\xff\xfe"), "chat_template.jinja: not UTF-8 text"),
-    "tokens outside the embedding": (
+    "an added token that skips rows": (
+        edit_tokenizer(lambda table: table["added_tokens"].append({"id": 265, "content": "<gap>"})),
+        "token '<gap>' has id 265 in a file, and transformers gives it 262",
+    ),
+    "an added token with another id in another file": (
         replace_text("tokenizer.json", '"id": 261', '"id": 99999'),
-        "has id 99999, outside the 272 rows",
+        "token '<|fim_pad|>' has two ids, 261 and 99999",
     ),
 }
 

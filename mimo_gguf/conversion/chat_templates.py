@@ -1,0 +1,85 @@
+"""The chat templates of a checkpoint, from the four places where transformers keeps them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gguf import GGUFValueType
+
+from mimo_gguf.conversion.checkpoint_files import read_optional_json, read_text, some
+from mimo_gguf.core.model_source import Metadata, array, string
+from mimo_gguf.core.paths import path_kind
+
+_DEFAULT: Final = "default"
+_KEY: Final = "tokenizer.chat_template"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplates:
+    """The default template, the others by name, and what the user should know, in words."""
+
+    default: str | None
+    named: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def metadata(self) -> Metadata:
+        """The keys that llama.cpp has for templates: `tokenizer.chat_template`, and `.NAME` for the others."""
+        keys = {} if self.default is None else {_KEY: string(self.default)}
+        keys |= {f"{_KEY}.{name}": string(text) for name, text in self.named.items()}
+        if self.named:
+            keys["tokenizer.chat_templates"] = array(GGUFValueType.STRING, list(self.named))
+        return keys
+
+
+def read_chat_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplates:
+    """The templates of a checkpoint.
+
+    A template file wins over tokenizer_config.json, and that over chat_template.json. If several templates have names
+    and none is the default, there is no default: transformers does not choose either.
+
+    Raises:
+        CheckpointError: a template file that cannot be read.
+    """
+    named = _from_files(folder) or _by_name(tokenizer_config.get("chat_template"))
+    if not named:
+        named = _by_name(read_optional_json(folder / "chat_template.json").get("chat_template"))
+    default = named.pop(_DEFAULT, None)
+    others = {_safe(name): text for name, text in named.items()}
+    if default is not None or not others:
+        return ChatTemplates(default, others)
+    if len(others) == 1:
+        ((name, text),) = others.items()
+        return ChatTemplates(text, {}, (f"the only chat template is named {name!r}; it is taken as the default",))
+    listed = some(map(repr, sorted(others)))
+    return ChatTemplates(
+        None, others, (f"no chat template is the default ({listed} are there), so chats will use plain ChatML",)
+    )
+
+
+def _from_files(folder: Path) -> dict[str, str]:
+    """chat_template.jinja is the default; further ones lie in a folder of their own."""
+    paths = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    if path_kind(folder / "chat_template.jinja") != "nothing":
+        paths[_DEFAULT] = folder / "chat_template.jinja"
+    return {name: read_text(path) for name, path in paths.items()}
+
+
+def _by_name(stated: Any) -> dict[str, str]:
+    """One template, a table of them by name, or a list of `{"name": ..., "template": ...}`."""
+    if isinstance(stated, str):
+        return {_DEFAULT: stated}
+    if isinstance(stated, list):
+        entries = (entry for entry in stated if isinstance(entry, Mapping))
+        stated = {entry.get("name"): entry.get("template") for entry in entries}
+    if not isinstance(stated, Mapping):
+        return {}
+    return {name: text for name, text in stated.items() if isinstance(name, str) and isinstance(text, str)}
+
+
+def _safe(name: str) -> str:
+    """The name as a part of a metadata key; the gguf library replaces the same characters."""
+    return re.sub(r"[^a-z0-9_]", "_", name.lower())

@@ -1,0 +1,26 @@
+"""Metadata keys of our own about a tokenizer: what Hugging Face files say and llama.cpp's keys have no place for.
+
+Their values are texts, because llama.cpp hands out texts and numbers of a loaded file, but no arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+# Further tokens that end an answer, besides those that llama.cpp knows by key or by their text.
+END_IDS: Final = "mimo_gguf.tokenizer.end_ids"
+# Added tokens that are looked for in the normalized text; the others are looked for in the text as it is.
+NORMALIZED_IDS: Final = "mimo_gguf.tokenizer.normalized_ids"
+
+
+def format_ids(ids: Iterable[int]) -> str:
+    """`151643 151645`."""
+    return " ".join(map(str, ids))
+
+
+def parse_ids(text: str | None, n_tokens: int) -> frozenset[int]:
+    """The ids in what `format_ids` wrote; anything that is not the id of one of `n_tokens` tokens is left out."""
+    parts = (text or "").split()
+    numbers = (int(part) for part in parts if part.isascii() and part.isdigit() and len(part) < 10)
+    return frozenset(number for number in numbers if number < n_tokens)
