@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mimo_gguf.fit.breakdown import AskedMemory, read_memory
-from mimo_gguf.hardware.devices import Device, add_workers
+from mimo_gguf.hardware.devices import Device
+from mimo_gguf.hardware.rpc import add_workers
 from mimo_gguf.memory import compute as memory_compute
 from tests import full_size
 from tests.memory.agreement import Cell, grid, parallel_grid, predict, write_files

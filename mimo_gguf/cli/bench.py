@@ -65,7 +65,7 @@ def command(
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.fit.refusal import check_fit
     from mimo_gguf.fit.solver import Wishes
-    from mimo_gguf.hardware.devices import add_workers
+    from mimo_gguf.hardware.rpc import add_workers
     from mimo_gguf.llama.api import load_model
     from mimo_gguf.runtime.launch import choose_plan, model_options, session_options
 

@@ -33,7 +33,8 @@ def choose_devices(
         UsageError: options that contradict each other, an unknown card, an absurd size.
         BackendError: a worker that does not answer.
     """
-    from mimo_gguf.hardware.devices import add_workers, host_device, imagined_gpu, list_devices
+    from mimo_gguf.hardware.devices import host_device, imagined_gpu, list_devices
+    from mimo_gguf.hardware.rpc import add_workers
 
     named = [name for name in gpu if name.lower() != "auto"]
     if len(named) < len(gpu) and (named or vram):

@@ -95,8 +95,8 @@ def command(
     from mimo_gguf.chat.conversation import Conversation
     from mimo_gguf.engine.sampling import SamplingOptions
     from mimo_gguf.engine.session import SessionOptions
-    from mimo_gguf.hardware.devices import add_workers
     from mimo_gguf.hardware.memory_watch import MemoryWatch
+    from mimo_gguf.hardware.rpc import add_workers
     from mimo_gguf.llama.log import use_log
     from mimo_gguf.runtime.model import AnswerOptions, Model
 

@@ -19,7 +19,8 @@ from typing import Any, Final
 from mimo_gguf.core.errors import BackendError, MimoGgufError
 from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.version import REINSTALL_LLAMA
-from mimo_gguf.hardware.devices import Device, add_workers, ggml_devices
+from mimo_gguf.hardware.devices import Device, ggml_devices
+from mimo_gguf.hardware.rpc import add_workers
 from mimo_gguf.llama import api as llama_api
 from mimo_gguf.memory.parts import NO_CONTEXT, ContextBytes
 from mimo_gguf.memory.run import RunSettings

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import socket
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -199,40 +198,3 @@ def imagined_gpu(vram_bytes: int, name: str = "GPU", description: str = "") -> D
         vram_bytes,
         DeviceTraits(128, 32, True, True),
     )
-
-
-def add_workers(endpoints: Sequence[str]) -> tuple[Device, ...]:
-    """Connects to RPC workers (`mimo-gguf worker`) and returns their devices, which stay known to ggml.
-
-    Raises:
-        UsageError: an endpoint is not HOST:PORT.
-        BackendError: nobody answers there, or this build of llama.cpp has no RPC.
-    """
-    known = {device.pointer for device in ggml_devices()}
-    add = ggml_function("ggml_backend_rpc_add_server", ctypes.c_void_p, ctypes.c_char_p)
-    register = ggml_function("ggml_backend_register", None, ctypes.c_void_p)
-    for endpoint in dict.fromkeys(endpoints):
-        _check_reachable(endpoint)
-        registry = add(endpoint.encode())
-        if not registry:
-            raise BackendError(f"{endpoint}: no RPC worker of this llama.cpp version", hint=_WORKER_HINT)
-        if registry not in _registered:
-            register(registry)
-            _registered.add(registry)
-    wanted = set(endpoints)
-    devices = [device for device in ggml_devices() if device.backend == "RPC"]
-    return tuple(d for d in devices if d.pointer not in known or d.description in wanted)
-
-
-_registered: Final[set[int]] = set()
-_WORKER_HINT: Final = "start one on that machine: mimo-gguf worker"
-
-
-def _check_reachable(endpoint: str) -> None:
-    host, colon, port = endpoint.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UsageError(f"{endpoint!r} is no worker address", hint="write it like 127.0.0.1:50052")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise BackendError(f"{endpoint}: {error.strerror or error}", hint=_WORKER_HINT) from None

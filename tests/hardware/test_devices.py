@@ -8,9 +8,9 @@ import sys
 import psutil
 import pytest
 
-from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.core.errors import BackendError
 from mimo_gguf.hardware import devices
-from mimo_gguf.hardware.devices import add_workers, host_device, list_devices
+from mimo_gguf.hardware.devices import host_device, list_devices
 from tests.workers import running_worker
 
 
@@ -33,7 +33,8 @@ def test_a_worker_is_a_device_with_memory_of_its_own_until_it_goes_away() -> Non
     """In a process of its own: a worker stays registered with ggml, and would serve every later test."""
     code = """
 import sys
-from mimo_gguf.hardware.devices import add_workers, list_devices
+from mimo_gguf.hardware.devices import list_devices
+from mimo_gguf.hardware.rpc import add_workers
 (worker,) = add_workers([sys.argv[1]])
 assert worker.backend == "RPC" and worker.is_gpu and worker.description == sys.argv[1], worker
 assert worker.total_bytes > 0 and worker.traits.alignment == 32 and worker.shares_host_memory, worker
@@ -50,18 +51,6 @@ assert [device.name for device in list_devices()] == ["CPU"]
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.communicate("the worker is gone\n", timeout=60)
     assert process.returncode == 0
-
-
-@pytest.mark.parametrize("endpoint", ["", "here", "host:", ":1", "host:99999", "host:port"])
-def test_an_endpoint_is_host_and_port(endpoint: str) -> None:
-    with pytest.raises(UsageError):
-        add_workers([endpoint])
-
-
-def test_nobody_at_the_endpoint() -> None:
-    with pytest.raises(BackendError) as caught:
-        add_workers(["127.0.0.1:1"])
-    assert "mimo-gguf worker" in str(caught.value.hint)
 
 
 def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:

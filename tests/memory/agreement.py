@@ -20,7 +20,8 @@ from mimo_gguf.core.geometry import QWEN2, STEP35
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.fit.breakdown import AskedMemory, read_memory
-from mimo_gguf.hardware.devices import Device, add_workers
+from mimo_gguf.hardware.devices import Device
+from mimo_gguf.hardware.rpc import add_workers
 from mimo_gguf.memory.parts import DeviceMemory
 from mimo_gguf.memory.predict import predict_memory
 from mimo_gguf.memory.run import Placement, RunSettings
