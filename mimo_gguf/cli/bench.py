@@ -15,6 +15,7 @@ from rich.text import Text
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.options import Auto, Ctx, GpuLayers, Json, KvType, Mtp, Rpc, Threads
+from mimo_gguf.cli.workers import use_workers
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import format_size
 
@@ -65,7 +66,6 @@ def command(
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.fit.refusal import check_fit
     from mimo_gguf.fit.solver import Wishes
-    from mimo_gguf.hardware.rpc import add_workers
     from mimo_gguf.llama.api import load_model
     from mimo_gguf.runtime.launch import choose_plan, model_options, session_options
 
@@ -75,8 +75,7 @@ def command(
         check_peer(program)
     header = read_runnable(file)
     template = ChatTemplate.of_file(header)
-    if rpc:
-        add_workers(rpc)
+    use_workers(rpc or [])
     plan = choose_plan(
         header,
         Wishes(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.workers import use_workers
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import parse_size
 
@@ -34,7 +35,6 @@ def choose_devices(
         BackendError: a worker that does not answer.
     """
     from mimo_gguf.hardware.devices import host_device, imagined_gpu, list_devices
-    from mimo_gguf.hardware.rpc import add_workers
 
     named = [name for name in gpu if name.lower() != "auto"]
     if len(named) < len(gpu) and (named or vram):
@@ -51,8 +51,7 @@ def choose_devices(
         names = ["GPU"] if len(sizes) == 1 else [f"GPU{i}" for i in range(len(sizes))]
         cards = (imagined_gpu(size, name, text) for (size, text), name in zip(sizes, names, strict=True))
         return (*cards, host_device())
-    if rpc:
-        add_workers(rpc)
+    use_workers(rpc)
     return list_devices()
 
 

@@ -28,6 +28,7 @@ from mimo_gguf.cli.options import (
     Verbose,
     check_choice,
 )
+from mimo_gguf.cli.workers import use_workers
 from mimo_gguf.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,7 +97,6 @@ def command(
     from mimo_gguf.engine.sampling import SamplingOptions
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.hardware.memory_watch import MemoryWatch
-    from mimo_gguf.hardware.rpc import add_workers
     from mimo_gguf.llama.log import use_log
     from mimo_gguf.runtime.model import AnswerOptions, Model
 
@@ -123,8 +123,7 @@ def command(
             n_threads=threads or 0, n_draft=draft, p_min=draft_p_min, adaptive=not always_draft,
             hidden="post" if hidden == "post" else "pre",
         )  # fmt: skip
-        if rpc:
-            add_workers(rpc)
+        use_workers(rpc or [])
         watched = not as_json and _somebody_watches()
         with loading(told=watched or (verbose and not as_json), alive=watched and not verbose) as on_plan:
             model = Model.load(

@@ -1,0 +1,70 @@
+"""Runs over RPC workers: connected to, and one clear line if one of them goes away, which ends the process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from mimo_gguf.cli import ui
+from mimo_gguf.core.errors import BackendError
+
+_SHOW_CURSOR: Final = "\x1b[?25h"
+
+
+def use_workers(endpoints: Sequence[str], hint: str = "start the worker again: mimo-gguf worker") -> None:
+    """Connects to the workers, if there are any; if one goes away later, the error says so and ends with `hint`.
+
+    Raises:
+        UsageError, BackendError: as `add_workers`.
+    """
+    from mimo_gguf.hardware.rpc import add_workers
+
+    if endpoints:
+        add_workers(endpoints)
+        tell_before_abort(hint)
+
+
+def tell_before_abort(hint: str) -> None:
+    """Makes an abort of llama.cpp an error with exit code 1, like any other; `hint` says how to go on.
+
+    Raises:
+        BackendError: llama.cpp cannot be loaded.
+    """
+    from mimo_gguf.llama.abort import before_abort
+
+    terminal = _terminal_settings()
+
+    def leave(reason: str) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{_SHOW_CURSOR}\n")
+        ui.print_error(BackendError(_in_words(reason), hint=hint))
+        _restore(terminal)
+        sys.stdout.flush()
+        os._exit(BackendError.exit_code)  # nothing else in this process can be relied on
+
+    before_abort(leave)
+
+
+def _in_words(reason: str) -> str:
+    """`/build/ggml-rpc.cpp:567: Remote RPC server crashed ...` in the user's terms."""
+    where, _, what = reason.partition(": ")
+    if "rpc" in where.lower():
+        return f"a worker went away, and llama.cpp cannot go on without it ({what})"
+    return f"llama.cpp cannot go on: {reason}"
+
+
+def _terminal_settings() -> object | None:
+    if sys.platform == "win32" or not sys.stdin.isatty():
+        return None
+    import termios
+
+    return termios.tcgetattr(sys.stdin)
+
+
+def _restore(settings: object | None) -> None:
+    if settings is not None and sys.platform != "win32":
+        import termios
+
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)  # type: ignore[arg-type]
