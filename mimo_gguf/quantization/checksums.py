@@ -55,7 +55,8 @@ class Checksums:
 
     @classmethod
     def of(cls, file: str, layout: GgufLayout, tensors: Sequence[TensorSum], run: str) -> Checksums:
-        return cls(file, layout.n_bytes, len(layout.header), HEADER.of(layout.header), tuple(tensors), run)
+        text = file.encode(errors="replace").decode()  # a file's name may be no text
+        return cls(text, layout.n_bytes, len(layout.header), HEADER.of(layout.header), tuple(tensors), run)
 
     def as_bytes(self) -> bytes:
         """The JSON document, one tensor per line."""
@@ -76,7 +77,7 @@ class Checksums:
         lines = [f"{self.file} {self.n_bytes} {self.header_bytes} {self.header_digest.hex()}"]
         lines += [value for value in (self.run, self.sha256) if value]
         lines += [json.dumps(_tensor_json(tensor)) for tensor in self.tensors]
-        return "\n".join(lines).encode(errors="surrogateescape")  # a file's name may be no text
+        return "\n".join(lines).encode()
 
 
 def _is_possible(sums: Checksums) -> bool:
