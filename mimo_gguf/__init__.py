@@ -8,21 +8,49 @@ TYPE_CHECKING = False  # as typing's, which takes longer to import than all of t
 if TYPE_CHECKING:
     from typing import Any
 
+    from mimo_gguf.fit.weigh import plan_fit
     from mimo_gguf.runtime.llm import LLM, SamplingParams
     from mimo_gguf.runtime.model import Answer, AnswerStream, Model
+    from mimo_gguf.verbs import convert, inspect, plan_convert, plan_quantize, quantize, verify
 
-__all__ = ["LLM", "Answer", "AnswerStream", "Model", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "Answer",
+    "AnswerStream",
+    "Model",
+    "SamplingParams",
+    "__version__",
+    "convert",
+    "inspect",
+    "plan_convert",
+    "plan_fit",
+    "plan_quantize",
+    "quantize",
+    "verify",
+]
+
+# public name -> the module it is imported from when it is first asked for: some bring llama.cpp with them
+_HOMES = {
+    "Answer": "runtime.model",
+    "AnswerStream": "runtime.model",
+    "Model": "runtime.model",
+    "LLM": "runtime.llm",
+    "SamplingParams": "runtime.llm",
+    "plan_fit": "fit.weigh",
+    "convert": "verbs",
+    "inspect": "verbs",
+    "plan_convert": "verbs",
+    "plan_quantize": "verbs",
+    "quantize": "verbs",
+    "verify": "verbs",
+}
 
 if not TYPE_CHECKING:  # a checker shall find the names above, and miss all others
 
     def __getattr__(name: str) -> Any:
-        """The runtime's classes, imported when first asked for: they bring llama.cpp with them."""
-        if name in ("Answer", "AnswerStream", "Model"):
-            from mimo_gguf.runtime import model
+        """The public names, each imported when it is first asked for."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-            return getattr(model, name)
-        if name in ("LLM", "SamplingParams"):
-            from mimo_gguf.runtime import llm
-
-            return getattr(llm, name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

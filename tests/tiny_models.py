@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mimo_gguf.conversion.checkpoint_source import open_checkpoint
+from mimo_gguf import convert
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import ModelSource
 from tests.checkpoints import CONFIG, tensor_shapes, write_safetensors, write_tokenizer
@@ -64,8 +64,8 @@ def make_model(folder: Path, *, n_mtp: int = 1, seed: int = 0, state: State | No
     """A random tiny MiMo in float32: the GGUF's path. `state` gives the weights, `config` overrides sizes."""
     full = {**CONFIG, "num_nextn_predict_layers": n_mtp, **config}
     write_checkpoint_of(folder / "hf", full, random_state(full, n_mtp=n_mtp, seed=seed) if state is None else state)
-    with open_checkpoint(folder / "hf") as source:
-        return write_gguf(source, folder / "model.gguf")
+    convert(folder / "hf", out=folder / "model.gguf", types="F32", force=True)
+    return folder / "model.gguf"
 
 
 def quantized(path: Path, name: str) -> Path:

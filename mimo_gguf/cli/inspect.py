@@ -26,23 +26,24 @@ def command(
 
     Only the header is read, so it is instant at any size.
     """
-    from mimo_gguf.core import inspection
-    from mimo_gguf.core.gguf_file import read_gguf
+    from mimo_gguf.core.inspection import as_json as describe
+    from mimo_gguf.core.inspection import layout_line
+    from mimo_gguf.verbs import inspect
 
-    model = read_gguf(file)
-    found = inspection.inspect_gguf(model)
+    found = inspect(file)
     if as_json:
-        ui.print_json(inspection.as_json(found, model, tensors=tensors))
+        ui.print_json(describe(found, tensors=tensors))
         return
-    _print_summary(found, model, inspection.layout_line(found))
+    _print_summary(found, layout_line(found))
     _print_groups(found)
     if metadata:
-        _print_metadata(model)
+        _print_metadata(found.file)
     if tensors:
-        _print_tensors(model)
+        _print_tensors(found.file)
 
 
-def _print_summary(found: Inspection, model: GgufFile, layout_line: str) -> None:
+def _print_summary(found: Inspection, layout_line: str) -> None:
+    model = found.file
     parts = f" in {len(found.paths)} parts" if len(found.paths) > 1 else ""
     rows = [
         ("model", found.name),

@@ -135,11 +135,18 @@ class Bars:
             self._rich = None
 
 
+class Notes(Silence):
+    """Nothing but the lines about steps that take a moment: for `--json`, whose reader waits, too."""
+
+    def note(self, text: str) -> None:
+        ui.print_note(text)
+
+
 @contextmanager
-def open_progress(*, quiet: bool = False) -> Iterator[Progress]:
+def open_progress(*, quiet: bool = False, as_json: bool = False) -> Iterator[Progress]:
     """The progress display that suits where stderr goes; after Ctrl-C it says how far the run came."""
-    if quiet:
-        yield Silence()
+    if quiet or as_json:
+        yield Silence() if quiet else Notes()
         return
     display: Bars | Lines = Bars() if ui.err.is_terminal else Lines()
     try:

@@ -16,7 +16,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from mimo_gguf.core.errors import MimoGgufError
-from mimo_gguf.core.units import format_duration, format_size
+from mimo_gguf.core.units import counted, format_duration, format_size
 
 if TYPE_CHECKING:
     from mimo_gguf.quantization.report import QuantizeReport
@@ -157,7 +157,9 @@ def print_report(report: QuantizeReport) -> None:
         size = f"{format_size(output.n_bytes)}{parts}, {output.bits_per_weight:.2f} bits per weight"
         print_field(output.profile, f"{output.paths[0]}, {size}{resumed}", style="good")
     print_notes([(output.profile, output.notes) for output in report.outputs])
-    speed = f"read {_rate(report.read_gb_s)}, written {_rate(report.written_gb_s)}, {report.n_threads} threads"
+    speed = (
+        f"read {_rate(report.read_gb_s)}, written {_rate(report.written_gb_s)}, {counted(report.n_threads, 'thread')}"
+    )
     print_field("time", f"{format_duration(report.seconds)}; {speed}")
     for kernel in dict.fromkeys(report.kernels.values()):
         types = ", ".join(ggml_type for ggml_type, used in report.kernels.items() if used == kernel)

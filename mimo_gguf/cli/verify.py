@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.options import Json, Quiet, Threads
-from mimo_gguf.core.units import format_size
+from mimo_gguf.core.units import counted, format_size, listed
+
+if TYPE_CHECKING:
+    from mimo_gguf.quantization.verification import Verification
 
 _MEANING = {
     "checksums": "every byte, against the checksums beside the file",
@@ -26,24 +29,36 @@ def command(
 ) -> None:
     """Check a GGUF file against its checksums: any flipped bit, missing or added byte is found.
 
-    Exit code 1 where something is wrong.
+    Its sha256, which the Hub shows for an uploaded file, is printed, and kept with the checksums. Exit code 1 if
+    something is wrong.
     """
     from mimo_gguf.cli.progress import open_progress
-    from mimo_gguf.quantization.verification import verify_gguf
+    from mimo_gguf.verbs import verify
 
-    with open_progress(quiet=quiet or as_json) as progress:
-        found = verify_gguf(file, progress, threads)
+    with open_progress(quiet=quiet, as_json=as_json) as progress:
+        found = verify(file, threads=threads, progress=progress)
     if as_json:
         ui.print_json(found.as_json())
     else:
-        ui.print_field("file", f"{found.paths[0]}" + (f" and {len(found.paths) - 1} more" if found.paths[1:] else ""))
-        ui.print_field("checked", f"{found.n_tensors} tensors, {format_size(found.n_bytes)}: {_MEANING[found.method]}")
-        for path in found.without_checksums if len(found.paths) > len(found.without_checksums) else ():
-            ui.print_warning(
-                f"{path.name}.sums.json is missing: with it the metadata of this part would be checked too"
-            )
-        for problem in found.problems:
-            ui.print_field("damaged", problem)
-        ui.print_field("result", "intact" if found.intact else "damaged: convert, quantize or download it again")
+        _print(found)
     if not found.intact:
         raise typer.Exit(1)
+
+
+def _print(found: Verification) -> None:
+    ui.print_field("file", listed(list(map(str, found.paths)), most=1))
+    ui.print_field(
+        "checked", f"{counted(found.n_tensors, 'tensor')}, {format_size(found.n_bytes)}: {_MEANING[found.method]}"
+    )
+    for path in found.without_checksums if len(found.paths) > len(found.without_checksums) else ():
+        ui.print_warning(f"{path.name}.sums.json is missing: with it the metadata of this part would be checked too")
+    for path, digest in found.sha256.items():
+        more = f"  {path.name}" if len(found.sha256) > 1 else ""
+        ui.print_field("sha256", f"{digest}{more}")
+    if found.recorded:
+        ui.print_note(f"sha256 written into {listed([f'{path.name}.sums.json' for path in found.recorded], most=1)}")
+    for note in found.notes:
+        ui.print_field("note", note)
+    for problem in found.problems:
+        ui.print_field("damaged", problem)
+    ui.print_field("result", "intact" if found.intact else "damaged: convert, quantize or download it again")

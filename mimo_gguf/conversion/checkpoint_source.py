@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,20 @@ class ConversionPlan:
         """
         matrices = (tensor.hf for tensor in self.mapping.mapped if len(tensor.shape) > 1)
         return tuple(Counter(self.weights[name].ggml_type for name in matrices).most_common())
+
+    def as_json(self) -> dict[str, Any]:
+        """The conversion as a JSON document: what every tensor of the checkpoint becomes."""
+        return {
+            "model": self.checkpoint.model_id,
+            "revision": self.checkpoint.revision,
+            "layout": self.layout,
+            "n_mtp": self.n_mtp,
+            "recipe": self.recipe.path.name,
+            "mapped": [
+                {"from": tensor.hf, "to": tensor.gguf, "transform": tensor.transform} for tensor in self.mapping.mapped
+            ],
+            "dropped": [{"from": tensor.hf, "reason": tensor.reason} for tensor in self.dropped],
+        }
 
     @property
     def float_type(self) -> GgmlType:

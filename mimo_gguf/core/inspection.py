@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mimo_gguf.core.geometry import LAYOUTS, STEP35, Geometry, read_geometry, tensor_group
 from mimo_gguf.core.ggml_types import ftype_name
 from mimo_gguf.core.gguf_file import GgufFile
 from mimo_gguf.core.model_source import TensorInfo
+from mimo_gguf.core.units import counted
 
 GROUPS: Final = ("embedding", "trunk", "mtp", "output")
 
@@ -28,7 +29,12 @@ class GroupSize:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A file's description; `geometry` is None for an architecture that is not MiMo's."""
+    """A file's description.
+
+    Attributes:
+        geometry: None for an architecture that is not MiMo's.
+        file: the header it was made from: metadata and tensor table.
+    """
 
     paths: tuple[str, ...]
     file_bytes: int
@@ -37,6 +43,7 @@ class Inspection:
     name: str
     geometry: Geometry | None
     groups: tuple[GroupSize, ...]
+    file: GgufFile = field(repr=False)
 
     @property
     def n_parameters(self) -> int:
@@ -76,6 +83,7 @@ def inspect_gguf(model: GgufFile) -> Inspection:
         name=str(model.value("general.name", model.path.stem)),
         geometry=geometry,
         groups=tuple(size for group in GROUPS if (size := _group_size(group, infos, n_trunk)) is not None),
+        file=model,
     )
 
 
@@ -99,12 +107,11 @@ def layout_line(inspection: Inspection) -> str:
         return f"{inspection.architecture}: not a layout of MiMo"
     if inspection.architecture == STEP35:
         n_mtp = inspection.geometry.n_mtp
-        plural = "s" if n_mtp != 1 else ""
-        return f"step35: trunk and {n_mtp} MTP layer{plural}; drafts in llama.cpp of mid-2026 or later"
+        return f"step35: trunk and {counted(n_mtp, 'MTP layer')}; drafts in llama.cpp of mid-2026 or later"
     return "qwen2: trunk only, no MTP; runs in any llama.cpp of the last two years"
 
 
-def as_json(inspection: Inspection, model: GgufFile, *, tensors: bool) -> dict[str, Any]:
+def as_json(inspection: Inspection, *, tensors: bool = False) -> dict[str, Any]:
     """The inspection as a JSON document; token lists are given by their lengths."""
     geometry = inspection.geometry
     document: dict[str, Any] = {
@@ -128,12 +135,12 @@ def as_json(inspection: Inspection, model: GgufFile, *, tensors: bool) -> dict[s
             }
             for size in inspection.groups
         ],
-        "metadata": {key: _plain(entry.value) for key, entry in model.metadata.items()},
+        "metadata": {key: _plain(entry.value) for key, entry in inspection.file.metadata.items()},
     }
     if tensors:
         document["tensors"] = [
             {"name": info.name, "shape": list(info.shape), "type": info.ggml_type.name, "n_bytes": info.n_bytes}
-            for info in model.infos()
+            for info in inspection.file.infos()
         ]
     return document
 

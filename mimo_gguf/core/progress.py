@@ -16,7 +16,7 @@ class Job:
 
 
 class Progress(Protocol):
-    """Called from the thread that started the run, several times a second."""
+    """Called from the thread that started the run, several times a second; `note` perhaps from another one."""
 
     def start(self, jobs: Sequence[Job]) -> None:
         """The run begins."""

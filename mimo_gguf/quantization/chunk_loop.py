@@ -23,13 +23,13 @@ from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
 from mimo_gguf.core.model_source import Bytes, SourceTensor, TensorInfo
 from mimo_gguf.quantization.block_scales import first_bad_row
 from mimo_gguf.quantization.chunks import Chunk, chunk_rows
+from mimo_gguf.quantization.kernel_loading import KernelKey
 from mimo_gguf.quantization.kernels import Kernel, first_f16_overflow, first_nonfinite
 from mimo_gguf.quantization.output_writer import OutputWriter
 from mimo_gguf.quantization.plan import OutputPlan, QuantizePlan, TensorPlan
 
 _NO_BLOCK_HOLDS: Final = 2.0**28  # Q6_K, the widest: f16 scale 65504 x block scale 127 x level 32
 _DRAIN_EVERY_S: Final = 0.2
-KernelKey = tuple[GgmlType, GgmlType, bool]
 
 
 def kernel_keys(output: OutputPlan) -> set[KernelKey]:

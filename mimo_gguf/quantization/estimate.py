@@ -15,8 +15,10 @@ from mimo_gguf.core.errors import MimoGgufError
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType, block_size, row_bytes
 from mimo_gguf.core.machine import available_cores
 from mimo_gguf.core.model_source import ModelSource
+from mimo_gguf.core.progress import Progress, Silence
 from mimo_gguf.quantization.chunks import CHUNK_WEIGHTS, chunk_rows
-from mimo_gguf.quantization.kernels import Kernel, kernel_for
+from mimo_gguf.quantization.kernel_loading import load_kernels
+from mimo_gguf.quantization.kernels import Kernel
 from mimo_gguf.quantization.plan import QuantizePlan
 
 _COLUMNS: Final = 4096
@@ -52,11 +54,12 @@ class TimeExpected:
         return {"seconds": self.total_s, "computing_s": self.computing_s, "reading_s": self.reading_s}
 
 
-def estimate_time(plan: QuantizePlan, *, weights_here: bool = True) -> TimeExpected:
+def estimate_time(plan: QuantizePlan, *, weights_here: bool = True, progress: Progress | None = None) -> TimeExpected:
     """What a run of `plan` will take.
 
     Args:
         weights_here: whether the source's weights can be read; not where only headers were fetched.
+        progress: told if kernels have to be compiled first.
 
     Raises:
         MimoGgufError: the source's disk is failing.
@@ -64,12 +67,14 @@ def estimate_time(plan: QuantizePlan, *, weights_here: bool = True) -> TimeExpec
     read_bytes = sum(tensor.info.n_bytes for tensor in plan.source.tensors)
     written_bytes = sum(output.n_bytes for output in plan.outputs)
     n_threads = min(plan.options.n_threads or available_cores(), available_cores())
-    cpu_s = _kernel_seconds(plan) + _READ_S_PER_BYTE * read_bytes + _WRITE_S_PER_BYTE * written_bytes
+    cpu_s = (
+        _kernel_seconds(plan, progress or Silence()) + _READ_S_PER_BYTE * read_bytes + _WRITE_S_PER_BYTE * written_bytes
+    )
     reading_s = read_bytes / _bytes_per_second(plan.source) if weights_here else None
     return TimeExpected(cpu_s / n_threads, reading_s, n_threads)
 
 
-def _kernel_seconds(plan: QuantizePlan) -> float:
+def _kernel_seconds(plan: QuantizePlan, progress: Progress) -> float:
     """On one thread."""
     weights: Counter[tuple[GgmlType, GgmlType, bool]] = Counter()
     for output in plan.outputs:
@@ -77,7 +82,8 @@ def _kernel_seconds(plan: QuantizePlan) -> float:
             stored = tensor.source.info.ggml_type
             if stored in FLOAT_TYPES and tensor.info.ggml_type is not stored:
                 weights[tensor.info.ggml_type, stored, tensor.importance is not None] += tensor.info.n_elements
-    return sum(count / _weights_per_second(kernel_for(*key), key[2]) for key, count in weights.items())
+    kernels = load_kernels(weights, progress)
+    return sum(count / _weights_per_second(kernels[key], key[2]) for key, count in weights.items())
 
 
 def _bytes_per_second(source: ModelSource) -> float:

@@ -11,13 +11,13 @@ from functools import partial
 from typing import Final
 
 from mimo_gguf.core.errors import WeightsError
-from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.machine import available_cores
 from mimo_gguf.core.output_file import check_free_space, sync_folder
 from mimo_gguf.core.progress import Job, Progress, Silence
-from mimo_gguf.quantization.chunk_loop import KernelKey, Loop, kernel_key, kernel_keys
+from mimo_gguf.quantization.chunk_loop import Loop, kernel_key, kernel_keys
 from mimo_gguf.quantization.chunks import Chunk, cut_into_chunks
-from mimo_gguf.quantization.kernels import Kernel, have_to_compile, kernel_for
+from mimo_gguf.quantization.kernel_loading import KernelKey, load_kernels
+from mimo_gguf.quantization.kernels import Kernel
 from mimo_gguf.quantization.output_state import check_places, is_complete, recorded_source
 from mimo_gguf.quantization.output_writer import OutputWriter, open_output
 from mimo_gguf.quantization.partial_file import write_error
@@ -29,10 +29,6 @@ _POLL_S: Final = 0.1
 # 15 % with two workers each, 11 % with three, no less with four.
 _WORKERS_PER_THREAD: Final = 3
 _WORTH_A_NOTE_BYTES: Final = 1 << 28  # the final sync of less is over before it is read
-# types whose search tables libggml builds on first use
-_SLOW_TABLES: Final = frozenset(
-    parse_ggml_type(name) for name in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
-)
 
 
 def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> QuantizeReport:
@@ -56,7 +52,7 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
 def _run(plan: QuantizePlan, watcher: Progress) -> tuple[Loop, str]:
     """The finished loop, and the digest of the source it read."""
     check_places(plan.outputs, force=plan.options.force)
-    kernels = _load_kernels(plan, watcher)
+    kernels = load_kernels(set().union(*map(kernel_keys, plan.outputs)), watcher)
     chunks = cut_into_chunks([tensor.info for tensor in plan.source.tensors], plan.options.chunk_weights)
     with ExitStack() as stack:
         writers = _open_outputs(plan, chunks, kernels, stack)
@@ -83,15 +79,6 @@ def _tidy_up(
     for writer in writers:
         if not writer.finished and (isinstance(error, WeightsError) or (error is not None and not writer.journal.done)):
             writer.abandon()
-
-
-def _load_kernels(plan: QuantizePlan, progress: Progress) -> dict[KernelKey, Kernel]:
-    keys = sorted(set().union(*map(kernel_keys, plan.outputs)))
-    if slow := sorted({key[0].name for key in keys if key[0] in _SLOW_TABLES}):
-        progress.note(f"libggml builds its tables for {', '.join(slow)}: this takes some seconds")
-    if keys and have_to_compile():
-        progress.note("compiling the kernels for this processor: some seconds, once")
-    return {key: kernel_for(*key) for key in keys}
 
 
 def _open_outputs(

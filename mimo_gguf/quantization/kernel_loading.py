@@ -1,0 +1,51 @@
+"""Loading the kernels of a run, with a word to whoever waits: the first time on a machine they are compiled."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from mimo_gguf.core.ggml_types import GgmlType, parse_ggml_type
+from mimo_gguf.core.progress import Progress
+from mimo_gguf.quantization.kernels import Kernel, have_to_compile, kernel_for
+
+KernelKey = tuple[GgmlType, GgmlType, bool]
+"""Target type, type of the rows that the kernel reads, and whether with an importance row."""
+
+COMPILING: Final = "compiling the kernels for this processor: 10 to 30 seconds, once"
+_PATIENCE_S: Final = 1.0  # kernels that were compiled before are loaded in less
+# types whose search tables libggml builds on first use
+_SLOW_TABLES: Final = frozenset(
+    parse_ggml_type(name) for name in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+)
+
+
+def load_kernels(keys: Iterable[KernelKey], progress: Progress) -> dict[KernelKey, Kernel]:
+    """The kernel for each key.
+
+    Raises:
+        BackendError: libggml cannot write one of the types, or cannot be loaded.
+    """
+    wanted = sorted(set(keys))
+    if slow := sorted({key[0].name for key in wanted if key[0] in _SLOW_TABLES}):
+        progress.note(f"libggml builds its tables for {', '.join(slow)}: this takes some seconds")
+    with _told_of_compiling(progress, at_once=bool(wanted) and have_to_compile()):
+        return {key: kernel_for(*key) for key in wanted}
+
+
+@contextmanager
+def _told_of_compiling(progress: Progress, *, at_once: bool) -> Iterator[None]:
+    """Says that kernels are compiled: at once if none ever was, else as soon as loading takes longer than it should."""
+    if at_once:
+        progress.note(COMPILING)
+        yield
+        return
+    timer = threading.Timer(_PATIENCE_S, progress.note, [COMPILING])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,450 @@
+"""The verbs: what is done to a model's files, one public function each, with the defaults of the commands.
+
+    plan_convert,  convert     a checkpoint becomes GGUF files, its MTP layers kept
+    plan_quantize, quantize    any model becomes GGUF files of other types
+    verify                     whether a GGUF file is still what was written
+    inspect                    what a GGUF file is
+    plan_fit                   what a run of it needs, on which device
+
+A `plan_...` function reads headers only and writes nothing: it is the `--dry-run` of its command. A command parses its
+arguments, calls one of these, and shows what it returns. Conversion and quantization do not know each other; they meet
+here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mimo_gguf.conversion.checkpoint_source import ConversionPlan
+    from mimo_gguf.core.inspection import Inspection
+    from mimo_gguf.core.progress import Progress
+    from mimo_gguf.fit.weigh import plan_fit
+    from mimo_gguf.quantization.estimate import TimeExpected
+    from mimo_gguf.quantization.plan import QuantizeOptions, QuantizePlan
+    from mimo_gguf.quantization.profiles import MtpRule, Profile
+    from mimo_gguf.quantization.report import QuantizeReport
+    from mimo_gguf.quantization.type_choice import TypeOptions
+    from mimo_gguf.quantization.verification import Verification
+
+__all__ = [
+    "ConvertPlan",
+    "ConvertReport",
+    "QuantizePreview",
+    "convert",
+    "inspect",
+    "plan_convert",
+    "plan_fit",
+    "plan_quantize",
+    "quantize",
+    "verify",
+]
+
+Names = str | Path | Sequence[str | Path]
+
+
+def __getattr__(name: str) -> Any:
+    """`plan_fit`, which lives where runs are weighed."""
+    if name == "plan_fit":
+        from mimo_gguf.fit import weigh
+
+        return weigh.plan_fit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# ---- convert
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertPlan:
+    """What a conversion will write: how the checkpoint maps to tensors, and the files these go to."""
+
+    conversion: ConversionPlan
+    writing: QuantizePlan
+
+    @property
+    def rounding(self) -> str | None:
+        """What is rounded although the user chose no type: a checkpoint may mix types, and the commonest is taken."""
+        (first, *others) = self.writing.outputs
+        name, kinds = first.profile.name, self.conversion.matrix_types
+        rounded = [f"{count} in {kind.name}" for kind, count in kinds if kind.name != name]
+        if others or name != self.conversion.float_type.name or name == "F32" or not rounded:
+            return None
+        return f"the checkpoint mixes types ({', '.join(rounded)}): {name} rounds these, --type F32 does not"
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as a JSON document."""
+        return self.conversion.as_json() | self.writing.as_json()
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport:
+    """A finished conversion: how the checkpoint was mapped, and what was written."""
+
+    conversion: ConversionPlan
+    written: QuantizeReport
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as a JSON document."""
+        return self.conversion.as_json() | self.written.as_json()
+
+
+def plan_convert(
+    src: str | Path,
+    *,
+    out: str | Path | None = None,
+    types: Names = (),
+    layout: str | None = None,
+    mtp: bool | None = None,
+    mtp_layers: str | Path | None = None,
+    split_max_size: str | int | None = None,
+) -> ConvertPlan:
+    """What `convert` with the same arguments would write; of a Hub id only headers are downloaded.
+
+    Raises:
+        MimoGgufError: as `convert`, but for what only weights tell.
+    """
+    with _planned_conversion(src, out, types, layout, mtp, mtp_layers, split_max_size, headers_only=True) as plan:
+        return plan
+
+
+def convert(
+    src: str | Path,
+    *,
+    out: str | Path | None = None,
+    types: Names = (),
+    layout: str | None = None,
+    mtp: bool | None = None,
+    mtp_layers: str | Path | None = None,
+    threads: int | None = None,
+    split_max_size: str | int | None = None,
+    force: bool = False,
+    on_plan: Callable[[ConvertPlan], None] | None = None,
+    progress: Progress | None = None,
+) -> ConvertReport:
+    """Converts a checkpoint to GGUF files, its MTP layers kept: all types in one read.
+
+    An interrupted call can be repeated: it goes on where it stopped.
+
+    Args:
+        src: a checkpoint folder, or `org/name` or `org/name@revision` on the Hub, which is downloaded.
+        out: NAME.gguf, or a folder that is made if it is missing; None takes the current folder.
+        types: file types or TOML files of profiles; none takes the checkpoint's own float type, which is lossless.
+        layout: "step35" (trunk and MTP) or "qwen2" (trunk alone); None takes step35 if there are MTP layers.
+        mtp: False leaves the MTP layers out; True insists on them.
+        mtp_layers: a MiMo-7B-MTPs folder or Hub id whose further layers are added.
+        threads: None takes one per core.
+        split_max_size: bytes, or a text like "4GB"; larger outputs become llama.cpp's split files.
+        force: existing outputs are replaced.
+        on_plan: called with the plan before anything is written.
+        progress: told how far the run is.
+
+    Raises:
+        UsageError: arguments that contradict each other or the checkpoint, a type that does not exist.
+        CheckpointError, HubError: no such checkpoint, or one that cannot be converted.
+        OutputError: an output exists already or cannot be written.
+        WeightsError: weights with Inf or NaN, or too large for the type.
+    """
+    from mimo_gguf.quantization.plan import QuantizeOptions
+    from mimo_gguf.quantization.run import run_quantization
+
+    options = QuantizeOptions(n_threads=threads, split_max_bytes=_part_bytes(split_max_size), force=force)
+    with _planned_conversion(src, out, types, layout, mtp, mtp_layers, split_max_size, options) as plan:
+        if on_plan is not None:
+            on_plan(plan)
+        _make_folder(out, plan.writing)
+        return ConvertReport(plan.conversion, run_quantization(plan.writing, progress))
+
+
+@contextmanager
+def _planned_conversion(
+    src: str | Path,
+    out: str | Path | None,
+    types: Names,
+    layout: str | None,
+    mtp: bool | None,
+    mtp_layers: str | Path | None,
+    split_max_size: str | int | None,
+    options: QuantizeOptions | None = None,
+    *,
+    headers_only: bool = False,
+) -> Iterator[ConvertPlan]:
+    """The plan, as long as its source is open."""
+    from mimo_gguf.conversion.checkpoint_source import ConversionOptions, as_model_source, plan_conversion
+    from mimo_gguf.conversion.open_model import find_checkpoint, find_mtp_layers
+    from mimo_gguf.core.errors import UsageError
+    from mimo_gguf.core.output_file import name_outputs
+    from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
+    from mimo_gguf.quantization.profiles import load_profile
+
+    # What is wrong in these is told before 15 GB are downloaded.
+    profiles, destination = _profiles(types), _destination(out)
+    options = options or QuantizeOptions(split_max_bytes=_part_bytes(split_max_size))
+    with ExitStack() as stack:
+        heads = None if mtp_layers is None else find_mtp_layers(str(mtp_layers), stack, headers_only=headers_only)
+        checkpoint = find_checkpoint(str(src), stack, headers_only=headers_only)
+        conversion = plan_conversion(checkpoint, ConversionOptions(layout, mtp is not False, heads))
+        if mtp and not conversion.n_mtp:
+            raise UsageError(f"{src}: has no MTP layer", hint="leave --mtp out")
+        profiles = profiles or (load_profile(conversion.float_type.name),)
+        paths = name_outputs(destination, Path(), checkpoint.name, [profile.name for profile in profiles])
+        source = stack.enter_context(as_model_source(conversion, str(src)))
+        requests = [OutputRequest(profile, path) for profile, path in zip(profiles, paths, strict=True)]
+        yield ConvertPlan(conversion, plan_quantization(source, requests, options))
+
+
+# ---- quantize
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizePreview:
+    """What a run would do, and what it would meet.
+
+    Attributes:
+        expected: the time it will take on this machine.
+        free_bytes: free space where the outputs go.
+        complete: outputs that an earlier run has made already.
+        existing: other files that have the names of outputs.
+    """
+
+    plan: QuantizePlan
+    expected: TimeExpected
+    free_bytes: int
+    complete: tuple[Path, ...]
+    existing: tuple[Path, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The preview as a JSON document."""
+        return {
+            **self.plan.as_json(),
+            "expected": self.expected.as_json(),
+            "free_bytes": self.free_bytes,
+            "complete": list(map(str, self.complete)),
+            "existing": list(map(str, self.existing)),
+        }
+
+
+def plan_quantize(
+    src: str | Path,
+    *,
+    types: Names = (),
+    out: str | Path | None = None,
+    mtp_type: str | None = None,
+    tensor_types: str | Sequence[str] = (),
+    output_type: str | None = None,
+    token_embedding_type: str | None = None,
+    imatrix: str | Path | None = None,
+    allow_requantize: bool = False,
+    threads: int | None = None,
+    split_max_size: str | int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> QuantizePreview:
+    """What `quantize` with the same arguments would write, and how long it would take; of a Hub id only headers are
+    downloaded.
+
+    Raises:
+        MimoGgufError: as `quantize`, but for what only weights tell.
+    """
+    from mimo_gguf.core.output_file import free_bytes
+    from mimo_gguf.core.paths import path_kind
+    from mimo_gguf.quantization.estimate import estimate_time
+    from mimo_gguf.quantization.output_state import is_complete
+
+    options = _quantize_options(
+        _type_options(mtp_type, tensor_types, output_type, token_embedding_type),
+        imatrix, allow_requantize, threads, split_max_size, force,
+    )  # fmt: skip
+    with _planned_quantization(src, types, out, options, headers_only=True) as plan:
+        complete = tuple(o.path for o in plan.outputs if not force and is_complete(o, plan.source))
+        parts = (part.path for output in plan.outputs if output.path not in complete for part in output.parts)
+        return QuantizePreview(
+            plan=plan,
+            expected=estimate_time(plan, weights_here=path_kind(src) != "nothing", progress=progress),
+            free_bytes=free_bytes(plan.outputs[0].path.parent),
+            complete=complete,
+            existing=tuple(path for path in parts if path_kind(path) != "nothing"),
+        )
+
+
+def quantize(
+    src: str | Path,
+    *,
+    types: Names = (),
+    out: str | Path | None = None,
+    mtp_type: str | None = None,
+    tensor_types: str | Sequence[str] = (),
+    output_type: str | None = None,
+    token_embedding_type: str | None = None,
+    imatrix: str | Path | None = None,
+    allow_requantize: bool = False,
+    threads: int | None = None,
+    split_max_size: str | int | None = None,
+    force: bool = False,
+    on_plan: Callable[[QuantizePlan], None] | None = None,
+    progress: Progress | None = None,
+) -> QuantizeReport:
+    """Quantizes a model: any number of file types in one read, byte for byte what llama.cpp makes.
+
+    An interrupted call can be repeated: it goes on where it stopped.
+
+    Args:
+        src: a GGUF file, a checkpoint folder, or `org/name` or `org/name@revision` on the Hub.
+        types: file types like "Q4_K_M", or TOML files of profiles.
+        out: NAME.gguf, or a folder that is made if it is missing; None takes the folder of a GGUF, or the current one.
+        mtp_type: type of the MTP layers; "same" is the file's.
+        tensor_types: PATTERN=TYPE for tensors whose name matches the regular expression; the first match decides.
+        output_type, token_embedding_type: types of these two matrices.
+        imatrix: an importance matrix made by llama-imatrix.
+        allow_requantize: a file that is quantized already may be quantized again.
+        threads: None takes one per core.
+        split_max_size: bytes, or a text like "2GB"; larger outputs become llama.cpp's split files.
+        force: existing outputs are replaced.
+        on_plan: called with the plan before anything is written.
+        progress: told how far the run is.
+
+    Raises:
+        UsageError: no type, one that does not exist or needs an importance matrix, options that name nothing.
+        GgufError, CheckpointError, HubError: no such model, or one that cannot be read.
+        OutputError: an output exists already or cannot be written.
+        WeightsError: weights with Inf or NaN, or too large for the type; importance values that spoil a matrix.
+    """
+    from mimo_gguf.quantization.run import run_quantization
+
+    options = _quantize_options(
+        _type_options(mtp_type, tensor_types, output_type, token_embedding_type),
+        imatrix, allow_requantize, threads, split_max_size, force,
+    )  # fmt: skip
+    with _planned_quantization(src, types, out, options) as plan:
+        if on_plan is not None:
+            on_plan(plan)
+        _make_folder(out, plan)
+        return run_quantization(plan, progress)
+
+
+@contextmanager
+def _planned_quantization(
+    src: str | Path, types: Names, out: str | Path | None, options: QuantizeOptions, *, headers_only: bool = False
+) -> Iterator[QuantizePlan]:
+    """The plan, as long as its source is open."""
+    from mimo_gguf.conversion.open_model import is_gguf, open_model
+    from mimo_gguf.core.output_file import name_outputs
+    from mimo_gguf.quantization.plan import OutputRequest, plan_quantization
+
+    profiles, destination = _profiles(types), _destination(out)
+    with open_model(str(src), headers_only=headers_only) as source:
+        beside = Path(src).parent if is_gguf(str(src)) else Path()
+        paths = name_outputs(destination, beside, source.name, [profile.name for profile in profiles])
+        requests = [OutputRequest(profile, path) for profile, path in zip(profiles, paths, strict=True)]
+        yield plan_quantization(source, requests, options)
+
+
+def _quantize_options(
+    types: TypeOptions,
+    imatrix: str | Path | None,
+    allow_requantize: bool,
+    threads: int | None,
+    split_max_size: str | int | None,
+    force: bool,
+) -> QuantizeOptions:
+    from mimo_gguf.quantization.importance import read_importance
+    from mimo_gguf.quantization.plan import QuantizeOptions
+
+    return QuantizeOptions(
+        types=types,
+        importance=None if imatrix is None else read_importance(Path(imatrix)),
+        n_threads=threads,
+        split_max_bytes=_part_bytes(split_max_size),
+        force=force,
+        allow_requantize=allow_requantize,
+    )
+
+
+def _type_options(
+    mtp_type: str | None, tensor_types: str | Sequence[str], output_type: str | None, token_embedding_type: str | None
+) -> TypeOptions:
+    from mimo_gguf.quantization.profiles import parse_weight_type
+    from mimo_gguf.quantization.type_choice import TypeOptions, parse_tensor_type
+
+    patterns = [tensor_types] if isinstance(tensor_types, str) else tensor_types
+    return TypeOptions(
+        mtp=None if mtp_type is None else _mtp_rule(mtp_type),
+        tensor_types=tuple(parse_tensor_type(text) for text in patterns),
+        output_type=None if output_type is None else parse_weight_type(output_type),
+        token_embedding_type=None if token_embedding_type is None else parse_weight_type(token_embedding_type),
+    )
+
+
+def _mtp_rule(text: str) -> MtpRule:
+    from mimo_gguf.quantization.profiles import SAME, MtpRule, parse_weight_type
+
+    return MtpRule(None if text.lower() == SAME else parse_weight_type(text))
+
+
+# ---- what both take
+
+
+def _profiles(types: Names) -> tuple[Profile, ...]:
+    from mimo_gguf.quantization.profiles import load_profile
+
+    return tuple(map(load_profile, [types] if isinstance(types, str | Path) else types))
+
+
+def _destination(out: str | Path | None) -> Any:
+    from mimo_gguf.core.output_file import parse_destination
+
+    return None if out is None else parse_destination(str(out))
+
+
+def _part_bytes(size: str | int | None) -> int | None:
+    from mimo_gguf.core.output_file import parse_part_size
+
+    return None if size is None else parse_part_size(str(size))
+
+
+def _make_folder(out: str | Path | None, plan: QuantizePlan) -> None:
+    from mimo_gguf.core.output_file import make_folder
+
+    destination = _destination(out)
+    if destination is None or not destination.is_file:
+        make_folder(plan.outputs[0].path.parent)
+
+
+# ---- verify, inspect
+
+
+def verify(file: str | Path, *, threads: int | None = None, progress: Progress | None = None) -> Verification:
+    """Checks a GGUF file against its checksums: any flipped bit, missing or added byte is found.
+
+    The SHA-256 that the Hub shows is computed on the way; checksums that lack it get it.
+
+    Args:
+        file: a GGUF file, or any part of a split one.
+        threads: None takes one per core.
+        progress: told how far the reading is.
+
+    Raises:
+        GgufError: no such file, one whose header cannot be read, or checksums that were changed.
+    """
+    from mimo_gguf.quantization.verification import verify_gguf
+
+    return verify_gguf(Path(file), progress, threads)
+
+
+def inspect(file: str | Path) -> Inspection:
+    """What a GGUF file is: layout, MTP, types, sizes. Only its header is read.
+
+    Args:
+        file: a GGUF file, or any part of a split one.
+
+    Raises:
+        GgufError: no such file, or not a GGUF file.
+    """
+    from mimo_gguf.core.gguf_file import read_gguf
+    from mimo_gguf.core.inspection import inspect_gguf
+
+    return inspect_gguf(read_gguf(Path(file)))
