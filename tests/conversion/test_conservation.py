@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 
-from mimo_gguf import convert
 from mimo_gguf.conversion.checkpoint import read_checkpoint
 from mimo_gguf.conversion.checkpoint_source import ConversionOptions, as_model_source, plan_conversion
 from mimo_gguf.conversion.open_model import open_model
 from mimo_gguf.core.gguf_file import read_gguf
 from tests.checkpoints import CONFIG, PUBLISHED, mtp_shapes, tensor_shapes, write_checkpoint, write_hollow
+from tests.conversion.converted import convert
 
 TRUNK_NAMES = {
     "input_layernorm.weight": "attn_norm.weight",
@@ -66,8 +66,7 @@ def widened(raw: bytes, dtype: str) -> np.ndarray:
 def test_every_bit_arrives(tmp_path: Path, dtype: str, n_mtp: int) -> None:
     config = CONFIG | {"num_nextn_predict_layers": n_mtp}
     data = write_checkpoint(tmp_path / "model", config=config, shapes=tensor_shapes(config, n_mtp), dtype=dtype)
-    out = tmp_path / "out.gguf"
-    convert(tmp_path / "model", out=out, types=dtype)
+    out = convert(tmp_path / "model", tmp_path / "out.gguf", dtype)
 
     written = {tensor.name: tensor for tensor in GGUFReader(out).tensors}
     names = expected_names(CONFIG["num_hidden_layers"], n_mtp)
@@ -139,8 +138,7 @@ def test_full_size(tmp_path: Path) -> None:
 def test_gguf_source_is_the_same_model(tmp_path: Path) -> None:
     """A GGUF opened as a source has the metadata and rows that were written."""
     write_checkpoint(tmp_path / "model")
-    out = tmp_path / "out.gguf"
-    convert(tmp_path / "model", out=out)
+    out = convert(tmp_path / "model", tmp_path / "out.gguf")
     with open_model(str(tmp_path / "model")) as checkpoint, open_model(str(out)) as gguf:
         assert [t.info for t in checkpoint.tensors] == [t.info for t in gguf.tensors]
         stored = {key: entry.value for key, entry in gguf.metadata.items()}

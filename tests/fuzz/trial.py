@@ -47,10 +47,9 @@ def _read(path: Path) -> None:
     from mimo_gguf.core.gguf_file import read_gguf
     from mimo_gguf.core.inspection import as_json, inspect_gguf, layout_line
 
-    file = read_gguf(path)
-    inspection = inspect_gguf(file)
+    inspection = inspect_gguf(read_gguf(path))
     layout_line(inspection)
-    as_json(inspection, file, tensors=True)
+    as_json(inspection, tensors=True)
 
 
 def _plan(path: Path) -> None:
