@@ -17,7 +17,7 @@ TINY       := examples/mimo-tiny
 DEMO       ?= build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check tiny clean
+.PHONY: help install demo test coverage lint types check tiny clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
@@ -59,6 +59,9 @@ demo: $(VENV)/.installed ## the main job on a tiny trained MiMo: convert, inspec
 test: $(VENV)/.dev ## install what the tests need, then run them all
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
+coverage: $(VENV)/.dev ## the tests once more, and which lines none of them reaches; fails below the floor
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --cov --cov-report=term:skip-covered
+
 lint: $(VENV)/.dev ## ruff: rules and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -71,4 +74,4 @@ tiny: $(VENV)/.dev ## train examples/mimo-tiny again (25 minutes of CPU time)
 	@$(BIN)/python -m examples.train_mimo_tiny
 
 clean: ## remove .venv and build output; compiled wheels stay
-	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache

@@ -4,10 +4,11 @@
 set -eu
 model=$1
 out=$2
-bin=${3:-}
+programs=${3:-}
+bin=
 on_path=$(command -v mimo-gguf || true)
-if [ -n "$bin" ]; then
-    bin=$(cd "$bin" && pwd)
+if [ -n "$programs" ]; then
+    bin=$(cd "$programs" && pwd)
     PATH="$bin:$PATH"
 fi
 rm -rf "$out"
@@ -28,7 +29,7 @@ step chat "$out/mimo-tiny-Q4_K_M.gguf" -p "What is 17 + 25?" --temp 0 --ctx 512 
 
 printf '\nWith the real model (a download of 15.7 GB), the same in two commands:\n'
 if [ -n "$bin" ] && [ "$on_path" != "$bin/mimo-gguf" ]; then
-    echo "  . $bin/activate          # puts mimo-gguf on your PATH, in this shell"
+    echo "  . $programs/activate          # puts mimo-gguf on your PATH, in this shell"
 fi
 echo "  mimo-gguf convert XiaomiMiMo/MiMo-7B-RL --type Q4_K_M"
 echo "  mimo-gguf chat MiMo-7B-RL-Q4_K_M.gguf"

@@ -14,7 +14,7 @@ from mimo_gguf.cli.app import COMMANDS, build_app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "LOG.md"])
-INVOCATION = re.compile(r"mimo-gguf ([a-z][a-z-]*)([^`\n|]*)")
+INVOCATION = re.compile(r"mimo-gguf (?!on your PATH)([a-z][a-z-]*)([^`\n|]*)")
 OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)")
 
 
@@ -76,3 +76,14 @@ def test_python_of_the_readme_runs(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_the_trips_lead_through_what_exists() -> None:
+    """docs/developing.md names files and functions of the package: `folder/file.py: name, name`."""
+    text = (ROOT / "docs" / "developing.md").read_text(encoding="utf-8")
+    stops = re.findall(r"((?:\w+/)+\w+\.py): ([\w, ]*\w)", text)
+    assert len(stops) > 25
+    for path, names in stops:
+        source = (ROOT / "mimo_gguf" / path).read_text(encoding="utf-8")
+        for name in re.split(r", ?", names.partition("  ")[0]):
+            assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"docs/developing.md: {path}: {name}"

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+import mimo_gguf
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "mimo_gguf"
 
@@ -364,3 +366,12 @@ def test_arrows_lead_up() -> None:
     for folder, targets in drawn().items():
         assert targets <= above, f"{folder} imports from below: {sorted(targets - above)}"
         above.add(folder)
+
+
+def test_the_readme_names_what_is_public() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("### These names are public")[2].partition("\n#")[0]
+    rows = re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE)[1:]  # the first is the table's head
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert len(named) == len(set(named))
+    assert set(named) == set(mimo_gguf.__all__), "README.md, These names are public: one row for every name of __all__"

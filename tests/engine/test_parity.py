@@ -69,12 +69,16 @@ def reference(case: Case) -> tuple[Logits, list[Logits]]:
 
 
 def through_llama(
-    path: Path, case: Case, states: Callable[[Logits], Logits] = lambda hidden: hidden
+    path: Path, case: Case, states: Callable[[Logits], Logits] = lambda hidden: hidden, *, as_used: bool = False
 ) -> tuple[Logits, list[Logits]]:
-    """The same from llama.cpp; `states` may tamper with what the MTP layers are fed."""
+    """The same from llama.cpp; `states` may tamper with what the MTP layers are fed.
+
+    All in float32, or `as_used`: with flash attention and a cache in f16, as is the default.
+    """
     n = len(case.tokens)
-    options = ContextOptions(n_ctx=256, n_batch=64, n_ubatch=64, n_outputs_max=n, n_threads=1, flash_attn=False)
-    options = replace(options, type_k=0, type_v=0)  # float32
+    options = ContextOptions(n_ctx=256, n_batch=64, n_ubatch=64, n_outputs_max=n, n_threads=1, flash_attn=as_used)
+    if not as_used:
+        options = replace(options, type_k=0, type_v=0)  # float32
     with (
         load_model(path) as model,
         open_context(model, options) as target,
@@ -111,8 +115,11 @@ def test_logits_equal_the_reference(seed: int, tmp_path: Path) -> None:
     case = make_case(seed, **GEOMETRIES[seed])
     wanted = reference(case)
     assert 1.5 < wanted[0].std() < 6 and all(1.0 < head.std() < 6 for head in wanted[1])
-    trunk, mtp = difference(through_llama(write_model(tmp_path, case), case), wanted)
+    path = write_model(tmp_path, case)
+    trunk, mtp = difference(through_llama(path, case), wanted)
     assert trunk < TOLERANCE and mtp < TOLERANCE
+    rounded = difference(through_llama(path, case, as_used=True), wanted)
+    assert all(10 * TOLERANCE < moved < 2e-2 for moved in rounded)
 
 
 def with_tensors(source: ModelSource, edit: dict[str, Callable[[dict[str, Logits]], Logits]]) -> ModelSource:
