@@ -2,7 +2,7 @@
 
 A template is code from a stranger, so it runs in jinja2's immutable sandbox. The surroundings a template may count on
 (trimmed blocks, loop controls, `tojson` without HTML escapes, `raise_exception`, `strftime_now`, `{% generation %}`)
-are those of transformers.
+are those of transformers. Its time and memory are bounded (sandbox.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from mimo_gguf.core.errors import GgufError, UsageError
+from mimo_gguf.core.errors import GgufError, UsageError, first_line
 from mimo_gguf.core.gguf_file import GgufFile
 
 Message = Mapping[str, Any]
@@ -31,19 +31,24 @@ class ChatTemplate:
         """`special_tokens`: what the template may call `bos_token`, `eos_token`, ...
 
         Raises:
-            GgufError: the template is not valid jinja.
+            GgufError: the template is not valid jinja, or absurdly long.
         """
         import jinja2
 
+        from mimo_gguf.chat.sandbox import LONGEST_SOURCE
+
         self.source = source
         self._special_tokens = dict(special_tokens or {})
+        hint = "convert the model again with a correct chat template"
+        if len(source) > LONGEST_SOURCE:
+            raise GgufError(f"the chat template has {len(source)} characters, which is not one", hint=hint)
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise GgufError(
-                f"the chat template is not valid jinja: line {error.lineno}: {error.message}",
-                hint="convert the model again with a correct tokenizer_config.json",
-            ) from None
+            what = f"line {error.lineno}: {error.message}"
+            raise GgufError(f"the chat template is not valid jinja: {what}", hint=hint) from None
+        except Exception as error:  # nested too deeply, say: whatever the compiler stumbles over
+            raise GgufError(f"the chat template cannot be compiled: {_reason(error)}", hint=hint) from None
 
     @classmethod
     def of_file(cls, model: GgufFile) -> ChatTemplate:
@@ -66,26 +71,55 @@ class ChatTemplate:
     ) -> str:
         """The prompt for `messages`, each with at least `role` and `content`.
 
-        Raises:
-            UsageError: the template refuses the conversation, or a message lacks what it needs.
-        """
-        import jinja2
+        An empty system message is left out if the template refuses system messages: it says the same.
 
-        context = {**self._special_tokens, **variables}
+        Raises:
+            UsageError: the template refuses the conversation, a message lacks what it needs, or the template runs for
+                seconds or makes absurdly much.
+        """
+        options = {**variables, "add_generation_prompt": add_generation_prompt, "tools": tools}
         try:
-            text: str = self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None if tools is None else list(tools),
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **context,
-            )
-            return text
-        except (jinja2.TemplateError, TypeError, IndexError, KeyError, ValueError, AttributeError) as error:
+            return self._render(messages, options)
+        except Exception as error:  # a template is code from a stranger: it may raise anything
+            reason = _reason(error)
+        without = self._render_without_system(messages, options)
+        if without is not None and not messages[0].get("content"):
+            return without
+        if without is not None:
             raise UsageError(
-                f"the chat template does not take this conversation: {error}",
-                hint='messages are a list of {"role": "user", "content": "..."}',
-            ) from None
+                f"the chat template takes no system message: {reason}",
+                hint="leave the system message out, or say it in the first question",
+            )
+        raise UsageError(
+            f"the chat template does not take this conversation: {reason}",
+            hint='messages are a list of {"role": "user", "content": "..."}',
+        )
+
+    def _render_without_system(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str | None:
+        """The prompt without the system message in front; None if there is none, or if that fails, too."""
+        if len(messages) < 2 or messages[0].get("role") != "system":
+            return None
+        try:
+            return self._render(messages[1:], options)
+        except Exception:
+            return None
+
+    def _render(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
+        from mimo_gguf.chat.sandbox import ACCOUNT, Account
+
+        tools = options["tools"]
+        variables = {
+            **self._special_tokens,
+            **options,
+            "messages": [dict(message) for message in messages],
+            "tools": None if tools is None else list(tools),
+            "documents": options.get("documents"),
+        }
+        token = ACCOUNT.set(Account.of(variables))
+        try:
+            return str(self._template.render(variables))
+        finally:
+            ACCOUNT.reset(token)
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
@@ -101,30 +135,25 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
 
 def _environment() -> Any:
     import jinja2
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Generation(Extension):
-        """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; here it is its content."""
-
-        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
+    from mimo_gguf.chat.sandbox import BoundedEnvironment
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
+    environment = BoundedEnvironment()
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.bound_filters()
     return environment
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line; some errors of Python say only their name."""
+    if isinstance(error, RecursionError):
+        return "it calls itself, or is nested, too deeply"
+    return first_line(error)[:300]
 
 
 def _to_json(
