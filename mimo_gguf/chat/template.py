@@ -2,7 +2,7 @@
 
 A template is code from a stranger, so it runs in jinja2's immutable sandbox. The surroundings a template may count on
 (trimmed blocks, loop controls, `tojson` without HTML escapes, `raise_exception`, `strftime_now`, `{% generation %}`)
-are those of transformers. Its time and memory are bounded (sandbox.py).
+are those of transformers. Its time and memory are bounded (sandbox.py, template_bounds.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from mimo_gguf.chat.template_bounds import ACCOUNT, LONGEST_SOURCE, Account
 from mimo_gguf.core.errors import GgufError, UsageError, first_line
 from mimo_gguf.core.gguf_file import GgufFile
 
@@ -34,8 +35,6 @@ class ChatTemplate:
             GgufError: the template is not valid jinja, or absurdly long.
         """
         import jinja2
-
-        from mimo_gguf.chat.sandbox import LONGEST_SOURCE
 
         self.source = source
         self._special_tokens = dict(special_tokens or {})
@@ -105,8 +104,6 @@ class ChatTemplate:
             return None
 
     def _render(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
-        from mimo_gguf.chat.sandbox import ACCOUNT, Account
-
         tools = options["tools"]
         variables = {
             **self._special_tokens,
@@ -136,16 +133,14 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
 def _environment() -> Any:
     import jinja2
 
-    from mimo_gguf.chat.sandbox import BoundedEnvironment
+    from mimo_gguf.chat.sandbox import bounded_environment
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    environment = BoundedEnvironment()
-    environment.filters["tojson"] = _to_json
+    environment = bounded_environment({"tojson": _to_json})
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    environment.bound_filters()
     return environment
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mimo_gguf.chat import sandbox
+from mimo_gguf.chat import template_bounds
 from mimo_gguf.chat.template import ChatTemplate
 from mimo_gguf.core.errors import GgufError, UsageError
 from tests.chat.test_template import TEMPLATES, by_transformers
@@ -120,7 +120,7 @@ def peak_bytes() -> int:
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_templates_end_soon(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "_SECONDS", 1.0)
+    monkeypatch.setattr(template_bounds, "_SECONDS", 1.0)
     started, most_before = time.monotonic(), peak_bytes()
     with pytest.raises((UsageError, GgufError), match="the chat template") as caught:
         ChatTemplate(HOSTILE[case]).render(QUESTION)
