@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
 
 from mimo_gguf.cli.app import COMMANDS, build_app
 
@@ -59,11 +60,30 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_make_targets_in_the_readme_exist() -> None:
+FORMS = sorted([*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml"])
+
+
+@pytest.mark.parametrize("page", [*PAGES, *FORMS], ids=lambda page: page.name)
+def test_make_targets_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for target in re.findall(r"(?:^    |`)make ([a-z]+)", readme, re.MULTILINE):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for targets in re.findall(r"(?:^    |`|run: )make ((?:[a-z]+ ?)+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+        for target in targets.split():
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_workflows_and_forms_are_read(form: Path) -> None:
+    """They are YAML, run on what they claim, and ask for what exists."""
+    table = yaml.safe_load(form.read_text(encoding="utf-8"))
+    for job in table.get("jobs", {}).values():
+        assert job["runs-on"]
+        assert all(("uses" in step) != ("run" in step) for step in job["steps"])
+    if form.name == "ci.yml":
+        matrix = table["jobs"]["test"]["strategy"]["matrix"]
+        assert matrix == {"os": ["ubuntu-latest", "macos-latest"], "python": ["3.11", "3.13"]}
+    if form.name == ".pre-commit-config.yaml":
+        for word in re.findall(r"tests/\w+\.py", form.read_text(encoding="utf-8")):
+            assert (ROOT / word).exists()
 
 
 def test_python_of_the_readme_runs(tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def check_types(python: Path, folder: Path, program: str) -> list[str]:
 
 USER_PROGRAM = """
 from mimo_gguf import LLM, Answer, AnswerStream, Model, SamplingParams
+from mimo_gguf import convert, inspect, plan_quantize, quantize, verify
 
 messages = [{"role": "user", "content": "Who are you?"}]
 
@@ -156,6 +157,13 @@ def ask(path: str) -> str:
         stream: AnswerStream = model.chat(messages, stream=True)
         pieces = [piece.text for piece in stream]
         return answer.text + (answer.reasoning or "") + "".join(pieces)
+
+
+def make(folder: str) -> list[str]:
+    convert(folder, out="a.gguf", types=["F16"])
+    planned: int = sum(output.n_bytes for output in plan_quantize("a.gguf", types="Q8_0").plan.outputs)
+    quantize("a.gguf", types=["Q4_K_M", "Q8_0"], force=True)
+    return [str(planned), str(verify("a.gguf")), str(inspect("a.gguf"))]
 
 
 def ask_many(path: str) -> list[str]:
