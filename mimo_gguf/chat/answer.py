@@ -115,6 +115,11 @@ class AnswerText:
             return []
         return self._push(self._vocabulary.piece(token))
 
+    @property
+    def limits_reasoning(self) -> bool:
+        """Whether there is a reasoning budget, so that `closing` has to be asked."""
+        return self._budget is not None
+
     def closing(self, sampler: Sampler) -> list[int]:
         """Tokens that are to be put into the answer now: they close reasoning that has used up its budget."""
         if self.ended or self._budget is None:

@@ -27,6 +27,7 @@ class Driver:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._leader: int | None = None  # the thread that steps
+        self._n_followers = 0  # threads that wait for it
         self._boxes: dict[int, list[Event]] = {}
         self._closed = False
 
@@ -55,14 +56,15 @@ class Driver:
         while True:
             with DeferredInterrupt(self._scheduler.session.interrupt):
                 with self._lock:
-                    if events := self._collect(ids):
-                        return events
-                    leads = self._take_lead()
+                    events = self._collect(ids)
+                    leads = not events and self._take_lead()
                 if leads:
                     self._step()
-                    continue
-            with self._lock:
-                self._changed.wait_for(lambda: self._leader is None or self._has_mail(ids), _CHECK_S)
+                    events = self._collect(ids)
+            if events:
+                return events
+            if not leads:
+                self._wait_for_a_step(ids)
 
     def cancel(self, ids: Sequence[int]) -> None:
         """Ends requests as soon as possible. From a signal handler or a finalizer, too."""
@@ -97,10 +99,19 @@ class Driver:
         self._scheduler.session.interrupt()
         while not self._scheduler.idle:
             with self._lock:
-                self._changed.wait_for(lambda: self._leader is None, _CHECK_S)
                 leads = self._take_lead()
             if leads:
                 self._step()
+            else:
+                self._wait_for_a_step(())
+
+    def _wait_for_a_step(self, ids: Sequence[int]) -> None:
+        with self._lock:
+            self._n_followers += 1
+            try:
+                self._changed.wait_for(lambda: self._leader is None or self._has_mail(ids), _CHECK_S)
+            finally:
+                self._n_followers -= 1
 
     def _take_lead(self) -> bool:
         if self._leader == threading.get_ident():
@@ -119,7 +130,8 @@ class Driver:
         finally:
             with self._lock:
                 self._leader = None
-                self._changed.notify_all()
+                if self._n_followers:
+                    self._changed.notify_all()
 
     def _deliver(self, events: Sequence[Event]) -> None:
         with self._lock:

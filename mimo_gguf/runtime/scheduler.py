@@ -126,14 +126,15 @@ class Scheduler:
         """
         events: list[Event] = []
         try:
-            events += self._end_cancelled()
-            self._admit()
+            if self._cancelled:
+                events += self._end_cancelled()
+            if self._waiting:
+                self._admit()
             events += self._close_reasoning()
             samplers = {slot: job.sampler for slot, job in self._running.items() if not job.is_over}
             if samplers:
                 events += self._note(self.session.step(samplers))
-            self._read_for_later()
-            return events + [self._end(job) for job in list(self._running.values()) if job.is_over and not job.reads_on]
+            return events + self._end_over()
         except MimoGgufError as error:
             return events + [Event(job.id, answer=job.answer, error=error) for job in self._drop_running()]
         except BaseException:
@@ -182,10 +183,11 @@ class Scheduler:
     def _reading(self) -> list[_Job]:
         return [job for slot, job in self._running.items() if slot.prompt and not job.said.tokens]
 
-    def _close_reasoning(self) -> Iterable[Event]:
+    def _close_reasoning(self) -> list[Event]:
         """Closes each reasoning block whose budget is used up."""
+        events = []
         for slot, job in self._running.items():
-            closing = [] if job.is_over else job.said.closing(job.sampler)
+            closing = job.said.closing(job.sampler) if job.said.limits_reasoning and not job.is_over else []
             if not closing:
                 continue
             try:
@@ -193,9 +195,11 @@ class Scheduler:
             except WindowFull:
                 job.said.end("length", "window")
             else:
-                yield job.event(job.said.add_inserted(closing))
+                events.append(job.event(job.said.add_inserted(closing)))
+        return events
 
     def _note(self, outcomes: dict[Slot, Outcome]) -> Iterable[Event]:
+        """What the step brought for each; how it ended if it did."""
         for slot, job in self._running.items():
             outcome = outcomes.get(slot)
             if outcome is None:
@@ -212,11 +216,15 @@ class Scheduler:
             else:
                 job.said.end("abort")
 
-    def _read_for_later(self) -> None:
-        """Reads prompts that want no token (`max_tokens=0`), so that the next one that begins alike need not."""
-        slots = [slot for slot, job in self._running.items() if job.reads_on]
-        if slots:
-            self.session.evaluate(slots)
+    def _end_over(self) -> list[Event]:
+        """Ends those that are over. A prompt that wants no token (`max_tokens=0`) is read first, for the next one."""
+        events = []
+        for slot, job in [(slot, job) for slot, job in self._running.items() if job.is_over]:
+            if job.reads_on:
+                self.session.evaluate([slot])
+            else:
+                events.append(self._end(job))
+        return events
 
     def _end(self, job: _Job) -> Event:
         """Frees the slot; the last event of a request."""
