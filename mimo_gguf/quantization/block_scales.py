@@ -65,6 +65,13 @@ def first_bad_row(rows: Bytes, ggml_type: GgmlType) -> int | None:
     return None
 
 
+def are_zeros(rows: Bytes, ggml_type: GgmlType) -> bool:
+    """Whether every block has the scale zero, so that all its weights are zeros; False for types without f16 scales."""
+    fields = _F16_FIELDS.get(ggml_type, ())
+    blocks = rows.reshape(-1, GGML_QUANT_SIZES[ggml_type][1])
+    return bool(fields) and not any(blocks[:, at].any() or (blocks[:, at + 1] & 0x7F).any() for at in fields)
+
+
 def _bad_rows(rows: Bytes, ggml_type: GgmlType) -> NDArray[np.bool_]:
     if ggml_type in _FLOAT_BITS:
         dtype, infinity = _FLOAT_BITS[ggml_type]

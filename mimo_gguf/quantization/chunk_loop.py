@@ -21,7 +21,7 @@ from mimo_gguf.core.digests import CHUNK
 from mimo_gguf.core.errors import MimoGgufError, WeightsError
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
 from mimo_gguf.core.model_source import Bytes, SourceTensor, TensorInfo
-from mimo_gguf.quantization.block_scales import first_bad_row
+from mimo_gguf.quantization.block_scales import are_zeros, first_bad_row
 from mimo_gguf.quantization.chunks import Chunk, chunk_rows
 from mimo_gguf.quantization.kernel_loading import KernelKey
 from mimo_gguf.quantization.kernels import Kernel, first_f16_overflow, first_nonfinite
@@ -143,6 +143,8 @@ class Loop:
         self.kernels[key](rows, out, tensor.importance)
         if has_large and (row := _first_row_not_held(rows, out, tensor)) is not None:
             raise _too_large(tensor, chunk.first + row)
+        if tensor.importance is not None:
+            _check_by_importance(rows, out, tensor, chunk)
         return out
 
     def _count(self, output: int, n_bytes: int, *, resumed: bool = False) -> None:
@@ -206,6 +208,18 @@ def _first_row_not_held(rows: NDArray[np.generic], out: Bytes, tensor: TensorPla
         weights = rows.view(np.float32)
     beyond = (np.abs(weights) >= _NO_BLOCK_HOLDS).any(axis=1)
     return int(beyond.argmax()) if beyond.any() else None
+
+
+def _check_by_importance(rows: NDArray[np.generic], out: Bytes, tensor: TensorPlan, chunk: Chunk) -> None:
+    """Refuses what llama-quantize refuses, and zeros that it does not: importance values can spoil good weights."""
+    bad = first_bad_row(out, tensor.info.ggml_type)
+    if bad is None and not (are_zeros(out, tensor.info.ggml_type) and rows.view(np.uint8).any()):
+        return
+    what = "all zeros" if bad is None else "Inf or NaN"
+    raise WeightsError(
+        f"{tensor.info.name}: row {chunk.first + (bad or 0)} became {what} with these importance values",
+        hint="make the importance matrix again with llama-imatrix, or quantize without it",
+    )
 
 
 def _not_finite(info: TensorInfo, row: int, origin: str) -> WeightsError:

@@ -7,7 +7,7 @@ Source: https://github.com/ggml-org/llama.cpp/blob/0c1e57098/common/imatrix-load
 
 from __future__ import annotations
 
-import struct
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,13 @@ from mimo_gguf.core.model_source import Metadata, string, uint32
 _SUMS: Final = ".in_sum2"
 _COUNTS: Final = ".counts"
 _HINT: Final = "make it again with llama-imatrix"
+# Largest value of an entry between which ggml's float32 sums hold. Beyond, some of its types write zeros, noise or NaN
+# without a word (at 1e-45 and 1e36), and the values count for nothing from 1e-30 and 1e25 on. Means of squares of
+# activations are between 1e-6 and 1e6.
+SMALLEST_USABLE: Final = 1e-18
+LARGEST_USABLE: Final = 1e18
+# Columns below count as without importance: ggml's products with them vanish.
+_NOTHING: Final = 1e-30
 _DOCUMENT: Final = DocumentKind(GgufError, _HINT, most_bytes=1000 * MEGABYTE)  # a model of 7 B has 5 MB of it
 
 
@@ -59,7 +66,7 @@ def read_importance(path: Path) -> ImportanceMatrix:
     """The importance matrix in a file of either format.
 
     Raises:
-        GgufError: no such file, neither format, truncated, or values that are not finite.
+        GgufError: no such file, neither format, truncated, or values that no mean of squares can have.
     """
     data = _DOCUMENT.read_bytes(path)
     with np.errstate(all="ignore"):  # what is not finite is refused below
@@ -70,22 +77,36 @@ def read_importance(path: Path) -> ImportanceMatrix:
     for name, values in columns.items():
         if not np.isfinite(values).all():
             raise GgufError(f"{path}: importance of {name} is not finite", hint=_HINT)
+        if (values < 0).any():
+            raise GgufError(f"{path}: importance of {name} is negative, which no mean of squares is", hint=_HINT)
     return ImportanceMatrix(path, columns, dataset, n_chunks)
 
 
 def check_columns(importance: ImportanceMatrix, tensor_name: str, n_columns: int) -> NDArray[np.float32] | None:
-    """This tensor's importance weights, or None where the matrix has none.
+    """This tensor's importance weights, or None if the matrix has none.
 
     Raises:
         UsageError: there are weights for it, but of another width.
+        GgufError: there are, but so small or large that ggml would write zeros, noise or NaN with them.
     """
     values = importance.columns.get(tensor_name)
-    if values is not None and values.size != n_columns:
+    if values is None:
+        return None
+    if values.size != n_columns:
         raise UsageError(
             f"{importance.path}: {tensor_name} has {values.size} importance values, its rows have {n_columns} weights",
             hint="the importance matrix is of another model",
         )
+    largest = float(values.max(initial=0))
+    if not SMALLEST_USABLE <= largest <= LARGEST_USABLE:
+        what = f"at most {largest:.3g}" if largest else "zero in every column"
+        raise GgufError(f"{importance.path}: importance of {tensor_name} is {what}: that would spoil it", hint=_HINT)
     return values
+
+
+def count_idle(values: NDArray[np.float32]) -> int:
+    """How many columns have no importance at all."""
+    return int(np.count_nonzero(values < _NOTHING))
 
 
 def _shortened(text: str) -> str:
@@ -99,14 +120,30 @@ def _from_gguf(part: GgufPart, data: bytes) -> tuple[dict[str, NDArray[np.float3
         if tensor.info.name.endswith((_SUMS, _COUNTS)):
             if tensor.info.ggml_type is not GgmlType.F32:
                 raise GgufError(f"{part.path}: {tensor.info.name} is {tensor.info.ggml_type.name}, not F32", hint=_HINT)
+            if tensor.offset + tensor.info.n_bytes > len(data):
+                raise GgufError(f"{part.path}: changed while it was read", hint="run again")
             arrays[tensor.info.name] = np.frombuffer(data, np.float32, tensor.info.n_elements, tensor.offset)
     missing = [key for key in ("datasets", "chunk_count", "chunk_size") if f"imatrix.{key}" not in part.metadata]
     if missing or not arrays:
         raise GgufError(f"{part.path}: not an importance matrix: no imatrix.{(missing or ['tensors'])[0]}", hint=_HINT)
     names = sorted({name.removesuffix(_SUMS).removesuffix(_COUNTS) for name in arrays})
     columns = {name: _normalised(part.path, name, arrays) for name in names}
+    return columns, _dataset(part), _chunk_count(part)
+
+
+def _dataset(part: GgufPart) -> str:
     datasets = part.metadata["imatrix.datasets"].value
-    return columns, str(datasets[0]) if datasets else "", int(part.metadata["imatrix.chunk_count"].value)
+    is_texts = isinstance(datasets, list) and all(isinstance(text, str) for text in datasets)
+    if not is_texts:
+        raise GgufError(f"{part.path}: imatrix.datasets is not a list of texts", hint=_HINT)
+    return str(datasets[0]) if datasets else ""
+
+
+def _chunk_count(part: GgufPart) -> int:
+    count = part.metadata["imatrix.chunk_count"].value
+    if type(count) is not int or not 0 <= count < 1 << 32:
+        raise GgufError(f"{part.path}: imatrix.chunk_count is {reprlib.repr(count)}, not a count", hint=_HINT)
+    return count
 
 
 def _normalised(path: Path, name: str, arrays: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -120,29 +157,43 @@ def _normalised(path: Path, name: str, arrays: Mapping[str, NDArray[np.float32]]
     ).reshape(-1)
 
 
+@dataclass(slots=True)
+class _Reader:
+    """Reads a .dat file from its start to its end."""
+
+    path: Path
+    data: bytes
+    at: int = 0
+
+    def bytes_of(self, n_bytes: int) -> bytes:
+        """The next so many bytes."""
+        if not 0 <= n_bytes <= len(self.data) - self.at:
+            raise GgufError(f"{self.path}: not an importance matrix, or a truncated one (byte {self.at})", hint=_HINT)
+        self.at += n_bytes
+        return self.data[self.at - n_bytes : self.at]
+
+    def number(self) -> int:
+        return int.from_bytes(self.bytes_of(4), "little", signed=True)
+
+    def text(self) -> str:
+        return self.bytes_of(self.number()).decode(errors="replace")
+
+    def at_end(self) -> bool:
+        return self.at == len(self.data)
+
+
 def _from_dat(path: Path, data: bytes) -> tuple[dict[str, NDArray[np.float32]], str, int]:
-    at = 0
-
-    def take(n_bytes: int) -> bytes:
-        nonlocal at
-        if n_bytes < 0 or at + n_bytes > len(data):
-            raise GgufError(f"{path}: not an importance matrix, or a truncated one (byte {at})", hint=_HINT)
-        at += n_bytes
-        return data[at - n_bytes : at]
-
-    def number() -> int:
-        return int(struct.unpack("<i", take(4))[0])
-
-    n_entries = number()
+    reader = _Reader(path, data)
+    n_entries = reader.number()
     if n_entries < 1:
         raise GgufError(f"{path}: not an importance matrix", hint=_HINT)
     columns: dict[str, NDArray[np.float32]] = {}
     for _ in range(n_entries):
-        name = take(number()).decode(errors="replace")
-        n_calls = number()
-        values = np.frombuffer(take(4 * number()), np.float32)
+        name = reader.text()
+        n_calls = reader.number()
+        values = np.frombuffer(reader.bytes_of(4 * reader.number()), np.float32)
         columns[name] = values / np.float32(n_calls) if n_calls > 0 else values
-    if at == len(data):
+    if reader.at_end():
         return columns, "", 0
-    n_chunks = number()
-    return columns, take(number()).decode(errors="replace") if at < len(data) else "", n_chunks
+    n_chunks = reader.number()
+    return columns, "" if reader.at_end() else reader.text(), n_chunks

@@ -19,12 +19,13 @@ from mimo_gguf.core.geometry import Geometry, read_geometry
 from mimo_gguf.core.ggml_types import FLOAT_TYPES
 from mimo_gguf.core.gguf_header import GgufLayout, lay_out
 from mimo_gguf.core.model_source import Metadata, MetaValue, ModelSource, SourceTensor, TensorInfo, string, uint32
+from mimo_gguf.core.units import listed
 from mimo_gguf.core.version import __version__
 from mimo_gguf.quantization.chunks import CHUNK_WEIGHTS
-from mimo_gguf.quantization.importance import ImportanceMatrix, check_columns
+from mimo_gguf.quantization.importance import ImportanceMatrix, check_columns, count_idle
 from mimo_gguf.quantization.profiles import Profile
 from mimo_gguf.quantization.type_choice import (
-    Importance,
+    ImportanceGiven,
     TypeChoice,
     TypeOptions,
     check_options,
@@ -149,7 +150,7 @@ def plan_quantization(
     Raises:
         UsageError: two outputs with one path, an output that is the source, options that name nothing in it, types
             that need an importance matrix, a quantized source without `allow_requantize`.
-        GgufError: a source of another architecture.
+        GgufError: a source of another architecture; importance values that would spoil a matrix.
     """
     _check_paths(source, requests)
     infos = [tensor.info for tensor in source.tensors]
@@ -191,7 +192,7 @@ def _plan_output(
         geometry,
         [tensor.info for tensor in source.tensors],
         options.types,
-        Importance(importance is not None, importance.columns.keys() if importance else frozenset()),
+        ImportanceGiven(importance is not None, importance.columns.keys() if importance else frozenset()),
     )
     _check_lacking(request.profile, choices, importance)
     if not options.allow_requantize:
@@ -224,7 +225,7 @@ def _check_lacking(profile: Profile, choices: Sequence[TypeChoice], importance: 
     lacking = [choice.info for choice in choices if choice.lacks_importance]
     if not lacking:
         return
-    names = _listed([info.name for info in lacking])
+    names = listed([info.name for info in lacking])
     if importance is None:
         raise UsageError(
             f"{profile.name} needs an importance matrix (for {names})", hint="give one with --imatrix, or use Q2_K"
@@ -275,11 +276,15 @@ def _notes(
     choices: Sequence[TypeChoice], tensors: Sequence[TensorPlan], importance: ImportanceMatrix | None
 ) -> tuple[str, ...]:
     replaced: dict[str, list[str]] = {}
+    sizes = {tensor.info.name: tensor.info.n_columns for tensor in tensors}
     for choice in choices:
         if choice.fallback_from is not None:
             line = f"{choice.info.ggml_type.name} instead of {choice.fallback_from.name}: {choice.why}"
             replaced.setdefault(line, []).append(choice.info.name)
-    notes = [f"{line} ({_listed(names)})" for line, names in replaced.items()]
+    notes = [f"{line} ({listed(names)})" for line, names in replaced.items()]
+    idle = {t.info.name: count_idle(t.importance) for t in tensors if t.importance is not None}
+    if names := [f"{name} ({count} of {sizes[name]})" for name, count in idle.items() if count]:
+        notes.append(f"the importance matrix says that columns never matter, and they are written so: {listed(names)}")
     without = [tensor.info.name for tensor in tensors if importance is not None and _is_without_importance(tensor)]
     if without:
         notes.append(f"no importance entries for {', '.join(without)}")
@@ -289,10 +294,6 @@ def _notes(
 def _is_without_importance(tensor: TensorPlan) -> bool:
     is_changed = tensor.info.ggml_type is not tensor.source.info.ggml_type
     return tensor.importance is None and tensor.info.ggml_type not in FLOAT_TYPES and is_changed
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
 
 
 # ---- parts of a split file

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from mimo_gguf.core.geometry import tensor_group
 from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.quantization.profiles import Profile
-from mimo_gguf.quantization.type_choice import Importance, TypeChoice, choose_types, kept_reason
+from mimo_gguf.quantization.type_choice import ImportanceGiven, TypeChoice, choose_types, kept_reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,8 @@ def size_of(profile: Profile, model: ModelSizes) -> ProfileSize:
     alone = choose_types(profile, model.geometry, model.tensors)
     needed = any(choice.lacks_importance for choice in alone)
     covered = {info.name for info in model.tensors if tensor_group(info.name, n_trunk) == "trunk"}
-    choices = (
-        choose_types(profile, model.geometry, model.tensors, importance=Importance(True, covered)) if needed else alone
-    )
+    given = ImportanceGiven(True, covered)
+    choices = choose_types(profile, model.geometry, model.tensors, importance=given) if needed else alone
     matrices = [choice.info for choice in choices if len(choice.info.shape) > 1]
     mtp = Counter(info.ggml_type.name for info in matrices if tensor_group(info.name, n_trunk) == "mtp")
     n_bytes = sum(choice.info.n_bytes for choice in choices)

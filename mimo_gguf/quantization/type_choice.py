@@ -80,7 +80,7 @@ class TypeChoice:
 
 
 @dataclass(frozen=True, slots=True)
-class Importance:
+class ImportanceGiven:
     """Whether an importance matrix is given, and for which tensors."""
 
     given: bool = False
@@ -92,7 +92,7 @@ def choose_types(
     geometry: Geometry,
     tensors: Sequence[TensorInfo],
     options: TypeOptions = TypeOptions(),
-    importance: Importance = Importance(),
+    importance: ImportanceGiven = ImportanceGiven(),
 ) -> tuple[TypeChoice, ...]:
     """The type of every tensor, in the order given."""
     tied = all(info.name != OUTPUT for info in tensors)
@@ -146,7 +146,7 @@ def _choose(
     geometry: Geometry,
     info: TensorInfo,
     options: TypeOptions,
-    importance: Importance,
+    importance: ImportanceGiven,
     tied: bool,
 ) -> TypeChoice:
     if (reason := kept_reason(info)) is not None:
@@ -169,7 +169,7 @@ def _wanted_type(
     geometry: Geometry,
     info: TensorInfo,
     options: TypeOptions,
-    importance: Importance,
+    importance: ImportanceGiven,
     tied: bool,
 ) -> tuple[GgmlType, str]:
     if info.name == EMBEDDING and options.token_embedding_type is not None:
@@ -188,7 +188,7 @@ def _wanted_type(
 
 
 def _by_rules(
-    profile: Profile, geometry: Geometry, info: TensorInfo, name: str, importance: Importance
+    profile: Profile, geometry: Geometry, info: TensorInfo, name: str, importance: ImportanceGiven
 ) -> tuple[GgmlType, str]:
     block = block_number(name)
     layer = Layer(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +16,12 @@ from gguf import GGUFValueType
 from numpy.typing import NDArray
 
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
-from mimo_gguf.core.errors import GgufError, UsageError
+from mimo_gguf.core.errors import GgufError, UsageError, WeightsError
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import MetaValue, TensorInfo, array, string, uint32
+from mimo_gguf.quantization import importance
 from mimo_gguf.quantization.importance import read_importance
 from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
 from mimo_gguf.quantization.profiles import load_profile
@@ -43,7 +47,8 @@ def write_dat(path: Path, sums: Sums, *, trailer: bool = True) -> Path:
     return path
 
 
-def write_gguf(path: Path, sums: Sums, **drop: bool) -> Path:
+def write_gguf(path: Path, sums: Sums, **change: Any) -> Path:
+    """`counts` and `chunk_count` = True leave these out; a MetaValue stands for imatrix.<its name>."""
     metadata: dict[str, MetaValue] = {
         "general.architecture": string("imatrix"),
         "general.type": string("imatrix"),
@@ -51,12 +56,13 @@ def write_gguf(path: Path, sums: Sums, **drop: bool) -> Path:
         "imatrix.chunk_count": uint32(12),
         "imatrix.chunk_size": uint32(512),
     }
-    if drop.get("chunk_count"):
+    if change.get("chunk_count") is True:
         del metadata["imatrix.chunk_count"]
+    metadata |= {f"imatrix.{key}": value for key, value in change.items() if isinstance(value, MetaValue)}
     data: dict[str, NDArray[np.float32]] = {}
     for name, (values, count) in sums.items():
         data[f"{name}.in_sum2"] = values.reshape(1, -1)
-        if not drop.get("counts"):
+        if not change.get("counts"):
             data[f"{name}.counts"] = np.array([[count]], np.float32)
     placed = lay_out(metadata, [TensorInfo(name, values.shape, GgmlType.F32) for name, values in data.items()])
     with path.open("wb") as file:
@@ -181,6 +187,159 @@ def test_the_mtp_block_falls_back_and_says_so(tmp_path: Path) -> None:
     assert types["blk.1.attn_q.weight"] is GgmlType.Q4_K
     assert types["blk.0.attn_q.weight"] is GgmlType.IQ3_XXS
     assert any("Q4_K instead of IQ3_XXS" in note and "blk.1.attn_q.weight" in note for note in report.outputs[0].notes)
+
+
+@pytest.mark.parametrize("form", [write_dat, write_gguf])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros(256), "importance of blk.0.attn_q.weight is zero in every column"),
+        (np.full(256, 1e-30), "importance of blk.0.attn_q.weight is at most 2.7e-32"),
+        (np.full(256, 3e38), "importance of blk.0.attn_q.weight is at most 8.11e+36"),
+        (np.where(np.arange(256) == 7, 3e38, 1.0), "importance of blk.0.attn_q.weight is at most 8.11e+36"),
+        (np.full(256, -1.0), "importance of blk.0.attn_q.weight is negative"),
+        (np.where(np.arange(256) == 9, -1e-9, 1.0), "importance of blk.0.attn_q.weight is negative"),
+    ],
+    ids=["zeros", "tiny", "huge", "one huge", "negative", "one negative"],
+)
+def test_values_that_would_spoil_a_matrix_are_refused(
+    form: Callable[[Path, Sums], Path], values: NDArray[Any], message: str, tmp_path: Path
+) -> None:
+    source = write_random(tmp_path / "source.gguf", MODEL)
+    sums = sums_of(MODEL) | {"blk.0.attn_q.weight": (values.astype(np.float32), 37.0)}
+    with pytest.raises(GgufError, match=re.escape(message)):
+        quantize(source, tmp_path / "ours", ["Q4_K_M"], importance=read_importance(form(tmp_path / "m", sums)))
+    assert list(tmp_path.glob("ours/*")) == []
+
+
+def test_an_entry_that_no_tensor_uses_may_be_anything_finite(tmp_path: Path) -> None:
+    source = write_random(tmp_path / "source.gguf", MODEL)
+    sums = sums_of(MODEL) | {"blk.7.attn_q.weight": (np.zeros(256, np.float32), 37.0)}
+    quantize(source, tmp_path / "ours", ["Q4_K_M"], importance=read_importance(write_dat(tmp_path / "m.dat", sums)))
+
+
+def test_columns_without_importance_are_told(tmp_path: Path) -> None:
+    source = write_random(tmp_path / "source.gguf", MODEL)
+    values = np.where(np.arange(256) < 64, 0, 100).astype(np.float32)
+    sums = sums_of(MODEL) | {"blk.0.attn_q.weight": (values, 37.0)}
+    matrix = read_importance(write_dat(tmp_path / "m.dat", sums))
+    report = quantize(source, tmp_path / "ours", ["Q4_K_M"], importance=matrix)
+    (note,) = report.outputs[0].notes
+    assert note.endswith("columns never matter, and they are written so: blk.0.attn_q.weight (64 of 256)")
+
+
+# Where values are usable, the bytes are llama.cpp's; what llama.cpp refuses after writing it, is refused here, too.
+@pytest.mark.parametrize("name", ["Q4_K_M", "Q2_K"])
+@pytest.mark.parametrize("scale", [1e-18, 1e17, 3e38])
+def test_extreme_values_are_llama_cpps_bytes_or_refused_as_there(
+    name: str, scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importance, "LARGEST_USABLE", np.inf)  # so that only the output can tell
+    source = write_random(tmp_path / "source.gguf", MODEL)
+    columns = {
+        key: (values / values.max() * np.float32(scale)).astype(np.float32)
+        for key, (values, _) in sums_of(MODEL).items()
+    }
+    matrix = read_importance(write_dat(tmp_path / "m.dat", {key: (value, 1.0) for key, value in columns.items()}))
+    theirs = tmp_path / "theirs.gguf"
+    if scale < 1e38:
+        quantize(source, tmp_path / "ours", [name], importance=matrix)
+        peer.quantize(source, theirs, load_profile(name).file_type, imatrix=matrix.columns)
+        assert differing_tensors(tmp_path / f"ours/{name}.gguf", theirs) == []
+        return
+    with pytest.raises(AssertionError, match="quantized data validation failed"):
+        peer.quantize(source, theirs, load_profile(name).file_type, imatrix=matrix.columns)
+    with pytest.raises(WeightsError, match="became Inf or NaN with these importance values"):
+        quantize(source, tmp_path / "ours", [name], importance=matrix)
+    assert list(tmp_path.glob("ours/*")) == []
+
+
+def test_a_matrix_that_became_zeros_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importance, "SMALLEST_USABLE", 0.0)
+    source = write_random(tmp_path / "source.gguf", MODEL)
+    sums = sums_of(MODEL) | {"blk.0.attn_q.weight": (np.zeros(256, np.float32), 1.0)}
+    matrix = read_importance(write_dat(tmp_path / "m.dat", sums))
+    with pytest.raises(WeightsError, match=r"blk\.0\.attn_q\.weight: row 0 became all zeros with these importance"):
+        quantize(source, tmp_path / "ours", ["Q4_K_M"], importance=matrix)
+
+
+def number(*values: int) -> bytes:
+    return struct.pack(f"<{len(values)}i", *values)
+
+
+LARGEST = (1 << 31) - 1
+NOT_ONE = "not an importance matrix"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (number(LARGEST), NOT_ONE),
+        (number(-1), NOT_ONE),
+        (number(0), NOT_ONE),
+        (b"\x01", NOT_ONE),
+        (number(1, LARGEST), NOT_ONE),
+        (number(1, -5), NOT_ONE),
+        (number(LARGEST, 1) + b"a" + number(1, 1, 0), NOT_ONE),
+        (number(1, 1) + b"a" + number(1, LARGEST), NOT_ONE),
+        (number(1, 1) + b"a" + number(1, -1), NOT_ONE),
+        (number(1, 1) + b"a" + number(1, 1, 0x7F800000), "is not finite"),
+        (number(1, 1) + b"a" + number(1, 1, 0, 1, LARGEST), NOT_ONE),
+        (number(1, 1) + b"a" + number(1, 1, 0, 1, -9), NOT_ONE),
+        (number(1, 1) + b"a" + number(1, 1, 0, 1) + b"\0", NOT_ONE),
+        (b"GGUF", "ends inside the GGUF header"),
+        (b"GGUF" + b"\xff" * 20, "GGUF version"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1 << 63, 0), "ends inside the tensor table"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 63), "ends inside"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "no imatrix.datasets"),
+    ],
+    ids=repr,
+)
+def test_hostile_files_are_refused_in_one_line(data: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.dat"
+    path.write_bytes(data)
+    with pytest.raises(GgufError, match=re.escape(message)) as caught:
+        read_importance(path)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("chunk_count", MetaValue(GGUFValueType.UINT64, 1 << 63), "imatrix.chunk_count is 9223372036854775808"),
+        ("chunk_count", MetaValue(GGUFValueType.INT32, -1), "imatrix.chunk_count is -1"),
+        ("chunk_count", MetaValue(GGUFValueType.FLOAT32, float("nan")), "imatrix.chunk_count is nan"),
+        ("chunk_count", MetaValue(GGUFValueType.FLOAT64, float("inf")), "imatrix.chunk_count is inf"),
+        ("chunk_count", string("many"), "imatrix.chunk_count is 'many'"),
+        ("chunk_count", MetaValue(GGUFValueType.BOOL, True), "imatrix.chunk_count is True"),
+        ("datasets", uint32(5), "imatrix.datasets is not a list of texts"),
+        ("datasets", string("text"), "imatrix.datasets is not a list of texts"),
+        ("datasets", array(GGUFValueType.UINT32, [1, 2]), "imatrix.datasets is not a list of texts"),
+    ],
+)
+def test_metadata_of_another_kind_is_refused(key: str, value: MetaValue, message: str, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", sums_of(MODEL), **{key: value})
+    with pytest.raises(GgufError, match=re.escape(message)):
+        read_importance(path)
+
+
+@pytest.mark.parametrize("count", [0.0, -3.0, float("nan"), float("inf"), 3.4e38])
+def test_counts_of_any_kind_give_values_or_an_error(count: float, tmp_path: Path) -> None:
+    """As llama-quantize: without a count all columns are alike."""
+    matrix = read_importance(write_gguf(tmp_path / "m.gguf", {"a": (np.ones(8, np.float32), count)}))
+    assert np.array_equal(matrix.columns["a"], np.ones(8)) or not matrix.columns["a"].max() > 1e-38
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.dat")
+    with pytest.raises(GgufError, match=r"m\.dat: not a file"):
+        read_importance(tmp_path / "m.dat")
+
+
+def test_a_model_given_for_its_importance_matrix_is_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(GgufError, match="not an importance matrix"):
+        read_importance(write_random(tmp_path / "model.gguf", MODEL))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,13 @@ from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.geometry import Geometry, read_geometry
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.quantization.profiles import MtpRule, Profile, list_profiles, load_profile
-from mimo_gguf.quantization.type_choice import Importance, TypeOptions, choose_types, kept_reason, parse_tensor_type
+from mimo_gguf.quantization.type_choice import (
+    ImportanceGiven,
+    TypeOptions,
+    choose_types,
+    kept_reason,
+    parse_tensor_type,
+)
 from tests.quantization import peer
 from tests.quantization.models import MIMO_7B, QWEN2, STEP35, Model, infos, metadata, replace, write_hollow
 
@@ -32,7 +38,7 @@ def geometry(model: Model) -> Geometry:
     return read_geometry(metadata(model), infos(model), where="test")
 
 
-def ours(profile: Profile, model: Model, options: TypeOptions, importance: Importance) -> dict[str, GgmlType]:
+def ours(profile: Profile, model: Model, options: TypeOptions, importance: ImportanceGiven) -> dict[str, GgmlType]:
     choices = choose_types(profile, geometry(model), infos(model), options, importance)
     return {choice.info.name: choice.info.ggml_type for choice in choices}
 
@@ -48,8 +54,8 @@ def theirs(path: Path, profile: Profile, **options: object) -> dict[str, GgmlTyp
     return peer.chosen_types(log)
 
 
-def everywhere(model: Model) -> Importance:
-    return Importance(True, {info.name for info in infos(model)})
+def everywhere(model: Model) -> ImportanceGiven:
+    return ImportanceGiven(True, {info.name for info in infos(model)})
 
 
 @pytest.mark.full_size
@@ -58,7 +64,7 @@ def everywhere(model: Model) -> Importance:
 def test_every_assignment_of_mimo_7b_is_llama_cpps(profile: Profile, layout: str, hollow: dict[str, Path]) -> None:
     # every name, yet not `given`: llama.cpp assigns, in a dry run, types that it would refuse to write
     model = FULL[layout]
-    alone = Importance(False, everywhere(model).names)
+    alone = ImportanceGiven(False, everywhere(model).names)
     assert ours(profile, model, TypeOptions(), alone) == theirs(hollow[layout], profile)
     imatrix = {"blk.0.attn_q.weight": np.ones(4096, np.float32)}
     assert ours(profile, model, TypeOptions(), everywhere(model)) == theirs(hollow[layout], profile, imatrix=imatrix)
@@ -68,7 +74,7 @@ def test_every_assignment_of_mimo_7b_is_llama_cpps(profile: Profile, layout: str
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
 def test_odd_shapes_and_importance_follow_llama_cpp(profile: Profile, name: str, hollow: dict[str, Path]) -> None:
     model = ODD[name]
-    alone = Importance(False, everywhere(model).names)
+    alone = ImportanceGiven(False, everywhere(model).names)
     assert ours(profile, model, TypeOptions(), alone) == theirs(hollow[name], profile)
     imatrix = {"blk.0.attn_q.weight": np.ones(model.width, np.float32)}
     assert ours(profile, model, TypeOptions(), everywhere(model)) == theirs(hollow[name], profile, imatrix=imatrix)
@@ -97,21 +103,21 @@ def test_explicit_types_follow_llama_cpp(name: str, hollow: dict[str, Path]) -> 
         output_type=GgmlType.Q5_K,
         token_embedding_type=GgmlType.Q3_K,
     )
-    assert ours(load_profile("Q4_K_M"), ODD[name], options, Importance()) == expected
+    assert ours(load_profile("Q4_K_M"), ODD[name], options, ImportanceGiven()) == expected
 
 
 def test_an_override_changes_only_the_tensors_it_names() -> None:
     model, profile = MIMO_7B, load_profile("Q4_K_M")
-    plain = ours(profile, model, TypeOptions(), Importance())
+    plain = ours(profile, model, TypeOptions(), ImportanceGiven())
     options = TypeOptions(tensor_types=(parse_tensor_type(r"blk\.0\.ffn_down=Q8_0"),))
-    changed = ours(profile, model, options, Importance())
+    changed = ours(profile, model, options, ImportanceGiven())
     assert {name for name in plain if plain[name] != changed[name]} == {"blk.0.ffn_down.weight"}
 
 
 def test_the_mtp_rule_types_the_matrices_of_the_mtp_block_and_nothing_else() -> None:
     profile = load_profile("Q4_K_M")
-    plain = ours(profile, MIMO_7B, TypeOptions(), Importance())
-    changed = ours(profile, MIMO_7B, TypeOptions(mtp=MtpRule(GgmlType.Q8_0)), Importance())
+    plain = ours(profile, MIMO_7B, TypeOptions(), ImportanceGiven())
+    changed = ours(profile, MIMO_7B, TypeOptions(mtp=MtpRule(GgmlType.Q8_0)), ImportanceGiven())
     differing = {name for name in plain if plain[name] != changed[name]}
     matrices = {info.name for info in infos(MIMO_7B) if len(info.shape) == 2}
     assert differing == {name for name in matrices if name.startswith("blk.36.")}
@@ -121,7 +127,7 @@ def test_the_mtp_rule_types_the_matrices_of_the_mtp_block_and_nothing_else() -> 
 def test_missing_importance_is_marked_in_the_trunk_and_replaced_in_the_mtp_block() -> None:
     profile = load_profile("IQ2_XS")
     names = {info.name for info in infos(MIMO_7B) if not info.name.startswith(("blk.36.", "blk.7.ffn_up"))}
-    choices = choose_types(profile, geometry(MIMO_7B), infos(MIMO_7B), TypeOptions(), Importance(True, names))
+    choices = choose_types(profile, geometry(MIMO_7B), infos(MIMO_7B), TypeOptions(), ImportanceGiven(True, names))
     assert [choice.info.name for choice in choices if choice.lacks_importance] == ["blk.7.ffn_up.weight"]
     by_name = {choice.info.name: choice for choice in choices}
     draft = by_name["blk.36.ffn_up.weight"]
@@ -131,14 +137,14 @@ def test_missing_importance_is_marked_in_the_trunk_and_replaced_in_the_mtp_block
 def test_a_profiles_fallback_holds_for_a_type_given_with_mtp_too() -> None:
     profile = dataclasses.replace(load_profile("Q4_K_M"), mtp=MtpRule(None, without_imatrix=GgmlType.Q8_0))
     options = TypeOptions(mtp=MtpRule(GgmlType.IQ2_XS))
-    choices = choose_types(profile, geometry(MIMO_7B), infos(MIMO_7B), options, Importance())
+    choices = choose_types(profile, geometry(MIMO_7B), infos(MIMO_7B), options, ImportanceGiven())
     draft = {choice.info.name: choice for choice in choices}["blk.36.ffn_up.weight"]
     assert (draft.info.ggml_type, draft.fallback_from) == (GgmlType.Q8_0, GgmlType.IQ2_XS)
 
 
 def test_types_that_embedding_and_output_cannot_have_without_importance_are_marked() -> None:
     options = TypeOptions(token_embedding_type=GgmlType.IQ2_XS, output_type=GgmlType.IQ3_XXS)
-    choices = choose_types(load_profile("Q4_K_M"), geometry(MIMO_7B), infos(MIMO_7B), options, Importance())
+    choices = choose_types(load_profile("Q4_K_M"), geometry(MIMO_7B), infos(MIMO_7B), options, ImportanceGiven())
     assert [choice.info.name for choice in choices if choice.lacks_importance] == ["token_embd.weight"]
 
 
