@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from mimo_gguf.core.digests import FINGERPRINT
 from mimo_gguf.core.errors import CheckpointError, UsageError
 from mimo_gguf.core.geometry import QWEN2, STEP35
 from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.model_rules import model_fault
 from mimo_gguf.core.model_source import (
     Bytes,
     FileStamp,
@@ -42,6 +43,7 @@ from mimo_gguf.core.model_source import (
     TensorInfo,
 )
 from mimo_gguf.core.paths import path_kind
+from mimo_gguf.core.vocabulary_rules import vocabulary_fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +133,37 @@ def plan_conversion(checkpoint: Checkpoint, options: ConversionOptions = Convers
         **plan_metadata(recipe, layout, dims),
         **tokenizer.keys,
     }
+    _check_runnable(metadata, [_output_info(tensor, weights[tensor.hf]) for tensor in mapping.mapped], where, found)
     notes += tokenizer.notes
     if tied and any(rule.tied_to is not None and rule.hf in weights for rule in recipe.tensors):
         notes += ("config.json ties the output matrix to the embedding, but it is stored, so the stored one is used",)
     return ConversionPlan(checkpoint, recipe, layout, n_mtp, mapping, metadata, weights, notes)
+
+
+def _check_runnable(metadata: Metadata, infos: Sequence[TensorInfo], where: str, n_found: int) -> None:
+    """Refuses what no llama.cpp could run, by the rules that a GGUF is loaded by, before anything is written.
+
+    Args:
+        n_found: MTP layers of the checkpoint.
+    """
+    n_rows = next(info.shape[0] for info in infos if info.name == "token_embd.weight")
+    fault = model_fault(metadata, infos, where=where) or vocabulary_fault(metadata, n_rows)
+    if fault is None:
+        return
+    is_qwen2 = metadata["general.architecture"].value == QWEN2
+    in_step35 = is_qwen2 and n_found > 0
+    raise CheckpointError(
+        f"{where}: llama.cpp cannot run it: {fault}",
+        hint="try --layout step35, which keeps the MTP layers"
+        if in_step35
+        else "check config.json; nothing is written",
+    )
+
+
+def _output_info(tensor: MappedTensor, weights: StoredWeights) -> TensorInfo:
+    """What a tensor is in the output: matrices keep their float type, vectors are in F32."""
+    is_vector = len(tensor.shape) == 1
+    return TensorInfo(tensor.gguf, tensor.shape, GgmlType.F32 if is_vector else weights.ggml_type)
 
 
 def choose_layout(options: ConversionOptions, n_found: int, where: str) -> tuple[str, int]:
@@ -253,9 +282,8 @@ def _fingerprint(plan: ConversionPlan, stamps: tuple[FileStamp, ...]) -> str:
 def _source_tensor(tensor: MappedTensor, weights: StoredWeights, files: Mapping[Path, DataFile]) -> SourceTensor:
     stored = TensorInfo(tensor.gguf, tensor.shape, weights.ggml_type)
     read: ReadRows = partial(_read_rows, files[weights.path], weights.offset, stored.row_bytes, tensor.transform)
-    info = stored
-    if len(tensor.shape) == 1 and stored.ggml_type is not GgmlType.F32:
-        info = TensorInfo(tensor.gguf, tensor.shape, GgmlType.F32)
+    info = _output_info(tensor, weights)
+    if info.ggml_type is not stored.ggml_type:
         read = partial(_read_widened, read, stored)
     return SourceTensor(info, f"{weights.name} in {weights.path.name}", read, weights.offset)
 

@@ -18,12 +18,12 @@ from tests.checkpoints import CONFIG, tensor_shapes, write_checkpoint
 U, F = GGUFValueType.UINT32, GGUFValueType.FLOAT32
 # every number its own, so that no two can be exchanged unseen
 SIZES = {
-    "hidden_size": 80, "intermediate_size": 112, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 20,
+    "hidden_size": 120, "intermediate_size": 112, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 20,
     "num_hidden_layers": 4, "max_position_embeddings": 9000, "rms_norm_eps": 2e-05, "rope_theta": 320000,
 }  # fmt: skip
 SHARED: dict[str, tuple[GGUFValueType, Any]] = {
     "context_length": (U, 9000),
-    "embedding_length": (U, 80),
+    "embedding_length": (U, 120),
     "feed_forward_length": (U, 112),
     "attention.head_count": (U, 6),
     "attention.head_count_kv": (U, 3),
