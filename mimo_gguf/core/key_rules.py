@@ -16,9 +16,9 @@ from typing import Any, Final
 from gguf import GGUFValueType as Kind
 
 from mimo_gguf.core.geometry import MOST_BLOCKS, QWEN2, STEP35
+from mimo_gguf.core.kv_cache import MOST_CONTEXT
 from mimo_gguf.core.model_source import Metadata, MetaValue
 
-MOST_CONTEXT: Final = 1 << 24  # tokens; beyond any model
 _MOST_WIDTH: Final = 1 << 24
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.geometry import Geometry
+from mimo_gguf.core.ggml_types import GgmlType, block_size
 
 CONTEXT_STEP: Final = 256  # llama.cpp rounds n_ctx up to a multiple
+MOST_CONTEXT: Final = 1 << 24  # tokens; beyond any model
 MOST_SEQUENCES: Final = 256  # LLAMA_MAX_SEQ
 # Types llama.cpp can store a KV cache in (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/common/arg.cpp).
 KV_TYPES: Final = (
@@ -23,6 +25,11 @@ def check_kv_type(kind: GgmlType) -> None:
             f"llama.cpp has no KV cache of type {kind.name}",
             hint="one of: " + ", ".join(t.name.lower() for t in KV_TYPES),
         )
+
+
+def can_hold_heads(kind: GgmlType, geometry: Geometry) -> bool:
+    """Whether heads of this model are whole numbers of blocks of `kind`, so that a cache can be kept in it."""
+    return not any(length % block_size(kind) for length in (geometry.key_length, geometry.value_length))
 
 
 def padded(n: int, step: int) -> int:

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.core.ggml_types import GgmlType, block_size
+from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.kv_cache import MOST_CONTEXT, can_hold_heads
 from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.core.units import format_size
 from mimo_gguf.fit.plan import FitPlan
@@ -175,8 +176,7 @@ def _partial_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wish
 
 def _combinations(model: ModelSizes, wishes: Wishes) -> Iterator[RunSettings]:
     """KV types and drafting, where they are free to choose, at a good context."""
-    heads = (model.geometry.key_length, model.geometry.value_length)
-    can_q8 = wishes.flash_attn and not any(length % block_size(GgmlType.Q8_0) for length in heads)
+    can_q8 = wishes.flash_attn and can_hold_heads(GgmlType.Q8_0, model.geometry)
     free_types = [GgmlType.F16, GgmlType.Q8_0] if can_q8 else [GgmlType.F16]
     kv_types = free_types if wishes.kv_type is None else [wishes.kv_type]
     drafting = [wishes.mtp] if wishes.mtp is not None else [True, False][: 2 if model.has_mtp else 1]
@@ -215,7 +215,7 @@ def _with_best_context(plan: FitPlan, wishes: Wishes) -> FitPlan:
 
 def most_context(model: ModelSizes, wishes: Wishes) -> int:
     """Tokens of context beyond which there is no use in more: what the model was trained for, for each conversation."""
-    return wishes.n_seq_max * model.geometry.context_length
+    return min(wishes.n_seq_max * model.geometry.context_length, MOST_CONTEXT)
 
 
 def _at(plan: FitPlan, n_ctx: int, **changes: Any) -> FitPlan:

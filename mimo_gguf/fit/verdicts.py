@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.ggml_types import GgmlType
-from mimo_gguf.core.kv_cache import CONTEXT_STEP
+from mimo_gguf.core.kv_cache import CONTEXT_STEP, can_hold_heads
 from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.core.near_matches import name_hint
 from mimo_gguf.core.units import GIB
@@ -89,11 +89,12 @@ def judge_cards(model: ModelSizes, n_ctx: int, chosen: Sequence[Card] | None = N
         UsageError: a context llama.cpp would refuse.
     """
     holds = _Holds(model)
+    kv_types = [kind for kind in _KV_TYPES if can_hold_heads(kind, model.geometry)]
     verdicts = []
     for card in chosen if chosen is not None else cards():
         free_bytes = imagined_gpu(card.memory_bytes).free_bytes
-        fitting = [kv_type for kv_type in _KV_TYPES if holds(free_bytes, kv_type, n_ctx)]
-        kv_type = fitting[0] if fitting else _KV_TYPES[-1]
+        fitting = [kv_type for kv_type in kv_types if holds(free_bytes, kv_type, n_ctx)]
+        kv_type = fitting[0] if fitting else kv_types[-1]
         largest = holds.largest_context(free_bytes, kv_type)
         verdicts.append(
             Verdict(card, fitting[0].name.lower() if fitting else "", largest, *expected_speed(model, card))

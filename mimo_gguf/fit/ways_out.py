@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from mimo_gguf.core.ggml_types import GgmlType, block_size
+from mimo_gguf.core.kv_cache import can_hold_heads
 from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.fit.plan import FitPlan, WayOut
 from mimo_gguf.fit.weigh import changed, largest_context
@@ -115,8 +116,7 @@ def _attempts(plan: FitPlan) -> Iterator[_Attempt]:
 
 
 def _can_take_q8(plan: FitPlan) -> bool:
-    heads = (plan.model.geometry.key_length, plan.model.geometry.value_length)
-    storable = not any(length % block_size(GgmlType.Q8_0) for length in heads)
+    storable = can_hold_heads(GgmlType.Q8_0, plan.model.geometry)
     return storable and plan.settings.flash_attn and plan.settings.type_k is not GgmlType.Q8_0
 
 
@@ -138,14 +138,17 @@ def smaller_types(model: ModelSizes) -> tuple[tuple[str, ModelSizes], ...]:
 
 
 def retyped(model: ModelSizes, name: str, matrices: GgmlType, careful: GgmlType) -> ModelSizes:
-    """`model` with its matrices in other types: `careful` for the output layer, attn_v and ffn_down."""
+    """`model` with its matrices in other types: `careful` for the output layer, attn_v and ffn_down.
+
+    Rows that are no whole number of blocks are kept in Q8_0, and in F16 if not even that divides them.
+    """
 
     def of(tensor_name: str, shape: tuple[int, ...], before: GgmlType) -> GgmlType:
         if len(shape) == 1:
             return before
         is_careful = tensor_name.startswith("output.") or ".attn_v." in tensor_name or ".ffn_down." in tensor_name
         after = careful if is_careful else matrices
-        return after if shape[-1] % block_size(after) == 0 else GgmlType.Q8_0
+        return next(kind for kind in (after, GgmlType.Q8_0, GgmlType.F16) if shape[-1] % block_size(kind) == 0)
 
     tensors = tuple(replace(info, ggml_type=of(info.name, info.shape, info.ggml_type)) for info in model.tensors)
     return replace(model, label=f"{model.label} as {name}", tensors=tensors)

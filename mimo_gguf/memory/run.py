@@ -9,7 +9,7 @@ from gguf import GGML_QUANT_SIZES
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
-from mimo_gguf.core.kv_cache import MOST_SEQUENCES, check_kv_type, n_ctx_seq
+from mimo_gguf.core.kv_cache import MOST_CONTEXT, MOST_SEQUENCES, check_kv_type, n_ctx_seq
 from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.memory.allocator import CPU_TRAITS, DeviceTraits
 
@@ -104,7 +104,7 @@ def check_settings(model: ModelSizes, settings: RunSettings) -> None:
         raise UsageError(
             f"{settings.n_seq_max} conversations at a time", hint=f"llama.cpp has {MOST_SEQUENCES} at most"
         )
-    if settings.n_ctx > 1 << 24:
+    if settings.n_ctx > MOST_CONTEXT:
         raise UsageError(
             f"a context of {settings.n_ctx} tokens is beyond any model",
             hint=f"the model was trained for {model.geometry.context_length}",
