@@ -17,7 +17,7 @@ TINY       := examples/mimo-tiny
 DEMO       ?= build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage lint types check tiny clean
+.PHONY: help install demo test coverage fuzz lint types check tiny clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
@@ -61,6 +61,12 @@ test: $(VENV)/.dev ## install what the tests need, then run them all
 
 coverage: $(VENV)/.dev ## the tests once more, and which lines none of them reaches; fails below the floor
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --cov --cov-report=term:skip-covered
+
+# One seed is one set of mutants: make fuzz SEED=7 COUNT=10000
+SEED  ?= 1
+COUNT ?= 2000
+fuzz: $(VENV)/.dev ## try 2000 GGUF files that are well-formed and wrong (5 minutes of CPU time)
+	@$(BIN)/python -m tests.fuzz.fuzzer --seed $(SEED) --count $(COUNT)
 
 lint: $(VENV)/.dev ## ruff: rules and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

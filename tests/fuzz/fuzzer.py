@@ -27,7 +27,8 @@ from tests.fuzz.trial import MOST_RESIDENT_BYTES
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FAULTS: Final = ("death", "hang", "memory", "traceback")
-_MOST_SECONDS: Final = 20.0  # for one mutant; loading llama.cpp at the start counts as one
+_MOST_SECONDS: Final = 30.0  # for one mutant; a few hundredths are usual
+_MOST_START_SECONDS: Final = 120.0  # until a child has loaded llama.cpp
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _one_child(folder: Path, seed: int, first: int, last: int, most_seconds: flo
 
 
 def _lines(stream: IO[str], most_seconds: float) -> Iterator[str | None]:
-    """Lines as they come; None once there is none for too long."""
+    """Lines as they come; None once there is none for too long. The first may take as long as a child starts."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read() -> None:
@@ -120,15 +121,17 @@ def _lines(stream: IO[str], most_seconds: float) -> Iterator[str | None]:
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
+    patience = max(most_seconds, _MOST_START_SECONDS)
     while True:
         try:
-            line = lines.get(timeout=most_seconds)
+            line = lines.get(timeout=patience)
         except queue.Empty:
             yield None
             return
         if line is None:
             return
         yield line
+        patience = most_seconds
 
 
 def _count(figures: Figures, seed: int, number: int, what: str, report: Mapping[str, Any]) -> None:

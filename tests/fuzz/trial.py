@@ -7,6 +7,7 @@ mutant (`> number what`) and one after it (`< JSON`).
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import sys
@@ -22,7 +23,7 @@ from tests.fuzz.gguf_bytes import put_together, take_apart
 from tests.fuzz.mutations import mutant
 
 MOST_ADDRESS_BYTES: Final = 3 * GIB  # beyond what the process has when it starts
-MOST_RESIDENT_BYTES: Final = 1 * GIB
+MOST_RESIDENT_BYTES: Final = 512 * MIB  # beyond what it held before the mutant
 _N_CTX: Final = 256
 
 
@@ -31,13 +32,14 @@ def main(folder: Path, seed: int, first: int, last: int) -> None:
     path = folder / f"mutant-{seed}.gguf"
     _warm_up(sorted(folder.glob("base-*.gguf"))[0])
     _limit_memory()
+    steps = {**STEPS, **_planted_step()}
     for number in range(first, last):
         rng = random.Random(f"{seed} {number}")
         what, parts = mutant(bases[number % len(bases)], rng)
         path.write_bytes(put_together(parts))
         print(f"> {number} {what[:300]!r}", flush=True)
         start, before = time.monotonic(), _resident_bytes()
-        outcomes = {name: _outcome(step, path) for name, step in STEPS.items()}
+        outcomes = {name: _outcome(step, path) for name, step in steps.items()}
         grown = _peak_bytes() - before
         report = {"outcomes": outcomes, "seconds": round(time.monotonic() - start, 2), "grown": grown}
         print(f"< {json.dumps(report)}", flush=True)
@@ -105,6 +107,12 @@ STEPS: Final[dict[str, Callable[[Path], None]]] = {
     "ask": _ask,
     "run": _run,
 }
+
+
+def _planted_step() -> dict[str, Callable[[Path], None]]:
+    """A fault put there on purpose, by the test that faults are seen."""
+    code = os.environ.get("MIMO_GGUF_FUZZ_STEP")
+    return {"planted": lambda _: exec(code, {})} if code else {}
 
 
 def _outcome(step: Callable[[Path], None], path: Path) -> str:
