@@ -58,6 +58,8 @@ def command(
             split_max_size=split_max_size,
         )  # fmt: skip
         show(plan)
+        if not as_json:
+            ui.print_notes([(output.profile.name, output.notes) for output in plan.writing.outputs])
         if as_json:
             ui.print_json(plan.as_json())
         return

@@ -117,19 +117,17 @@ def check_names(names: Collection[str], where: str) -> None:
     for kind in _NAME_KINDS:
         if (name := next((name for name in names if kind.pattern.search(name)), None)) is not None:
             raise CheckpointError(f"{where}: {kind.what}: it holds the tensor {name}", hint=kind.hint)
-    prefix = _strange_prefix(names)
-    if prefix is not None:
-        what, hint = _PREFIXES.get(prefix, _INNER_MODEL)
-        raise CheckpointError(f"{where}: {what}: its tensors are named {prefix}{_EMBEDDING} and so on", hint=hint)
+    embedding = _strange_embedding(names)
+    if embedding is not None:
+        before = embedding.removesuffix(_EMBEDDING)
+        what, hint = _PREFIXES.get(before.removesuffix("model."), _INNER_MODEL)
+        raise CheckpointError(f"{where}: {what}: its tensors are named {embedding} and so on", hint=hint)
 
 
-def _strange_prefix(names: Iterable[str]) -> str | None:
-    """What stands before the embedding's usual name; None if it has that name, or if there is no embedding."""
-    found = {name.removesuffix(_EMBEDDING) for name in names if name.endswith(_EMBEDDING)}
-    if not found or "model." in found:
-        return None
-    prefix = min(found, key=len)
-    return prefix if prefix == "model.language_model." else prefix.removesuffix("model.") or prefix
+def _strange_embedding(names: Iterable[str]) -> str | None:
+    """The embedding's name if it is another than usual; None if it is the usual one, or if there is no embedding."""
+    found = [name for name in names if name.endswith(_EMBEDDING)]
+    return None if f"model.{_EMBEDDING}" in found else min(found, key=len, default=None)
 
 
 def _base_of(folder: Path) -> str:

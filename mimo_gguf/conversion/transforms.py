@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# A transform takes rows as raw bytes, uint8 [rows, row_bytes], and changes them in place.
-Transform = Callable[[NDArray[np.uint8]], None]
+# It takes rows as raw bytes, uint8 [rows, row_bytes], and changes them in place.
+RowTransform = Callable[[NDArray[np.uint8]], None]
 
 
 def swap_halves(rows: NDArray[np.uint8]) -> None:
@@ -23,4 +23,4 @@ def swap_halves(rows: NDArray[np.uint8]) -> None:
     rows[..., middle:] = left
 
 
-TRANSFORMS: Final[Mapping[str, Transform]] = {"swap_halves": swap_halves}
+TRANSFORMS: Final[Mapping[str, RowTransform]] = {"swap_halves": swap_halves}
