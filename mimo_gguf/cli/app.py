@@ -32,6 +32,7 @@ COMMANDS: Final[dict[str, str]] = {
     "profiles": "Look",
     "fit": "Look",
     "gpus": "Look",
+    "doctor": "Look",
     "chat": "Run",
     "bench": "Run",
     "worker": "Run",

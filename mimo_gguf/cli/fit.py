@@ -106,10 +106,13 @@ def command(
 
 def _others(devices: Sequence[Device]) -> dict[str, tuple[OtherUse, ...]]:
     """Device name -> other programs there; says so where a card of this machine is not among `devices`."""
+    from mimo_gguf.hardware.devices import loading_problem
     from mimo_gguf.hardware.nvml import nvidia_cards, other_uses, unused_cards
 
     if not any(device.pointer or not device.is_gpu for device in devices[:1]):
         return {}  # imagined
+    if problem := loading_problem():
+        ui.print_warning(f"planned for the CPU alone: {problem.message}; {problem.hint}")
     cards = nvidia_cards()
     for card in unused_cards(devices, cards):
         ui.print_warning(

@@ -142,3 +142,14 @@ def _translated(hub_id: HubId) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise HubError(f"{hub_id}: {first_line(error)}", hint="free some space or set HF_HOME; it resumes") from None
+
+
+def hub_cache_folder() -> Path:
+    """Where downloads are kept (HF_HUB_CACHE and HF_HOME decide), whether it is there or not.
+
+    Raises:
+        ImportError: huggingface_hub is not installed.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)

@@ -7,18 +7,14 @@ an error here. On platforms where it cannot be asked, the prediction of `memory.
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from mimo_gguf.core.child_process import ChildFailed, ask_child
 from mimo_gguf.core.errors import BackendError
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.gguf_header import lay_out
@@ -54,37 +50,16 @@ def ask_memory(
         "workers": [device.description for device in devices if device.backend == "RPC"],
         "allocate": allocate,
     }
-    answer = _ask_child(question)
+    try:
+        answer = ask_child("mimo_gguf.fit.breakdown", question, timeout_s=_TIMEOUT_S)
+    except ChildFailed as error:
+        raise BackendError(f"llama.cpp could not be asked: {error}", hint=_LEAVE_OUT) from None
     if "error" in answer:
         raise BackendError(answer["error"], hint=answer["hint"])
     return tuple(
         AskedMemory(memory["weights"], ContextBytes(**memory["kv_cache"]), ContextBytes(**memory["compute"]))
         for memory in answer["devices"]
     )
-
-
-def _ask_child(question: dict[str, Any]) -> dict[str, Any]:
-    """The answer of a process that does nothing else."""
-    command = [sys.executable, "-P", "-m", "mimo_gguf.fit.breakdown"]  # -P: not whatever lies in the current folder
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)}
-    try:
-        done = subprocess.run(
-            command, input=json.dumps(question), capture_output=True, text=True, env=environment, timeout=_TIMEOUT_S,
-            check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise BackendError(f"llama.cpp gave no answer within {_TIMEOUT_S} s", hint=_LEAVE_OUT) from None
-    if done.returncode != 0:
-        raise BackendError(f"llama.cpp ended while it was asked: {_why(done)}", hint=_LEAVE_OUT)
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
-
-
-def _why(done: subprocess.CompletedProcess[str]) -> str:
-    """The signal that ended it, or the last line it wrote."""
-    if done.returncode < 0:
-        return signal.Signals(-done.returncode).name
-    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 @contextmanager

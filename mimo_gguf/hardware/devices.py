@@ -75,6 +75,15 @@ def list_devices() -> tuple[Device, ...]:
     return (*(dedicated or found[:1]), host_device())
 
 
+def loading_problem() -> BackendError | None:
+    """Why `list_devices` gives the host alone, if that is because llama.cpp cannot be loaded."""
+    try:
+        ggml_devices()
+    except BackendError as error:
+        return error
+    return None
+
+
 def ggml_devices() -> list[Device]:
     """Everything ggml can compute on with memory of its own, the CPU included.
 

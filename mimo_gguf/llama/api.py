@@ -24,6 +24,7 @@ from mimo_gguf.core.errors import BackendError
 from mimo_gguf.core.version import REINSTALL_LLAMA
 from mimo_gguf.llama.lifetime import Caught, Exit, Owner, catching
 from mimo_gguf.llama.log import LOG
+from mimo_gguf.llama.missing_library import loading_hint
 
 Floats = NDArray[np.float32]
 
@@ -68,7 +69,7 @@ def api() -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendError(
             f"llama-cpp-python cannot be loaded: {error}",
-            hint=REINSTALL_LLAMA,
+            hint=loading_hint(str(error)),
         ) from None
     callback = module.llama_log_callback(_hear)
     module.mimo_gguf_log_callback = callback  # lives as long as the library that calls it
