@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +27,7 @@ from mimo_gguf.cli.options import (
     Verbose,
     check_choice,
 )
+from mimo_gguf.cli.text_files import argument_text, read_stdin, read_text
 from mimo_gguf.cli.workers import use_workers
 from mimo_gguf.core.errors import UsageError
 
@@ -44,6 +44,7 @@ def command(
         str | None, typer.Option("-f", "--file", metavar="FILE", help="Add a file's text to the prompt; - is stdin.")
     ] = None,
     system: Annotated[str, typer.Option(metavar="TEXT", help="System message; empty, as Xiaomi recommends.")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the last conversation.")] = False,
     ctx: Ctx = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Longest answer, reasoning included.")
@@ -94,6 +95,8 @@ def command(
     Without -p, -f or a pipe it is a conversation; /help lists its commands.
     """
     from mimo_gguf.chat.conversation import Conversation
+    from mimo_gguf.cli.chat_files import last_conversation, resumed_conversation
+    from mimo_gguf.cli.chat_screen import CUT_OFF_THINKING, is_cut_off_thinking
     from mimo_gguf.engine.sampling import SamplingOptions
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.hardware.memory_watch import MemoryWatch
@@ -106,13 +109,14 @@ def command(
         temperature=temp, top_p=top_p, top_k=top_k, min_p=min_p, repeat_penalty=repeat_penalty, seed=seed,
         grammar=_grammar(grammar, json_schema),
     )  # fmt: skip
-    stop = [_argument(text, "--stop") for text in stop or ()]
+    stop = [argument_text(text, "--stop") for text in stop or ()]
     answers = AnswerOptions(max_tokens=max_tokens, stop=tuple(stop), think_budget=think_budget)
     question = _question(prompt, prompt_file)
     if question is None and as_json:
         raise UsageError("--json answers one question", hint='give it: -p "..."')
-    system = _argument(system, "--system")
+    system = argument_text(system, "--system")
     reasoning = "hide" if no_think_display else think
+    conversation = resumed_conversation(system) if resume else Conversation(system)
     with contextlib.ExitStack() as stack:
         if log_file is not None:
             use_log(copy_to=stack.enter_context(_open_log(log_file)))
@@ -139,21 +143,25 @@ def command(
         if question is None:
             from mimo_gguf.cli.chat_loop import ChatLoop
 
-            ChatLoop(model, system, sampling, answers, reasoning=reasoning, watch=watch).run()
+            ChatLoop(
+                model, conversation, sampling, answers, reasoning=reasoning, watch=watch, autosave=last_conversation()
+            ).run()
             return
         screen = _screen(as_json, reasoning, figures=stats or verbose or sys.stderr.isatty())
-        answer = ask(model, Conversation(system).messages(question), sampling, answers, screen, watch)
+        answer = ask(model, conversation.messages(question), sampling, answers, screen, watch)
     if answer.finish_reason == "abort":
         raise typer.Exit(130)
+    if is_cut_off_thinking(answer):
+        raise typer.Exit(CUT_OFF_THINKING)
 
 
 def _question(prompt: str | None, prompt_file: str | None) -> str | None:
     """What to ask once: -p, then the file, or a pipe; None for a conversation."""
-    parts = [] if prompt is None else [_argument(prompt, "--prompt")]
+    parts = [] if prompt is None else [argument_text(prompt, "--prompt")]
     if prompt_file is not None:
-        parts.append(_read_stdin() if prompt_file == "-" else _read_text(Path(prompt_file)))
+        parts.append(read_stdin() if prompt_file == "-" else read_text(Path(prompt_file)))
     if not parts and not sys.stdin.isatty():
-        parts.append(_read_stdin())
+        parts.append(read_stdin())
     if parts:
         question = "\n\n".join(parts)
         if not question.strip():
@@ -164,37 +172,14 @@ def _question(prompt: str | None, prompt_file: str | None) -> str | None:
     return None
 
 
-def _argument(text: str, option: str) -> str:
-    """An argument as UTF-8 text, whatever encoding the locale says its bytes are in."""
-    return _decoded(os.fsencode(text), option)
-
-
-def _read_stdin() -> str:
-    return _decoded(sys.stdin.buffer.read(), "stdin")
-
-
 def _grammar(grammar: Path | None, json_schema: Path | None) -> str | None:
     from mimo_gguf.engine.sampling import grammar_of_schema
 
     if grammar is not None and json_schema is not None:
         raise UsageError("--grammar and --json-schema both say what the answer looks like", hint="give one of them")
     if json_schema is not None:
-        return grammar_of_schema(_read_text(json_schema))
-    return None if grammar is None else _read_text(grammar)
-
-
-def _read_text(path: Path) -> str:
-    from mimo_gguf.core.documents import MEGABYTE, DocumentKind
-
-    text = DocumentKind(UsageError, "give a text file in UTF-8", most_bytes=100 * MEGABYTE, pipes=True)
-    return _decoded(text.read_bytes(path), str(path))
-
-
-def _decoded(data: bytes, source: str) -> str:
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{source}: not UTF-8 text (byte {error.start})", hint="give text in UTF-8") from None
+        return grammar_of_schema(read_text(json_schema))
+    return None if grammar is None else read_text(grammar)
 
 
 def _open_log(path: Path) -> Any:

@@ -22,7 +22,7 @@ class Command(Protocol):
 
     @property
     def arguments(self) -> str:
-        """`FILE ...` where it takes a file's name; empty where nothing may follow."""
+        """With FILE in it if it takes a file's name; empty if nothing may follow."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ class CommandCompleter(Completer):
             for full, command in commands:
                 end = " " if command.arguments else ""
                 yield Completion(f"/{full}{end}", -len(name), display=f"/{full}", display_meta=command.help)
-        elif len(commands) == 1 and commands[0][1].arguments.startswith("FILE"):
+        elif len(commands) == 1 and "FILE" in commands[0][1].arguments:
             yield from self._paths.get_completions(Document(typed.lstrip()), complete_event)
         elif len(commands) == 1:
             begun = typed.rpartition(" ")[2]

@@ -71,7 +71,7 @@ class PipeScreen:
         sys.stdout.flush()
         if self._figures:
             ui.print_note(status_line(answer, model))
-        for warning in warnings(model):
+        for warning in warnings(model, answer):
             ui.print_warning(warning)
 
 
@@ -95,6 +95,8 @@ class JsonScreen:
 
     def end(self, answer: Answer, model: Model) -> None:
         ui.print_json(answer_json(answer, model), indent=None)
+        if is_cut_off_thinking(answer):
+            ui.print_warning(warnings(model, answer)[-1])
 
 
 class TerminalScreen:
@@ -202,7 +204,7 @@ class TerminalScreen:
         spared = [f"{self.n_left_out} tokens of earlier reasoning left out"] if self.n_left_out else []
         for line in ui.joined(status_parts(answer, model) + spared, ui.err.width, _SEPARATOR):
             ui.print_note(line)
-        for warning in warnings(model):
+        for warning in warnings(model, answer):
             if warning not in self._warned:
                 ui.print_warning(warning)
         self._warned.update(warnings(model))
@@ -261,9 +263,21 @@ def _draft_text(answer: Answer, model: Model) -> str:
     return f"MTP drafts {', '.join(facts)}" if facts else "no drafts"
 
 
-def warnings(model: Model) -> list[str]:
+CUT_OFF_THINKING: Final = 4  # exit code
+
+
+def is_cut_off_thinking(answer: Answer) -> bool:
+    """Whether tokens ran out before the model had said anything but reasoning."""
+    return answer.finish_reason == "length" and bool(answer.reasoning) and not answer.text.strip()
+
+
+def warnings(model: Model, answer: Answer | None = None) -> list[str]:
     """What people should know beyond the figures."""
-    return [] if model.session.stats.warning is None else [model.session.stats.warning]
+    found = [] if model.session.stats.warning is None else [model.session.stats.warning]
+    if answer is not None and is_cut_off_thinking(answer):
+        more = "start with a larger --ctx" if answer.stop_reason == "window" else "raise --max-tokens"
+        found.append(f"the answer was cut off while the model was thinking: {more}, or use --think-budget")
+    return found
 
 
 def answer_json(answer: Answer, model: Model) -> dict[str, Any]:
@@ -274,7 +288,7 @@ def answer_json(answer: Answer, model: Model) -> dict[str, Any]:
         "reasoning": answer.reasoning,
         "finish_reason": answer.finish_reason,
         "stop_reason": answer.stop_reason,
-        "warnings": warnings(model),
+        "warnings": warnings(model, answer),
         "seed": answer.seed,
         "tokens": {
             "prompt": answer.n_prompt,

@@ -78,10 +78,12 @@ def _between_words(text: str) -> str:
 _COMMAND: Final = re.compile(r"mimo-gguf \w|pip install ")
 
 
-def print_joined(parts: Sequence[str], separator: str) -> None:
-    """The parts on stdout, on a terminal in lines that break between them only."""
-    width = out.width if out.is_terminal else sys.maxsize
-    out.print("\n".join(joined([harmless(part) for part in parts], width, separator)), markup=False)
+def print_joined(parts: Sequence[str], separator: str, *, note: bool = False) -> None:
+    """The parts on stdout (a note: on stderr), on a terminal in lines that break between them only."""
+    console = err if note else out
+    width = console.width if console.is_terminal else sys.maxsize
+    text = "\n".join(joined([harmless(part) for part in parts], width, separator))
+    console.print(Text(text, style="note" if note else ""))
 
 
 def joined(parts: Sequence[str], width: int, separator: str) -> list[str]:

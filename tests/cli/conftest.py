@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mimo_gguf.chat.conversation import Conversation
 from mimo_gguf.cli.chat_loop import ChatLoop
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
 from mimo_gguf.engine.sampling import SamplingOptions
@@ -27,4 +28,4 @@ def loop(mimo_tiny: Path, request: pytest.FixtureRequest) -> Iterator[ChatLoop]:
     """Greedy, with short answers, in a window of 512 tokens; a parameter says whether with MTP."""
     options = SessionOptions(n_ctx=512, n_threads=1, mtp=getattr(request, "param", True))
     with Model.open(mimo_tiny, session=options) as model:
-        yield ChatLoop(model, "", SamplingOptions(temperature=0), AnswerOptions(max_tokens=60))
+        yield ChatLoop(model, Conversation(), SamplingOptions(temperature=0), AnswerOptions(max_tokens=60))

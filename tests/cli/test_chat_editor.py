@@ -19,8 +19,8 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from prompt_toolkit.output.vt100 import Vt100_Output
 
+from mimo_gguf.cli.chat_commands import COMMANDS
 from mimo_gguf.cli.chat_editor import CommandCompleter, line_editor
-from mimo_gguf.cli.chat_loop import COMMANDS
 
 
 @pytest.fixture(autouse=True)

@@ -61,15 +61,15 @@ def test_nothing_ticks_elsewhere(term: str, is_terminal: bool) -> None:
 
 def test_a_prompt_being_read_is_told(loop: ChatLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
-    loop.screen._clock = Clock(LiveRows(console(out)), tick_s=0.01)
-    evaluate = loop.model.session.evaluate
+    loop.talk.screen._clock = Clock(LiveRows(console(out)), tick_s=0.01)
+    evaluate = loop.talk.model.session.evaluate
 
     def slowly(slots: Any) -> Any:
-        loop.model.session.evaluate = evaluate  # type: ignore[method-assign]
+        loop.talk.model.session.evaluate = evaluate  # type: ignore[method-assign]
         until(lambda: "reading the prompt, 0 s" in out.getvalue())
         return evaluate(slots)
 
-    monkeypatch.setattr(loop.model.session, "evaluate", slowly)
+    monkeypatch.setattr(loop.talk.model.session, "evaluate", slowly)
     loop.take("Who are you?")
     assert out.getvalue().endswith("\r\x1b[2K")
 
@@ -127,8 +127,8 @@ def test_an_interrupt_costs_neither_conversation_nor_exactness(
 ) -> None:
     loop.take("Who are you?")
     loop.take("What is 1 + 1?")
-    expected = loop.conversation.turns.pop()
-    owner: Any = loop.screen if at == "show" else loop.model.session
+    expected = loop.talk.conversation.turns.pop()
+    owner: Any = loop.talk.screen if at == "show" else loop.talk.model.session
     really = getattr(owner, at)
     calls: list[object] = []
 
@@ -143,4 +143,4 @@ def test_an_interrupt_costs_neither_conversation_nor_exactness(
     monkeypatch.setattr(chat_loop, "line_editor", lambda _: Editor("What is 1 + 1?", "What is 1 + 1?"))
     loop.run()
     assert len(calls) > call and "interrupted" in capsys.readouterr().err
-    assert loop.conversation.turns[1:] == [expected]
+    assert loop.talk.conversation.turns[1:] == [expected]

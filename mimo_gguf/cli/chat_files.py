@@ -1,0 +1,128 @@
+"""The slash commands that read and write files: /save, /load, /export, /file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from mimo_gguf.chat.conversation import Conversation, shortened
+from mimo_gguf.cli import ui
+from mimo_gguf.cli.chat_talk import Talk, counted
+from mimo_gguf.cli.text_files import read_text
+from mimo_gguf.core.errors import OutputError, UsageError
+from mimo_gguf.core.output_file import atomic_output
+from mimo_gguf.core.paths import path_kind
+from mimo_gguf.engine.state import load_state, save_state, state_key
+
+_CACHE: Final = ".kv"  # suffix of the file beside a saved conversation
+
+
+def last_conversation() -> Path:
+    """Where the last conversation is kept, for `--resume`."""
+    return Path(typer.get_app_dir("mimo-gguf")) / "last_chat.json"
+
+
+def resumed_conversation(system: str) -> Conversation:
+    """The last conversation; a system message that is given replaces its own.
+
+    Raises:
+        UsageError: there is none, or its file is damaged.
+    """
+    path = last_conversation()
+    if path_kind(path) != "file":
+        raise UsageError("there is no conversation to resume", hint="leave --resume out")
+    conversation = Conversation.load(path)
+    if system:
+        conversation.system = system
+    return conversation
+
+
+def save(talk: Talk, text: str) -> None:
+    """Saves the conversation; with `kv` behind the name also the caches, so that it need not be read again."""
+    name = text.removesuffix(" kv")
+    path = _path(name, ".json", "/save talk.json, or with the cache: /save talk.json kv")
+    cache = path.with_suffix(_CACHE) if name != text else None
+    with _writing(talk, path, *[cache] if cache else []):
+        talk.conversation.save(path)
+        if cache:
+            session = talk.model.session
+            save_state(session, session.slot, state_key(talk.model.file, session), cache)
+    ui.print_note(f"saved to {path}" + (" with its cache" if cache else ""))
+
+
+def load(talk: Talk, name: str) -> None:
+    """Goes on with a saved conversation, and with its cache if there is one of this model."""
+    path = _path(name, ".json", "/load talk.json")
+    talk.conversation = Conversation.load(path)
+    talk.own_files.add(path.resolve())
+    note, cache = counted(len(talk.conversation.turns), "turn") + " loaded", path.with_suffix(_CACHE)
+    if path_kind(cache) == "file":
+        session = talk.model.session
+        taken = load_state(session, session.slot, state_key(talk.model.file, session), cache)
+        talk.own_files.update([cache.resolve()] if taken else [])
+        note += " with the cache" if taken else "; the cache is of another model or damaged, so they are read again"
+    if talk.conversation.turns:
+        note += f"; the last was {shortened(talk.conversation.turns[-1].question)}"
+    ui.print_note(note)
+
+
+def export(talk: Talk, name: str) -> None:
+    """Writes the conversation as Markdown."""
+    path = _path(name, ".md", "/export talk.md")
+    with _writing(talk, path), atomic_output(path) as file:
+        file.write(talk.conversation.as_markdown().encode("utf-8", "replace"))
+    ui.print_note(f"written to {path}")
+
+
+def attach(talk: Talk, name: str) -> None:
+    """Adds a file's text to the next question; without a name, tells what waits there."""
+    if not name:
+        waiting = ", ".join(f"{file} ({len(text)} characters)" for file, text in talk.files)
+        ui.print_note(f"with the next question: {waiting}" if waiting else "no file waits; /file notes.txt adds one")
+        return
+    path = _expanded(name)
+    text = read_text(path)
+    if not text.strip():
+        raise UsageError(f"{path}: the file is empty", hint="choose another file")
+    talk.files.append((path.name, text))
+    n_tokens = len(talk.model.vocabulary.tokenize(text))
+    ui.print_note(f"{path.name} goes with the next question: {counted(n_tokens, 'token')}")
+
+
+@contextlib.contextmanager
+def _writing(talk: Talk, *paths: Path) -> Iterator[None]:
+    """Raises UsageError for files that this chat has neither written nor read, and if one cannot be written."""
+    for path in paths:
+        if path_kind(path) != "nothing" and path.resolve() not in talk.own_files:
+            raise UsageError(f"{path}: exists already", hint="choose another name, or delete it first")
+    try:
+        yield
+    except OutputError as error:
+        raise UsageError(error.message, hint="choose another name") from None
+    talk.own_files.update(path.resolve() for path in paths)
+
+
+def _path(name: str, suffix: str, example: str) -> Path:
+    """The file that a name means; `suffix` is added to a name without one."""
+    if not name:
+        raise UsageError("a file name is missing", hint=example)
+    path = _expanded(name)
+    if not path.name or "\0" in name or path_kind(path) == "folder":
+        raise UsageError(f"{name}: is not a file name", hint=example)
+    if path.suffix == _CACHE:
+        raise UsageError(f"{name}: the cache goes there", hint=example)
+    return path if path.suffix else path.with_suffix(suffix)
+
+
+def _expanded(name: str) -> Path:
+    """A path with its `~` replaced; quotes around it, as a shell would want them, are taken off."""
+    if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":
+        name = name[1:-1]
+    path = Path(name)
+    with contextlib.suppress(RuntimeError):  # ~nobody
+        path = path.expanduser()
+    return path

@@ -1,0 +1,121 @@
+"""A conversation in progress: what is set, what has been said, and answering a question in it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from mimo_gguf.chat.conversation import FULL, Conversation, Turn
+from mimo_gguf.chat.template import Message
+from mimo_gguf.cli import ui
+from mimo_gguf.cli.chat_asking import ask
+from mimo_gguf.cli.chat_screen import TerminalScreen
+from mimo_gguf.core.errors import MimoGgufError, UsageError
+from mimo_gguf.engine.sampling import SamplingOptions
+from mimo_gguf.hardware.memory_watch import MemoryWatch
+from mimo_gguf.runtime.model import AnswerOptions, Model
+
+_ANSWER_ROOM: Final = 0.25  # share of the window kept free for an answer when old turns have to go
+
+
+@dataclass(slots=True)
+class Talk:
+    """Everything that slash commands may look at and change.
+
+    Attributes:
+        autosave: where the conversation is kept after every answer, for `--resume`; None keeps it nowhere.
+        files: texts that go with the next question: (name, text).
+        next_line: what the next line begins with (/edit).
+        editing: the next question replaces the last one.
+        own_files: written or read by this chat, so it may write them again.
+        running: False ends the loop.
+    """
+
+    model: Model
+    conversation: Conversation
+    sampling: SamplingOptions
+    options: AnswerOptions
+    screen: TerminalScreen
+    watch: MemoryWatch | None = None
+    autosave: Path | None = None
+    files: list[tuple[str, str]] = field(default_factory=list)
+    next_line: str = ""
+    editing: bool = False
+    own_files: set[Path] = field(default_factory=set)
+    running: bool = True
+
+    def ask(self, question: str) -> None:
+        """Answers a question, to which the waiting files are added, and keeps both."""
+        files, self.files = self.files, []
+        self.answer("\n\n".join([question, *(text for _, text in files)]))
+
+    def answer(self, question: str, *, sampling: SamplingOptions | None = None) -> None:
+        """Answers a question as it stands and keeps both.
+
+        Raises:
+            UsageError: the question alone is longer than the window.
+        """
+        self._make_room(question)
+        messages = self.conversation.messages(question)
+        self.screen.n_left_out = self.n_left_out(question)
+        answer = ask(self.model, messages, sampling or self.sampling, self.options, self.screen, self.watch)
+        if answer.tokens:
+            self.conversation.add(question, answer)
+            self.keep()
+        self._warn_when_full(answer.n_prompt + len(answer.tokens))
+
+    def keep(self) -> None:
+        """Saves the conversation for `--resume`. No conversation ends because that is not possible."""
+        if self.autosave is not None:
+            with contextlib.suppress(MimoGgufError, OSError):
+                self.autosave.parent.mkdir(parents=True, exist_ok=True)
+                self.autosave.touch(mode=0o600)
+                self.conversation.save(self.autosave)
+                self.autosave.chmod(0o600)
+
+    def last_turn(self) -> Turn:
+        """The last question and its answer.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if not self.conversation.turns:
+            raise UsageError("nothing has been said yet", hint="ask something first")
+        return self.conversation.turns[-1]
+
+    def count(self, messages: list[Message]) -> int:
+        """Tokens of the prompt that the messages make."""
+        return len(self.model.prompt_tokens(messages))
+
+    def n_left_out(self, question: str | None = None) -> int:
+        """Tokens by which the prompt is shorter because earlier reasoning is not in it."""
+        whole = replace(self.conversation, keep_reasoning=True, n_without_reasoning=0)
+        return self.count(whole.messages(question)) - self.count(self.conversation.messages(question))
+
+    def _make_room(self, question: str) -> None:
+        window = self.model.session.window
+        alone = self.count(Conversation(self.conversation.system).messages(question))
+        if alone >= window:
+            raise UsageError(
+                f"the question alone takes {alone} tokens, the window holds {window}",
+                hint="ask less at a time, or start again with a larger --ctx",
+            )
+        room = int(window * (1 - _ANSWER_ROOM))
+        n_reasonings, n_turns = self.conversation.make_room(question, self.count, room)
+        gone = [f"the reasoning of {counted(n_reasonings, 'old turn')}"] if n_reasonings else []
+        gone += [counted(n_turns, "old turn")] if n_turns else []
+        if gone:
+            ui.print_warning(f"the window is full; left out from now on: {', '.join(gone)}")
+
+    def _warn_when_full(self, used: int) -> None:
+        window = self.model.session.window
+        first = self.conversation.next_to_leave_out()
+        if used > FULL * window and first:
+            ui.print_warning(f"{used} of {window} tokens used ({used / window:.0%}): next to be left out is {first}")
+
+
+def counted(n: int, what: str) -> str:
+    """`1 turn`, `2 turns`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
