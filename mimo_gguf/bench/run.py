@@ -42,7 +42,7 @@ PROMPTS: Final[dict[str, str]] = {
         "then find all cases of equality, then check the result with a = 1/2, b = 1, c = 3/2."
     ),
 }
-Tell = Callable[[str], None]
+OnStart = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +178,15 @@ def run_bench(
     options: BenchOptions,
     *,
     load_s: float,
-    tell: Tell = lambda _: None,
-    heard: Callable[[BenchReport], None] = lambda _: None,
+    on_start: OnStart = lambda _: None,
+    on_figure: Callable[[BenchReport], None] = lambda _: None,
     plan: FitPlan | None = None,
 ) -> BenchReport:
     """Measures `model`.
 
     Args:
-        tell: hears what is being measured.
-        heard: is given the report so far, first without and then with one more figure of generation each time.
+        on_start: called with what is about to be measured.
+        on_figure: called with the report so far, first without and then with one more figure of generation each time.
         plan: says where the model lies (None: on the host).
 
     Raises:
@@ -204,9 +204,9 @@ def run_bench(
     session_options = replace(session_options, n_ctx=session_options.n_ctx or longest, adaptive=False)
     n_threads = session_options.n_threads or default_threads()
     on = _weight_devices(plan)
-    tell("how fast the memory is")
+    on_start("how fast the memory is")
     bandwidth = find_bandwidth(on, n_threads)
-    tell("reading a prompt")
+    on_start("reading a prompt")
     prompt_speed, first_token_s = _measure_prompt(model, session_options, vocabulary, options)
     report = BenchReport(
         model=model.path.name,
@@ -221,12 +221,12 @@ def run_bench(
         memory_bytes={},
         bandwidth=bandwidth,
     )
-    heard(report)
+    on_figure(report)
     ways = [n for n in sorted(options.drafts) if n == 0 or can_draft]
     used: dict[str, int] = {}
-    for figure in _measure_generation(model, session_options, prompts, options, ways, tell, plan, used):
+    for figure in _measure_generation(model, session_options, prompts, options, ways, on_start, plan, used):
         report = replace(report, generation=(*report.generation, figure), memory_bytes=dict(used))
-        heard(report)
+        on_figure(report)
     return report
 
 
@@ -282,7 +282,7 @@ def _measure_generation(
     prompts: dict[str, list[int]],
     options: BenchOptions,
     ways: Sequence[int],
-    tell: Tell,
+    on_start: OnStart,
     plan: FitPlan | None,
     used: dict[str, int],
 ) -> Iterator[GenerationFigure]:
@@ -295,7 +295,7 @@ def _measure_generation(
         with Session(model, one_way) as session:
             for kind, prompt in prompts.items():
                 number += 1
-                tell(f"{kind}, {way_text(n_draft)} ({number} of {of})")
+                on_start(f"{kind}, {way_text(n_draft)} ({number} of {of})")
                 figure = _measure_text(session, kind, prompt, n_draft, options, texts, reads, end_tokens)
                 _note_memory(plan, used)
                 yield figure

@@ -1,6 +1,7 @@
 """The `mimo-gguf` program: the table of commands, and the one place that turns errors into exit codes.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 does not fit in memory, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 does not fit in memory, 4 cut off while still thinking (chat),
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def _global_options(
 def main() -> None:
     """Runs the command of `sys.argv` and ends the process with its exit code."""
     _open_streams()
+    sys.excepthook = ui.print_traceback
     try:
         sys.exit(_run(sys.argv[1:] or ["--help"]))
     except MimoGgufError as error:

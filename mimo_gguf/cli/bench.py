@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -55,12 +54,12 @@ def command(
 ) -> None:
     """Measure prompt reading and generation: plain, and with 1, 2 and 3 drafts on code, prose and maths.
 
-    A table for people on stdout, row by row; its last line is one JSON document.
+    A table on stdout, row by row; with --json one JSON document on one line instead.
     """
     from mimo_gguf.bench.peers import check_peer, measure_peer
     from mimo_gguf.bench.run import BenchOptions, bench_prompts, run_bench, window_needed
     from mimo_gguf.chat.template import ChatTemplate
-    from mimo_gguf.cli.loading import plan_teller, print_advice
+    from mimo_gguf.cli.loading import plan_printer, print_advice
     from mimo_gguf.core.ggml_types import parse_ggml_type
     from mimo_gguf.core.runnable import read_runnable
     from mimo_gguf.engine.session import SessionOptions
@@ -87,30 +86,29 @@ def command(
         ),
     )
     check_fit(plan)
-    plan_teller(not as_json and sys.stderr.isatty())(plan)
+    plan_printer(not as_json and sys.stderr.isatty())(plan)
     print_advice(plan, gpu_layers)
     with BenchScreen(quiet=as_json) as screen:
-        if any(options.drafts) and not (plan.settings.mtp and plan.model.has_mtp):
+        if any(options.drafts) and not plan.runs_mtp:
             why = "the plan leaves the MTP layer out" if plan.model.has_mtp else "this file has no MTP layer"
             screen.note(f"{why}: plain generation only")
         start = time.perf_counter()
         with load_model(file, model_options(plan)) as model:
             load_s = time.perf_counter() - start
-            session = replace(
-                session_options(plan, SessionOptions(n_threads=threads or 0)),
-                n_ctx=0 if ctx is None else plan.settings.n_ctx,
-            )
+            session = session_options(plan, SessionOptions(n_threads=threads or 0))
             report = run_bench(
-                model, template, session, options, load_s=load_s, tell=screen.measuring, heard=screen.hear, plan=plan
-            )
+                model, template, session if ctx is not None else replace(session, n_ctx=0), options, load_s=load_s,
+                on_start=screen.measuring, on_figure=screen.show, plan=plan,
+            )  # fmt: skip
         peers = []
         for program in against or ():
             screen.measuring(program.name)
             for figure in measure_peer(program, file, _as_ours(report, plan), bench_prompts(template, options.kinds)):
                 peers.append(figure)
-                screen.hear_peer(figure)
+                screen.show_peer(figure)
         screen.end(report, peers)
-    print(json.dumps(report.as_json() | {"peers": [asdict(peer) for peer in peers]}, ensure_ascii=False))
+    if as_json:
+        ui.print_json(report.as_json() | {"peers": [asdict(peer) for peer in peers]}, indent=None)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -162,11 +160,11 @@ class BenchScreen:
     def measuring(self, what: str) -> None:
         if self._live:
             self._wipe()
-            ui.err.print(Text(f"measuring {what}", style="note"), end="")
+            ui.err.print(Text(ui.harmless(f"measuring {what}"), style="note"), end="")
         else:
             self.note(f"measuring {what}")
 
-    def hear(self, report: BenchReport) -> None:
+    def show(self, report: BenchReport) -> None:
         """Prints what is new in a report: the last figure of generation, or else what comes before the table."""
         if self._quiet:
             return
@@ -190,7 +188,7 @@ class BenchScreen:
             ),
         )
 
-    def hear_peer(self, peer: PeerFigure) -> None:
+    def show_peer(self, peer: PeerFigure) -> None:
         if not self._quiet:
             self._wipe()
             right = "" if peer.acceptance is None else _percent(peer.acceptance)
@@ -203,14 +201,14 @@ class BenchScreen:
             return
         self._wipe()
         used = ", ".join(f"{format_size(n_bytes)} on {name}" for name, n_bytes in report.memory_bytes.items())
-        ui.out.print(f"memory in use: {used}", markup=False)
+        ui.print_line(f"memory in use: {used}")
         if self._turned:
-            ui.out.print("* near ties of logits turned: another text than the first way's", markup=False)
+            ui.print_line("* near ties of logits turned: another text than the first way's")
         for line in _comparison(report, peers):
-            ui.out.print(line, markup=False)
+            ui.print_line(line)
 
     def _row(self, style: str, cells: Sequence[str]) -> None:
-        ui.out.print(Text(_ROW.format(*cells).rstrip(), style=style))
+        ui.out.print(Text(ui.harmless(_ROW.format(*cells).rstrip()), style=style))
 
     def _wipe(self) -> None:
         if self._live:
@@ -220,15 +218,14 @@ class BenchScreen:
 
 def _print_opening(report: BenchReport) -> None:
     threads = f"{report.n_threads} thread{'s' * (report.n_threads > 1)}"
-    ui.out.print(f"{report.model} ({format_size(report.size_bytes)}), {threads}", markup=False)
-    ui.out.print(
+    ui.print_line(f"{report.model} ({format_size(report.size_bytes)}), {threads}")
+    ui.print_line(
         f"prompt {_speed(report.prompt_tokens_per_s)} tok/s, first token of {report.options.n_prompt} after "
-        f"{report.first_token_s:.2f} s, loaded in {report.load_s:.1f} s",
-        markup=False,
+        f"{report.first_token_s:.2f} s, loaded in {report.load_s:.1f} s"
     )
     if report.bandwidth:
         speed = f"{report.bandwidth.bytes_per_s / 1e9:.1f} GB/s"
-        ui.out.print(f"memory delivers {speed} ({report.bandwidth.source})", markup=False)
+        ui.print_line(f"memory delivers {speed} ({report.bandwidth.source})")
 
 
 def _comparison(report: BenchReport, peers: Sequence[PeerFigure]) -> Iterator[str]:

@@ -32,6 +32,9 @@ from mimo_gguf.cli.workers import use_workers
 from mimo_gguf.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mimo_gguf.chat.answer import Answer
     from mimo_gguf.cli.chat_screen import Screen
 
 
@@ -96,11 +99,9 @@ def command(
     """
     from mimo_gguf.chat.conversation import Conversation
     from mimo_gguf.cli.chat_files import last_conversation, resumed_conversation
-    from mimo_gguf.cli.chat_screen import CUT_OFF_THINKING, is_cut_off_thinking
     from mimo_gguf.engine.sampling import SamplingOptions
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.hardware.memory_watch import MemoryWatch
-    from mimo_gguf.llama.log import use_log
     from mimo_gguf.runtime.model import AnswerOptions, Model
 
     check_choice("--think", think, ("show", "fold", "hide"))
@@ -118,18 +119,14 @@ def command(
     reasoning = "hide" if no_think_display else think
     conversation = resumed_conversation(system) if resume else Conversation(system)
     with contextlib.ExitStack() as stack:
-        if log_file is not None:
-            use_log(copy_to=stack.enter_context(_open_log(log_file)))
-        elif verbose:
-            use_log(copy_to=sys.stderr)
-        stack.callback(use_log, copy_to=None)
+        stack.enter_context(_copied_log(log_file, verbose))
         options = SessionOptions(
             n_threads=threads or 0, n_draft=draft, p_min=draft_p_min, adaptive=not always_draft,
             hidden="post" if hidden == "post" else "pre",
         )  # fmt: skip
         use_workers(rpc or [])
         watched = not as_json and _somebody_watches()
-        with loading(told=watched or (verbose and not as_json), alive=watched and not verbose) as on_plan:
+        with loading(shown=watched or (verbose and not as_json), alive=watched and not verbose) as on_plan:
             model = Model.load(
                 file, n_ctx=ctx, kv_type=kv_type, mtp=mtp, n_ubatch=ubatch, n_gpu_layers=gpu_layers, options=options,
                 force=force, on_plan=on_plan,
@@ -149,10 +146,15 @@ def command(
             return
         screen = _screen(as_json, reasoning, figures=stats or verbose or sys.stderr.isatty())
         answer = ask(model, conversation.messages(question), sampling, answers, screen, watch)
+    raise typer.Exit(_exit_code(answer))
+
+
+def _exit_code(answer: Answer) -> int:
+    from mimo_gguf.cli.chat_screen import CUT_OFF_THINKING, is_cut_off_thinking
+
     if answer.finish_reason == "abort":
-        raise typer.Exit(130)
-    if is_cut_off_thinking(answer):
-        raise typer.Exit(CUT_OFF_THINKING)
+        return 130
+    return CUT_OFF_THINKING if is_cut_off_thinking(answer) else 0
 
 
 def _question(prompt: str | None, prompt_file: str | None) -> str | None:
@@ -180,6 +182,19 @@ def _grammar(grammar: Path | None, json_schema: Path | None) -> str | None:
     if json_schema is not None:
         return grammar_of_schema(read_text(json_schema))
     return None if grammar is None else read_text(grammar)
+
+
+@contextlib.contextmanager
+def _copied_log(path: Path | None, verbose: bool) -> Iterator[None]:
+    """While this lasts llama.cpp's log goes to a file, or shows on stderr."""
+    from mimo_gguf.llama.log import use_log
+
+    with contextlib.nullcontext(sys.stderr) if path is None else _open_log(path) as stream:
+        use_log(copy_to=ui.HarmlessLines(stream) if verbose or path is not None else None)
+        try:
+            yield
+        finally:
+            use_log(copy_to=None)
 
 
 def _open_log(path: Path) -> Any:

@@ -39,7 +39,7 @@ class ChatLoop:
         while self.talk.running:
             self._look_at_memory()
             start, self.talk.next_line = self.talk.next_line, ""
-            ui.out.print()
+            ui.print_line()
             try:
                 line = session.prompt("> ", default=start).strip()
             except KeyboardInterrupt:

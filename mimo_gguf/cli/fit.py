@@ -100,7 +100,7 @@ def command(
     else:
         print_plan(plans[0], answers)
         for name, uses in others.items():
-            ui.out.print(f"also on {name}: {', '.join(map(str, uses))}", markup=False)
+            ui.print_line(f"also on {name}: {', '.join(map(str, uses))}")
     check_fit(plans[0])
 
 
@@ -215,7 +215,7 @@ def _show_comparison(plans: Sequence[FitPlan], *, as_json: bool) -> None:
     if as_json:
         ui.print_json([plan_json(plan) | {"largest_context": n} for plan, n in zip(plans, contexts, strict=True)])
     else:
-        ui.out.print(f"context {plans[0].settings.n_ctx}, MTP {'on' if plans[0].runs_mtp else 'off'}", markup=False)
+        ui.print_line(f"context {plans[0].settings.n_ctx}, MTP {'on' if plans[0].runs_mtp else 'off'}")
         names = [fit.device.name for fit in plans[0].devices]
         rows = [
             (
@@ -240,8 +240,8 @@ def print_plan(plan: FitPlan, answers: dict[str, int] | None = None) -> None:
     """The plan part by part, a column per device; `answers` are llama.cpp's own totals by device."""
     first, _ = plan.summary()
     kind = f" ({plan.file_type})" if plan.file_type not in ("", Path(plan.model.label).name) else ""
-    ui.out.print(f"{Path(plan.model.label).name}{kind}: {first}", markup=False)
-    ui.out.print()
+    ui.print_line(f"{Path(plan.model.label).name}{kind}: {first}")
+    ui.print_line()
     rows = list(_rows(plan))
     if answers is not None:
         rows.append(("llama.cpp's own count", *(format_size(answers[fit.device.name]) for fit in plan.devices)))
@@ -252,7 +252,7 @@ def print_plan(plan: FitPlan, answers: dict[str, int] | None = None) -> None:
     rows.append(("free", *(format_size(fit.free_bytes) for fit in plan.devices)))
     rows.append(("  of", *(format_size(fit.device.total_bytes) for fit in plan.devices)))
     ui.print_table(("", *(fit.device.name for fit in plan.devices)), rows)
-    ui.out.print()
+    ui.print_line()
     _print_verdict(plan)
 
 
@@ -270,12 +270,12 @@ def _print_verdict(plan: FitPlan) -> None:
     from mimo_gguf.fit.ways_out import find_ways_out
 
     for gpu in (fit.device for fit in plan.devices[:-1] if fit.device.description):
-        ui.out.print(f"{gpu.name} is {gpu.description}", markup=False)
+        ui.print_line(f"{gpu.name} is {gpu.description}")
     for note in plan.notes():
-        ui.out.print(note, markup=False)
+        ui.print_line(note)
     if not plan.fits:
         for way in find_ways_out(plan):
-            ui.out.print(f"would fit: {way.text}", markup=False)
+            ui.print_line(f"would fit: {way.text}")
         return
     spare = plan.tightest
     left = format_size(spare.spare_bytes)
@@ -284,4 +284,4 @@ def _print_verdict(plan: FitPlan) -> None:
     if len(plan.devices) > 1 and on_gpu < n_layers:
         ui.out.print(f"but only {on_gpu} of {n_layers} layers are on the GPU: slower than with all of them")
     if expected := expectation(plan):
-        ui.out.print(str(expected), markup=False)
+        ui.print_line(str(expected))

@@ -72,14 +72,14 @@ def command(
         for verdict, why in picks:
             ui.out.print(f"[heading]{verdict.card.name}[/heading]: {why}")
             for line in _lines(verdict):
-                ui.out.print(f"  {line}", markup=False)
+                ui.print_line(f"  {line}")
         return
     chosen = select(verdicts, filters)
     if as_json:
         ui.print_json([verdict.as_json() for verdict in chosen])
         return
     about = f"{Path(model.label).name}, {format_size(model.file_bytes)}, context {ctx}"
-    ui.out.print(f"{about}, MTP at {MTP_ACCEPTANCE:.0%} acceptance", markup=False)
+    ui.print_line(f"{about}, MTP at {MTP_ACCEPTANCE:.0%} acceptance")
     if not chosen:
         ui.print_note("no card passes: a larger --budget, a lower --min-tps, another --vendor")
         return

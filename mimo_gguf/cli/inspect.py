@@ -72,7 +72,7 @@ def _print_summary(found: Inspection, layout_line: str) -> None:
 
 
 def _print_groups(found: Inspection) -> None:
-    ui.out.print()
+    ui.print_line()
     ui.print_table(
         ("part", "tensors", "parameters", "size", "types"),
         [
@@ -87,22 +87,22 @@ def _print_groups(found: Inspection) -> None:
         ],
     )
     if found.mtp is None and found.geometry is not None:
-        ui.out.print("mtp        none in this file", markup=False)
+        ui.print_line("mtp        none in this file")
 
 
 def _print_metadata(model: GgufFile) -> None:
-    ui.out.print()
+    ui.print_line()
     for key, entry in model.metadata.items():
         value = entry.value
         if isinstance(value, list):
             shown = ", ".join(map(repr, value[:4])) + (f", ... {len(value)} in all" if len(value) > 4 else "")
             value = f"[{shown}]"
         text = str(value)
-        ui.out.print(ui.harmless(f"{key} = {text[:160]}{'...' if len(text) > 160 else ''}"), markup=False)
+        ui.print_line(f"{key} = {text[:160]}{'...' if len(text) > 160 else ''}")
 
 
 def _print_tensors(model: GgufFile) -> None:
-    ui.out.print()
+    ui.print_line()
     ui.print_table(
         ("tensor", "type", "size", "shape"),
         [

@@ -14,38 +14,38 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def loading(told: bool, alive: bool) -> Iterator[Callable[[FitPlan], None]]:
-    """Gives what hears the plan: it is `told`, and from then on a line shows that the program is `alive`.
+def loading(shown: bool, alive: bool) -> Iterator[Callable[[FitPlan], None]]:
+    """Gives what is called with the plan: it is `shown`, and from then on a line shows that the program is `alive`.
 
     Ctrl-C then ends the process at once: a KeyboardInterrupt would be raised, and lost, in a call back from llama.cpp.
     """
     from mimo_gguf.cli.live_rows import Clock, LiveRows
 
-    before, tell, clock = signal.getsignal(signal.SIGINT), plan_teller(told), Clock(LiveRows(ui.err))
+    before, print_plan, clock = signal.getsignal(signal.SIGINT), plan_printer(shown), Clock(LiveRows(ui.err))
 
-    def load(plan: FitPlan) -> None:
-        tell(plan)
+    def on_plan(plan: FitPlan) -> None:
+        print_plan(plan)
         if before is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         if alive:
             clock.start("loading")
 
     try:
-        yield load
+        yield on_plan
     finally:
         clock.stop()
         signal.signal(signal.SIGINT, before)
 
 
-def plan_teller(wanted: bool) -> Callable[[FitPlan], None]:
-    """Prints a plan's two lines on stderr before it is loaded, where somebody is there to read them."""
+def plan_printer(wanted: bool) -> Callable[[FitPlan], None]:
+    """Prints a plan's two lines on stderr before it is loaded, if somebody is there to read them."""
 
-    def tell(plan: FitPlan) -> None:
+    def on_plan(plan: FitPlan) -> None:
         if wanted:
             for line in plan.summary():
                 ui.print_note(line)
 
-    return tell
+    return on_plan
 
 
 def print_advice(plan: FitPlan, gpu_layers: int | None) -> None:

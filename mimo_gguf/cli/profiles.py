@@ -74,7 +74,7 @@ def _print_one(profile: Profile, size: ProfileSize, model: ModelSizes) -> None:
         else f"same as the file ({', '.join(size.mtp_types)})"
     )
     ui.print_field("mtp", mtp)
-    ui.out.print()
+    ui.print_line()
     rows = [
         (rule.ggml_type.name, " ".join(rule.tensors), " and ".join(CONDITIONS[name][1] for name in rule.when), rule.why)
         for rule in profile.rules

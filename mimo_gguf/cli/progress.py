@@ -10,7 +10,6 @@ from typing import Final
 
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
-from rich.text import Text
 
 from mimo_gguf.cli import ui
 from mimo_gguf.core.progress import Job, Progress, Silence
@@ -117,7 +116,7 @@ class Bars:
             transient=True,
             refresh_per_second=8,
         )
-        self._tasks = [self._rich.add_task(job.name, total=job.n_bytes, pace="") for job in jobs]
+        self._tasks = [self._rich.add_task(ui.harmless(job.name), total=job.n_bytes, pace="") for job in jobs]
         self._rich.start()
 
     def update(self, done: Sequence[int], resumed: Sequence[int]) -> None:
@@ -127,7 +126,7 @@ class Bars:
                 self._rich.update(task, completed=pace.done, pace=pace.describe())
 
     def note(self, text: str) -> None:
-        ui.err.print(Text(text, style="note"))
+        ui.print_note(text)
 
     def finish(self) -> None:
         if self._rich is not None:

@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -19,6 +19,8 @@ from mimo_gguf.core.errors import MimoGgufError
 from mimo_gguf.core.units import counted, format_duration, format_size
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from mimo_gguf.quantization.report import QuantizeReport
 
 # Colours in the middle between black and white: the terminal's own yellow and cyan cannot be read on a light
@@ -61,18 +63,20 @@ def print_warning(text: str) -> None:
 def _print_labelled(label: str, text: str) -> None:
     """Broken between words; but a hint with a command is one line, however long, so that it can be copied."""
     text = f"{label}: {harmless(text)}"
-    first, *more = [text] if label == "hint" and _COMMAND.search(text) else _between_words(text).split("\n")
+    first, *more = [text] if label == "hint" and _COMMAND.search(text) else _between_words(text, err).split("\n")
     err.print(Text.assemble((f"{label}:", label), first.removeprefix(f"{label}:"), *(f"\n{line}" for line in more)))
 
 
 def print_note(text: str) -> None:
     """A line about what is going on, on stderr; broken between words on a terminal."""
-    err.print(Text(_between_words(harmless(text)), style="note"))
+    err.print(Text(_between_words(harmless(text), err), style="note"))
 
 
-def _between_words(text: str) -> str:
-    """The text in lines as wide as the terminal; elsewhere, and where a word is wider, it stays in one piece."""
-    return "\n".join(line.strip() for line in joined(text.split(" "), err.width, " ")) if err.is_terminal else text
+def _between_words(text: str, console: Console) -> str:
+    """The text in lines as wide as the terminal; elsewhere, and if a word is wider, it stays in one piece."""
+    if not console.is_terminal or cell_len(text) <= console.width:
+        return text
+    return "\n".join(line.strip() for line in joined(text.split(" "), console.width, " "))
 
 
 _COMMAND: Final = re.compile(r"mimo-gguf \w|pip install ")
@@ -97,31 +101,80 @@ def joined(parts: Sequence[str], width: int, separator: str) -> list[str]:
     return lines
 
 
-def harmless(text: str) -> str:
-    """The text on one line, without what would move the cursor or end the encoding: files and file names are untrusted.
+# ---- untrusted text: everything shown passes through one of these
 
-    A line break becomes `\\n`, an escape `\\x1b`, half a character `\\ud800`.
+
+def harmless(text: str) -> str:
+    """The text on one line, without what would move the cursor, hide, turn text around or end the encoding.
+
+    Names and values come from files that anybody may have made. A line break becomes `\\n`, an escape `\\x1b`, half a
+    character `\\ud800`.
     """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return _UNPLAIN.sub(lambda found: _spelled_out(found[0]), text)
+
+
+def harmless_lines(text: str) -> str:
+    """`harmless`, line by line: line breaks and tabs stay."""
+    return _UNPLAIN.sub(lambda found: found[0] if found[0] in "\n\t" else _spelled_out(found[0]), text)
 
 
 def visible(text: str) -> str:
-    """The text with its lines, but with pictures for other control characters: a model may say anything."""
+    """The text with its lines, but with pictures for control characters: a model may say anything.
+
+    What joins letters (U+200C, U+200D) stays, because some languages are written with it.
+    """
     return _CONTROLS.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text)
 
 
-_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+def _spelled_out(letter: str) -> str:
+    return letter if letter.isprintable() else repr(letter)[1:-1]
+
+
+_UNPLAIN: Final = re.compile(r"[^ -~]")
+# C0 and C1 controls; invisible and turning characters, line separators, halves of characters, tags.
+_CONTROLS: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+class HarmlessLines:
+    """A stream that writes to another what is `harmless`, for llama.cpp's log."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Writes the text, spelled out where that is necessary."""
+        self._stream.write(harmless_lines(text))
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+        self._stream.flush()
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python says of an error that nobody foresaw, on stderr; for `sys.excepthook`."""
+    import traceback
+
+    sys.stderr.write(harmless_lines("".join(traceback.format_exception(kind, error, trace))))
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """One JSON document on stdout, indented for people, parseable by programs; on one line without `indent`."""
     value = _with_finite_numbers(value)
     text = json.dumps(value, indent=indent, ensure_ascii=False)
+    text = _UNPLAIN.sub(lambda found: _escaped_in_json(found[0]), text)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # another code page, or a file name that is no text
+    except UnicodeEncodeError:  # another code page
         text = json.dumps(value, indent=indent)
     print(text, flush=True)
+
+
+def _escaped_in_json(letter: str) -> str:
+    """A letter of a JSON text, by its number if it does not show; the line breaks of the form stay."""
+    return letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1]
 
 
 def _with_finite_numbers(value: Any) -> Any:
@@ -145,9 +198,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     out.print(table)
 
 
+def print_line(text: str = "", style: str = "") -> None:
+    """A line on stdout, on a terminal broken between words."""
+    out.print(Text(_between_words(harmless(text), out), style=style))
+
+
 def print_field(label: str, text: str, *, width: int = 11, style: str = "heading") -> None:
-    """`label      text` on stdout, as in a record."""
-    out.print(Text.assemble((f"{label:<{width}}", style), harmless(text)))
+    """`label      text` on stdout, as in a record; on a terminal broken between words, what follows below the text."""
+    text = harmless(text)
+    if out.is_terminal:
+        rows = joined(text.split(" "), max(out.width - width, 20), " ")
+        text = ("\n" + " " * width).join(row.strip() for row in rows)
+    out.print(Text.assemble((f"{label:<{width}}", style), text))
 
 
 def print_report(report: QuantizeReport) -> None:

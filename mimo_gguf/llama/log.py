@@ -8,11 +8,21 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import IO, Final
+from typing import Final, Protocol
 
 _ERROR_LEVEL: Final = 4  # GGML_LOG_LEVEL_ERROR
 _WARN_LEVEL: Final = 3
 _CONTINUED_LEVEL: Final = 5
+
+
+class LogCopy(Protocol):
+    """Where the log is copied to while it comes."""
+
+    def write(self, text: str, /) -> object:
+        """Takes a piece of it."""
+
+    def flush(self) -> object:
+        """Shows what has been taken."""
 
 
 class LogRing:
@@ -24,7 +34,7 @@ class LogRing:
         self._count = 0
         self._partial = ""
         self._level = 0
-        self.copy_to: IO[str] | None = None
+        self.copy_to: LogCopy | None = None
 
     def write(self, level: int, text: str) -> None:
         """Takes a piece of log as llama.cpp emits it: whole lines, parts of lines, continuations."""
@@ -85,6 +95,6 @@ def kept_from_stderr() -> Iterator[list[str]]:
             said += file.read().decode("utf-8", "replace").splitlines()
 
 
-def use_log(*, copy_to: IO[str] | None) -> None:
+def use_log(*, copy_to: LogCopy | None) -> None:
     """Copies llama.cpp's log to a stream as it comes (--verbose, --log-file); None stops copying."""
     LOG.copy_to = copy_to

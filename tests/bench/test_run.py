@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -55,8 +56,8 @@ def test_figures(tiny: LlamaModel) -> None:
         SessionOptions(n_ctx=0, n_threads=1),
         QUICK,
         load_s=1.0,
-        tell=said.append,
-        heard=reports.append,
+        on_start=said.append,
+        on_figure=reports.append,
     )
     assert [len(each.generation) for each in reports] == [0, 1, 2, 3] and reports[-1] == report
     assert [figure.n_draft for figure in report.generation] == [0, 1, 2]
@@ -98,24 +99,27 @@ def run_command(*arguments: str | Path) -> Result:
 SHORT = ("--tokens", "5", "--prompt-tokens", "9", "-r", "1", "--kinds", "maths", "--threads", "1")
 
 
-def test_the_command_ends_with_one_json_document(tiny_path: Path) -> None:
+def test_a_table_for_people_and_one_document_for_programs(tiny_path: Path) -> None:
     result = run_command(tiny_path, *SHORT)
     assert result.exit_code == 0
-    *table, last = result.stdout.splitlines()
-    assert {figure["n_draft"] for figure in json.loads(last)["generation"]} == {0, 1, 2, 3}
+    table = result.stdout.splitlines()
+    assert not [line for line in table if line.startswith("{")]
     assert [line.split()[:2] for line in table if line.startswith("maths")] == [
         ["maths", "plain"], ["maths", "1"], ["maths", "2"], ["maths", "3"],
     ]  # fmt: skip
     assert all(len(line) <= 80 for line in table)
     assert "measuring maths, 3 drafts (4 of 4)" in result.stderr
-    assert json.loads(run_command(tiny_path, *SHORT, "--json").stdout)["peers"] == []
+    line = run_command(tiny_path, *SHORT, "--json").stdout
+    document = json.loads(line)
+    assert line.count("\n") == 1 and document["peers"] == []
+    assert {figure["n_draft"] for figure in document["generation"]} == {0, 1, 2, 3}
 
 
 def test_a_file_that_cannot_draft(tmp_path: Path) -> None:
     path = make_model(tmp_path, n_mtp=0)
     result = run_command(path, *SHORT)
     assert "no MTP layer: plain generation only" in result.stderr
-    assert len(json.loads(result.stdout.splitlines()[-1])["generation"]) == 1
+    assert len([line for line in result.stdout.splitlines() if line.startswith("maths")]) == 1
     error = run_command(path, *SHORT, "--drafts", "1,2").exception
     assert isinstance(error, UsageError) and "nothing drafts" in error.message
 
@@ -170,18 +174,19 @@ def test_peers_stand_beside_ours(tiny_path: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     against = [part for name in ("llama-bench", "llama-server") for part in ("--against", tmp_path / name)]
-    result = run_command(tiny_path, *SHORT, "--drafts", "0,1", *against)
-    *table, last = result.stdout.splitlines()
-    document = json.loads(last)
+    document = json.loads(run_command(tiny_path, *SHORT, "--drafts", "0,1", "--json", *against).stdout)
+    table = run_command(tiny_path, *SHORT, "--drafts", "0,1", *against).stdout.splitlines()
     assert [(peer["program"], peer["kind"], peer["n_draft"]) for peer in document["peers"]] == [
         ("llama-bench", "", 0), ("llama-server", "maths", 0), ("llama-server", "maths", 1),
     ]  # fmt: skip
     assert [peer["tokens_per_s"] for peer in document["peers"]] == [9.5, 10.0, 8.0]
     assert document["peers"][2]["acceptance"] == 1 / 5
-    plain, drafted = (figure["tokens_per_s"] for figure in document["generation"])
-    prompt = document["prompt_tokens_per_s"]
-    assert f"ours / llama-bench: plain {plain / 9.5:.2f}, prompt {prompt / 80:.2f}" in table
-    assert f"ours / llama-server: plain {plain / 10:.2f}, 1 draft {drafted / 8:.2f}" in table
+    plain, drafted = (float(line.split()[at]) for line in table for way, at in (("plain", 2), ("1 draft ", 3))
+                      if line.startswith(f"maths  {way}"))  # fmt: skip
+    prompt = next(float(line.split()[1]) for line in table if line.startswith("prompt "))
+    ratios = {line.partition(":")[0]: [float(number) for number in re.findall(r"\d+\.\d\d", line)] for line in table}
+    assert ratios["ours / llama-bench"] == pytest.approx([plain / 9.5, prompt / 80], rel=0.02, abs=0.02)
+    assert ratios["ours / llama-server"] == pytest.approx([plain / 10, drafted / 8], rel=0.02, abs=0.02)
     assert any(line.split() == ["maths", "llama-server,", "1", "draft", "8.00", "20%"] for line in table)
 
 

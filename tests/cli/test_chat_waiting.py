@@ -80,7 +80,7 @@ def test_ctrl_c_while_loading_ends_the_program() -> None:
 import ctypes, signal
 from mimo_gguf.cli.loading import loading
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with loading(told=False, alive=False) as tell:
+with loading(shown=False, alive=False) as tell:
     tell(None)
     ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))()
     print("went on")
@@ -91,7 +91,7 @@ with loading(told=False, alive=False) as tell:
 
 def test_ctrl_c_is_as_before_when_loaded() -> None:
     before = signal.getsignal(CTRL_C)
-    with loading(told=False, alive=False) as tell:
+    with loading(shown=False, alive=False) as tell:
         tell(None)  # type: ignore[arg-type]
     assert signal.getsignal(CTRL_C) is before
 
