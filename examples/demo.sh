@@ -14,8 +14,13 @@ fi
 rm -rf "$out"
 mkdir -p "$out"
 
+bold='' plain=''
+if [ -t 1 ]; then
+    bold=$(printf '\033[1m') plain=$(printf '\033[0m')
+fi
+
 step() {
-    printf '\n\033[1m$ mimo-gguf %s\033[0m\n' "$*"
+    printf '\n%s$ mimo-gguf %s%s\n' "$bold" "$*" "$plain"
     mimo-gguf "$@"
 }
 

@@ -141,7 +141,8 @@ def test_an_old_python_is_refused_first(workshop: Workshop) -> None:
 def test_the_demo_ends_with_commands_that_work(workshop: Workshop) -> None:
     said = made(workshop.make("demo"))
     activate = f". {workshop.venv}/bin/activate"
-    assert said.count("ran ") == 5 and activate in said
+    assert said.count("ran ") == 5 and activate in said and "\x1b" not in said  # into a log
+    assert "ran chat" in said and "--stats" in said and "compiles its kernels" in said
     assert said.index(activate) < said.index("mimo-gguf convert XiaomiMiMo/MiMo-7B-RL --type Q4_K_M")
     on_path = made(workshop.make("demo", PATH=f"{workshop.venv / 'bin'}:{os.environ['PATH']}"))
     assert "activate" not in on_path and "mimo-gguf chat MiMo-7B-RL-Q4_K_M.gguf" in on_path
