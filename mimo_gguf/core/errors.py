@@ -34,8 +34,8 @@ class MimoGgufError(Exception):
         self.hint = hint
 
 
-class UsageError(MimoGgufError):
-    """Options that contradict each other, or a name that does not exist."""
+class UsageError(MimoGgufError, ValueError):
+    """Options that contradict each other, or a name that does not exist. Also a ValueError, as scripts expect it."""
 
     exit_code = 2
 

@@ -18,7 +18,7 @@ class Vocabulary:
     def __init__(self, model: LlamaModel) -> None:
         self._model = model  # keeps the vocabulary's owner alive
         self.n_tokens = model.n_vocab
-        self._pieces: dict[int, bytes] = {}
+        self._pieces: dict[tuple[int, bool], bytes] = {}
 
     def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
         """Token ids of `text`, as Hugging Face's tokenizer of the model gives them; nothing is put before or after.
@@ -80,11 +80,14 @@ class Vocabulary:
                 tokens.append(AddedToken(token, content, bool(attributes & control), token in normalized))
         return AddedTokens(tokens, self._normalized)
 
-    def piece(self, token: int) -> bytes:
-        """The bytes a token adds to the text, which may be part of a character. Empty for control tokens."""
-        known = self._pieces.get(token)
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes a token adds to the text, which may be part of a character.
+
+        Control tokens add nothing, or with `special` their names.
+        """
+        known = self._pieces.get((token, special))
         if known is None:
-            known = self._pieces[token] = self._read_piece(token, special=False)
+            known = self._pieces[token, special] = self._read_piece(token, special=special)
         return known
 
     def name(self, token: int) -> str:

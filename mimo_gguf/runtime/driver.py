@@ -23,7 +23,7 @@ class Driver:
     """Owns a scheduler and the boxes in which its events wait for those that want them."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._leader: int | None = None  # the thread that steps
@@ -38,11 +38,11 @@ class Driver:
             UsageError: the model was closed, or a prompt is empty or too long; nothing is queued then.
         """
         for request in requests:
-            self._scheduler.session.slot.check_prompt(request.prompt)
+            self.scheduler.session.slot.check_prompt(request.prompt)
         with DeferredInterrupt(lambda: None), self._lock:
             if self._closed:
                 raise _closed()
-            ids = [self._scheduler.add(request) for request in requests]
+            ids = [self.scheduler.add(request) for request in requests]
             self._boxes.update((request_id, []) for request_id in ids)
             return Ticket(self, ids)
 
@@ -54,7 +54,7 @@ class Driver:
             KeyboardInterrupt: Ctrl-C, between two steps.
         """
         while True:
-            with DeferredInterrupt(self._scheduler.session.interrupt):
+            with DeferredInterrupt(self.scheduler.session.interrupt):
                 with self._lock:
                     events = self._collect(ids)
                     leads = not events and self._take_lead()
@@ -69,7 +69,7 @@ class Driver:
     def cancel(self, ids: Sequence[int]) -> None:
         """Ends requests as soon as possible. From a signal handler or a finalizer, too."""
         for request_id in ids:
-            self._scheduler.cancel(request_id)
+            self.scheduler.cancel(request_id)
 
     def forget(self, ids: Sequence[int]) -> None:
         """Cancels requests whose events nobody wants any more. From a finalizer, too."""
@@ -79,7 +79,7 @@ class Driver:
 
     def answer(self, request_id: int) -> Answer | None:
         """What a request has said so far; None once its last event was taken."""
-        answer = self._scheduler.answer(request_id)
+        answer = self.scheduler.answer(request_id)
         if answer is not None:
             return answer
         box = self._boxes.get(request_id)
@@ -95,9 +95,9 @@ class Driver:
             if self._leader == threading.get_ident():
                 raise _within_a_step()
             self._closed = True
-        self._scheduler.cancel_all()
-        self._scheduler.session.interrupt()
-        while not self._scheduler.idle:
+        self.scheduler.cancel_all()
+        self.scheduler.session.interrupt()
+        while not self.scheduler.idle:
             with self._lock:
                 leads = self._take_lead()
             if leads:
@@ -123,7 +123,7 @@ class Driver:
 
     def _step(self) -> None:
         try:
-            self._deliver(self._scheduler.step())
+            self._deliver(self.scheduler.step())
         except BaseException:
             self._deliver_lost()
             raise
@@ -144,7 +144,7 @@ class Driver:
         lost = UsageError("the answer was broken off by an error in another thread", hint="ask again")
         with self._lock:
             for request_id, box in list(self._boxes.items()):
-                if self._scheduler.answer(request_id) is None and not (box and box[-1].is_last):
+                if self.scheduler.answer(request_id) is None and not (box and box[-1].is_last):
                     box.append(Event(request_id, error=lost))
 
     def _has_mail(self, ids: Sequence[int]) -> bool:

@@ -84,7 +84,7 @@ def test_some_are_cancelled_while_others_go_on(tiny: LlamaModel) -> None:
         for number, (tokens, reason) in enumerate(pool.map(ask, range(16))):
             assert tokens == wanted[number][: len(tokens)]
             assert reason == "abort" or tokens == wanted[number]
-        assert not driver._boxes and driver._scheduler.idle
+        assert not driver._boxes and driver.scheduler.idle
 
 
 def test_a_dropped_ticket_frees_its_slot(tiny: LlamaModel) -> None:
