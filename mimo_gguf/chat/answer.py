@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Literal
 
 from mimo_gguf.chat.reasoning import Kind, Piece, ReasoningSplitter
 from mimo_gguf.chat.text_stream import TextStream
 from mimo_gguf.chat.think_budget import ThinkBudget
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.numbers import is_whole
+from mimo_gguf.engine.logprobs import Scores
 from mimo_gguf.engine.sampling import Sampler
 from mimo_gguf.engine.stats import SessionStats
 from mimo_gguf.llama.vocabulary import Vocabulary
@@ -27,26 +28,31 @@ class Answer:
         reasoning: what stood inside `<think>...</think>`.
         tokens: ids as generated, the end token included, and those put in to close the reasoning (`think_budget`).
         finish_reason: "stop" (the model ended it, or a stop string), "length" (it was cut off), or "abort".
-        stop_reason: for "stop" the stop string, or None if the model ended the answer; for "length" what was used up,
-            "max_tokens" or "window".
+        stop_reason: for "stop" the stop string or the stop token's id, or None if the model ended the answer; for
+            "length" what was used up, "max_tokens" or "window".
         n_prompt: tokens of the prompt; stats.n_reused of them needed no evaluation.
         seed: give it again to get the same answer again; None when greedy.
         stats: counts and times of this answer alone.
+        logprobs: scores of each of `tokens`, if `AnswerOptions.logprobs` asks for them; a token that was put in is
+            certain (0.0).
+        prompt_logprobs: scores of each token of the prompt but the first, of which nothing is known (empty).
     """
 
     text: str
     reasoning: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason
-    stop_reason: str | None
+    stop_reason: str | int | None
     n_prompt: int
     seed: int | None
     stats: SessionStats
+    logprobs: tuple[Scores, ...] | None = None
+    prompt_logprobs: tuple[Scores, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """What ends an answer, and how long it may think.
+    """What ends an answer, how long it may think, and what is told beside it.
 
     Attributes:
         max_tokens: tokens of reasoning and answer together; None lets it go on until the model ends it or the window is
@@ -55,26 +61,58 @@ class AnswerOptions:
         think_budget: reasoning tokens after which the block is closed and the answer asked for, as `ThinkBudget` counts
             them; 0 closes it at once; None: no limit.
         split_reasoning: read a leading `<think>` block as reasoning.
+        min_tokens: before so many tokens nothing of `stop` counts, and no token is drawn that would end the answer.
+        stop_tokens: tokens that end the answer, too.
+        ignore_eos: go on after the model's own end tokens.
+        include_stop: what ended the answer is its last part.
+        skip_special: control tokens leave no text.
+        logprobs: log-probabilities of each token of the answer, and of so many likeliest beside it; -1: of all.
+        prompt_logprobs: the same for the prompt, which is then read from its beginning.
     """
 
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     think_budget: int | None = None
     split_reasoning: bool = True
+    min_tokens: int = 0
+    stop_tokens: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    include_stop: bool = False
+    skip_special: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         """Raises UsageError for values that make no sense."""
-        for name in ("max_tokens", "think_budget"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, Integral) or value < 0):
-                raise UsageError(f"{name} is {value!r}", hint="give a number of tokens, or None for no limit")
+        _check_whole(self, ("max_tokens", "think_budget"), 0, "give a number of tokens, or None for no limit")
+        _check_whole(self, ("logprobs", "prompt_logprobs"), -1, "give a number of tokens, -1 for all, or None")
+        if self.min_tokens is None:
+            raise UsageError("min_tokens is None", hint="0 sets no minimum")
+        _check_whole(self, ("min_tokens",), 0, "give a number of tokens")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise UsageError(
+                f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}", hint="leave min_tokens out"
+            )
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) for text in self.stop):
             raise UsageError(f"stop is {self.stop!r}", hint='give texts: stop=("###",)')
+        if not isinstance(self.stop_tokens, tuple) or not all(map(is_whole, self.stop_tokens)):
+            raise UsageError(f"stop_tokens is {self.stop_tokens!r}", hint="give token ids: stop_tokens=(5,)")
+
+
+def _check_whole(options: AnswerOptions, names: Sequence[str], least: int, hint: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and (not is_whole(value) or value < least):
+            raise UsageError(f"{name} is {value!r}", hint=hint)
 
 
 def stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """`AnswerOptions.stop` from what people write: one text, several, or none."""
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if isinstance(stop, str):
+        return (stop,)
+    if stop is not None and not isinstance(stop, Iterable):
+        raise UsageError(f"stop is {stop!r}", hint='give texts: stop=["###"]')
+    return tuple(stop or ())
 
 
 class AnswerText:
@@ -90,16 +128,24 @@ class AnswerText:
         self._vocabulary = vocabulary
         self._options = options
         self._budget = None if options.think_budget is None else ThinkBudget(options.think_budget, opened)
-        self._stream = TextStream(options.stop)
+        self._stream = TextStream(options.stop, keeps_stop=options.include_stop)
         self._splitter = ReasoningSplitter(inside=opened is not None) if options.split_reasoning else None
         self._texts: dict[Kind, list[str]] = {kind: [] for kind in Kind}
         self.tokens: list[int] = []
         self.finish_reason: FinishReason = "abort"
-        self.stop_reason: str | None = None
+        self.stop_reason: str | int | None = None
         self.ended = False
+        self._ends = frozenset(options.stop_tokens)
+        if not options.ignore_eos:
+            self._ends |= vocabulary.end_tokens
         self._end_at_length()
 
-    def end(self, finish_reason: FinishReason, stop_reason: str | None = None) -> None:
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end this answer."""
+        return self._ends
+
+    def end(self, finish_reason: FinishReason, stop_reason: str | int | None = None) -> None:
         """Notes that nothing more will come, and why."""
         self.finish_reason, self.stop_reason, self.ended = finish_reason, stop_reason, True
 
@@ -110,10 +156,14 @@ class AnswerText:
     def add(self, token: int) -> list[Piece]:
         """Adds a token that was drawn; the pieces of text that are certain now."""
         self.tokens.append(token)
-        if token in self._vocabulary.end_tokens:
-            self.end("stop")
-            return []
-        return self._push(self._vocabulary.piece(token))
+        piece = self._vocabulary.piece(token, special=not self._options.skip_special)
+        if token not in self._ends:
+            return self._push(piece)
+        self.end("stop", None if self._is_own_end(token) else token)
+        return self._keep(self._split(self._stream.push(piece))) if self._options.include_stop else []
+
+    def _is_own_end(self, token: int) -> bool:
+        return token in self._vocabulary.end_tokens and not self._options.ignore_eos
 
     @property
     def limits_reasoning(self) -> bool:
@@ -140,18 +190,21 @@ class AnswerText:
 
     def finish(self) -> list[Piece]:
         """What was held back, when no more will come."""
-        rest = self._stream.finish()
-        return self._keep(self._splitter.push(rest) + self._splitter.finish() if self._splitter else _plain(rest))
+        rest = self._split(self._stream.finish())
+        return self._keep(rest + self._splitter.finish() if self._splitter else rest)
 
     def _push(self, piece: bytes) -> list[Piece]:
         if self._budget is not None:
             self._budget.push(piece)
-        text = self._stream.push(piece)
+        text = self._stream.push(piece, may_stop=len(self.tokens) > self._options.min_tokens)
         if self._stream.stopped:
             self.end("stop", self._stream.stop_text)
         else:
             self._end_at_length()
-        return self._keep(self._splitter.push(text) if self._splitter else _plain(text))
+        return self._keep(self._split(text))
+
+    def _split(self, text: str) -> list[Piece]:
+        return self._splitter.push(text) if self._splitter else [Piece(Kind.ANSWER, text)]
 
     def _end_at_length(self) -> None:
         if self._options.max_tokens is not None and len(self.tokens) >= self._options.max_tokens:
@@ -162,7 +215,3 @@ class AnswerText:
         for piece in kept:
             self._texts[piece.kind].append(piece.text)
         return kept
-
-
-def _plain(text: str) -> list[Piece]:
-    return [Piece(Kind.ANSWER, text)]

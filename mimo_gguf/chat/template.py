@@ -37,7 +37,7 @@ class ChatTemplate:
         import jinja2
 
         self.source = source
-        self._special_tokens = dict(special_tokens or {})
+        self.special_tokens = dict(special_tokens or {})
         hint = "convert the model again with a correct chat template"
         if len(source) > LONGEST_SOURCE:
             raise GgufError(f"the chat template has {len(source)} characters, which is not one", hint=hint)
@@ -106,7 +106,7 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
         tools = options["tools"]
         variables = {
-            **self._special_tokens,
+            **self.special_tokens,
             **options,
             "messages": [dict(message) for message in messages],
             "tools": None if tools is None else list(tools),

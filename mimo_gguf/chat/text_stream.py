@@ -16,7 +16,9 @@ class TextStream:
         stop_text: the stop string that ended the text; None as long as none did.
     """
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
+    def __init__(self, stop: Sequence[str] = (), *, keeps_stop: bool = False) -> None:
+        """`keeps_stop`: the stop string that ends the text is its last part, not left out."""
+        self._keeps_stop = keeps_stop
         self._stop = tuple(text for text in stop if text)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
@@ -27,9 +29,9 @@ class TextStream:
         """Whether a stop string has ended the text."""
         return self.stop_text is not None
 
-    def push(self, piece: bytes) -> str:
-        """The text that may be shown now that `piece` has come."""
-        return self._release(self._decoder.decode(piece))
+    def push(self, piece: bytes, *, may_stop: bool = True) -> str:
+        """The text that may be shown now that `piece` has come; without `may_stop` no stop string can end with it."""
+        return self._release(self._decoder.decode(piece), may_stop=may_stop)
 
     def finish(self) -> str:
         """The rest, when no more will come. Half a character becomes U+FFFD."""
@@ -37,18 +39,19 @@ class TextStream:
         rest, self._held = self._held, ""
         return text if self.stopped else text + rest
 
-    def _release(self, text: str) -> str:
+    def _release(self, text: str, *, may_stop: bool = True) -> str:
         if self.stopped:
             return ""
-        held = self._held + text
-        found = min(((at, stop) for stop in self._stop if (at := held.find(stop)) >= 0), default=None)
-        if found is not None:
-            at, self.stop_text = found
-            self._held = ""
-            return held[:at]
+        held, released = self._held + text, ""
+        while found := min(((at, stop) for stop in self._stop if (at := held.find(stop)) >= 0), default=None):
+            at, stop = found
+            if may_stop:
+                self.stop_text, self._held = stop, ""
+                return released + held[: at + len(stop) if self._keeps_stop else at]
+            released, held = released + held[: at + len(stop)], held[at + len(stop) :]
         keep = held_back(held, self._stop)
         self._held = held[len(held) - keep :]
-        return held[: len(held) - keep]
+        return released + held[: len(held) - keep]
 
 
 def held_back(text: str, markers: Sequence[str]) -> int:

@@ -220,7 +220,7 @@ _CUT_OFF: Final = {"max_tokens": "stopped at --max-tokens", "window": "the conte
 def _ending(answer: Answer) -> str:
     """Why the answer ended, in words; empty if the model ended it."""
     if answer.finish_reason == "length":
-        return _CUT_OFF[answer.stop_reason or "max_tokens"]
+        return _CUT_OFF[str(answer.stop_reason or "max_tokens")]
     if answer.finish_reason == "abort":
         return "stopped"
     return "" if answer.stop_reason is None else "stopped at a stop string"

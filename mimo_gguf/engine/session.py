@@ -20,6 +20,7 @@ from mimo_gguf.core.kv_cache import check_kv_type, n_ctx_seq
 from mimo_gguf.engine.draft_control import DraftControl
 from mimo_gguf.engine.drafting import Drafter, DraftRequest, HiddenState, MtpRows
 from mimo_gguf.engine.sampling import Sampler
+from mimo_gguf.engine.shares import Share, plan_reading
 from mimo_gguf.engine.slot import Slot, common_prefix
 from mimo_gguf.engine.stats import SessionStats, total
 from mimo_gguf.llama.api import ContextOptions, Floats, LlamaContext, LlamaModel, open_context, open_mtp_context
@@ -134,14 +135,6 @@ class Ended(NamedTuple):
 Outcome = Drawn | Ended
 
 
-class Share(NamedTuple):
-    """What one slot contributes to a pass; the last `n_outputs` tokens want logits."""
-
-    slot: Slot
-    tokens: Sequence[int]
-    n_outputs: int
-
-
 class Session:
     """The target context, the MTP context and `n_parallel` slots.
 
@@ -219,10 +212,12 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def begin(self, slot: Slot, prompt: Sequence[int]) -> int:
+    def begin(self, slot: Slot, prompt: Sequence[int], *, wants_rows: bool = False) -> int:
         """Makes `prompt` what is to stand in the slot's cache; the number of its tokens that do already.
 
-        They are the slot's own or another's, whose cells it then shares. The rest is evaluated by `step`.
+        They are the slot's own or another's, whose cells it then shares. The rest is evaluated by `step`. A prompt
+        that `wants_rows` is evaluated from its beginning, in passes that give logits for each of its tokens: these are
+        the slot's `read_rows` after a pass.
 
         Raises:
             WindowFull: the prompt leaves no room for a token after it.
@@ -232,8 +227,11 @@ class Session:
         with self.target.lock:
             prompt = list(prompt)  # it may be slot.tokens
             slot.drop_unfinished()
-            same = common_prefix(slot.tokens, prompt)
+            slot.wants_rows = wants_rows
+            same = 0 if wants_rows else common_prefix(slot.tokens, prompt)
             others = {other: common_prefix(other.tokens, prompt) for other in self.slots if other is not slot}
+            if wants_rows:
+                others.clear()
             source = max(others, key=others.__getitem__, default=slot)
             if others.get(source, 0) > same:
                 slot.share(source, same := others[source])
@@ -254,6 +252,7 @@ class Session:
         """
         with self.target.lock:
             slot.insert(tokens)
+            slot.wants_rows = False
             slot.prepare(shows_mtp=self.shows_mtp)
             for token in tokens:
                 sampler.note(token)
@@ -348,16 +347,9 @@ class Session:
             shares.append(Share(slot, tokens, len(tokens)))
         if not reading:
             return shares
-        return shares + self._plan_reading(reading, sum(len(share.tokens) for share in shares))
-
-    def _plan_reading(self, reading: Sequence[Slot], n_taken: int) -> list[Share]:
-        shares, room = [], self._batch.capacity - n_taken
-        for slot in sorted(reading, key=lambda slot: len(slot.prompt)):
-            if room:
-                tokens = slot.prompt[:room]
-                shares.append(Share(slot, tokens, int(len(tokens) == len(slot.prompt))))
-                room -= len(tokens)
-        return shares
+        n_taken = sum(len(share.tokens) for share in shares)
+        rows = self.target.options.n_outputs_max - n_taken
+        return shares + plan_reading(reading, self._batch.capacity - n_taken, rows)
 
     def _draft(self, drafter: Drafter, drawing: Sequence[Slot]) -> dict[Slot, list[int]]:
         if not self.drafting_allowed or not drawing or not self.control.wants_draft():

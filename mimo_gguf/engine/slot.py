@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.engine.drafting import MtpRows
@@ -21,6 +21,14 @@ from mimo_gguf.llama.api import Floats, LlamaContext
 
 class WindowFull(UsageError):
     """What is to be evaluated does not fit into the conversation's window."""
+
+
+class ReadRows(NamedTuple):
+    """A stretch of a prompt whose rows all have logits, until the next pass."""
+
+    position: int
+    first_row: int
+    n: int
 
 
 class Slot:
@@ -33,6 +41,8 @@ class Slot:
         drawn: the token drawn last, not yet evaluated; never beside a prompt.
         row: the row of the last pass whose logits predict what follows `tokens`; None if they are gone.
         mtp_rows: what the MTP context knows of this sequence; None without one.
+        wants_rows: whether every token of a prompt is to give logits, not the last alone.
+        read_rows: what the last pass read of such a prompt.
         stats: counts and times since the session was made.
     """
 
@@ -44,6 +54,8 @@ class Slot:
         self.drawn: int | None = None
         self.row: int | None = None
         self.mtp_rows = mtp_rows
+        self.wants_rows = False
+        self.read_rows: ReadRows | None = None
         self.stats = SessionStats(n_draft)
         self._target = target
         self._drafts: list[int] = []  # evaluated after self.tokens, not yet drawn
@@ -155,6 +167,7 @@ class Slot:
         """Notes a pass that evaluated `tokens`: some of the prompt, or the drawn token and drafts after it."""
         if self.prompt:
             n = len(tokens)
+            self.read_rows = ReadRows(len(self.tokens), first_row, n) if self.wants_rows else None
             del self.prompt[:n]
             self.tokens += tokens
             self.row = None if self.prompt else first_row + n - 1
@@ -192,6 +205,7 @@ class Slot:
 
     def lose_row(self) -> None:
         """The last pass's logits are about to be written over."""
+        self.read_rows = None
         if self.row is not None:
             self._finish_pass()
             self.row = None

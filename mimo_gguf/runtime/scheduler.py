@@ -6,6 +6,7 @@ of two with a common beginning waits for the other, the reasoning budget, stop t
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections import deque
@@ -21,6 +22,7 @@ from mimo_gguf.engine.session import Drawn, Outcome, Session
 from mimo_gguf.engine.slot import Slot, WindowFull, common_prefix
 from mimo_gguf.engine.stats import SessionStats
 from mimo_gguf.llama.vocabulary import Vocabulary
+from mimo_gguf.runtime.scores import AnswerScores
 
 # A request whose prompt shares so many tokens with one that is being read waits for it, and then shares its cells.
 _WORTH_WAITING: Final = 32
@@ -88,6 +90,16 @@ class Scheduler:
         """Whether nothing waits and nothing runs."""
         return not self._jobs
 
+    @property
+    def n_running(self) -> int:
+        """Requests that have a slot."""
+        return len(self._running)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that have none yet."""
+        return len(self._waiting)
+
     def add(self, request: Request) -> int:
         """Queues a request; the number by which its events are known.
 
@@ -149,7 +161,8 @@ class Scheduler:
             if not job.is_over:
                 job.said.end("abort")
             if job.slot is None:
-                self._waiting.remove(job)
+                with contextlib.suppress(ValueError):  # an interrupt struck while it was being given a slot
+                    self._waiting.remove(job)
             yield self._end(job)
 
     def _admit(self) -> None:
@@ -173,6 +186,8 @@ class Scheduler:
 
     def _gains_by_waiting(self, job: _Job) -> bool:
         """Whether a prompt that is being read begins like this one, and further than anything evaluated does."""
+        if job.wants_rows:
+            return False
         coming = [common_prefix(other.prompt, job.prompt) for other in self._reading()]
         most = max(coming, default=0)
         if most < _WORTH_WAITING:
@@ -196,18 +211,24 @@ class Scheduler:
                 job.said.end("length", "window")
             else:
                 events.append(job.event(job.said.add_inserted(closing)))
+                if job.scores is not None:
+                    job.scores.add_inserted(job.said.tokens)
         return events
 
     def _note(self, outcomes: dict[Slot, Outcome]) -> Iterable[Event]:
         """What the step brought for each; how it ended if it did."""
         for slot, job in self._running.items():
             outcome = outcomes.get(slot)
+            if job.scores is not None:
+                job.scores.add_rows(slot.read_rows, self.session.target)
             if outcome is None:
                 if slot.prompt:
                     yield Event(job.id, n_read=job.n_to_read - len(slot.prompt), n_to_read=job.n_to_read)
             elif isinstance(outcome, Drawn):
                 if not job.said.tokens:
                     yield Event(job.id, n_read=job.n_to_read, n_to_read=job.n_to_read)
+                if job.scores is not None:
+                    job.scores.add_drawn(self.session.target.logits(outcome.row), outcome.token)
                 yield job.event(job.said.add(outcome.token))
             elif outcome.reason == "window":
                 job.said.end("length", "window")
@@ -222,6 +243,8 @@ class Scheduler:
         for slot, job in [(slot, job) for slot, job in self._running.items() if job.is_over]:
             if job.reads_on:
                 self.session.evaluate([slot])
+                if job.scores is not None:
+                    job.scores.add_rows(slot.read_rows, self.session.target)
             else:
                 events.append(self._end(job))
         return events
@@ -264,6 +287,8 @@ class _Job:
         self.is_cancelled = False
         self.n_to_read = 0
         self._session = session
+        self._options = request.options
+        self.scores = AnswerScores(self.prompt, request.options) if _wants_scores(request.options) else None
         self._sampling = request.sampling.seeded()
         self._used: Slot | None = None
         self._before: SessionStats | None = None
@@ -279,6 +304,16 @@ class _Job:
         is_empty = self.said.stop_reason == "max_tokens" and not self.said.tokens
         return is_empty and self.error is None and self.slot is not None and bool(self.slot.prompt)
 
+    @property
+    def wants_rows(self) -> bool:
+        """Whether each token of the prompt is to give logits."""
+        return self._options.prompt_logprobs is not None
+
+    @property
+    def _late(self) -> frozenset[int]:
+        """Tokens that are not drawn among the first `min_tokens`."""
+        return self.said.ends if self._options.min_tokens else frozenset()
+
     def cancel(self) -> None:
         self.is_cancelled = True
         if self.slot is not None:
@@ -287,8 +322,10 @@ class _Job:
     def begin(self, slot: Slot) -> None:
         """Raises UsageError: the grammar is not GBNF, a bias is for no token, the model was closed."""
         self._before, self._used = slot.stats.copy(), slot
-        self.sampler = Sampler(self._session.model, self._sampling, self.prompt)
-        self._session.begin(slot, self.prompt)
+        self.sampler = Sampler(
+            self._session.model, self._sampling, self.prompt, at_first=self._late, n_first=self._options.min_tokens
+        )
+        self._session.begin(slot, self.prompt, wants_rows=self.wants_rows)
         self.n_to_read = len(slot.prompt)
 
     def event(self, pieces: Sequence[Piece]) -> Event:
@@ -320,4 +357,10 @@ class _Job:
             n_prompt=len(self.prompt),
             seed=None if self._sampling.greedy else self._sampling.seed,
             stats=self._counts(),
+            logprobs=self.scores.of_answer(len(self.said.tokens)) if self.scores else None,
+            prompt_logprobs=self.scores.of_prompt if self.scores else None,
         )
+
+
+def _wants_scores(options: AnswerOptions) -> bool:
+    return options.logprobs is not None or options.prompt_logprobs is not None

@@ -25,8 +25,9 @@ from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import SessionOptions
 from mimo_gguf.engine.single import next_token, read_prompt
 from mimo_gguf.engine.state import load_state, save_state
-from mimo_gguf.runtime.llm import LLM, SamplingParams
+from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.runtime.model import Answer, Model
+from mimo_gguf.runtime.params import SamplingParams
 from tests.chat.test_text_stream import in_pieces
 from tests.reference import MIMO_TINY
 from tests.tiny_models import quantized, write_gguf
