@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mimo_gguf.fit.weigh import plan_fit
-    from mimo_gguf.runtime.llm import LLM, SamplingParams
+    from mimo_gguf.runtime.llm import LLM
     from mimo_gguf.runtime.model import Answer, AnswerStream, Model
+    from mimo_gguf.runtime.params import SamplingParams
     from mimo_gguf.verbs import convert, inspect, plan_convert, plan_quantize, quantize, verify
 
 __all__ = [
@@ -35,7 +36,7 @@ _HOMES = {
     "AnswerStream": "runtime.model",
     "Model": "runtime.model",
     "LLM": "runtime.llm",
-    "SamplingParams": "runtime.llm",
+    "SamplingParams": "runtime.params",
     "plan_fit": "fit.weigh",
     "convert": "verbs",
     "inspect": "verbs",

@@ -1,4 +1,4 @@
-"""`LLM`, `SamplingParams` and their outputs with vLLM's names, for scripts that know those: many prompts at a time.
+"""`LLM` with vLLM's names, for scripts that know those: many prompts at a time.
 
 from mimo_gguf import LLM, SamplingParams
 
@@ -10,99 +10,30 @@ for output in llm.chat(conversations, SamplingParams(max_tokens=500)):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from mimo_gguf.chat.answer import Answer, AnswerOptions, FinishReason, stop_texts
-from mimo_gguf.chat.reasoning import opened_block
-from mimo_gguf.chat.template import Message
+from mimo_gguf.chat.messages import cut_after_last, no_conversation, read_messages
+from mimo_gguf.chat.template import ChatTemplate, Message
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.engine.sampling import MAX_SEED, SamplingOptions
 from mimo_gguf.engine.session import SessionOptions
+from mimo_gguf.runtime.engine_args import model_source, read_arguments
 from mimo_gguf.runtime.model import Model
-from mimo_gguf.runtime.scheduler import Request
+from mimo_gguf.runtime.outputs import RequestOutput
+from mimo_gguf.runtime.params import SamplingParams
+from mimo_gguf.runtime.progress_bar import PromptsBar, Wanted
+from mimo_gguf.runtime.prompts import Prompt, PromptType, list_prompts, read_prompt
+from mimo_gguf.runtime.requests import Asked, Gathering, Seeds, ask, request_ids
+from mimo_gguf.runtime.throughput import ThroughputLog
+from mimo_gguf.runtime.tokenizer import Tokenizer
 
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """vLLM's names for `SamplingOptions` and `AnswerOptions`, with the defaults of these: what Xiaomi recommends.
-
-    Attributes:
-        n: answers to each prompt.
-        top_k: 0 and -1 switch it off.
-        max_tokens: None lets an answer go on until the model ends it or its window is full.
-        thinking_token_budget: `AnswerOptions.think_budget`.
-    """
-
-    n: int = 1
-    temperature: float = 0.6
-    top_p: float = 0.95
-    top_k: int = 0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop: str | Sequence[str] | None = ()
-    max_tokens: int | None = None
-    thinking_token_budget: int | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for a number of answers that makes no sense."""
-        if self.n < 0:
-            raise UsageError(f"{self.n} answers to a prompt", hint="SamplingParams(n=1)")
-
-    def sampling(self, number: int = 0) -> SamplingOptions:
-        """What draws the tokens of answer `number` of `n`: each has a seed of its own.
-
-        Raises:
-            UsageError: a value out of range.
-        """
-        seed = self.seed
-        if seed is not None and number:
-            seed = (seed + number) % (MAX_SEED + 1)
-        return SamplingOptions(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=max(self.top_k, 0),
-            min_p=self.min_p,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            repeat_penalty=self.repetition_penalty,
-            seed=seed,
-            logit_bias=self.logit_bias,
-        )
-
-    def ending(self, *, split_reasoning: bool) -> AnswerOptions:
-        """What ends the answer."""
-        return AnswerOptions(self.max_tokens, stop_texts(self.stop), self.thinking_token_budget, split_reasoning)
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionOutput:
-    """One answer; `reasoning` is what stood inside `<think>...</think>`, which `text` leaves out."""
-
-    index: int
-    text: str
-    reasoning: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class RequestOutput:
-    """A prompt and its answers."""
-
-    prompt: str
-    prompt_token_ids: tuple[int, ...]
-    outputs: tuple[CompletionOutput, ...]
+Params = SamplingParams | Sequence[SamplingParams] | None
+Conversation = Iterable[Message]
 
 
 class LLM:
-    """A model that answers many prompts, `max_num_seqs` at a time, each as it would alone."""
+    """A model that answers many prompts, `max_num_seqs` at a time, each as alone; for any number of threads."""
 
     def __init__(
         self,
@@ -110,22 +41,42 @@ class LLM:
         *,
         max_model_len: int | None = None,
         max_num_seqs: int = 4,
+        quantization: str | None = None,
+        revision: str | None = None,
+        download_dir: str | Path | None = None,
+        disable_log_stats: bool = True,
         options: SessionOptions | None = None,
-        **load: Any,
+        **arguments: Any,
     ) -> None:
-        """Loads a GGUF.
+        """Loads a GGUF, or makes one of a checkpoint and loads that.
 
         Args:
+            model: a GGUF file, a checkpoint folder, or `org/name` on the Hub. Of the latter two a GGUF is made, once.
             max_model_len: tokens that one prompt and its answer may have together; None: what fits into memory.
             max_num_seqs: prompts answered at a time; they share the KV cache.
-            load: anything else that `Model.load` takes.
+            quantization: file type that is made of a checkpoint; None: the best that fits.
+            revision: branch, tag or commit on the Hub.
+            download_dir: where files that are made lie; None: `MIMO_GGUF_MODELS`, or a folder in the user's cache.
+            disable_log_stats: False writes throughput into the log ("mimo_gguf" of `logging`).
+            options: threads, drafts and so on.
+            arguments: other arguments of vLLM's, see docs/engine.md, and those of `Model.load`.
 
         Raises:
-            UsageError, GgufError, DoesNotFit, BackendError: as `Model.load`.
+            UsageError: an argument that does not exist, cannot be done, or is out of range.
+            GgufError, CheckpointError, HubError, DoesNotFit, BackendError: as `Model.load` and the conversion.
         """
-        options = replace(options or SessionOptions(), n_parallel=max_num_seqs)
-        n_ctx = None if max_model_len is None else max_model_len * max_num_seqs
-        self.model = Model.load(model, n_ctx=n_ctx, options=options, **load)
+        args, load = read_arguments({"max_model_len": max_model_len, "max_num_seqs": max_num_seqs, **arguments})
+        source = model_source(model)
+        load = args.load_options(load)
+        session = args.session_options(options)
+        if not _is_gguf(source):
+            from mimo_gguf.model_files import find_model_file  # converts: the one thing here that reaches beyond a GGUF
+
+            source = str(find_model_file(source, quantization, revision, download_dir, session.n_parallel, load))
+        self.model = Model.load(source, options=session, **load)
+        self._seeds = Seeds(args.seed)
+        self._next_id = request_ids()
+        self._log = None if disable_log_stats else ThroughputLog(self.model.driver.scheduler)
 
     def close(self) -> None:
         """Frees contexts and weights."""
@@ -137,79 +88,155 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, with `encode`, `decode` and `apply_chat_template`."""
+        return Tokenizer(self.model.vocabulary, self.model.template)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What is used if none are given: what Xiaomi recommends."""
+        return SamplingParams()
+
     def chat(
         self,
-        messages: Sequence[Message] | Sequence[Sequence[Message]],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: Params = None,
+        use_tqdm: Wanted = True,
         *,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         system: str | None = "",
     ) -> list[RequestOutput]:
-        """Answers a conversation, or several, in their order. `system` as for `Model.chat`.
+        """Answers a conversation, or several, in their order.
+
+        Args:
+            use_tqdm: shows a progress bar, if stderr is a terminal; or what to call instead of `tqdm.tqdm`.
+            chat_template: jinja2 to be used instead of the file's own template.
+            chat_template_content_format: nothing: content in parts is joined to one text in any case.
+            add_generation_prompt: False renders the conversation without the beginning of an answer.
+            continue_final_message: the answer goes on with the words of the last message.
+            tools: functions the model may call, as the template takes them.
+            chat_template_kwargs: further variables of the template.
+            system: as for `Model.chat`.
 
         Raises:
             UsageError: a conversation the template does not take, parameters out of range or of another number.
         """
-        is_one = bool(messages) and isinstance(messages[0], Mapping)
-        conversations = cast("Sequence[Sequence[Message]]", [messages] if is_one else messages)
-        prompts = [self.model.prompt_text(conversation, system=system) for conversation in conversations]
-        return self._answer(prompts, sampling_params, split_reasoning=True)
+        how: dict[str, Any] = {
+            "chat_template": chat_template,
+            "chat_template_content_format": chat_template_content_format,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "chat_template_kwargs": chat_template_kwargs,
+            "system": system,
+        }
+        prompts = [self.render(conversation, **how) for conversation in _conversations(messages)]
+        return self._answer(prompts, sampling_params, use_tqdm, split_reasoning=True)
 
     def generate(
-        self, prompts: str | Sequence[str], sampling_params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        sampling_params: Params = None,
+        use_tqdm: Wanted = True,
     ) -> list[RequestOutput]:
-        """Continues a prompt, or several, as they stand: no template, no splitting of reasoning. Else as `chat`."""
-        return self._answer([prompts] if isinstance(prompts, str) else prompts, sampling_params, split_reasoning=False)
+        """Continues a prompt, or several, as they stand: no template, no splitting of reasoning. Else as `chat`.
+
+        Args:
+            prompts: a text, token ids, `{"prompt": text}`, `{"prompt_token_ids": ids}`, or a list of these.
+        """
+        return self._answer(list_prompts(prompts), sampling_params, use_tqdm, split_reasoning=False)
+
+    def render(
+        self,
+        messages: Conversation,
+        *,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        system: str | None = "",
+    ) -> str:
+        """The prompt of one conversation; the arguments are those of `chat`.
+
+        Raises:
+            UsageError: a conversation the template does not take.
+        """
+        if continue_final_message and add_generation_prompt:
+            raise UsageError(
+                "continue_final_message and add_generation_prompt together", hint="add_generation_prompt=False"
+            )
+        found, own = read_messages(messages), self.model.template
+        template = own if chat_template is None else ChatTemplate(chat_template, special_tokens=own.special_tokens)
+        variables = {"tools": tools, **(chat_template_kwargs or {}), "add_generation_prompt": add_generation_prompt}
+        text = self.model.prompt_text(found, system=system, template=template, **variables)
+        return cut_after_last(text, found) if continue_final_message else text
+
+    def ask(self, prompt: Any, params: SamplingParams | None, *, split_reasoning: bool) -> Asked:
+        """The requests that answer one prompt. Raises UsageError as `generate`."""
+        vocabulary = self.model.vocabulary
+        read = prompt if isinstance(prompt, Prompt) else read_prompt(prompt, vocabulary)
+        return ask(read, params or SamplingParams(), vocabulary, self._seeds, split_reasoning=split_reasoning)
 
     def _answer(
-        self,
-        prompts: Sequence[str],
-        given: SamplingParams | Sequence[SamplingParams] | None,
-        *,
-        split_reasoning: bool,
+        self, prompts: Sequence[Any], given: Params, use_tqdm: Wanted, *, split_reasoning: bool
     ) -> list[RequestOutput]:
         params = [given or SamplingParams()] * len(prompts) if not isinstance(given, Sequence) else given
         if len(params) != len(prompts):
             raise UsageError(f"{len(params)} parameters for {len(prompts)} prompts", hint="give one, or one for each")
-        tokens = [tuple(self.model.vocabulary.tokenize(prompt)) for prompt in prompts]
-        self._check_prompts(tokens)
-        requests = [
-            Request(ids, each.sampling(number), each.ending(split_reasoning=split_reasoning), opened_block(prompt))
-            for prompt, ids, each in zip(prompts, tokens, params, strict=True)
-            for number in range(each.n)
+        asked = [
+            self.ask(prompt, each, split_reasoning=split_reasoning)
+            for prompt, each in zip(prompts, params, strict=True)
         ]
-        answers = iter(self._serve(requests))
-        return [
-            RequestOutput(prompt, ids, tuple(_output(number, next(answers)) for number in range(each.n)))
-            for prompt, ids, each in zip(prompts, tokens, params, strict=True)
-        ]
+        self._check_prompts(asked)
+        return self._serve(asked, PromptsBar(len(asked), use_tqdm))
 
-    def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
-        for number, tokens in enumerate(prompts, 1):
+    def _check_prompts(self, asked: Sequence[Asked]) -> None:
+        for number, each in enumerate(asked, 1):
             try:
-                self.model.slot.check_prompt(tokens)
+                self.model.slot.check_prompt(each.prompt.tokens)
             except UsageError as error:
-                raise UsageError(error.message.replace("the prompt", f"prompt {number}"), hint=error.hint) from None
+                raise type(error)(error.message.replace("the prompt", f"prompt {number}"), hint=error.hint) from None
 
-    def _serve(self, requests: Sequence[Request]) -> list[Answer]:
+    def _serve(self, asked: Sequence[Asked], bar: PromptsBar) -> list[RequestOutput]:
         """The answers to all of these, in their order."""
-        ticket = self.model.driver.submit(requests)
-        answers: dict[int, Answer] = {}
+        if self._log is not None:
+            self._log.begin()
+        ticket = self.model.driver.submit([request for each in asked for request in each.requests])
+        gatherings, by_id, ids = [], {}, iter(ticket.ids)
+        for each in asked:
+            own = [next(ids) for _ in each.requests]
+            gatherings.append(Gathering(self._next_id(), each, own, self.model.vocabulary))
+            by_id.update(dict.fromkeys(own, gatherings[-1]))
         try:
             for event in ticket.events():
-                if event.error is not None:
-                    raise event.error
-                if event.answer is not None:
-                    answers[event.id] = event.answer
+                gathering = by_id[event.id]
+                gathering.add(event)
+                if gathering.is_done:
+                    bar.note(gathering.output())
+                if self._log is not None:
+                    self._log.note()
         finally:
             ticket.cancel()
-        return [answers[request_id] for request_id in ticket.ids]
+            bar.close()
+        if self._log is not None:
+            self._log.write()
+        return [gathering.output() for gathering in gatherings]
 
 
-def _output(number: int, answer: Answer) -> CompletionOutput:
-    return CompletionOutput(
-        index=number,
-        text=answer.text,
-        reasoning=answer.reasoning,
-        token_ids=answer.tokens,
-        finish_reason=answer.finish_reason,
-    )
+def _is_gguf(source: str) -> bool:
+    return source.lower().endswith(".gguf") or Path(source).is_file()
+
+
+def _conversations(messages: Any) -> list[Conversation]:
+    """One conversation, or several: told by whether the first thing in it is a message."""
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
+        raise no_conversation(messages)
+    found = list(messages)
+    is_one = bool(found) and (isinstance(found[0], Mapping) or not isinstance(found[0], Iterable))
+    return [found] if is_one else cast("list[Conversation]", found)

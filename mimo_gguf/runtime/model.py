@@ -10,18 +10,20 @@ with Model.load("MiMo-7B-RL-Q4_K_M.gguf") as model:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
 from mimo_gguf.chat.answer import Answer, AnswerOptions, FinishReason, stop_texts
-from mimo_gguf.chat.reasoning import opened_block
+from mimo_gguf.chat.messages import read_messages
 from mimo_gguf.chat.template import ChatTemplate, Message, with_system
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.gguf_file import GgufFile
+from mimo_gguf.core.near_matches import name_hint
+from mimo_gguf.core.numbers import is_whole
 from mimo_gguf.core.runnable import read_runnable
 from mimo_gguf.engine.sampling import SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
@@ -33,6 +35,7 @@ from mimo_gguf.llama.api import LlamaModel, ModelOptions, load_model
 from mimo_gguf.llama.vocabulary import Vocabulary
 from mimo_gguf.runtime.driver import Driver
 from mimo_gguf.runtime.launch import choose_plan, launch
+from mimo_gguf.runtime.prompts import read_prompt
 from mimo_gguf.runtime.scheduler import Request, Scheduler
 from mimo_gguf.runtime.stream import AnswerStream, OnRead
 
@@ -89,6 +92,7 @@ class Model:
             DoesNotFit: it needs more memory than is free; the hint names what would fit.
             BackendError: llama.cpp cannot load it or make its contexts.
         """
+        _check_numbers({"n_ctx": n_ctx, "n_ubatch": n_ubatch, "n_gpu_layers": n_gpu_layers})
         file = read_runnable(path)
         options = options or SessionOptions()
         wishes = Wishes(
@@ -170,37 +174,40 @@ class Model:
         self.stop_running()
         self.session.reset(self.slot)
 
-    def prompt_tokens(self, messages: Sequence[Message], *, system: str | None = "", **variables: Any) -> list[int]:
+    def prompt_tokens(self, messages: Iterable[Message], *, system: str | None = "", **variables: Any) -> list[int]:
         """The prompt that `chat` would evaluate for `messages`."""
         return self.vocabulary.tokenize(self.prompt_text(messages, system=system, **variables))
 
-    def prompt_text(self, messages: Sequence[Message], *, system: str | None = "", **variables: Any) -> str:
-        """The same before it becomes tokens.
+    def prompt_text(
+        self,
+        messages: Iterable[Message],
+        *,
+        system: str | None = "",
+        template: ChatTemplate | None = None,
+        **variables: Any,
+    ) -> str:
+        """The same before it becomes tokens; `template` is used instead of the file's own.
 
         Raises:
             UsageError: no message, something else than messages, or a conversation the template does not take.
         """
-        if not messages or not all(isinstance(each, Mapping) for each in messages):
-            raise UsageError(
-                f"no conversation: {messages!r:.60}", hint='give a list of {"role": "user", "content": "..."}'
-            )
-        return self.template.render(with_system(messages, system), **variables)
+        return (template or self.template).render(with_system(read_messages(messages), system), **variables)
 
     @overload
     def chat(
-        self, messages: Sequence[Message], *, stream: Literal[True], system: str | None = ...,
+        self, messages: Iterable[Message], *, stream: Literal[True], system: str | None = ...,
         sampling: SamplingOptions | None = ..., options: AnswerOptions | None = ..., progress: OnRead | None = ...,
         **overrides: Any,
     ) -> AnswerStream: ...  # fmt: skip
     @overload
     def chat(
-        self, messages: Sequence[Message], *, stream: Literal[False] = ..., system: str | None = ...,
+        self, messages: Iterable[Message], *, stream: Literal[False] = ..., system: str | None = ...,
         sampling: SamplingOptions | None = ..., options: AnswerOptions | None = ..., progress: OnRead | None = ...,
         **overrides: Any,
     ) -> Answer: ...  # fmt: skip
     def chat(
         self,
-        messages: Sequence[Message],
+        messages: Iterable[Message],
         *,
         stream: bool = False,
         system: str | None = "",
@@ -225,19 +232,19 @@ class Model:
 
     @overload
     def complete(
-        self, prompt: str, *, stream: Literal[True], sampling: SamplingOptions | None = ...,
+        self, prompt: str | Sequence[int], *, stream: Literal[True], sampling: SamplingOptions | None = ...,
         options: AnswerOptions | None = ..., progress: OnRead | None = ...,
         **overrides: Any,
     ) -> AnswerStream: ...  # fmt: skip
     @overload
     def complete(
-        self, prompt: str, *, stream: Literal[False] = ..., sampling: SamplingOptions | None = ...,
+        self, prompt: str | Sequence[int], *, stream: Literal[False] = ..., sampling: SamplingOptions | None = ...,
         options: AnswerOptions | None = ..., progress: OnRead | None = ...,
         **overrides: Any,
     ) -> Answer: ...  # fmt: skip
     def complete(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         *,
         stream: bool = False,
         sampling: SamplingOptions | None = None,
@@ -245,16 +252,17 @@ class Model:
         progress: OnRead | None = None,
         **overrides: Any,
     ) -> Answer | AnswerStream:
-        """Continues `prompt` as it stands: no template, no splitting of reasoning. Otherwise as `chat`."""
+        """Continues a text or token ids as they stand: no template, no splitting of reasoning. Otherwise as `chat`."""
         options = options or AnswerOptions(split_reasoning=False)
         return self._answer(prompt, stream, sampling, options, progress, overrides)
 
     def _answer(
-        self, prompt: str, stream: bool, sampling: SamplingOptions | None, options: AnswerOptions | None,
-        progress: OnRead | None, overrides: dict[str, Any],
+        self, prompt: str | Sequence[int], stream: bool, sampling: SamplingOptions | None,
+        options: AnswerOptions | None, progress: OnRead | None, overrides: dict[str, Any],
     ) -> Answer | AnswerStream:  # fmt: skip
         sampling, options = _overridden(sampling or SamplingOptions(), options or AnswerOptions(), overrides)
-        request = Request(tuple(self.vocabulary.tokenize(prompt)), sampling, options, opened_block(prompt))
+        read = read_prompt(prompt, self.vocabulary)
+        request = Request(read.tokens, sampling, options, read.opened)
         with self._starting:
             self.stop_running()
             answers = self._running = AnswerStream(self.driver, request, progress)
@@ -271,14 +279,20 @@ class Model:
             self._running = None
 
 
+def _check_numbers(given: Mapping[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None and not is_whole(value):
+            raise UsageError(f"{name} is {value!r}", hint=f"give a whole number: {name}=4096")
+
+
 def _overridden(
     sampling: SamplingOptions, options: AnswerOptions, overrides: dict[str, Any]
 ) -> tuple[SamplingOptions, AnswerOptions]:
     of_sampling = {k: v for k, v in overrides.items() if k in SamplingOptions.__dataclass_fields__}
     of_answer = {k: v for k, v in overrides.items() if k in AnswerOptions.__dataclass_fields__}
-    if unknown := overrides.keys() - of_sampling.keys() - of_answer.keys():
-        known = ", ".join([*SamplingOptions.__dataclass_fields__, *AnswerOptions.__dataclass_fields__])
-        raise UsageError(f"no option {', '.join(sorted(unknown))}", hint=f"one of: {known}")
+    if unknown := sorted(overrides.keys() - of_sampling.keys() - of_answer.keys()):
+        known = [*SamplingOptions.__dataclass_fields__, *AnswerOptions.__dataclass_fields__]
+        raise UsageError(f"no option {', '.join(unknown)}", hint=name_hint(unknown[0], known))
     if "stop" in of_answer:
         of_answer["stop"] = stop_texts(of_answer["stop"])
     return replace(sampling, **of_sampling), replace(options, **of_answer)

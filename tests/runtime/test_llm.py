@@ -11,8 +11,10 @@ import pytest
 import mimo_gguf
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.engine.session import SessionOptions
-from mimo_gguf.runtime.llm import LLM, RequestOutput, SamplingParams
+from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.runtime.model import Model
+from mimo_gguf.runtime.outputs import RequestOutput
+from mimo_gguf.runtime.params import SamplingParams
 from tests.runtime.test_model import OPTIONS, trained_path
 
 __all__ = ["trained_path"]
@@ -44,7 +46,7 @@ def test_answers_are_what_each_is_alone(llm: LLM, model: Model) -> None:
         assert (answer.text, answer.reasoning, answer.token_ids) == (alone.text, alone.reasoning, alone.tokens)
         assert answer.finish_reason == ("stop" if alone.finish_reason == "stop" else "length")
         assert output.prompt_token_ids == tuple(model.prompt_tokens(conversation))
-    assert isinstance(outputs[0], RequestOutput) and "Who are you?" in outputs[0].prompt
+    assert isinstance(outputs[0], RequestOutput) and "Who are you?" in str(outputs[0].prompt)
 
 
 def test_one_conversation_and_several_answers_to_it(llm: LLM, model: Model) -> None:

@@ -25,8 +25,9 @@ from mimo_gguf.engine.single import next_token, read_prompt
 from mimo_gguf.engine.slot import WindowFull
 from mimo_gguf.engine.state import load_state, save_state
 from mimo_gguf.llama.api import ContextOptions, api, load_model, open_context, open_mtp_context
-from mimo_gguf.runtime.llm import LLM, SamplingParams
+from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.runtime.model import Model
+from mimo_gguf.runtime.params import SamplingParams
 from tests.runtime.test_model import OPTIONS, WHO, trained_path
 
 __all__ = ["trained_path"]

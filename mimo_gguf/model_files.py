@@ -1,0 +1,179 @@
+"""From whatever names a model to a GGUF that can be run: of a checkpoint folder or a Hub id one is made, once.
+
+It stands above the stages, because it joins three: conversion, quantization, and the plan that chooses the type.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.log import LOGGER
+from mimo_gguf.core.paths import path_kind
+from mimo_gguf.core.units import format_size
+
+if TYPE_CHECKING:
+    from mimo_gguf.core.model_source import ModelSource
+    from mimo_gguf.fit.solver import Candidate, Solution
+
+# What a checkpoint is made into, worst first: those among which `mimo-gguf fit --auto` chooses.
+TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0")
+MODELS_VARIABLE: Final = "MIMO_GGUF_MODELS"
+
+
+def models_folder() -> Path:
+    """Where files that are made of checkpoints lie: `MIMO_GGUF_MODELS`, or a folder in the user's cache."""
+    if given := os.environ.get(MODELS_VARIABLE):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimo-gguf" / "models"
+
+
+def find_model_file(
+    source: str,
+    quantization: str | None = None,
+    revision: str | None = None,
+    folder: str | Path | None = None,
+    n_parallel: int = 1,
+    load: Mapping[str, Any] | None = None,
+) -> Path:
+    """The GGUF of a checkpoint: the one that is there already, or one that is made now. What is done is in the log.
+
+    An interrupted call can be repeated: download and quantization go on where they stopped.
+
+    Args:
+        source: a checkpoint folder, or `org/name` or `org/name@revision` on the Hub.
+        quantization: its file type; None takes the best that fits, the smallest if none does.
+        revision: branch, tag or commit on the Hub.
+        folder: where it lies; None takes `models_folder()`.
+        n_parallel: conversations at a time, for the plan.
+        load: what `Model.load` will be given, for the plan.
+
+    Raises:
+        UsageError: neither a folder nor a Hub id, or a type that does not exist.
+        CheckpointError, HubError, OutputError, WeightsError: as the conversion.
+    """
+    from mimo_gguf.conversion.hub import parse_hub_id
+    from mimo_gguf.quantization.profiles import load_profile
+
+    name = None if quantization is None else load_profile(quantization).name
+    is_folder = path_kind(source) == "folder"
+    if not is_folder:
+        source = source if revision is None or "@" in source else f"{source}@{revision}"
+        if parse_hub_id(source) is None:
+            raise UsageError(f"{source}: no such file or folder", hint="give a GGUF, a checkpoint folder or a Hub id")
+    place = (models_folder() if folder is None else Path(folder).expanduser()) / _folder_of(source, is_folder)
+    choose = _Chooser(n_parallel, load or {})
+    if not is_folder and (made := choose.among_made(_made(place, name))):
+        LOGGER.info("%s: taking %s, which was made of it earlier", source, made)
+        return made
+    return _make(source, place, name, choose)
+
+
+def _folder_of(source: str, is_folder: bool) -> Path:
+    """A folder of its own for each checkpoint: that of a Hub id by its name, that of a folder by its path."""
+    if not is_folder:
+        return Path("hub") / source.replace("/", "--")
+    path = Path(source).resolve()
+    return Path("local", path.drive.replace(":", ""), *path.parts[1:])
+
+
+def _made(place: Path, name: str | None) -> list[Path]:
+    """Complete files that lie there, of this type or of any, best first."""
+    wanted = reversed(TYPES) if name is None else (name,)
+    found = [path for each in wanted for path in sorted(place.glob(f"*-{each}.gguf"))]
+    return [path for path in found if not path.with_name(f".{path.name}.journal").exists()]
+
+
+def _make(source: str, place: Path, name: str | None, choose: _Chooser) -> Path:
+    """Makes the file, unless it is complete already. The folder is ours: what is there of another checkpoint goes."""
+    from mimo_gguf.conversion.open_model import open_model
+    from mimo_gguf.core.output_file import make_folder
+    from mimo_gguf.quantization.output_state import is_complete
+    from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
+    from mimo_gguf.quantization.profiles import load_profile
+    from mimo_gguf.quantization.run import run_quantization
+
+    if name is None:
+        with open_model(source, headers_only=True) as headers:
+            name = choose.type_for(headers)
+    with open_model(source) as weights:
+        path = place / f"{weights.name}-{name}.gguf"
+        plan = plan_quantization(weights, [OutputRequest(load_profile(name), path)], QuantizeOptions())
+        (output,) = plan.outputs
+        if is_complete(output, weights):
+            LOGGER.info("%s: taking %s, which was made of it earlier", source, path)
+            return path
+        LOGGER.info("%s: making %s, %s", source, path, format_size(output.n_bytes))
+        make_folder(place)
+        report = run_quantization(replace(plan, options=replace(plan.options, force=True)))
+        LOGGER.info("%s: made in %.1f s", path, report.seconds)
+    return path
+
+
+class _Chooser:
+    """Chooses among files that exist or could be made, by the plan of the run they are for."""
+
+    def __init__(self, n_parallel: int, load: Mapping[str, Any]) -> None:
+        self._n_parallel = n_parallel
+        self._load = load
+
+    def type_for(self, source: ModelSource) -> str:
+        """The best file type that fits, or the smallest."""
+        solution = self._solve(_candidates(source))
+        LOGGER.info("%s: %s is the best type that fits", source.label, solution.file_type)
+        return solution.file_type if solution.plan.fits else TYPES[0]
+
+    def among_made(self, paths: Sequence[Path]) -> Path | None:
+        """The best of these files that fits; None if none does."""
+        from mimo_gguf.core.errors import MimoGgufError
+        from mimo_gguf.core.gguf_file import read_gguf
+        from mimo_gguf.core.model_sizes import model_sizes
+        from mimo_gguf.fit.solver import candidate_of
+
+        for path in paths:
+            try:
+                if self._solve([candidate_of(model_sizes(read_gguf(path)), path.name)]).plan.fits:
+                    return path
+            except MimoGgufError as error:
+                LOGGER.warning("%s: %s", path, error.message)
+        return None
+
+    def _solve(self, candidates: Sequence[Candidate]) -> Solution:
+        from mimo_gguf.core.ggml_types import parse_ggml_type
+        from mimo_gguf.fit.solver import Wishes, solve
+        from mimo_gguf.hardware.devices import list_devices
+
+        load = self._load
+        kv_type = load.get("kv_type")
+        wishes = Wishes(
+            n_ctx=load.get("n_ctx"),
+            kv_type=None if kv_type is None else parse_ggml_type(kv_type),
+            mtp=load.get("mtp"),
+            n_ubatch=load.get("n_ubatch"),
+            n_gpu_layers=load.get("n_gpu_layers"),
+            n_seq_max=self._n_parallel,
+        )
+        return solve(candidates, load.get("devices") or list_devices(), wishes)
+
+
+def _candidates(source: ModelSource) -> list[Candidate]:
+    """What `source` could be made into, smallest first."""
+    from mimo_gguf.core.geometry import read_geometry
+    from mimo_gguf.core.model_sizes import ModelSizes
+    from mimo_gguf.fit.solver import candidate_of
+    from mimo_gguf.quantization.profiles import load_profile
+    from mimo_gguf.quantization.type_choice import choose_types
+
+    infos = [tensor.info for tensor in source.tensors]
+    geometry = read_geometry(source.metadata, infos, where=source.label)
+    candidates = []
+    for profile in map(load_profile, TYPES):
+        chosen = tuple(choice.info for choice in choose_types(profile, geometry, infos))
+        candidates.append(
+            candidate_of(ModelSizes(f"{source.name}-{profile.name}.gguf", geometry, chosen), profile.name)
+        )
+    return sorted(candidates, key=lambda candidate: candidate.model.file_bytes)

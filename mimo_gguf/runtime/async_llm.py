@@ -1,0 +1,216 @@
+"""`AsyncLLM`: many answers at a time for asyncio, each as it grows.
+
+from mimo_gguf import AsyncLLM, SamplingParams
+
+llm = AsyncLLM("MiMo-7B-RL-Q4_K_M.gguf")
+async for output in llm.generate("Once upon a time", SamplingParams(max_tokens=50), "1"):
+    print(output.outputs[0].text)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mimo_gguf.chat.template import Message
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.runtime.driver import Driver, Ticket
+from mimo_gguf.runtime.llm import LLM
+from mimo_gguf.runtime.outputs import CompletionOutput, RequestOutput
+from mimo_gguf.runtime.params import RequestOutputKind, SamplingParams
+from mimo_gguf.runtime.prompts import PromptType
+from mimo_gguf.runtime.requests import Asked, Gathering
+from mimo_gguf.runtime.scheduler import Event
+
+
+class AsyncLLM:
+    """An `LLM` for any number of tasks: their answers are batched. A task that is cancelled aborts its request."""
+
+    def __init__(self, model: str | Path, **arguments: Any) -> None:
+        """Loads a model; the arguments are those of `LLM`."""
+        self.llm = LLM(model, **arguments)
+        self._pump = _Pump(self.llm.model.driver)
+        self._running: dict[str, Ticket] = {}
+
+    def shutdown(self) -> None:
+        """Ends all answers with "abort" and frees the model."""
+        self.llm.close()
+        self._pump.join()
+
+    close = shutdown
+
+    async def __aenter__(self) -> AsyncLLM:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.shutdown)
+
+    async def generate(
+        self, prompt: PromptType, sampling_params: SamplingParams | None, request_id: str
+    ) -> AsyncIterator[RequestOutput]:
+        """Continues a prompt as it stands; the output as it grows, the last one `finished`.
+
+        Args:
+            prompt: a text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`.
+            request_id: by which `abort` knows it; of two at a time each has its own.
+
+        Raises:
+            UsageError: a prompt or parameters that cannot be, an id that is in use, or a model that was closed.
+            BackendError: llama.cpp failed.
+        """
+        asked = self.llm.ask(prompt, sampling_params, split_reasoning=False)
+        async for output in self._stream(asked, request_id):
+            yield output
+
+    async def chat(
+        self, messages: Iterable[Message], sampling_params: SamplingParams | None, request_id: str, **how: Any
+    ) -> AsyncIterator[RequestOutput]:
+        """Answers a conversation, its reasoning apart from its text; otherwise as `generate`.
+
+        Args:
+            how: what `LLM.chat` takes beside: `tools`, `chat_template`, `system`, ...
+        """
+        prompt = self.llm.render(messages, **how)
+        asked = self.llm.ask(prompt, sampling_params, split_reasoning=True)
+        async for output in self._stream(asked, request_id):
+            yield output
+
+    async def abort(self, request_id: str) -> None:
+        """Ends a request as soon as possible: its last output says "abort". Harmless if it has ended."""
+        ticket = self._running.get(request_id)
+        if ticket is not None:
+            ticket.cancel()
+
+    async def _stream(self, asked: Asked, request_id: str) -> AsyncIterator[RequestOutput]:
+        if request_id in self._running:
+            raise UsageError(f"request {request_id!r} is being answered", hint="give each request an id of its own")
+        driver = self.llm.model.driver
+        ticket = driver.submit(asked.requests)
+        self._running[request_id] = ticket
+        gathering = Gathering(request_id, asked, ticket.ids, self.llm.model.vocabulary)
+        kind, before = asked.params.output_kind, None
+        try:
+            box = self._pump.listen(ticket)
+            while not gathering.is_done:
+                for event in await box.take():
+                    gathering.add(event)
+                if kind is not RequestOutputKind.FINAL_ONLY or gathering.is_done:
+                    output = gathering.output(driver.answer)
+                    yield output if kind is not RequestOutputKind.DELTA else _new_in(output, before)
+                    before = output
+            if not ticket.ids:
+                yield gathering.output()
+        finally:
+            ticket.cancel()
+            del self._running[request_id]
+
+
+def _new_in(output: RequestOutput, before: RequestOutput | None) -> RequestOutput:
+    """What has come since `before`."""
+    if before is None:
+        return output
+    pairs = zip(output.outputs, before.outputs, strict=True)
+    return replace(output, outputs=tuple(_difference(now, earlier) for now, earlier in pairs))
+
+
+def _difference(now: CompletionOutput, earlier: CompletionOutput) -> CompletionOutput:
+    n = len(earlier.token_ids)
+    return replace(
+        now,
+        text=now.text[len(earlier.text) :],
+        reasoning=now.reasoning[len(earlier.reasoning) :],
+        token_ids=now.token_ids[n:],
+        logprobs=None if now.logprobs is None else now.logprobs[n:],
+    )
+
+
+class _Box:
+    """Events on their way from the thread that steps to a task."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+
+    async def take(self) -> list[Event]:
+        """What has come, at least one event. Raises what broke everything off."""
+        found = [await self._events.get()]
+        while not self._events.empty():
+            found.append(self._events.get_nowait())
+        for each in found:
+            if isinstance(each, Exception):
+                raise each
+        return [each for each in found if isinstance(each, Event)]
+
+    def put(self, event: Event | Exception) -> None:
+        """From any thread. Raises RuntimeError if the task's loop is closed."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+
+@dataclass(slots=True)
+class _Pump:
+    """One thread that steps while anything is asked for, and hands out what comes. It ends as soon as nothing is."""
+
+    driver: Driver
+    _boxes: dict[int, tuple[_Box, Ticket]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _thread: threading.Thread | None = None
+
+    def listen(self, ticket: Ticket) -> _Box:
+        """A box for the events of these requests."""
+        box = _Box()
+        with self._lock:
+            self._boxes.update((number, (box, ticket)) for number in ticket.ids)
+            if self._thread is None and self._boxes:
+                self._thread = threading.Thread(target=self._run, name="mimo-gguf-async")
+                self._thread.start()
+        return box
+
+    def join(self) -> None:
+        """Waits for the thread's end."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        while ids := self._open():
+            if not threading.main_thread().is_alive():  # the program has ended: nobody takes what comes
+                self.driver.cancel(ids)
+            try:
+                for event in self.driver.wait(ids):
+                    self._hand_out(event)
+            except Exception as error:
+                self._break_off(error)
+
+    def _open(self) -> list[int]:
+        """The requests that have not ended; without any the thread is done."""
+        with self._lock:
+            if not self._boxes:
+                self._thread = None
+            return list(self._boxes)
+
+    def _hand_out(self, event: Event) -> None:
+        box, ticket = self._boxes[event.id]
+        if event.is_last:
+            with self._lock:
+                del self._boxes[event.id]
+        try:
+            box.put(event)
+        except RuntimeError:  # the task's loop was closed
+            ticket.cancel()
+
+    def _break_off(self, error: Exception) -> None:
+        with self._lock:
+            boxes = {id(box): box for box, _ in self._boxes.values()}
+            self._boxes.clear()
+        for box in boxes.values():
+            try:
+                box.put(error)
+            except RuntimeError:
+                continue

@@ -1,0 +1,138 @@
+"""What `LLM` and `AsyncLLM` give, with vLLM's names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mimo_gguf.chat.answer import Answer, FinishReason
+from mimo_gguf.engine.logprobs import Scores
+from mimo_gguf.llama.vocabulary import Vocabulary
+from mimo_gguf.runtime.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """What the model thought of a token: natural logarithm of its probability, its rank (1 the likeliest), its text."""
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+LogprobsAt = dict[int, Logprob]  # of one place: token id -> what the model thought of it there
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOutput:
+    """One answer.
+
+    Attributes:
+        index: its number among the answers to this prompt.
+        text: what it says; from `chat` without the reasoning.
+        token_ids: all of its tokens, reasoning and end token included.
+        cumulative_logprob: sum over the tokens' own log-probabilities, if `logprobs` was asked for.
+        finish_reason: "stop", "length" (it was cut off) or "abort"; None while it goes on.
+        stop_reason: the stop string or stop token id that ended it; None for the model's own end, and for all else.
+        reasoning: what stood inside `<think>...</think>`, from `chat`.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    cumulative_logprob: float | None = None
+    logprobs: list[LogprobsAt] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    reasoning: str = ""
+
+    def finished(self) -> bool:
+        """Whether it has ended."""
+        return self.finish_reason is not None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """When what happened, in seconds since 1970; `last_token_time` and `finished_time` of the last answer."""
+
+    arrival_time: float
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+    finished_time: float | None = None
+
+    @property
+    def time_in_queue(self) -> float | None:
+        """Seconds until it was first worked at."""
+        return None if self.first_scheduled_time is None else self.first_scheduled_time - self.arrival_time
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A prompt and its answers. Two are equal if prompt and answers are.
+
+    Attributes:
+        prompt: None if only its tokens were given.
+        prompt_logprobs: one entry for each token of the prompt, None for the first.
+        finished: whether every answer has ended.
+        num_cached_tokens: tokens of the prompt that needed no evaluation for the first answer.
+    """
+
+    request_id: str = field(compare=False)
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    prompt_logprobs: list[LogprobsAt | None] | None
+    outputs: tuple[CompletionOutput, ...]
+    finished: bool
+    metrics: RequestMetrics | None = field(default=None, compare=False)
+    num_cached_tokens: int | None = field(default=None, compare=False)
+
+
+def make_output(
+    request_id: str,
+    prompt: Prompt,
+    answers: Sequence[tuple[Answer, bool]],
+    vocabulary: Vocabulary,
+    metrics: RequestMetrics,
+    *,
+    with_text: bool = True,
+) -> RequestOutput:
+    """The output of a prompt, whose answers come with whether they have ended."""
+    first = answers[0][0] if answers else None
+    before = None if first is None or first.prompt_logprobs is None else first.prompt_logprobs
+    return RequestOutput(
+        request_id=request_id,
+        prompt=prompt.text,
+        prompt_token_ids=prompt.tokens,
+        prompt_logprobs=None if before is None else [_at(scores, vocabulary) or None for scores in before],
+        outputs=tuple(
+            _completion(index, answer, vocabulary, ended=ended, with_text=with_text)
+            for index, (answer, ended) in enumerate(answers)
+        ),
+        finished=all(ended for _, ended in answers),
+        metrics=metrics,
+        num_cached_tokens=None if first is None else first.stats.n_reused,
+    )
+
+
+def _completion(
+    index: int, answer: Answer, vocabulary: Vocabulary, *, ended: bool, with_text: bool
+) -> CompletionOutput:
+    scores = answer.logprobs
+    return CompletionOutput(
+        index=index,
+        text=answer.text if with_text else "",
+        token_ids=answer.tokens,
+        cumulative_logprob=None if scores is None else sum(each[0].logprob for each in scores),
+        logprobs=None if scores is None else [_at(each, vocabulary) for each in scores],
+        finish_reason=answer.finish_reason if ended else None,
+        stop_reason=answer.stop_reason if ended and answer.finish_reason == "stop" else None,
+        reasoning=answer.reasoning if with_text else "",
+    )
+
+
+def _at(scores: Scores, vocabulary: Vocabulary) -> LogprobsAt:
+    return {
+        token: Logprob(logprob, rank, vocabulary.piece(token, special=True).decode("utf-8", "replace"))
+        for token, logprob, rank in scores
+    }

@@ -1,0 +1,121 @@
+"""A prompt and its parameters as requests of the scheduler, and what comes of these as one output."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from mimo_gguf.chat.answer import Answer
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.engine.sampling import MAX_SEED
+from mimo_gguf.engine.stats import SessionStats
+from mimo_gguf.llama.vocabulary import Vocabulary
+from mimo_gguf.runtime.outputs import RequestMetrics, RequestOutput, make_output
+from mimo_gguf.runtime.params import SamplingParams
+from mimo_gguf.runtime.prompts import Prompt
+from mimo_gguf.runtime.scheduler import Event, Request
+
+_NOTHING: Final = Answer("", "", (), "abort", None, 0, None, SessionStats())  # of what has not begun
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt, what is asked of it, and the requests that answer it."""
+
+    prompt: Prompt
+    params: SamplingParams
+    requests: tuple[Request, ...]
+
+
+class Seeds:
+    """Seeds for answers that have none: always the same row after `seed`, or none at all."""
+
+    def __init__(self, seed: int | None) -> None:
+        self._random = None if seed is None else random.Random(seed)
+
+    def next(self) -> int | None:
+        """The next seed."""
+        return None if self._random is None else self._random.randrange(MAX_SEED)
+
+
+def ask(
+    prompt: Prompt, params: SamplingParams, vocabulary: Vocabulary, seeds: Seeds, *, split_reasoning: bool
+) -> Asked:
+    """The requests for `params.n` answers to `prompt`.
+
+    Raises:
+        UsageError: a parameter out of range.
+    """
+    if not isinstance(params, SamplingParams):
+        raise UsageError(f"no SamplingParams: {params!r:.60}", hint="SamplingParams(temperature=0.6)")
+    params.check()
+    prompt = prompt.last(params.truncate_prompt_tokens)
+    grammar = params.form(split_reasoning=split_reasoning, inside=prompt.opened is not None)
+    ending = params.ending(split_reasoning=split_reasoning)
+    requests = []
+    for number in range(params.n):
+        sampling = params.sampling(number, vocabulary, grammar)
+        if sampling.seed is None:
+            sampling = replace(sampling, seed=seeds.next())
+        options = replace(ending, prompt_logprobs=None) if number else ending  # the prompt is read once
+        requests.append(Request(prompt.tokens, sampling, options, prompt.opened))
+    return Asked(prompt, params, tuple(requests))
+
+
+class Gathering:
+    """What has come of the requests of one prompt."""
+
+    def __init__(
+        self, request_id: str, asked: Asked, ids: Sequence[int], vocabulary: Vocabulary, *, arrived: float | None = None
+    ) -> None:
+        """`ids`: the scheduler's numbers of the requests."""
+        self.request_id = request_id
+        self.asked = asked
+        self.metrics = RequestMetrics(arrival_time=time.time() if arrived is None else arrived)
+        self._vocabulary = vocabulary
+        self._places = {number: place for place, number in enumerate(ids)}
+        self._answers: list[Answer | None] = [None] * len(ids)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The scheduler's numbers of the requests."""
+        return tuple(self._places)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every answer has ended."""
+        return None not in self._answers
+
+    def add(self, event: Event) -> None:
+        """Notes an event of one of the requests. Raises what ended it, if it failed."""
+        if event.error is not None:
+            raise event.error
+        now, metrics = time.time(), self.metrics
+        metrics.first_scheduled_time = metrics.first_scheduled_time or now
+        if event.n_tokens:
+            metrics.first_token_time = metrics.first_token_time or now
+            metrics.last_token_time = now
+        if event.answer is not None:
+            self._answers[self._places[event.id]] = event.answer
+            if self.is_done:
+                metrics.finished_time = now
+
+    def output(self, so_far: Callable[[int], Answer | None] = lambda _: None) -> RequestOutput:
+        """The answers; of one that goes on what `so_far` gives for its number."""
+        answers = []
+        for number, place in self._places.items():
+            ended = self._answers[place]
+            answer = ended or so_far(number) or _NOTHING
+            answers.append((answer, ended is not None))
+        text = self.asked.params.detokenize
+        return make_output(self.request_id, self.asked.prompt, answers, self._vocabulary, self.metrics, with_text=text)
+
+
+def request_ids() -> Callable[[], str]:
+    """Gives "0", "1", ... to requests that have no name."""
+    numbers = itertools.count()
+    return lambda: str(next(numbers))
