@@ -111,9 +111,29 @@ def _answers(device: int) -> bool:
     endpoint: bytes = ggml_function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)(device)
     host, _, port = endpoint.decode().rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        return _is_connected(host, int(port)) or _can_connect(host, int(port))
     except (OSError, ValueError):
         return False
+
+
+def _is_connected(host: str, port: int) -> bool:
+    """Whether llama.cpp holds a connection to the worker, as it does while a model lies there.
+
+    Then no other may be tried: a worker serves one at a time and lets two wait, and further ones would take seconds to
+    fail.
+    """
+    import psutil
+
+    addresses = {info[4][:2] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    try:
+        connections = psutil.Process().net_connections("tcp")
+    except psutil.Error:
+        return False
+    return any(c.status == psutil.CONN_ESTABLISHED and tuple(c.raddr) in addresses for c in connections)
+
+
+def _can_connect(host: str, port: int) -> bool:
+    socket.create_connection((host, port), timeout=5).close()
     return True
 
 

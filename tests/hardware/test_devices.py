@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -51,6 +52,27 @@ assert [device.name for device in list_devices()] == ["CPU"]
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.communicate("the worker is gone\n", timeout=60)
     assert process.returncode == 0
+
+
+def test_a_worker_at_work_can_be_looked_at_as_often_as_one_likes(tiny_path: Path) -> None:
+    """It serves one connection at a time, and its queue is short: looking must not wait there."""
+    code = """
+import sys, time
+from mimo_gguf.hardware.devices import list_devices
+from mimo_gguf.hardware.rpc import add_workers
+from mimo_gguf.runtime.model import Model
+
+add_workers([sys.argv[2]])
+with Model.load(sys.argv[1], n_ctx=512):
+    started = time.monotonic()
+    for _ in range(8):
+        assert [device.name for device in list_devices()] == ["RPC0", "CPU"]
+    assert time.monotonic() - started < 4, "it waited"
+"""
+    with running_worker() as endpoint:
+        command = [sys.executable, "-c", code, str(tiny_path), endpoint]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
