@@ -6,6 +6,7 @@ The list here is deliberately not derived from convert/mimo.toml: it is what con
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 PUBLISHED_FACTS = Path(__file__).resolve().parent / "data" / "mimo-7b"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PUBLISHED = SHARED / "mimo-7b"
-QWEN2_VOCAB = SHARED / "qwen2-vocab"
+QWEN2_VOCAB = Path(os.environ.get("MIMO_GGUF_QWEN2_VOCAB", SHARED / "qwen2-vocab"))
 
 QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -14,8 +14,9 @@ from mimo_gguf.conversion.checkpoint import read_checkpoint
 from mimo_gguf.conversion.checkpoint_source import ConversionOptions, as_model_source, plan_conversion
 from mimo_gguf.conversion.open_model import open_model
 from mimo_gguf.core.gguf_file import read_gguf
-from tests.checkpoints import CONFIG, PUBLISHED, mtp_shapes, tensor_shapes, write_checkpoint, write_hollow
+from tests.checkpoints import CONFIG, mtp_shapes, tensor_shapes, write_checkpoint, write_hollow
 from tests.conversion.converted import convert
+from tests.published import published_folder
 
 TRUNK_NAMES = {
     "input_layernorm.weight": "attn_norm.weight",
@@ -110,15 +111,15 @@ def test_rows_read_in_any_portion_are_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.full_size
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the published model's config, index and tokenizer")
-def test_full_size(tmp_path: Path) -> None:
-    config = json.loads((PUBLISHED / "config.json").read_text())
-    weight_map = json.loads((PUBLISHED / "model.safetensors.index.json").read_text())["weight_map"]
+def test_full_size(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    published = published_folder(tmp_path_factory.mktemp("published"))
+    config = json.loads((published / "config.json").read_text())
+    weight_map = json.loads((published / "model.safetensors.index.json").read_text())["weight_map"]
     shapes = tensor_shapes(config)
     assert shapes.keys() == weight_map.keys()
     write_hollow(tmp_path, config, weight_map, shapes)
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "generation_config.json"):
-        shutil.copy(PUBLISHED / name, tmp_path)
+        shutil.copy(published / name, tmp_path)
 
     plan = plan_conversion(read_checkpoint(tmp_path, model_id="XiaomiMiMo/MiMo-7B-RL"))
     source = as_model_source(plan, "test")

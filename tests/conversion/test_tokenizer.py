@@ -19,16 +19,16 @@ from mimo_gguf.conversion.recipe import load_recipe
 from mimo_gguf.conversion.tokenizer import read_tokenizer
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import Metadata, string, uint32
-from tests.checkpoints import ADDED, CONFIG, PUBLISHED, QWEN2_VOCAB, write_checkpoint
+from tests.checkpoints import ADDED, CONFIG, write_checkpoint
+from tests.published import published_folder, qwen2_vocabulary
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "mimo-tiny"
-FOLDERS = [
-    pytest.param(TINY, id="tiny", marks=pytest.mark.skipif(not TINY.is_dir(), reason="no tiny model")),
-    pytest.param(
-        PUBLISHED, id="published", marks=pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published vocabulary")
-    ),
-]
 PRE_TOKENIZERS = load_recipe("MiMoForCausalLM").pre_tokenizers
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published_folder(tmp_path_factory.mktemp("published"))
 
 
 def tokenizer_metadata(folder: Path) -> Metadata:
@@ -98,32 +98,32 @@ def generated_texts(seed: int, count: int) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_generated_text(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["tiny", "published"])
+def test_generated_text(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    folder = TINY if name == "tiny" else request.getfixturevalue("published")
     expected = hf_tokenizer(folder)
     with llama_tokenizer(folder, tmp_path) as tokenize:
         for text in generated_texts(seed=7, count=1500):
             assert tokenize(text) == expected(text), repr(text)
 
 
-@pytest.mark.skipif(not QWEN2_VOCAB.is_dir() or not PUBLISHED.is_dir(), reason="no test vectors")
-def test_published_vectors(tmp_path: Path) -> None:
+def test_published_vectors(published: Path, tmp_path: Path) -> None:
     """llama.cpp's own vectors for the Qwen2 vocabulary, which MiMo shares."""
-    texts = (QWEN2_VOCAB / "ggml-vocab-qwen2.gguf.inp").read_text().split("\n__ggml_vocab_test__\n")
-    lines = (QWEN2_VOCAB / "ggml-vocab-qwen2.gguf.out").read_text().splitlines()
+    vectors_folder = qwen2_vocabulary()
+    texts = (vectors_folder / "ggml-vocab-qwen2.gguf.inp").read_text().split("\n__ggml_vocab_test__\n")
+    lines = (vectors_folder / "ggml-vocab-qwen2.gguf.out").read_text().splitlines()
     vectors = [(text, [int(number) for number in line.split()]) for text, line in zip(texts, lines, strict=False)]
     assert len(vectors) > 40
-    hf = hf_tokenizer(PUBLISHED)
-    with llama_tokenizer(PUBLISHED, tmp_path) as tokenize:
+    hf = hf_tokenizer(published)
+    with llama_tokenizer(published, tmp_path) as tokenize:
         for text, ids in vectors:
             assert tokenize(text) == ids, repr(text)
             if unicodedata.is_normalized("NFC", text):
                 assert hf(text) == ids, repr(text)
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published vocabulary")
-def test_published_rows() -> None:
-    metadata = tokenizer_metadata(PUBLISHED)
+def test_published_rows(published: Path) -> None:
+    metadata = tokenizer_metadata(published)
     tokens = metadata["tokenizer.ggml.tokens"].value
     types = metadata["tokenizer.ggml.token_type"].value
     assert len(tokens) == len(types) == 151680
@@ -139,20 +139,19 @@ def test_published_rows() -> None:
     assert metadata["tokenizer.ggml.bos_token_id"].value == 151643
     assert metadata["tokenizer.ggml.eos_token_id"].value == 151645
     assert metadata["tokenizer.ggml.padding_token_id"].value == 151643
-    template = json.loads((PUBLISHED / "tokenizer_config.json").read_text())["chat_template"]
+    template = json.loads((published / "tokenizer_config.json").read_text())["chat_template"]
     assert metadata["tokenizer.chat_template"].value == template
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published vocabulary")
-def test_tokenizer_json_and_vocab_json_agree(tmp_path: Path) -> None:
+def test_tokenizer_json_and_vocab_json_agree(published: Path, tmp_path: Path) -> None:
     """A checkpoint with tokenizer.json gives the same metadata as one with vocab.json and merges.txt."""
     from transformers import Qwen2TokenizerFast
 
-    Qwen2TokenizerFast.from_pretrained(str(PUBLISHED)).save_pretrained(tmp_path)
+    Qwen2TokenizerFast.from_pretrained(str(published)).save_pretrained(tmp_path)
     assert (tmp_path / "tokenizer.json").is_file()
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-        shutil.copy(PUBLISHED / name, tmp_path)
-    ours, theirs = tokenizer_metadata(PUBLISHED), tokenizer_metadata(tmp_path)
+        shutil.copy(published / name, tmp_path)
+    ours, theirs = tokenizer_metadata(published), tokenizer_metadata(tmp_path)
     assert ours.keys() == theirs.keys()
     for key in ours:
         assert ours[key] == theirs[key], key
@@ -216,3 +215,25 @@ def test_chat_template_file_wins(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("{{ 'from the file' }}")
     metadata = plan_conversion(read_checkpoint(tmp_path)).metadata
     assert metadata["tokenizer.chat_template"].value == "{{ 'from the file' }}"
+
+
+def test_text_that_is_not_normalized(tmp_path: Path) -> None:
+    """Our own reading of text, with the trained tiny model: as Hugging Face's for text in any normal form."""
+    from mimo_gguf.llama.api import load_model
+    from mimo_gguf.llama.vocabulary import Vocabulary
+    from tests.conversion.converted import convert
+
+    expected = hf_tokenizer(TINY)
+    rng = random.Random(3)
+    marks = ["\u0301", "\u0308", "\u0323", "\u0338", "\u3099", "\u0345", "\u1161", "\u11a8", "\u094d", "\u05bc"]
+    with load_model(convert(TINY, tmp_path / "tiny.gguf")) as model:
+        vocabulary = Vocabulary(model)
+        changed = 0
+        for text in generated_texts(seed=11, count=400):
+            for form in ("NFC", "NFD", "NFKD"):
+                given = unicodedata.normalize(form, text)
+                at = rng.randrange(len(given) + 1)
+                given = given[:at] + rng.choice(marks) + given[at:]
+                changed += not unicodedata.is_normalized("NFC", given)
+                assert vocabulary.tokenize(given) == expected(given), ascii(given)
+        assert changed > 300
