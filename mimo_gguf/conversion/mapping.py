@@ -15,6 +15,7 @@ from mimo_gguf.conversion.dimensions import Dimensions
 from mimo_gguf.conversion.recipe import Recipe, TensorGroup, TensorRule
 from mimo_gguf.core.errors import CheckpointError, RecipeError
 from mimo_gguf.core.model_source import Metadata, MetaValue, array, float32, uint32
+from mimo_gguf.core.units import counted
 
 _LISTED: Final = 8  # names in an error; a wall of hundreds hides the first
 
@@ -118,9 +119,9 @@ def _check_complete(recipe: Recipe, mapping: TensorMapping, present: frozenset[s
     unknown = sorted(present - used - {tensor.hf for tensor in mapping.dropped})
     if missing and not unknown:
         raise _missing(recipe, missing, present, where)
-    wrong = [f"{_n_tensors(missing)} missing: {some(missing, _LISTED)}"] if missing else []
+    wrong = [f"{counted(len(missing), 'tensor')} missing: {some(missing, _LISTED)}"] if missing else []
     if unknown:
-        wrong.append(f"the recipe has no place for {_n_tensors(unknown)}: {some(unknown, _LISTED)}")
+        wrong.append(f"the recipe has no place for {counted(len(unknown), 'tensor')}: {some(unknown, _LISTED)}")
         raise CheckpointError(
             f"{where}: {'; '.join(wrong)}",
             hint="add a row to a recipe in convert/ for each, mapped or dropped with a reason",
@@ -138,17 +139,13 @@ def _missing(recipe: Recipe, missing: Sequence[str], present: frozenset[str], wh
             "many trainers drop them",
             hint="--no-mtp converts the trunk alone; --mtp-layers DIR takes them from the model it was tuned from",
         )
-    what = f"{where}: {_n_tensors(missing)} missing: {some(missing, _LISTED)}"
+    what = f"{where}: {counted(len(missing), 'tensor')} missing: {some(missing, _LISTED)}"
     if group is not None:
         return CheckpointError(what, hint="download the checkpoint again, or leave the MTP layers out: --no-mtp")
     if all(rule.tied_to for rule in recipe.tensors if rule.hf in missing) and len(missing) == 1:
         hint = "save the model with it; if it is the embedding itself, set tie_word_embeddings to true in config.json"
         return CheckpointError(f"{what}, and config.json does not tie it to the embedding", hint=hint)
     return CheckpointError(what, hint="download the checkpoint again, all of it")
-
-
-def _n_tensors(names: Sequence[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
 
 
 def plan_metadata(recipe: Recipe, layout: str, dims: Dimensions) -> Metadata:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mimo_gguf.cli.app import main
+from mimo_gguf.quantization import kernel_loading
 from tests.checkpoints import write_checkpoint
 from tests.cli.command_line import PROGRAM, assert_clear_error, hear_interrupts, run, run_here
 from tests.quantization.models import Model, write_random
@@ -181,6 +183,35 @@ def test_wrong_arguments_are_explained(
     assert names(tmp_path) == before
 
 
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
+@pytest.mark.parametrize(("how", "told"), [((), True), (("--json",), True), (("--quiet",), False)])
+def test_compiling_is_told_in_every_mode_but_quiet(
+    how: tuple[str, ...],
+    told: bool,
+    dry_run: tuple[str, ...],
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first run on a machine takes up to half a minute before anything moves."""
+    monkeypatch.setattr(kernel_loading, "have_to_compile", lambda: True)
+    done = run_here(tmp_path, "quantize", source, "--type", "Q4_0", *how, *dry_run)
+    assert done.returncode == 0, done.stderr
+    assert (kernel_loading.COMPILING in done.stderr) is told
+    if how == ("--json",):
+        json.loads(done.stdout)
+
+
+def test_a_kernel_that_takes_long_is_told_of_too(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other kernels were compiled before, but not this one."""
+    from mimo_gguf.quantization.kernels import kernel_for
+
+    monkeypatch.setattr(kernel_loading, "have_to_compile", lambda: False)
+    monkeypatch.setattr(kernel_loading, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(kernel_loading, "kernel_for", lambda *key: time.sleep(0.3) or kernel_for(*key))
+    assert kernel_loading.COMPILING in run_here(tmp_path, "quantize", source, "--type", "Q4_0", "--json").stderr
+
+
 def test_quiet_says_nothing_on_stderr(source: Path, tmp_path: Path) -> None:
     assert run(tmp_path, "quantize", source, "--type", "Q8_0", "--quiet").stderr == ""
 
@@ -217,7 +248,12 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
 
 def test_verify_says_intact_or_where_the_damage_is(source: Path, tmp_path: Path) -> None:
     run(tmp_path, "quantize", source, "--type", "Q8_0", "-o", "a.gguf")
-    assert run(tmp_path, "verify", "a.gguf").returncode == 0
+    shown = run(tmp_path, "verify", "a.gguf")
+    assert shown.returncode == 0
+    sha256 = hashlib.sha256((tmp_path / "a.gguf").read_bytes()).hexdigest()
+    assert f"sha256     {sha256}" in shown.stdout
+    assert "sha256 written into a.gguf.sums.json" in shown.stderr
+    assert json.loads((tmp_path / "a.gguf.sums.json").read_text())["sha256"] == sha256
     data = bytearray((tmp_path / "a.gguf").read_bytes())
     data[-500] ^= 16
     (tmp_path / "a.gguf").write_bytes(data)
