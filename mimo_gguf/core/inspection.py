@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.geometry import LAYOUTS, STEP35, Geometry, read_geometry, tensor_group
 from mimo_gguf.core.ggml_types import ftype_name
 from mimo_gguf.core.gguf_file import GgufFile
 from mimo_gguf.core.model_source import TensorInfo
+from mimo_gguf.core.runnable import find_fault
 from mimo_gguf.core.units import counted
 
 GROUPS: Final = ("embedding", "trunk", "mtp", "output")
@@ -32,7 +35,8 @@ class Inspection:
     """A file's description.
 
     Attributes:
-        geometry: None for an architecture that is not MiMo's.
+        geometry: None for an architecture that is not MiMo's, and if its numbers make no sense.
+        fault: why llama.cpp cannot run a file of MiMo's layouts; None if nothing is known against it.
         file: the header it was made from: metadata and tensor table.
     """
 
@@ -44,6 +48,7 @@ class Inspection:
     geometry: Geometry | None
     groups: tuple[GroupSize, ...]
     file: GgufFile = field(repr=False)
+    fault: str | None = None
 
     @property
     def n_parameters(self) -> int:
@@ -64,16 +69,14 @@ class Inspection:
 
 
 def inspect_gguf(model: GgufFile) -> Inspection:
-    """Describes a GGUF file from its header.
-
-    Raises:
-        GgufError: a MiMo file that lacks a key every MiMo file has.
-    """
+    """Describes a GGUF file from its header, whatever that says."""
     infos = model.infos()
     architecture = model.architecture
-    geometry = None
+    geometry, fault = None, None
     if architecture in LAYOUTS:
-        geometry = read_geometry(model.metadata, infos, where=str(model.path))
+        fault = find_fault(model)
+        with contextlib.suppress(GgufError):
+            geometry = read_geometry(model.metadata, infos, where=str(model.path))
     n_trunk = geometry.n_trunk if geometry else 1 << 30
     return Inspection(
         paths=tuple(str(part.path) for part in model.parts),
@@ -84,6 +87,7 @@ def inspect_gguf(model: GgufFile) -> Inspection:
         geometry=geometry,
         groups=tuple(size for group in GROUPS if (size := _group_size(group, infos, n_trunk)) is not None),
         file=model,
+        fault=fault,
     )
 
 
@@ -103,6 +107,8 @@ def _group_size(group: str, infos: Sequence[TensorInfo], n_trunk: int) -> GroupS
 
 def layout_line(inspection: Inspection) -> str:
     """One line on what runs the file, and whether MTP is in it."""
+    if inspection.fault is not None:
+        return f"{inspection.architecture}: llama.cpp cannot run it: {inspection.fault}"
     if inspection.geometry is None:
         return f"{inspection.architecture}: not a layout of MiMo"
     if inspection.architecture == STEP35:
@@ -119,6 +125,7 @@ def as_json(inspection: Inspection, *, tensors: bool = False) -> dict[str, Any]:
         "file_bytes": inspection.file_bytes,
         "name": inspection.name,
         "architecture": inspection.architecture,
+        "fault": inspection.fault,
         "ftype": inspection.ftype,
         "n_parameters": inspection.n_parameters,
         "tensor_bytes": inspection.tensor_bytes,

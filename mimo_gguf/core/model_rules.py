@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.geometry import LAYOUTS, QWEN2, STEP35, Geometry, read_geometry
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.key_rules import key_fault, key_rules
@@ -115,11 +116,16 @@ def model_fault(metadata: Metadata, tensors: Sequence[TensorInfo], *, where: str
         GgufError: the architecture is another one (`where` names the file in the message).
     """
     architecture = str(metadata["general.architecture"].value) if "general.architecture" in metadata else ""
-    if architecture in LAYOUTS:
-        for key, rule in key_rules(architecture):
-            if (fault := key_fault(metadata, key, rule)) is not None:
-                return fault
-    geometry = read_geometry(metadata, tensors, where=where)
+    rules = key_rules(architecture) if architecture in LAYOUTS else ()
+    for key, rule in rules:
+        if (fault := key_fault(metadata, key, rule)) is not None:
+            return fault
+    try:
+        geometry = read_geometry(metadata, tensors, where=where)
+    except GgufError as error:
+        if architecture not in LAYOUTS:
+            raise
+        return error.message.removeprefix(f"{where}: ")
     stated = _stated(metadata, geometry)
     for relation in RULES:
         if architecture in relation.layouts and not relation.holds(stated, geometry):

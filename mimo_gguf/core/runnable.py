@@ -6,24 +6,12 @@ aborts, hangs or takes all memory on some of that. Milliseconds, from the header
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.gguf_file import GgufFile, read_gguf
 from mimo_gguf.core.model_rules import model_fault
-from mimo_gguf.core.model_source import Metadata, TensorInfo
 from mimo_gguf.core.vocabulary_rules import has_vocabulary, vocabulary_fault
-
-
-def check_model(metadata: Metadata, tensors: Sequence[TensorInfo], *, where: str) -> None:
-    """Refuses metadata and tensors that no MiMo model has; the vocabulary is not looked at.
-
-    Raises:
-        GgufError: another architecture, or something llama.cpp cannot run; `where` names the file in the message.
-    """
-    if (fault := model_fault(metadata, tensors, where=where)) is not None:
-        raise _error(where, fault)
 
 
 def check_runnable(file: GgufFile) -> None:
@@ -54,13 +42,22 @@ def check_measurable(file: GgufFile) -> None:
     Raises:
         GgufError: as `check_runnable`.
     """
+    if (fault := find_fault(file)) is not None:
+        raise _error(str(file.path), fault)
+
+
+def find_fault(file: GgufFile) -> str | None:
+    """What stands against computing with what the file says, in words; None if nothing does.
+
+    Raises:
+        GgufError: it is of another architecture.
+    """
     infos = file.infos()
-    where = str(file.path)
-    check_model(file.metadata, infos, where=where)
-    if has_vocabulary(file.metadata):
+    fault = model_fault(file.metadata, infos, where=str(file.path))
+    if fault is None and has_vocabulary(file.metadata):
         n_rows = next(info.shape[0] for info in infos if info.name == "token_embd.weight")
-        if (fault := vocabulary_fault(file.metadata, n_rows)) is not None:
-            raise _error(where, fault)
+        fault = vocabulary_fault(file.metadata, n_rows)
+    return fault
 
 
 def _error(where: str, fault: str) -> GgufError:

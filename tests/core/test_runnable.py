@@ -13,6 +13,7 @@ from gguf import GGUFValueType as Kind
 
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.gguf_file import read_gguf
+from mimo_gguf.core.inspection import as_json, inspect_gguf, layout_line
 from mimo_gguf.core.key_rules import key_rules
 from mimo_gguf.core.model_rules import RULES
 from mimo_gguf.core.model_source import MetaValue, array, boolean, float32, string, uint32
@@ -202,6 +203,17 @@ def test_what_no_model_can_be(case: str, step35: GgufParts, tmp_path: Path) -> N
     assert expected in caught.value.message
     assert str(path) in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("case", ["blocks that are not there", "a token twice", "all blocks are MTP", "no context"])
+def test_inspect_shows_what_is_wrong(case: str, step35: GgufParts, tmp_path: Path) -> None:
+    """A file that nothing runs can still be looked at."""
+    change, expected = WRONG[case]
+    found = inspect_gguf(read_gguf(write(step35, change, tmp_path)))
+    assert expected in str(found.fault)
+    assert layout_line(found).startswith("step35: llama.cpp cannot run it: ")
+    assert as_json(found, tensors=True)["fault"] == found.fault
+    assert inspect_gguf(read_gguf(write(step35, lambda _: None, tmp_path))).fault is None
 
 
 OF_QWEN2: dict[str, tuple[Change, str]] = {
