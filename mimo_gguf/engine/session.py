@@ -23,6 +23,7 @@ from mimo_gguf.engine.sampling import Sampler
 from mimo_gguf.engine.shares import Share, plan_reading
 from mimo_gguf.engine.slot import Slot, common_prefix
 from mimo_gguf.engine.stats import SessionStats, total
+from mimo_gguf.engine.waits import Waits
 from mimo_gguf.llama.api import ContextOptions, Floats, LlamaContext, LlamaModel, open_context, open_mtp_context
 from mimo_gguf.llama.batch import Batch
 from mimo_gguf.llama.log import LOG
@@ -165,6 +166,7 @@ class Session:
         self._n_drawing = 1
         self._cycle = _Cycle()
         self._is_interrupted = False
+        self._waits = Waits()
 
     def _open_drafter(self) -> Drafter:
         options, n_batch = self.options, self.target.options.n_batch
@@ -326,6 +328,7 @@ class Session:
         if first_rows is None:
             return ended | {share.slot: Ended("cancelled") for share in shares if share.slot.hear_cancel()}
         seconds = time.perf_counter() - started
+        self._waits.record(self._batch.n_tokens, seconds, reads=bool(reading))
         self._cycle.seconds = seconds
         for share, first_row in zip(shares, first_rows, strict=True):
             share.slot.note_evaluated(share.tokens, first_row, seconds)

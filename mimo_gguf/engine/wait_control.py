@@ -1,0 +1,86 @@
+"""Whether threads shall spin or sleep at their barriers: spinning is faster on an idle machine, sleeping on a busy one.
+
+Pure arithmetic on what somebody else measures. As long as nothing interrupts the threads they spin, and nothing is
+tried: on an idle machine this costs nothing. If the system takes them off their cores again and again, a few passes are
+made asleep, and the faster way goes on. From then on the other way is tried now and then, ever more rarely.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from typing import Final, NamedTuple
+
+_TRIAL: Final = 8  # passes
+_SUSPICIOUS_PER_S: Final = 25.0  # involuntary switches: an idle machine has about one, threads that spin in vain 80
+_LEAST_S: Final = 0.02  # of passes, before their switches say anything
+_HOPELESS: Final = 3.0  # a trial that has taken so many times what it may take is over
+_CLEARLY: Final = 0.95  # of the other way's time: less is worth a change
+_FIRST_PAUSE_S: Final = 2.0
+_LONGEST_PAUSE_S: Final = 60.0
+
+
+class Pass(NamedTuple):
+    """One pass: rows in it, its seconds, and how often the system interrupted a thread meanwhile."""
+
+    n_rows: int
+    seconds: float
+    n_switches: int
+
+
+class WaitControl:
+    """Decides from one pass to the next.
+
+    Attributes:
+        sleeps: whether threads shall sleep in the next pass.
+    """
+
+    def __init__(self) -> None:
+        self.sleeps = False
+        self._recent: deque[Pass] = deque(maxlen=_TRIAL)  # the way that goes on
+        self._trial: list[Pass] | None = None  # the other way, while it is tried
+        self._next_s = 0.0  # no trial before
+        self._pause_s = _FIRST_PAUSE_S
+
+    def record(self, done: Pass, now_s: float, *, reads: bool = False) -> None:
+        """Takes a pass. One that reads a prompt tells whether the machine is busy, not how fast tokens come."""
+        if self._trial is None:
+            self._recent.append(done)
+            if now_s >= self._next_s and (self.sleeps or self._is_disturbed()):
+                self._begin_trial(known=not reads)
+        elif not reads:
+            self._trial.append(done)
+            if self._is_over(self._trial):
+                self._decide(self._trial, now_s)
+
+    def _is_disturbed(self) -> bool:
+        seconds = sum(each.seconds for each in self._recent)
+        return seconds >= _LEAST_S and sum(each.n_switches for each in self._recent) > _SUSPICIOUS_PER_S * seconds
+
+    def _begin_trial(self, *, known: bool) -> None:
+        if not known:
+            self._recent.clear()
+        self.sleeps = not self.sleeps
+        self._trial = []
+
+    def _is_over(self, trial: list[Pass]) -> bool:
+        usual = _seconds(self._recent, trial[-1].n_rows)
+        spent = sum(each.seconds for each in trial)
+        return len(trial) >= _TRIAL or (usual is not None and spent > _HOPELESS * _TRIAL * usual)
+
+    def _decide(self, trial: list[Pass], now_s: float) -> None:
+        n_rows = trial[-1].n_rows
+        before, tried = _seconds(self._recent, n_rows), _seconds(trial, n_rows)
+        if before is None or (tried is not None and tried < _CLEARLY * before):
+            self._pause_s = _FIRST_PAUSE_S
+            self._recent = deque(trial, maxlen=_TRIAL)
+        else:
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            self.sleeps = not self.sleeps
+        self._trial, self._next_s = None, now_s + self._pause_s
+
+
+def _seconds(passes: list[Pass] | deque[Pass], n_rows: int) -> float | None:
+    """Median seconds of the passes with so many rows; None if there is none."""
+    seconds = [each.seconds for each in passes if each.n_rows == n_rows]
+    return statistics.median(seconds) if seconds else None
