@@ -62,7 +62,7 @@ def _card_bytes(text: str) -> int:
 
 
 def _find_card(name: str) -> Card:
-    """The catalogue's card; says so where the name leaves open which, or where nothing runs on it."""
+    """The catalogue's card; says so if the name leaves open which, or if nothing runs on it."""
     from mimo_gguf.hardware.cards import find_card, other_sizes
 
     card = find_card(name)

@@ -105,7 +105,7 @@ def command(
 
 
 def _others(devices: Sequence[Device]) -> dict[str, tuple[OtherUse, ...]]:
-    """Device name -> other programs there; says so where a card of this machine is not among `devices`."""
+    """Device name -> other programs there; warns of a card of this machine that is not among `devices`."""
     from mimo_gguf.hardware.devices import loading_problem
     from mimo_gguf.hardware.nvml import nvidia_cards, other_uses, unused_cards
 

@@ -17,7 +17,7 @@ def command(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 50052,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Lend the CPU even where there is a GPU.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Lend the CPU even if there is a GPU.")] = False,
     threads: Threads = None,
 ) -> None:
     """Lend this machine to a run elsewhere, until you press Ctrl-C.

@@ -12,10 +12,10 @@ Plan = TypeVar("Plan")
 def largest_with_room(
     plan_of: Callable[[int], Plan], spare: Callable[[Plan], int], low: int, high: int, guess: int
 ) -> Plan | None:
-    """The plan of the largest number in [low, high) with room to spare; None where there is none.
+    """The plan of the largest number in [low, high) with room to spare; None if there is none.
 
     The need grows with the number, and nearly in proportion: what a plan has to spare (below zero: lacks), counted in
-    such steps, tells where to look next, and three or four plans are enough. Where that goes wrong, bisection ends it.
+    such steps, tells where to look next, and three or four plans are enough. If that goes wrong, bisection ends it.
     """
     best = None
     for attempt in itertools.count():

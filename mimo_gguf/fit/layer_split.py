@@ -1,4 +1,4 @@
-"""Dealing layers out to several devices: llama.cpp's share by free memory first, by what fits where that is too much.
+"""Layers dealt out to several devices: by free memory, as llama.cpp does, and by what fits if that is too much.
 
 llama.cpp deals by free memory alone, as if all layers were alike. The output layer is nearly five blocks at Q4_K_M, and
 a small card also holds compute buffers, so what would fit in all is too much for one card. A plan names the number of

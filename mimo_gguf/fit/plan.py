@@ -1,4 +1,4 @@
-"""The memory plan: what a run needs on each device against what is free there, and ways out where it does not fit.
+"""The memory plan: what a run needs on each device against what is free there, and ways out if it does not fit.
 
 The needs are llama.cpp's own (`memory_model`), plus what it does not count: the driver's part, the program itself, and
 a margin. On a machine without a GPU the plan is about RAM. Weights that stay on the host are a mapped file: the
@@ -48,7 +48,7 @@ class WayOut:
 
     Attributes:
         text: what changes, for people.
-        options: command line options that make the change; empty where it needs another file.
+        options: command line options that make the change; empty if it needs another file.
         needed_bytes: need of the device that was too small, after the change; 0 if it is left out.
     """
 
@@ -63,7 +63,7 @@ class FitPlan:
     """A run, weighed: settings (with `n_gpu_layers` chosen), the need per device (the host last), ways out.
 
     Attributes:
-        smaller: (file type, sizes) to offer where it does not fit, largest first; None: `ways_out.smaller_types`.
+        smaller: (file type, sizes) to offer if it does not fit, largest first; None: `ways_out.smaller_types`.
         left_out: GPUs of the machine with too little free memory for anything at all.
     """
 

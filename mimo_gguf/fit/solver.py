@@ -12,7 +12,7 @@ What a user of a reasoning model values decides, in this order (`_worth`; contex
    the start, 4.6 GiB and several seconds for 32768, and a CPU would need an hour to fill it);
 7. an f16 KV cache rather than q8_0, then the usual micro-batch rather than a small one.
 
-A q8_0 cache is taken where it buys one of the above; it is practically lossless
+A q8_0 cache is taken if it buys one of the above; it is practically lossless
 (https://github.com/ikawrakow/ik_llama.cpp/pull/1527). q4_0 is taken only if it is asked for, see `advice`.
 """
 
@@ -36,7 +36,7 @@ from mimo_gguf.fit.weigh import largest_context, plan_model
 from mimo_gguf.hardware.devices import Device
 from mimo_gguf.memory.run import RunSettings, session_settings
 
-SMALLEST_CONTEXT: Final = 1024  # less is no conversation
+SMALLEST_CONTEXT: Final = 1024  # less is not enough for a conversation
 USABLE_CONTEXT: Final = 4096
 GOOD_CONTEXT: Final = 8192
 BETTER_CONTEXT: Final = 16384
@@ -93,7 +93,7 @@ class Solution:
 def solve(candidates: Sequence[Candidate], devices: Sequence[Device], wishes: Wishes = Wishes()) -> Solution:
     """The best way to run one of `candidates` (worst type first, best last) on `devices` (the host last).
 
-    Where nothing fits the solution holds the plan that comes nearest, which does not fit either: call its `require`.
+    If nothing fits, the solution holds the plan that comes nearest, which does not fit either: `check_fit` says so.
 
     Raises:
         UsageError: no candidates, or settings llama.cpp would refuse.
@@ -175,7 +175,7 @@ def _partial_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wish
 
 
 def _combinations(model: ModelSizes, wishes: Wishes) -> Iterator[RunSettings]:
-    """KV types and drafting, where they are free to choose, at a good context."""
+    """KV types and drafting, those that are free to choose, at a good context."""
     can_q8 = wishes.flash_attn and can_hold_heads(GgmlType.Q8_0, model.geometry)
     free_types = [GgmlType.F16, GgmlType.Q8_0] if can_q8 else [GgmlType.F16]
     kv_types = free_types if wishes.kv_type is None else [wishes.kv_type]
@@ -185,7 +185,7 @@ def _combinations(model: ModelSizes, wishes: Wishes) -> Iterator[RunSettings]:
 
 
 def settings_for(model: ModelSizes, wishes: Wishes) -> RunSettings:
-    """`wishes` as they are, and what is usual where they leave something open."""
+    """`wishes` as they are, and what is usual for what they leave open."""
     kv_type = GgmlType.F16 if wishes.kv_type is None else wishes.kv_type
     return session_settings(
         n_ctx=wishes.n_ctx or wishes.n_seq_max * min(GOOD_CONTEXT, model.geometry.context_length),
@@ -214,7 +214,7 @@ def _with_best_context(plan: FitPlan, wishes: Wishes) -> FitPlan:
 
 
 def most_context(model: ModelSizes, wishes: Wishes) -> int:
-    """Tokens of context beyond which there is no use in more: what the model was trained for, for each conversation."""
+    """Tokens of context beyond which more is of no use: what the model was trained for, for each conversation."""
     return min(wishes.n_seq_max * model.geometry.context_length, MOST_CONTEXT)
 
 
@@ -284,5 +284,5 @@ def _difference(plan: FitPlan, other: FitPlan) -> str:
 
 
 def candidate_of(model: ModelSizes, file_type: str) -> Candidate:
-    """A candidate named by its file type, or by its file where the type is unknown."""
+    """A candidate named by its file type, or by its file if the type is unknown."""
     return Candidate(file_type or Path(model.label).name, model)

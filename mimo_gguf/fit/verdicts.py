@@ -35,7 +35,7 @@ class Verdict:
 
     Attributes:
         kv_type: with this KV cache all layers and the context asked for are on the card: "f16", else "q8_0", else "".
-        largest_context: with all layers on the card and that KV cache (q8_0 where it does not fit); 0 for none.
+        largest_context: with all layers on the card and that KV cache (q8_0 if f16 does not fit); 0 for none.
         tps: expected tokens per second, plain.
         tps_mtp: with MTP drafting at MTP_ACCEPTANCE (0 without an MTP layer).
     """
@@ -143,7 +143,7 @@ def expected_speed(model: ModelSizes, card: Card) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """How fast a run will be: tokens per second on `card`, plain and with MTP (0 where it does not draft)."""
+    """How fast a run will be: tokens per second on `card`, plain and with MTP (0 if it does not draft)."""
 
     card: Card
     tps: float

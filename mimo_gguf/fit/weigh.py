@@ -183,7 +183,7 @@ def _spare_context(plan: FitPlan) -> int:
 def _dealt(
     model: ModelSizes, settings: RunSettings, devices: Sequence[Device], before: FitPlan | None = None
 ) -> FitPlan:
-    """The plan with its layers dealt out as llama.cpp does, or, where a GPU has too many so, by what fits.
+    """The plan with its layers dealt out as llama.cpp does, or by what fits if a GPU has too many then.
 
     Args:
         before: a plan with another number of layers, for which llama.cpp's way was too much: its buffers tell enough.

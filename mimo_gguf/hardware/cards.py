@@ -38,9 +38,9 @@ class Card:
         bandwidth_gbs: as the vendor or the source gives it.
         bus_bits, data_rate_gbps: width of the memory bus, and what each of its lines carries: their product over 8 is
             the bandwidth again (Apple and some others round it down).
-        backend: what llama.cpp drives it with; "none: why" where nothing current does.
-        price_usd: at launch; of the published list, what that list says. 0 where unknown; `price_date` is empty where
-            the source gives no date.
+        backend: what llama.cpp drives it with; "none: why" if nothing current does.
+        price_usd: at launch; of the published list, what that list says. 0 if unknown; `price_date` is empty if the
+            source gives no date.
         source: addresses, separated by "; "; the published list has none.
     """
 

@@ -37,7 +37,7 @@ class Device:
         name: ggml's name (CUDA0, RPC0, CPU).
         kind: `gpu`, `igpu` (shares the host's memory) or `cpu`.
         backend: ggml's registry name (CUDA, Vulkan, MTL, RPC, CPU).
-        free_bytes, total_bytes: as the driver reports them now; 0 and 0 where it does not.
+        free_bytes, total_bytes: as the driver reports them now; 0 and 0 if it does not.
         pointer: ggml_backend_dev_t, to name the device when loading; 0 for a device that is only imagined.
     """
 
@@ -63,7 +63,7 @@ class Device:
 
 
 def list_devices() -> tuple[Device, ...]:
-    """GPUs in llama.cpp's order, then the host. Where llama.cpp cannot be loaded, the host alone.
+    """GPUs in llama.cpp's order, then the host; the host alone if llama.cpp cannot be loaded.
 
     llama.cpp leaves integrated GPUs out as soon as there is a dedicated one; so does this list.
     """
@@ -217,7 +217,7 @@ def imagined_gpu(vram_bytes: int, name: str = "GPU", description: str = "") -> D
         UsageError: the size is absurd.
     """
     if not 64 * MIB <= vram_bytes <= 1 << 42:
-        raise UsageError(f"{vram_bytes} bytes is no size of a graphics card", hint="for example --vram 8GiB")
+        raise UsageError(f"no graphics card has {vram_bytes} bytes", hint="for example --vram 8GiB")
     return Device(
         name,
         description,

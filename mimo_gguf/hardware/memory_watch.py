@@ -15,7 +15,7 @@ _AGAIN_BYTES: Final = 2 * LOW_BYTES  # free again by so much, a device may be wa
 
 
 def other_programs(device: Device) -> str:
-    """Who else is on `device`, in words: the two that take most, where that is known."""
+    """Who else is on `device`, in words: the two that take most, if that is known."""
     return ", ".join(use.program for use in other_uses(device, nvidia_cards())[:2]) or "other programs"
 
 

@@ -1,7 +1,7 @@
 """What NVIDIA's driver says of its cards, beside ggml's list: which cards there are, and which programs occupy them.
 
-Needs `pip install nvidia-ml-py`; without it, without a driver or without the right to ask, there is simply nothing to
-tell.
+Needs `pip install nvidia-ml-py`; without it, without a driver or without the right to ask, the answers are
+empty.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mimo_gguf.hardware.devices import Device
 
 @dataclass(frozen=True, slots=True)
 class OtherUse:
-    """A program that occupies memory of a card; `n_bytes` is 0 where the driver does not tell (Windows)."""
+    """A program that occupies memory of a card; `n_bytes` is 0 if the driver does not say (Windows)."""
 
     pid: int
     program: str

@@ -17,10 +17,11 @@ from mimo_gguf.llama.api import default_threads, ggml_function
 
 DEFAULT_PORT: Final = 50052
 LOOPBACK: Final = "127.0.0.1"
+MOST_THREADS: Final = 512  # GGML_MAX_N_THREADS
 
 
 def worker_devices(*, cpu_only: bool = False) -> tuple[Device, ...]:
-    """What a worker of this machine would lend: its GPUs, or the CPU where there is none (or `cpu_only`)."""
+    """What a worker of this machine would lend: its GPUs, or the CPU if there is none (or `cpu_only`)."""
     devices = ggml_devices()
     gpus = tuple(device for device in devices if device.is_gpu and device.backend != "RPC")
     return gpus if gpus and not cpu_only else tuple(device for device in devices if not device.is_gpu)
@@ -32,11 +33,15 @@ def serve(
     """Lends `devices` (default: `worker_devices()`) until the process is stopped. llama.cpp reports on stdout.
 
     Raises:
-        UsageError: no such port, or it is taken.
+        UsageError: no such port, address or number of threads, or the port is taken.
         BackendError: this build of llama.cpp has no RPC, or the server could not start.
     """
     if not 0 < port < 65536:
-        raise UsageError(f"{port} is no port", hint=f"for example --port {DEFAULT_PORT}")
+        raise UsageError(f"{port} is not a port", hint=f"for example --port {DEFAULT_PORT}")
+    if not 0 <= n_threads <= MOST_THREADS:
+        raise UsageError(f"{n_threads} threads", hint=f"at most {MOST_THREADS}; left out: one per core")
+    if not host or ":" in host:  # llama.cpp takes HOST:PORT apart at the first colon
+        raise UsageError(f"{host!r} is not an address to listen on", hint="a name or an IPv4 address: --host 127.0.0.1")
     start = ggml_function(
         "ggml_backend_rpc_start_server",
         None,

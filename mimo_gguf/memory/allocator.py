@@ -28,7 +28,7 @@ class DeviceTraits:
     Attributes:
         alignment: bytes; every tensor is padded to it (32 on the CPU, 128 on CUDA).
         offload_min_batch: from this batch on the device also computes with weights that stayed in host memory, after
-            copying them (CUDA, Vulkan, Metal and SYCL: 32); None where it never does (CPU, RPC).
+            copying them (CUDA, Vulkan, Metal and SYCL: 32); None if it never does (CPU, RPC).
         is_cuda_like: flash attention converts a cache that is not f16, and quantized rows are padded to 512 weights
             (CUDA, ROCm, MUSA, SYCL; also what is assumed of Metal)
             https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cuda/ggml-cuda.cu (get_alloc_size).

@@ -1,6 +1,6 @@
 """Compute buffers of one context: its worst-case graph (`memory_graph`) through ggml's rules (`memory_allocator`).
 
-A replay takes about a millisecond, because only those blocks are replayed that tell anything new.
+A replay takes about a millisecond, because blocks that only repeat others are left out.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LONGEST_STRETCH: Final = 3  # blocks; Q4_K_M has every third in other types
 def _telling_blocks(model: ModelSizes, settings: GraphSettings, copies_weights: bool) -> tuple[int, ...]:
     """The blocks that decide the need: all but those that only repeat what went on before them.
 
-    Two blocks are equal if they lie on the same device and, where their weights may be copied, have the same types.
+    Two blocks are equal if they lie on the same device and have the same types; types count if weights may be copied.
     """
     kinds = _block_kinds(model) if copies_weights else ()
     keys = [

@@ -118,7 +118,7 @@ def _weights(
 
 @dataclass(frozen=True, slots=True)
 class _PlacedWeights:
-    """Bytes the weights take on one kind of device; `tied`: a copy of the embedding where there is no output matrix."""
+    """Bytes the weights take on one kind of device; `tied`: a copy of the embedding if there is no output matrix."""
 
     blocks: tuple[int, ...]
     embedding: int

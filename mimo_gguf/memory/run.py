@@ -97,7 +97,7 @@ HOST: Final = Placement("host", 0)
 
 
 def check_settings(model: ModelSizes, settings: RunSettings) -> None:
-    """Raises UsageError where llama.cpp would refuse the settings."""
+    """Raises UsageError if llama.cpp would refuse the settings."""
     if settings.n_ctx < 1 or settings.n_ubatch < 1 or settings.n_batch < 1 or settings.n_seq_max < 1:
         raise UsageError("context, batch, ubatch and parallel must be at least 1", hint="for example --ctx 8192")
     if settings.n_seq_max > MOST_SEQUENCES:

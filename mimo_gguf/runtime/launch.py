@@ -1,4 +1,4 @@
-"""Starting a run the way the plan chose, and one step smaller where llama.cpp runs out of memory all the same."""
+"""Starting a run the way the plan chose, and one step smaller if llama.cpp runs out of memory all the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OUT_OF_MEMORY: Final = re.compile(r"alloc|memory", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What was started: the model, its session, the plan they follow, and a line where a first plan had failed."""
+    """What was started: the model, its session, the plan they follow, and a line if a first plan had failed."""
 
     native: LlamaModel
     session: Session
@@ -52,7 +52,7 @@ def choose_plan(file: GgufFile, wishes: Wishes, devices: Sequence[Device] | None
 
 
 def launch(file: GgufFile, plan: FitPlan, wishes: Wishes, options: SessionOptions) -> Launch:
-    """Loads `file` as `plan` says. Where memory runs out, once more with the next smaller plan that keeps to `wishes`.
+    """Loads `file` as `plan` says. If memory runs out, once more with the next smaller plan that keeps to `wishes`.
 
     Args:
         options: what a plan does not decide (threads, drafts); its context, KV type and MTP are the plan's.
@@ -81,7 +81,7 @@ def launch(file: GgufFile, plan: FitPlan, wishes: Wishes, options: SessionOption
 
 
 def next_smaller(file: GgufFile, plan: FitPlan, wishes: Wishes) -> FitPlan | None:
-    """The best plan in half of what the caches and buffers of `plan` took; None where `wishes` leave no room for one.
+    """The best plan in half of what the caches and buffers of `plan` took; None if `wishes` leave no room for one.
 
     The GPUs count as that much smaller, or, on a machine without one, the host.
     """
@@ -117,7 +117,7 @@ def _start(file: GgufFile, plan: FitPlan, options: SessionOptions) -> Launch:
 
 
 def _blamed(plan: FitPlan) -> tuple[DeviceFit, ...]:
-    """Where memory is taken to have run out: the GPUs, or the host where there are none."""
+    """Where memory is taken to have run out: the GPUs, or the host if there are none."""
     return plan.devices[:-1] or plan.devices
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command_line import PROGRAM, assert_clear_error, run
+from tests.cli.command_line import PROGRAM, assert_clear_error, run, run_here
 
 
 def free_port() -> int:
@@ -44,8 +44,17 @@ def test_it_serves_until_ctrl_c(tmp_path: Path) -> None:
     assert "lending CPU" in said and f"127.0.0.1:{port}" in said
 
 
-def test_a_port_that_is_none(tmp_path: Path) -> None:
-    assert_clear_error(run(tmp_path, "worker", "--port", "99999"), "99999", code=2)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--port", value) for value in ("99999", "0", "-1", "nan", "1e308", "")),
+        *(("--threads", value) for value in ("0", "-1", "513", "99999999999999999999", "inf")),
+        *(("--host", value) for value in ("", "::1", "[::1]")),
+    ],
+)
+def test_values_that_are_none(tmp_path: Path, option: str, value: str) -> None:
+    done = run_here(tmp_path, "worker", "--cpu", f"{option}={value}")
+    assert_clear_error(done, code=2)
 
 
 def test_an_address_of_another_machine(tmp_path: Path) -> None:
