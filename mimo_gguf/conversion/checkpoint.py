@@ -30,8 +30,8 @@ class Checkpoint:
 
     Attributes:
         folder: where the files are.
-        model_id: `org/name` where it came from the Hub (or lies in its cache), else the folder's name.
-        revision: commit on the Hub, where it came from there.
+        model_id: `org/name` if it came from the Hub or lies in its cache; otherwise the folder's name.
+        revision: the commit on the Hub, if it came from there.
         config: config.json.
         weights: every tensor of every shard, by its Hugging Face name.
     """
@@ -77,7 +77,7 @@ def _not_a_folder(folder: Path) -> CheckpointError:
 
 
 def _identity(folder: Path) -> tuple[str, str | None]:
-    """Id and revision of a snapshot in the Hub's cache, whose folder is named after the commit; else the folder's name.
+    """Id and revision of the checkpoint in `folder`: of a snapshot in the Hub's cache, or else the folder's name.
 
     Layout of the cache: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
     """
@@ -120,7 +120,7 @@ def _only_shard(folder: Path) -> Path:
 
 
 def read_weight_map(index_path: Path) -> dict[str, str]:
-    """Which shard each tensor lies in, by the index.
+    """The shard that each tensor lies in, as the index says.
 
     Raises:
         CheckpointError: no index, or one that names anything but files beside it.

@@ -18,7 +18,7 @@ _LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
 
 
 def is_lfs_pointer(data: bytes) -> bool:
-    """Whether a file holds no content but the note of git-lfs where the content is."""
+    """Whether a file holds only the note of git-lfs that says which content belongs there."""
     return data.startswith(_LFS_POINTER)
 
 

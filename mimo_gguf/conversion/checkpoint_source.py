@@ -51,7 +51,7 @@ class ConversionOptions:
     """What the user may choose about a conversion.
 
     Attributes:
-        layout: `step35` or `qwen2`; None takes step35 where there are MTP layers to keep.
+        layout: `step35` or `qwen2`; None takes step35 if there are MTP layers to keep.
         mtp: False leaves the MTP layers out.
         mtp_layers: folder of a MiMo-7B-MTPs checkpoint whose further heads are added.
     """
@@ -63,7 +63,7 @@ class ConversionOptions:
 
 @dataclass(frozen=True, slots=True)
 class ConversionPlan:
-    """Everything about a conversion that headers decide: needs no weights, pure of effects."""
+    """Everything about a conversion that the headers decide. It needs no weights and changes nothing."""
 
     checkpoint: Checkpoint
     recipe: Recipe
@@ -82,7 +82,7 @@ class ConversionPlan:
     def matrix_types(self) -> tuple[tuple[GgmlType, int], ...]:
         """The float types of the checkpoint's matrices and how many have each, the commonest first.
 
-        With one type an output of that type is lossless; where a checkpoint mixes them, only the widest is.
+        With one type, an output of that type is lossless. If a checkpoint mixes them, only the widest is.
         """
         matrices = (tensor.hf for tensor in self.mapping.mapped if len(tensor.shape) > 1)
         return tuple(Counter(self.weights[name].ggml_type for name in matrices).most_common())
@@ -103,12 +103,12 @@ class ConversionPlan:
 
     @property
     def float_type(self) -> GgmlType:
-        """The float type most matrices have, which vectors (kept in F32) do not lose anything beside."""
+        """The float type that most matrices have. Vectors are kept in F32 and lose nothing."""
         return self.matrix_types[0][0]
 
 
 def plan_conversion(checkpoint: Checkpoint, options: ConversionOptions = ConversionOptions()) -> ConversionPlan:
-    """What `checkpoint` becomes.
+    """Plans what `checkpoint` becomes.
 
     Raises:
         CheckpointError: another model; tensors missing, unknown, of a wrong shape or dtype; no tokenizer.
@@ -167,7 +167,7 @@ def _output_info(tensor: MappedTensor, weights: StoredWeights) -> TensorInfo:
 
 
 def choose_layout(options: ConversionOptions, n_found: int, where: str) -> tuple[str, int]:
-    """Layout and number of MTP layers to write, from what is asked and what the checkpoint has.
+    """Chooses the layout and the number of MTP layers to write, from what is asked and what the checkpoint has.
 
     Raises:
         UsageError: the options contradict each other or the checkpoint.
@@ -186,7 +186,7 @@ def choose_layout(options: ConversionOptions, n_found: int, where: str) -> tuple
 
 
 def as_model_source(plan: ConversionPlan, label: str) -> ModelSource:
-    """The planned conversion as a lazy ModelSource; opens the shards, reads no weights."""
+    """The planned conversion as a lazy ModelSource. It opens the shards and reads no weights yet."""
     files: dict[Path, DataFile] = {}
 
     def close() -> None:
@@ -247,7 +247,10 @@ def _all_weights(checkpoint: Checkpoint, mtp_layers: Path | None) -> dict[str, S
 
 
 def _count_mtp_layers(recipe: Recipe, checkpoint: Checkpoint, weights: Mapping[str, StoredWeights]) -> int:
-    """One more than the highest MTP layer number, or what config.json declares: a gap shows up as missing tensors."""
+    """Counts the MTP layers: one more than the highest number, or what config.json declares if that is more.
+
+    So a gap shows up as missing tensors.
+    """
     group = next((group for group in recipe.groups.values() if group.declared_by), None)
     if group is None:
         return 0
@@ -261,7 +264,7 @@ def _count_mtp_layers(recipe: Recipe, checkpoint: Checkpoint, weights: Mapping[s
 
 
 def _check_tensor(weights: StoredWeights, tensor: MappedTensor) -> None:
-    _ = weights.ggml_type  # raises where the dtype is none of ours
+    _ = weights.ggml_type  # raises if the dtype is not one of ours
     if weights.shape != tensor.shape:
         raise CheckpointError(
             f"{weights.path}: tensor {weights.name} has shape {list(weights.shape)}, config.json says "

@@ -16,7 +16,7 @@ _LARGEST: Final = (1 << 31) - 1  # llama.cpp keeps sizes in 32 bits; anything ne
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """Numbers by name. config.json is untrusted: a number is looked at when something needs it.
+    """The numbers of a checkpoint by name. config.json is untrusted, so a number is checked when something needs it.
 
     Attributes:
         config: config.json.
@@ -31,7 +31,7 @@ class Dimensions:
     where: str
 
     def number(self, expression: str) -> float:
-        """Value of a product or a sum of products: `2 * head_dim`, `hidden_size / num_attention_heads`, `n + 1`.
+        """The value of a product or a sum of products: `2 * head_dim`, `hidden_size / num_attention_heads`, `n + 1`.
 
         Raises:
             CheckpointError: a name is missing, no number, not positive or absurdly large; a quotient is not whole.
@@ -39,7 +39,7 @@ class Dimensions:
         return sum(self._product(part.strip()) for part in expression.split("+"))
 
     def whole(self, expression: str) -> int:
-        """`number` as an int; 4096.0 counts as whole.
+        """The value of `number` as an int; 4096.0 counts as whole.
 
         Raises:
             CheckpointError: as `number`, or it has a fraction.
@@ -50,7 +50,7 @@ class Dimensions:
         return int(value)
 
     def with_count(self, **counts: int) -> Dimensions:
-        """The same with further counts."""
+        """The same numbers with further counts."""
         return replace(self, counts={**self.counts, **counts})
 
     def _product(self, expression: str) -> float:

@@ -1,5 +1,6 @@
-"""Checkpoints on the Hugging Face Hub, through huggingface_hub: only the files a conversion needs, resumed where a
-download broke off, or only the headers (kilobytes) where sizes are all that is asked.
+"""Checkpoints on the Hugging Face Hub, through huggingface_hub: only the files that a conversion needs.
+
+A download that broke off is resumed. If only sizes are asked for, only the headers are read (kilobytes).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _MODEL_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:
 
 @dataclass(frozen=True, slots=True)
 class HubId:
-    """`org/name[@revision]`."""
+    """The name of a model on the Hub: `org/name[@revision]`."""
 
     model_id: str
     revision: str | None
@@ -50,7 +51,7 @@ class HubId:
 
 
 def parse_hub_id(text: str) -> HubId | None:
-    """The Hub id in `text`, or None where it has not that form."""
+    """The Hub id in `text`, or None if it does not have that form."""
     match = _MODEL_ID.fullmatch(text)
     return HubId(match["id"], match["revision"]) if match else None
 

@@ -47,7 +47,7 @@ class TensorMapping:
 
 
 def plan_mapping(recipe: Recipe, names: Sequence[str], dims: Dimensions, layout: str, *, tied: bool) -> TensorMapping:
-    """What becomes of the checkpoint tensors `names`.
+    """Plans what becomes of the checkpoint tensors `names`.
 
     Args:
         dims: its counts hold `mtp_layers`, the number of MTP layers to write.
@@ -100,7 +100,7 @@ class _Mapper:
         dims = self.dims.with_count(n=n)
         hf, gguf = _numbered(group.hf, dims) + rule.hf, _numbered(group.gguf, dims) + rule.gguf
         shape = tuple(self.dims.whole(extent) for extent in rule.shape)
-        # A matrix that is stored is used, even if config.json ties it: transformers 5 does so where the two differ.
+        # A matrix that is stored is used, even if config.json ties it: transformers 5 does so if the two differ.
         if rule.tied_to is None or not self.tied or hf in self.present:
             yield MappedTensor(hf, gguf, shape, rule.transform)
             return
@@ -109,7 +109,7 @@ class _Mapper:
 
 
 def _numbered(prefix: str, dims: Dimensions) -> str:
-    """`blk.{n + num_hidden_layers}.` -> `blk.36.`."""
+    """The prefix with its number put in: `blk.{n + num_hidden_layers}.` becomes `blk.36.`."""
     return re.sub(r"\{([^}]*)\}", lambda match: str(dims.whole(match[1])), prefix)
 
 
@@ -149,7 +149,7 @@ def _missing(recipe: Recipe, missing: Sequence[str], present: frozenset[str], wh
 
 
 def plan_metadata(recipe: Recipe, layout: str, dims: Dimensions) -> Metadata:
-    """The `<layout>.*` keys.
+    """Plans the `<layout>.*` keys of the metadata.
 
     Raises:
         CheckpointError: config.json lacks a number, or it is a senseless one.

@@ -94,7 +94,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _read_sampling(described: gguf.Metadata, folder: Path) -> None:
-    """Recommended sampling, where generation_config.json states it for sampled (not greedy) generation."""
+    """Takes over the recommended sampling, if generation_config.json states it for sampled (not greedy) generation."""
     stated = read_optional_json(folder / "generation_config.json")
     if stated.get("do_sample", True) is not True:
         return

@@ -44,8 +44,9 @@ def is_gguf(src: str) -> bool:
 
 
 def find_checkpoint(src: str, stack: ExitStack, *, headers_only: bool = False) -> Checkpoint:
-    """The checkpoint `src` names: a folder, or downloaded from the Hub (with `headers_only` into a folder of hollow
-    shards that `stack` removes).
+    """The checkpoint that `src` names: a folder, or downloaded from the Hub.
+
+    With `headers_only` it is downloaded into a folder of hollow shards that `stack` removes.
 
     Raises:
         CheckpointError, HubError.

@@ -16,11 +16,11 @@ from mimo_gguf.core.errors import CheckpointError, RecipeError
 
 @dataclass(frozen=True, slots=True)
 class TensorGroup:
-    """Where a group of tensors stands in both namings; `{n}` in a prefix counts within the group.
+    """A group of tensors and where it stands in both namings; `{n}` in a prefix counts within the group.
 
     Attributes:
         count: expression for how many there are; None for one.
-        declared_by: config.json's name for that number, where the tensors themselves are counted.
+        declared_by: config.json's name for that number, if the tensors themselves are counted.
         layouts: the layouts that have it; None for all. In others its tensors are dropped: `else_dropped` says why.
     """
 
@@ -33,7 +33,7 @@ class TensorGroup:
     else_dropped: str
 
     def numbers(self, names: Iterable[str]) -> set[int]:
-        """Which `{n}` there are among checkpoint tensors of these names."""
+        """The numbers `{n}` that occur among checkpoint tensors of these names."""
         return {int(match["n"]) for match in map(self._pattern().match, names) if match}
 
     def holds(self, name: str) -> bool:

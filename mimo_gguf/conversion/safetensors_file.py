@@ -35,7 +35,7 @@ class StoredWeights:
         """The ggml type with the same bytes.
 
         Raises:
-            CheckpointError: the dtype is no float of 16 or 32 bits.
+            CheckpointError: the dtype is not a float of 16 or 32 bits.
         """
         try:
             return _DTYPES[self.dtype]

@@ -144,6 +144,6 @@ def _further_end_ids(first: int | None, sources: Sequence[Mapping[str, Any]], vo
 
 
 def _as_ids(stated: Any, vocab_size: int) -> list[int]:
-    """An id or a list of ids, without what is no row of the embedding."""
+    """The ids in an id or a list of ids, without those that are not a row of the embedding."""
     ids = stated if isinstance(stated, list) else [stated]
     return [token_id for token_id in ids if type(token_id) is int and 0 <= token_id < vocab_size]

@@ -56,7 +56,7 @@ class TokenizerFiles:
         ids: of the tokens that merging makes.
         merges: in order of rank, each `left right`.
         pre_tokenizer: name that llama.cpp has for the way text is split.
-        settings: tokenizer_config.json, with special_tokens_map.json where transformers reads that.
+        settings: tokenizer_config.json, with special_tokens_map.json if transformers reads that.
         notes: what the user should know, in words.
     """
 

@@ -13,7 +13,7 @@ RowTransform = Callable[[NDArray[np.uint8]], None]
 
 
 def swap_halves(rows: NDArray[np.uint8]) -> None:
-    """Exchanges the left and right half of every row. Its own inverse.
+    """Exchanges the left and right half of every row; doing it twice changes nothing.
 
     MiMo's MTP projection multiplies [hidden, embedding], llama.cpp's NextN graph [embedding, hidden].
     """
