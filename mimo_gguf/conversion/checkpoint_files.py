@@ -39,10 +39,7 @@ def read_text(path: Path) -> str:
     data = _DOCUMENT.read_bytes(path)
     if is_lfs_pointer(data):
         raise lfs_pointer_error(path)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise _DOCUMENT.fail(path, "not UTF-8 text") from None
+    return _DOCUMENT.decode(data, path)
 
 
 def _is_missing(path: Path) -> bool:

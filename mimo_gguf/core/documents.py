@@ -71,7 +71,7 @@ class DocumentKind:
         Raises:
             the kind's error: as `read_bytes`, or not UTF-8.
         """
-        return self._decode(self.read_bytes(path), path)
+        return self.decode(self.read_bytes(path), path)
 
     def read_json(self, path: Path) -> Any:
         """The JSON value in the file at `path`, nested not too deeply, with texts that UTF-8 can hold.
@@ -83,7 +83,7 @@ class DocumentKind:
 
     def parse_json(self, data: bytes | str, where: Path | str) -> Any:
         """`read_json` for a document that was read already; `where` names it in errors."""
-        text = data if isinstance(data, str) else self._decode(data, where)
+        text = data if isinstance(data, str) else self.decode(data, where)
         try:
             value = json.loads(text, parse_int=_bounded_int if self.bounded else None)
         except _BROKEN as error:
@@ -98,7 +98,7 @@ class DocumentKind:
         """
         text = self.read_text(path)
         try:
-            table = tomllib.loads(text.replace("\r\n", "\n"))
+            table = tomllib.loads(text)
         except _BROKEN as error:
             raise self.fail(path, f"not valid TOML: {_reason(error)}") from None
         self._checked(table, path, "TOML")
@@ -124,9 +124,14 @@ class DocumentKind:
         """The kind's error for a document, with the kind's hint."""
         return self.error(f"{where}: {what}", hint=self.hint)
 
-    def _decode(self, data: bytes, where: Path | str) -> str:
+    def decode(self, data: bytes, where: Path | str) -> str:
+        """The UTF-8 text in `data`, with `\\n` between lines whatever the file has; `where` names it in errors.
+
+        Raises:
+            the kind's error: not UTF-8.
+        """
         try:
-            return data.decode("utf-8")
+            return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
         except UnicodeDecodeError as error:
             raise self.fail(where, f"not UTF-8 text (byte {error.start})") from None
 

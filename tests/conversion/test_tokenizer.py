@@ -184,14 +184,15 @@ def test_ids_by_what_states_them_first(tmp_path: Path) -> None:
     assert ids == {"bos": 257, "eos": 258, "padding": 262}  # a token with a role and no id is added by transformers
 
 
-def test_vocab_json_and_merges_txt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_vocab_json_and_merges_txt(tmp_path: Path, newline: str) -> None:
     """Without tokenizer.json; a merge may begin with `#`, only the first line may be the version."""
     write_checkpoint(tmp_path)
     vocab = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
     vocab["##"] = vocab.pop("Á")  # byte C1, which is in no UTF-8 text
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\nh e\n# #\n\n")
+    (tmp_path / "merges.txt").write_bytes("#version: 0.2\nh e\n# #\n\n".replace("\n", newline).encode())
     metadata = tokenizer_metadata(tmp_path)
     assert metadata["tokenizer.ggml.merges"].value == ["h e", "# #"]
     assert metadata["tokenizer.ggml.tokens"].value[vocab["##"]] == "##"

@@ -160,3 +160,9 @@ def test_pipes_where_they_are_wanted() -> None:
     os.close(reading)
     with pytest.raises(UsageError, match="larger than 100 B"):
         kind.read_bytes(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_lines_end_as_in_pythons_text_mode(tmp_path: Path, newline: str) -> None:
+    (tmp_path / "a").write_bytes(f"a{newline}b{newline}".encode())
+    assert KIND.read_text(tmp_path / "a") == (tmp_path / "a").read_text() == "a\nb\n"
