@@ -4,6 +4,7 @@ llama.cpp. Most of the table's rows ended the process, hung it or gave a traceba
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mimo_gguf.core.key_rules import key_rules
 from mimo_gguf.core.model_rules import RULES
 from mimo_gguf.core.model_source import MetaValue, array, boolean, float32, string, uint32
 from mimo_gguf.core.runnable import check_measurable, check_runnable
+from mimo_gguf.core.vocabulary_rules import vocabulary_fault
 from mimo_gguf.engine.session import SessionOptions
 from mimo_gguf.fit.asked import ask_memory
 from mimo_gguf.fit.weigh import plan_fit
@@ -298,3 +300,17 @@ def test_a_valid_file_keeps_every_rule(layout: str, step35: GgufParts, qwen2: Gg
     assert {key for key in metadata if key.startswith(f"{layout}.")} <= set(rules)
     assert all(rule.allows_entry(metadata[key]) for key, rule in rules.items() if key in metadata)
     assert all(layout in rule.layouts or len(rule.layouts) == 1 for rule in RULES)
+
+
+def test_a_vocabulary_of_full_size_is_checked_at_once() -> None:
+    """Milliseconds of CPU time; the bound is for slow machines. It is what `fit` takes longer by."""
+    n = 151_680
+    metadata = {
+        "tokenizer.ggml.model": string("gpt2"),
+        TOKENS: array(Kind.STRING, [f"token {number}" for number in range(n)]),
+        "tokenizer.ggml.token_type": array(Kind.INT32, [1] * n),
+        "tokenizer.ggml.merges": array(Kind.STRING, ["a b"] * n),
+    }
+    start = time.process_time()
+    assert vocabulary_fault(metadata, n) is None
+    assert time.process_time() - start < 0.25
