@@ -93,8 +93,8 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Gives the streams that the shell closed (`>&-`) nowhere to lead; where stdout's encoding lacks a character, it is
-    spelled out in a pipe and `?` on a terminal, whose columns are counted."""
+    """Gives the streams that the shell closed (`>&-`) nowhere to lead. A character that stdout's encoding lacks is
+    spelled out in a pipe, and is `?` on a terminal, whose columns are counted."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - as long as the process

@@ -75,7 +75,7 @@ def command(
     mtp: Mtp = None,
     draft: Annotated[int, typer.Option(metavar="N", help="Tokens drafted at a time.")] = 1,
     always_draft: Annotated[
-        bool, typer.Option("--always-draft", help="Draft even where that is slower than not drafting.")
+        bool, typer.Option("--always-draft", help="Draft even if that is slower than not drafting.")
     ] = False,
     draft_p_min: Annotated[float, typer.Option(metavar="P", help="Draft only tokens at least this likely.")] = 0.0,
     hidden: Annotated[str, typer.Option(metavar="pre|post", help="Trunk state the MTP layer is fed.")] = "pre",

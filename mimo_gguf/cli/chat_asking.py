@@ -26,7 +26,7 @@ def ask(
     screen: Screen,
     watch: MemoryWatch | None = None,
 ) -> Answer:
-    """Asks and shows the answer as it comes. Ctrl-C ends the answer; KeyboardInterrupt where it does not end.
+    """Asks and shows the answer as it comes. Ctrl-C ends the answer; KeyboardInterrupt if it does not end.
 
     `watch` is polled as the tokens come; it looks at the devices once in a while only.
     """

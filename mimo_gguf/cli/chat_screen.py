@@ -39,11 +39,11 @@ class Screen(Protocol):
         """Nothing more will come."""
 
     def end(self, answer: Answer, model: Model) -> None:
-        """The answer is complete, or was stopped; not called where an error or an interrupt ended it."""
+        """The answer is complete, or was stopped; not called if an error or an interrupt ended it."""
 
 
 class PipeScreen:
-    """The answer on stdout as it comes, reasoning nowhere, one line of figures on stderr where they are wanted."""
+    """The answer on stdout as it comes, reasoning nowhere, one line of figures on stderr if they are wanted."""
 
     def __init__(self, figures: bool) -> None:
         self._figures = figures

@@ -39,7 +39,7 @@ def changed_option(
             number = int(value) if field in _WHOLE_NUMBERS else float(value)
         except ValueError:
             kind = "whole number" if field in _WHOLE_NUMBERS else "number"
-            raise UsageError(f"{name}={value} is no {kind}", hint=f"/set {name}=1") from None
+            raise UsageError(f"{name}={value} is not a {kind}", hint=f"/set {name}=1") from None
     if field in _SAMPLING_FIELDS:
         try:
             return replace(sampling, **{field: number}), options

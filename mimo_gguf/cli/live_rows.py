@@ -40,7 +40,7 @@ class LiveRows:
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def draw(self, rows: list[Row]) -> None:
-        """Replaces what is drawn, where that is `possible`. Of more rows than the window has, the last are shown."""
+        """Replaces what is drawn, if that is `possible`. Of more rows than the window has, the last are shown."""
         if not self.possible:
             return
         rows = rows[2 - max(self.console.height, 5) :]

@@ -161,7 +161,7 @@ class _Item(ListItem):
 
 
 class _Cell(TableDataElement):
-    """A cell whose words are broken, not cut, where the column is narrow."""
+    """A cell whose words are broken, not cut, if the column is narrow."""
 
     def __init__(self, justify: JustifyMethod) -> None:
         super().__init__(justify)
@@ -169,7 +169,7 @@ class _Cell(TableDataElement):
 
 
 class _Table(TableElement):
-    """A table; where it would have to be squeezed until nobody can read it, each row as a list of its cells."""
+    """A table; if it would have to be squeezed until nobody can read it, each row as a list of its cells."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         head = [cell.content for cell in self.header.row.cells] if self.header and self.header.row else []

@@ -20,7 +20,8 @@ def near_matches(word: str, names: Iterable[str]) -> list[str]:
     alike = {name: difflib.SequenceMatcher(a=wanted, b=name).ratio() for name in plain}
     best = max(alike.values(), default=0)
     near = [name for name, ratio in alike.items() if ratio >= max(_ALIKE, best - _AS_NEAR)]
-    return [plain[name] for name in sorted(near, key=lambda name: -alike[name])[:_SHOWN]]
+    near.sort(key=lambda name: (-alike[name], abs(len(name) - len(wanted))))
+    return [plain[name] for name in near[:_SHOWN]]
 
 
 def name_hint(word: str, names: Iterable[str], otherwise: str = "") -> str:

@@ -108,7 +108,7 @@ class SamplingOptions:
         return self.greedy and self.repeat_penalty == 1 and not changes
 
     def seeded(self) -> SamplingOptions:
-        """The same options with a seed drawn where there was none, so that an answer can be repeated."""
+        """The same options with a seed drawn if there was none, so that an answer can be repeated."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(MAX_SEED))
 
 
@@ -246,7 +246,7 @@ class Sampler:
             self._constraints.note(token)
 
     def allows(self, tokens: Sequence[int]) -> bool:
-        """Whether a grammar, where there is one, allows `tokens` here, one after the other."""
+        """Whether a grammar, if there is one, allows `tokens` here, one after the other."""
         if self._grammar is None:
             return True
         module = api()
@@ -297,7 +297,7 @@ class Sampler:
         return token
 
     def _draw_allowed(self, logits: Floats) -> int:
-        """A token that the grammar allows and that is text; where there is none, one that it does not allow."""
+        """A token that the grammar allows and that is text; if there is none, one that it does not allow."""
         refused: set[int] = set()
         while True:
             candidates = self._candidates.of(logits, without=refused)

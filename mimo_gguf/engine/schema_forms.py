@@ -299,6 +299,9 @@ def merged(first: Form, second: Form) -> Form | None:
         words[word] = value
     if "properties" in words or "required" in words:
         _limit_properties(words, first, second)
+    for one, other in ((first, second), (second, first)):
+        if "prefixItems" in one.words and "items" in other.words:
+            words["prefixItems"] = [(*place, *other.words["items"]) for place in words["prefixItems"]]
     form = Form(words, pointers)
     if "enum" in words:
         words["enum"] = [v for v in words["enum"] if "type" not in words or any(is_of_type(v, t) for t in form.types())]

@@ -56,6 +56,8 @@ SCHEMAS: dict[str, Any] = {
     "tuple": {"prefixItems": [{"type": "string"}, {"type": "number"}], "items": False, "minItems": 2},
     "draft 7 tuple": {"$schema": "http://json-schema.org/draft-07/schema#", "type": "array",
                       "items": [{"type": "boolean"}], "additionalItems": {"type": "null"}, "minItems": 3},
+    "tuple of all": {"allOf": [{"items": {"enum": [1, "x", None]}, "minItems": 3},
+                               {"type": "array", "prefixItems": [{"type": "integer"}, {"type": ["null", "string"]}]}]},
     "enum": {"enum": ["a", "ab", "abc", 1, 2.5, None, True, {"x": ["é\"\\\n"]}, "\u007f"]},
     "enum of a type": {"type": ["string", "null"], "enum": ["a", None, 1]},
     "const": {"const": {"a": [1, "x"]}},
