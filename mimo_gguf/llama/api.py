@@ -149,6 +149,7 @@ class ModelOptions:
         devices: ggml_backend_dev_t pointers of the GPUs to use, in order; None means every one llama.cpp sees.
         tensor_split: share of each device; empty means by free memory.
         load_mtp: load the MTP blocks' own tensors and allow an MTP context.
+        repack: let CPU backends lay weights out anew for their faster kernels.
         no_alloc: read metadata and plan buffers only; no weight is read.
     """
 
@@ -158,6 +159,7 @@ class ModelOptions:
     use_mmap: bool = True
     use_mlock: bool = False
     load_mtp: bool = True
+    repack: bool = True
     no_alloc: bool = False
     vocab_only: bool = False
     check_tensors: bool = False
@@ -240,6 +242,7 @@ def load_model(path: str | Path, options: ModelOptions | None = None) -> LlamaMo
         params.tensor_split = ctypes.cast(split, ctypes.POINTER(ctypes.c_float))
     params.load_mode = _load_mode(module, options)
     params.load_mtp = options.load_mtp
+    params.use_extra_bufts = options.repack
     params.no_alloc = options.no_alloc
     params.vocab_only = options.vocab_only
     params.check_tensors = options.check_tensors

@@ -43,6 +43,10 @@ class Batch:
         batch.logits = self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         if self.hidden is not None:
             batch.embd = self.hidden.ctypes.data_as(float_p)
+        # The struct holds bare addresses. Whoever has it alone, as of `Batch(n).fill(...)`, has the memory, too.
+        batch.memory = (
+            self._tokens, self._positions, self._outputs, self._seq_ids, self._ones, self._seq_rows, self.hidden,
+        )  # fmt: skip
         return batch
 
     def clear(self) -> None:
