@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
-import numpy as np
-
 from mimo_gguf.core.errors import BackendError, MimoGgufError, UsageError
 from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.kv_cache import check_kv_type, n_ctx_seq
 from mimo_gguf.engine.draft_control import DraftControl
 from mimo_gguf.engine.drafting import Drafter, DraftRequest, HiddenState, MtpRows
+from mimo_gguf.engine.near_ties import is_near_tie, near_tie
 from mimo_gguf.engine.sampling import Sampler
 from mimo_gguf.engine.shares import Share, plan_reading
 from mimo_gguf.engine.slot import Slot, common_prefix
@@ -30,10 +29,6 @@ from mimo_gguf.llama.log import LOG
 
 _MOST_THREADS: Final = 512  # GGML_MAX_N_THREADS
 _MOST: Final = (1 << 31) - 1
-# Gap of two logits below which another batch size's rounding might order them otherwise. Measured on a CPU: batches of
-# 1 and 2 agree to the bit for quantized weights, to 0.016 for BF16 (whose activations are rounded), to 3e-6 for F32. An
-# F16 cache whose cells lie in another order, as those of several conversations do, moves a logit by up to 0.01.
-NEAR_TIE: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +47,7 @@ class SessionOptions:
         n_ubatch_mtp: micro-batch of the MTP context; it decides the size of its compute buffer.
         kv_type: "f16", "q8_0", "q4_0", ...: ggml's name of the type of the KV cache.
         n_threads: 0 takes the physical cores.
+        exact: compute every row alone, so that a text is the same to the token in any batch, with and without drafts.
     """
 
     n_ctx: int = 4096
@@ -66,6 +62,7 @@ class SessionOptions:
     hidden: HiddenState = "pre"
     adaptive: bool = True
     n_ubatch_mtp: int = 64
+    exact: bool = False
 
     def __post_init__(self) -> None:
         """Raises UsageError for values that make no sense; llama.cpp crashes with some of them."""
@@ -95,15 +92,18 @@ class SessionOptions:
 
         The cache is one buffer for all sequences: whichever are at work then run in one pass, whatever their numbers of
         rows, and a common beginning is kept once. Divided buffers would need a pass for each number of rows.
+
+        With `exact`, each row is a graph of its own, and each sequence's cells are, in the order of its tokens: what is
+        computed for a token depends on those before it, and on nothing else.
         """
         kv_type = _kv_type_number(self.kv_type)
         n_batch = max(min(self.n_batch, self.n_ctx), self.n_rows_drawing + 1)
         return ContextOptions(
             n_ctx=self.n_parallel * n_ctx_seq(self.n_ctx, self.n_parallel),
             n_batch=n_batch,
-            n_ubatch=n_batch,
+            n_ubatch=1 if self.exact else n_batch,
             n_seq_max=self.n_parallel,
-            kv_unified=True,
+            kv_unified=not self.exact,
             n_outputs_max=self.n_rows_drawing,
             n_threads=self.n_threads,
             type_k=kv_type,
@@ -164,6 +164,7 @@ class Session:
         # What a pass costs, and so whether drafting pays, depends on how many draw from it: a control for each number.
         self._controls = [DraftControl(adaptive=adaptive, n_drawing=1 + i, n_draft=n_draft) for i in numbers]
         self._n_drawing = 1
+        self._most_rows = 1  # of passes that say something else than they say of one conversation without drafts
         self._cycle = _Cycle()
         self._is_interrupted = False
         self._waits = Waits()
@@ -348,11 +349,13 @@ class Session:
             assert slot.drawn is not None
             tokens = [slot.drawn, *drafts.get(slot, ())]
             shares.append(Share(slot, tokens, len(tokens)))
-        if not reading:
-            return shares
-        n_taken = sum(len(share.tokens) for share in shares)
-        rows = self.target.options.n_outputs_max - n_taken
-        return shares + plan_reading(reading, self._batch.capacity - n_taken, rows)
+        if reading:
+            n_taken = sum(len(share.tokens) for share in shares)
+            rows = self.target.options.n_outputs_max - n_taken
+            shares += plan_reading(reading, self._batch.capacity - n_taken, rows)
+        if self.options.exact:  # llama.cpp puts rows of sequences that follow one another into one graph all the same
+            shares.sort(key=lambda share: -share.slot.seq_id)
+        return shares
 
     def _draft(self, drafter: Drafter, drawing: Sequence[Slot]) -> dict[Slot, list[int]]:
         if not self.drafting_allowed or not drawing or not self.control.wants_draft():
@@ -375,8 +378,10 @@ class Session:
         ]
         for slot in self.slots:
             slot.lose_row()
+        if not self.options.exact and (len(self.slots) > 1 or not shares[0].slot.prompt):
+            self._most_rows = max(self._most_rows, batch.n_tokens)
         self._is_interrupted = False
-        is_reading = bool(shares[-1].slot.prompt)  # these come last
+        is_reading = any(share.slot.prompt for share in shares)
         try:
             if is_reading:  # a pass that may take long; asking is not free
                 result = self.target.decode(batch.native, lambda: self._is_to_stop(shares))
@@ -413,8 +418,9 @@ class Session:
         assert row is not None
         started = time.perf_counter()
         token = sampler.sample(self.target, row)
-        if sampler.greedy and (self._batch.n_tokens > 1 or len(self.slots) > 1):
-            slot.stats.n_near_ties += _is_near_tie(self.target.logits(row))
+        if sampler.greedy and self._most_rows > 1:
+            gap = near_tie(self.model.file_type, self._most_rows)
+            slot.stats.n_near_ties += is_near_tie(self.target.logits(row), gap)
         drained = token != slot.next_draft
         if drained:
             seconds = time.perf_counter() - started
@@ -443,16 +449,6 @@ class Session:
         self._cycle = _Cycle(n_drawing if is_pure else 0)
         if n_drawing:
             self._n_drawing = n_drawing
-
-
-def _is_near_tie(logits: Floats) -> bool:
-    """Whether the choice is so close that another batch size's rounding might turn it: counted, not hidden."""
-    best = logits.argmax()
-    largest = logits[best]
-    logits[best] = -np.inf  # for a moment: a second search costs less than comparing all
-    is_near = bool(logits[logits.argmax()] > largest - NEAR_TIE)
-    logits[best] = largest
-    return is_near
 
 
 @dataclass(slots=True)

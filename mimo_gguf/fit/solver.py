@@ -52,6 +52,7 @@ class Wishes:
         n_ctx: 0 is as good as None.
         n_seq_max: conversations at a time; they share the context in equal parts.
         n_outputs_max: rows of logits a pass may ask for; 0 is a token and one draft for each conversation.
+        exact: as `SessionOptions.exact`; drafts gain nothing then, so they are left out unless they are wished for.
     """
 
     n_ctx: int | None = None
@@ -62,6 +63,12 @@ class Wishes:
     n_seq_max: int = 1
     n_outputs_max: int = 0
     flash_attn: bool = True
+    exact: bool = False
+
+    @property
+    def drafting(self) -> bool | None:
+        """Whether to draft; None leaves it to the solver."""
+        return False if self.mtp is None and self.exact else self.mtp
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +186,7 @@ def _combinations(model: ModelSizes, wishes: Wishes) -> Iterator[RunSettings]:
     can_q8 = wishes.flash_attn and can_hold_heads(GgmlType.Q8_0, model.geometry)
     free_types = [GgmlType.F16, GgmlType.Q8_0] if can_q8 else [GgmlType.F16]
     kv_types = free_types if wishes.kv_type is None else [wishes.kv_type]
-    drafting = [wishes.mtp] if wishes.mtp is not None else [True, False][: 2 if model.has_mtp else 1]
+    drafting = [wishes.drafting] if wishes.drafting is not None else [True, False][: 2 if model.has_mtp else 1]
     for kv_type, mtp in itertools.product(kv_types, drafting):
         yield settings_for(model, replace(wishes, kv_type=kv_type, mtp=mtp))
 
@@ -195,7 +202,8 @@ def settings_for(model: ModelSizes, wishes: Wishes) -> RunSettings:
         type_k=kv_type,
         type_v=kv_type,
         flash_attn=wishes.flash_attn,
-        mtp=wishes.mtp is not False,
+        mtp=wishes.drafting is not False,
+        exact=wishes.exact,
     )
 
 

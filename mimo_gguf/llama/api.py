@@ -12,7 +12,6 @@ import ctypes
 import os
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +19,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mimo_gguf.core.errors import BackendError
+from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.core.ggml_types import ftype_name
 from mimo_gguf.core.version import REINSTALL_LLAMA
 from mimo_gguf.llama.lifetime import Caught, Exit, Owner, catching
 from mimo_gguf.llama.log import LOG
 from mimo_gguf.llama.missing_library import loading_hint
+from mimo_gguf.llama.options import ContextOptions as ContextOptions
+from mimo_gguf.llama.options import ModelOptions as ModelOptions
 
 Floats = NDArray[np.float32]
 
@@ -140,56 +142,6 @@ def default_threads() -> int:
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
-@dataclass(frozen=True, slots=True)
-class ModelOptions:
-    """How a model is loaded, in llama.cpp's words.
-
-    Attributes:
-        n_gpu_layers: blocks on the devices; -1 all of them, 0 none.
-        devices: ggml_backend_dev_t pointers of the GPUs to use, in order; None means every one llama.cpp sees.
-        tensor_split: share of each device; empty means by free memory.
-        load_mtp: load the MTP blocks' own tensors and allow an MTP context.
-        repack: let CPU backends lay weights out anew for their faster kernels.
-        no_alloc: read metadata and plan buffers only; no weight is read.
-    """
-
-    n_gpu_layers: int = -1
-    devices: tuple[int, ...] | None = None
-    tensor_split: tuple[float, ...] = ()
-    use_mmap: bool = True
-    use_mlock: bool = False
-    load_mtp: bool = True
-    repack: bool = True
-    no_alloc: bool = False
-    vocab_only: bool = False
-    check_tensors: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ContextOptions:
-    """How a context is made, in llama.cpp's words.
-
-    `n_ctx` counts the cells of the KV cache, for all sequences together; `kv_unified` says that they share one buffer,
-    in which any mix of sequences is one pass.
-
-    `n_outputs_max` bounds the rows of logits one batch may ask for. It decides the compute buffer: at the default of
-    llama.cpp (n_batch) a vocabulary of 151680 costs 297 MiB at n_ubatch 512, at 4 rows almost nothing.
-    """
-
-    n_ctx: int
-    n_batch: int = 512
-    n_ubatch: int = 512
-    n_seq_max: int = 1
-    kv_unified: bool = False
-    n_outputs_max: int = 4
-    n_threads: int = 0
-    n_threads_batch: int = 0
-    type_k: int = 1  # GGML_TYPE_F16
-    type_v: int = 1
-    flash_attn: bool | None = None  # None: llama.cpp decides
-    offload_kqv: bool = True
-
-
 class LlamaModel(Owner):
     """A loaded model. Closing it closes its contexts first."""
 
@@ -205,6 +157,7 @@ class LlamaModel(Owner):
         self.n_ctx_train = int(module.llama_model_n_ctx_train(pointer))
         self.n_mtp = int(module.llama_model_n_layer_nextn(pointer)) if options.load_mtp else 0
         self.size_bytes = int(module.llama_model_size(pointer))
+        self.file_type = ftype_name(int(module.llama_model_ftype(pointer)))
 
     @property
     def vocab(self) -> Any:
@@ -302,6 +255,8 @@ class LlamaContext(Owner):
         self.options = options
         self._memory = module.llama_get_memory(pointer)
         self.n_cells = int(module.llama_n_ctx(pointer))
+        self.n_batch = int(module.llama_n_batch(pointer))
+        self.n_outputs_max = max(options.n_outputs_max, options.n_seq_max) if options.n_outputs_max else self.n_batch
         self._pass = _Pass()
         self._ask = self._pass.is_to_stop  # one object, by which `catching` knows it
         self._callback = module.ggml_abort_callback(self._ask)
@@ -331,7 +286,14 @@ class LlamaContext(Owner):
 
         Raises:
             KeyboardInterrupt, or whatever else was raised while `stop_when` was asked.
+            UsageError: more rows, or more of them with logits, than the context was made for: llama.cpp would abort.
         """
+        if native_batch.n_tokens > self.n_batch or native_batch.n_outputs > self.n_outputs_max:
+            raise UsageError(
+                f"{native_batch.n_tokens} rows in a pass, {native_batch.n_outputs} of them with logits: this context "
+                f"takes {self.n_batch} and {self.n_outputs_max}",
+                hint="make it for more: n_batch, n_outputs_max",
+            )
         if stop_when is None:
             return int(self._decode(self.pointer, native_batch))
         running, set_callback = self._pass, api().llama_set_abort_callback
@@ -380,11 +342,15 @@ class LlamaContext(Owner):
         api().llama_memory_seq_rm(self.memory, seq_id, first_position, -1)
 
     def share(self, source: int, n_tokens: int, seq_id: int) -> None:
-        """Gives `seq_id`, which is empty, the first `n_tokens` of `source`: the same cells, nothing is copied.
+        """Gives `seq_id`, which is empty, the first `n_tokens` of `source`.
 
-        Needs `kv_unified`.
+        In a unified cache these are the same cells, and nothing is copied. Divided ones can only be copied whole.
         """
-        api().llama_memory_seq_cp(self.memory, source, seq_id, 0, n_tokens)
+        if self.options.kv_unified or self.options.n_seq_max == 1:
+            api().llama_memory_seq_cp(self.memory, source, seq_id, 0, n_tokens)
+        else:
+            api().llama_memory_seq_cp(self.memory, source, seq_id, -1, -1)
+            self.forget(n_tokens, seq_id)
 
     def last_position(self, seq_id: int = 0) -> int:
         """Position of a sequence's last token in the KV cache, -1 when it has none."""
@@ -423,6 +389,8 @@ def open_context(model: LlamaModel, options: ContextOptions) -> LlamaContext:
 def open_mtp_context(target: LlamaContext, *, n_ubatch: int = 64, n_outputs_max: int = 1) -> LlamaContext:
     """The context that runs the MTP blocks beside `target`, with the same window, threads and KV types.
 
+    Its sequences share one buffer of cells, whatever those of `target` do.
+
     Raises:
         BackendError: as `open_context`, or the file has no MTP block.
     """
@@ -432,8 +400,8 @@ def open_mtp_context(target: LlamaContext, *, n_ubatch: int = 64, n_outputs_max:
         n_batch=n_ubatch,
         n_ubatch=n_ubatch,
         n_seq_max=given.n_seq_max,
-        kv_unified=given.kv_unified,
-        n_outputs_max=max(n_outputs_max, given.n_seq_max),
+        kv_unified=True,
+        n_outputs_max=n_outputs_max,
         n_threads=given.n_threads,
         n_threads_batch=given.n_threads_batch,
         type_k=given.type_k,
@@ -454,6 +422,8 @@ def _open(model: LlamaModel, options: ContextOptions, ctx_type: int, other: Llam
         "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "kv_unified", "n_outputs_max", "type_k", "type_v", "offload_kqv",
     ):  # fmt: skip
         setattr(params, name, getattr(options, name))
+    if params.n_outputs_max:
+        params.n_outputs_max = max(params.n_outputs_max, options.n_seq_max)  # with fewer, llama.cpp aborts in a pass
     params.n_threads = options.n_threads or default_threads()
     params.n_threads_batch = options.n_threads_batch or options.n_threads or default_threads()
     if options.flash_attn is not None:

@@ -36,6 +36,7 @@ class Batch:
         first, n = self._seq_ids.ctypes.data, self.capacity
         self._seq_rows = (int32_p * n)(*(ctypes.cast(first + 4 * i, int32_p) for i in range(n)))
         batch = api().llama_batch()
+        batch.n_outputs = 0
         batch.token = self._tokens.ctypes.data_as(int32_p)
         batch.pos = self._positions.ctypes.data_as(int32_p)
         batch.n_seq_id = self._ones.ctypes.data_as(int32_p)
@@ -51,7 +52,7 @@ class Batch:
 
     def clear(self) -> None:
         """Takes every row out."""
-        self.n_tokens = self.native.n_tokens = 0
+        self.n_tokens = self.native.n_tokens = self.native.n_outputs = 0
 
     def add(self, tokens: Sequence[int], first_position: int, *, n_outputs: int, seq_id: int = 0) -> int:
         """Adds `tokens` of one sequence at consecutive positions; the number of their first row.
@@ -60,6 +61,7 @@ class Batch:
         """
         first, n = self.n_tokens, len(tokens)
         end = self.n_tokens = self.native.n_tokens = first + n
+        self.native.n_outputs += n_outputs  # not llama.cpp's: LlamaContext.decode looks at it
         if n == 1:  # every token of plain generation: no arrays made
             self._tokens[first], self._positions[first] = tokens[0], first_position
             self._seq_ids[first], self._outputs[first] = seq_id, n_outputs

@@ -183,7 +183,7 @@ def _compute(
     graph_settings = GraphSettings(
         n_tokens=n_tokens,
         n_outputs=min(n_tokens, max(n_outputs_max, settings.n_seq_max)),
-        n_kv=settings.n_cells if settings.kv_unified else settings.n_ctx_seq,
+        n_kv=settings.n_cells if settings.kv_unified or is_mtp else settings.n_ctx_seq,
         k_is_quantized=settings.type_k not in FLOAT_TYPES,
         v_is_quantized=settings.type_v not in FLOAT_TYPES,
         k_is_f16=settings.type_k is GgmlType.F16,

@@ -62,7 +62,7 @@ class RunSettings:
 
 
 def session_settings(
-    *, n_ctx: int, n_ubatch: int = 512, n_seq_max: int = 1, n_outputs_max: int = 4, **others: Any
+    *, n_ctx: int, n_ubatch: int = 512, n_seq_max: int = 1, n_outputs_max: int = 4, exact: bool = False, **others: Any
 ) -> RunSettings:
     """The settings that a session of this package makes its contexts with (`SessionOptions.for_context`).
 
@@ -70,14 +70,16 @@ def session_settings(
     64 or the rows that want logits.
 
     Args:
+        exact: every row is a graph of its own, and every conversation has a buffer of its own.
         others: fields of RunSettings that are taken as they are.
     """
     n_batch = max(n_ubatch, n_outputs_max + 1) if n_ubatch > 0 else n_ubatch  # 0 is for check_settings to refuse
     return RunSettings(
         n_ctx=n_ctx,
         n_batch=n_batch,
-        n_ubatch=n_batch,
+        n_ubatch=min(n_batch, 1) if exact else n_batch,
         n_seq_max=n_seq_max,
+        kv_unified=not exact,
         n_outputs_max=n_outputs_max,
         mtp_n_ubatch=min(max(MTP_N_UBATCH, n_outputs_max), max(min(n_batch, n_ctx), n_outputs_max + 1)),
         **others,

@@ -97,7 +97,7 @@ def next_smaller(file: GgufFile, plan: FitPlan, wishes: Wishes) -> FitPlan | Non
 def session_options(plan: FitPlan, options: SessionOptions) -> SessionOptions:
     """`options` with what the plan decides: window, KV type, MTP, micro-batch."""
     s = plan.settings
-    return replace(options, n_ctx=s.n_ctx, kv_type=s.type_k.name.lower(), mtp=s.mtp, n_batch=s.n_ubatch)
+    return replace(options, n_ctx=s.n_ctx, kv_type=s.type_k.name.lower(), mtp=s.mtp, n_batch=s.n_batch)
 
 
 def model_options(plan: FitPlan) -> ModelOptions:

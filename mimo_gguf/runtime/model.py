@@ -71,6 +71,7 @@ class Model:
         n_gpu_layers: int | None = None,
         devices: Sequence[Device] | None = None,
         options: SessionOptions | None = None,
+        exact: bool = False,
         force: bool = False,
         on_plan: Callable[[FitPlan], None] | None = None,
     ) -> Model:
@@ -84,6 +85,8 @@ class Model:
             n_gpu_layers: layers on the GPU; -1 all.
             devices: where it may lie, the host last; None: this machine's, as `devices.list_devices` gives them.
             options: threads, drafts and so on; context, KV type, MTP and micro-batch are not taken from it.
+            exact: compute every row alone: texts are the same to the token in any batch, with and without drafts, and
+                nothing is gained by either. Prompts are read at the speed of generation. Not drafting is the default.
             force: start even where the plan does not fit.
             on_plan: called with the plan before anything is loaded.
 
@@ -95,6 +98,7 @@ class Model:
         _check_numbers({"n_ctx": n_ctx, "n_ubatch": n_ubatch, "n_gpu_layers": n_gpu_layers})
         file = read_runnable(path)
         options = options or SessionOptions()
+        options = replace(options, exact=exact or options.exact)
         wishes = Wishes(
             n_ctx=n_ctx,
             kv_type=None if kv_type is None else parse_ggml_type(kv_type),
@@ -104,6 +108,7 @@ class Model:
             n_seq_max=options.n_parallel,
             n_outputs_max=options.n_rows_drawing,
             flash_attn=options.flash_attn is not False,
+            exact=options.exact,
         )
         plan = choose_plan(file, wishes, devices)
         if not force:
