@@ -124,7 +124,7 @@ def command(
             n_threads=threads or 0, n_draft=draft, p_min=draft_p_min, adaptive=not always_draft,
             hidden="post" if hidden == "post" else "pre",
         )  # fmt: skip
-        use_workers(rpc or [])
+        use_workers(rpc or [], resumes=question is None)
         watched = not as_json and _somebody_watches()
         with loading(shown=watched or (verbose and not as_json), alive=watched and not verbose) as on_plan:
             model = Model.load(

@@ -25,7 +25,7 @@ class Talk:
     """Everything that slash commands may look at and change.
 
     Attributes:
-        autosave: where the conversation is kept after every answer, for `--resume`; None keeps it nowhere.
+        autosave: where the conversation is kept before and after every answer, for `--resume`; None keeps it nowhere.
         files: texts that go with the next question: (name, text).
         next_line: what the next line begins with (/edit).
         editing: the next question replaces the last one.
@@ -60,19 +60,26 @@ class Talk:
         self._make_room(question)
         messages = self.conversation.messages(question)
         self.screen.n_left_out = self.n_left_out(question)
+        self.keep(question)  # whatever ends the program now, /regen answers it later
         answer = ask(self.model, messages, sampling or self.sampling, self.options, self.screen, self.watch)
         if answer.tokens:
             self.conversation.add(question, answer)
-            self.keep()
+        self.keep()
         self._warn_when_full(answer.n_prompt + len(answer.tokens))
 
-    def keep(self) -> None:
-        """Saves the conversation for `--resume`. No conversation ends because that is not possible."""
+    def keep(self, unanswered: str = "") -> None:
+        """Saves the conversation for `--resume`. No conversation ends because that is not possible.
+
+        Args:
+            unanswered: a question that is being answered; it is kept as a turn with an empty answer.
+        """
+        open_turn = [Turn(unanswered, "", finish_reason="abort")] if unanswered else []
+        kept = replace(self.conversation, turns=[*self.conversation.turns, *open_turn])
         if self.autosave is not None:
             with contextlib.suppress(MimoGgufError, OSError):
                 self.autosave.parent.mkdir(parents=True, exist_ok=True)
                 self.autosave.touch(mode=0o600)
-                self.conversation.save(self.autosave)
+                kept.save(self.autosave)
                 self.autosave.chmod(0o600)
 
     def last_turn(self) -> Turn:

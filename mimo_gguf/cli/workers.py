@@ -13,8 +13,11 @@ from mimo_gguf.core.errors import BackendError
 _SHOW_CURSOR: Final = "\x1b[?25h"
 
 
-def use_workers(endpoints: Sequence[str], hint: str = "start the worker again: mimo-gguf worker") -> None:
-    """Connects to the workers, if there are any; if one goes away later, the error says so and ends with `hint`.
+def use_workers(endpoints: Sequence[str], *, resumes: bool = False) -> None:
+    """Connects to the workers, if there are any; if one goes away later, one error says so and how to go on.
+
+    Args:
+        resumes: the conversation is kept as it goes, for `--resume`.
 
     Raises:
         UsageError, BackendError: as `add_workers`.
@@ -23,7 +26,8 @@ def use_workers(endpoints: Sequence[str], hint: str = "start the worker again: m
 
     if endpoints:
         add_workers(endpoints)
-        tell_before_abort(hint)
+        kept = "; then go on with the conversation: mimo-gguf chat FILE --resume" if resumes else ""
+        tell_before_abort(f"start the worker again: mimo-gguf worker{kept}")
 
 
 def tell_before_abort(hint: str) -> None:

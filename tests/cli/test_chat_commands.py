@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from mimo_gguf.chat.conversation import Conversation, Turn
-from mimo_gguf.cli import chat_files
+from mimo_gguf.cli import chat_files, chat_talk
 from mimo_gguf.cli.chat_commands import COMMANDS
 from mimo_gguf.cli.chat_loop import ChatLoop
 from mimo_gguf.cli.chat_screen import CUT_OFF_THINKING
 from mimo_gguf.cli.chat_settings import settings_line
-from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.errors import BackendError, UsageError
 from tests.cli.command_line import assert_clear_error, run
 
 GREEDY = ("--temp", "0", "--threads", "1", "--ctx", "512")
@@ -103,6 +103,28 @@ def test_the_last_conversation_is_kept_and_resumed(loop: ChatLoop, tmp_path: Pat
     loop.talk.autosave = tmp_path / "plain" / "last.json"  # cannot be written: the conversation goes on
     loop.take("Who are you?")
     assert len(loop.talk.conversation.turns) == 2
+
+
+def test_a_question_is_kept_before_it_is_answered(
+    loop: ChatLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that goes away takes the process with it."""
+    kept = loop.talk.autosave = tmp_path / "last.json"
+    loop.take("Who are you?")
+
+    def lose(*_: object) -> None:
+        first, open_turn = Conversation.load(kept).turns
+        assert (first, open_turn.question, open_turn.answer) == (loop.talk.conversation.turns[0], "And now?", "")
+        raise BackendError("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chat_talk, "ask", lose)
+        with pytest.raises(BackendError):
+            loop.take("And now?")
+    loop.talk.conversation = Conversation.load(kept)
+    loop.take("/regen")
+    assert [turn.question for turn in loop.talk.conversation.turns] == ["Who are you?", "And now?"]
+    assert Conversation.load(kept).turns == loop.talk.conversation.turns and loop.talk.conversation.turns[1].answer
 
 
 def test_resuming(mimo_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
