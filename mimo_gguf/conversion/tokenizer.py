@@ -20,7 +20,7 @@ from mimo_gguf.conversion.recipe import PreTokenizer
 from mimo_gguf.conversion.tokenizer_files import AddedToken, TokenizerFiles, read_tokenizer_files, token_text
 from mimo_gguf.core.errors import CheckpointError
 from mimo_gguf.core.model_source import Metadata, array, boolean, string, uint32
-from mimo_gguf.core.tokenizer_keys import END_IDS, NORMALIZED_IDS, format_ids
+from mimo_gguf.core.tokenizer_keys import ADDED_IDS, END_IDS, NORMALIZED_IDS, format_ids
 
 # Added tokens of this look are control tokens in llama.cpp even if the checkpoint does not call them special.
 _LOOKS_SPECIAL: Final = re.compile(r"<\|.*\|>|<｜.*｜>", re.DOTALL)
@@ -66,6 +66,8 @@ def read_tokenizer(
     keys.update((key, uint32(token_id)) for key, token_id in zip(_FURTHER_END_KEYS, further, strict=False))
     if further:
         keys[END_IDS] = string(format_ids(further))
+    if files.added:
+        keys[ADDED_IDS] = string(format_ids(sorted(token.token_id for token in files.added)))
     if normalized := [token.token_id for token in files.added if token.normalized]:
         keys[NORMALIZED_IDS] = string(format_ids(normalized))
     for kind in ("bos", "eos"):

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+# Added tokens: those that are matched as a whole. llama.cpp's own idea of them has more, like `</s>` for Qwen2.
+ADDED_IDS: Final = "mimo_gguf.tokenizer.added_ids"
 # Further tokens that end an answer, besides those that llama.cpp knows by key or by their text.
 END_IDS: Final = "mimo_gguf.tokenizer.end_ids"
 # Added tokens that are looked for in the normalized text; the others are looked for in the text as it is.

@@ -7,7 +7,7 @@ import unicodedata
 from functools import cached_property
 
 from mimo_gguf.core.errors import BackendError
-from mimo_gguf.core.tokenizer_keys import END_IDS, NORMALIZED_IDS, parse_ids
+from mimo_gguf.core.tokenizer_keys import ADDED_IDS, END_IDS, NORMALIZED_IDS, parse_ids
 from mimo_gguf.llama.added_tokens import AddedToken, AddedTokens
 from mimo_gguf.llama.api import LlamaModel, api
 
@@ -66,19 +66,31 @@ class Vocabulary:
 
     @cached_property
     def _added_tokens(self) -> AddedTokens:
-        vocab, attribute_of, text_of = self._model.vocab, api().llama_vocab_get_attr, api().llama_vocab_get_text
+        vocab, module = self._model.vocab, api()
         normalized = parse_ids(read_text_value(self._model, NORMALIZED_IDS), self.n_tokens)
-        control, whole = (
-            api().LLAMA_TOKEN_ATTR_CONTROL,
-            api().LLAMA_TOKEN_ATTR_CONTROL | api().LLAMA_TOKEN_ATTR_USER_DEFINED,
-        )
         tokens = []
-        for token in range(self.n_tokens):
-            attributes = attribute_of(vocab, token)
-            if attributes & whole:
-                content = text_of(vocab, token).decode("utf-8", "replace")
-                tokens.append(AddedToken(token, content, bool(attributes & control), token in normalized))
+        for token in sorted(self._added_ids):
+            is_control = bool(module.llama_vocab_get_attr(vocab, token) & module.LLAMA_TOKEN_ATTR_CONTROL)
+            tokens.append(AddedToken(token, self._content(token), is_control, token in normalized))
         return AddedTokens(tokens, self._normalized)
+
+    @cached_property
+    def _added_ids(self) -> frozenset[int]:
+        """The added tokens: as the conversion wrote them down, or else as llama.cpp sees them.
+
+        llama.cpp takes a token of the look of an end for one, whatever the file says of it. For Qwen2 that is `</s>`,
+        which Hugging Face reads as three ordinary tokens.
+        """
+        stated = read_text_value(self._model, ADDED_IDS)
+        if stated is not None:
+            return parse_ids(stated, self.n_tokens)
+        vocab, module = self._model.vocab, api()
+        whole = module.LLAMA_TOKEN_ATTR_CONTROL | module.LLAMA_TOKEN_ATTR_USER_DEFINED
+        found = (token for token in range(self.n_tokens) if module.llama_vocab_get_attr(vocab, token) & whole)
+        return frozenset(token for token in found if not (self._is_nfc and self._content(token) == "</s>"))
+
+    def _content(self, token: int) -> str:
+        return str(api().llama_vocab_get_text(self._model.vocab, token).decode("utf-8", "replace"))
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes a token adds to the text, which may be part of a character.
@@ -111,9 +123,10 @@ class Vocabulary:
     @cached_property
     def end_tokens(self) -> frozenset[int]:
         """Tokens that end an answer: `<|im_end|>`, `<|endoftext|>`, and what the checkpoint's settings add to them."""
-        vocab, is_end = self._model.vocab, api().llama_vocab_is_eog
+        vocab, module = self._model.vocab, api()
         further = parse_ids(read_text_value(self._model, END_IDS), self.n_tokens)
-        return further | {token for token in range(self.n_tokens) if is_end(vocab, token)}
+        possible = self._added_ids | {module.llama_vocab_eos(vocab), module.llama_vocab_eot(vocab)}
+        return further | {token for token in possible if token >= 0 and module.llama_vocab_is_eog(vocab, token)}
 
 
 def read_text_value(model: LlamaModel, key: str) -> str | None:

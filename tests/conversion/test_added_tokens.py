@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,18 @@ def together(*changes: Change) -> Change:
     return apply
 
 
+def with_an_end_of_another_family(folder: Path) -> None:
+    """`</s>` lies in Qwen2's vocabulary, but its way of splitting never makes it. llama.cpp takes it for an end."""
+
+    def add(table: Table) -> None:
+        vocab = table["model"]["vocab"]
+        for never, made in (("À", "</"), ("Á", "</s"), ("õ", "</s>")):
+            vocab[made] = vocab.pop(never)  # bytes that are in no UTF-8 text
+        table["model"]["merges"] += [["<", "/"], ["</", "s"], ["</s", ">"]]
+
+    edit("tokenizer.json", add)(folder)
+
+
 def with_vocabulary_token(folder: Path) -> None:
     """`he` has a role, and lies in the vocabulary instead of among the added tokens."""
     set_config(eos_token="he")(folder)
@@ -97,6 +110,7 @@ SAME_IDS: dict[str, Change] = {
     "a further special token without an id": set_config(additional_special_tokens=["<|im_start|>", "<tool>"]),
     "special tokens in a table": set_config(extra_special_tokens={"image_token": "<image>"}),
     "a role in the vocabulary": with_vocabulary_token,
+    "an end of another family": with_an_end_of_another_family,
     "normalized": in_config(262, "<tool>", normalized=True),
     "normalized, composed": in_config(262, "café", normalized=True),
     "one within another": together(in_config(262, "<to"), in_config(263, "<tool>"), in_config(264, "ol> b")),
@@ -122,7 +136,8 @@ SAME_IDS: dict[str, Change] = {
     ),
 }
 PIECES = (
-    *ADDED, "<tool>", "<to", "tool", "ol> b", "<other tool>", "<pad>", "<mask>", "<image>", "he", "café", "cafe\u0301",
+    *ADDED, "</s>",
+    "<tool>", "<to", "tool", "ol> b", "<other tool>", "<pad>", "<mask>", "<image>", "he", "café", "cafe\u0301",
     " ", "  ", "\n", "a", "B", "9", "<", ">", "'s", "\u0301", "\u0338", "\u0323", "\u0307", "e\u0301",
     "\u1100\u1161\u11a8",
     "\u1161", "\uac00", "\u11a8", "\u212b", "\u2126", "\u0344", "\u0958", "\ufb1d", "\u0f43", "\U0001d15e",
@@ -269,6 +284,28 @@ def test_every_end_of_an_answer(
         ends = Vocabulary(model).end_tokens
     assert ends >= {258, *map(int, (kept or "").split())}
     assert 257 not in ends
+
+
+def test_an_end_of_another_family_ends_nothing(tmp_path: Path) -> None:
+    """Also in a file that another program made, which does not name its added tokens."""
+    from mimo_gguf.conversion.checkpoint_source import open_checkpoint
+    from tests.tiny_models import write_gguf
+
+    write_checkpoint(tmp_path / "m")
+    with_an_end_of_another_family(tmp_path / "m")
+    with open_checkpoint(tmp_path / "m") as source:
+        write_gguf(source, tmp_path / "ours.gguf")
+        plain = {key: value for key, value in source.metadata.items() if not key.startswith("mimo_gguf.")}
+        write_gguf(replace(source, metadata=plain), tmp_path / "theirs.gguf")
+    found = []
+    for name in ("ours.gguf", "theirs.gguf"):
+        with load_model(tmp_path / name) as model:
+            vocabulary = Vocabulary(model)
+            found.append((vocabulary.end_tokens, vocabulary.tokenize("a</s>b<|im_end|>")))
+    ends, ids = found[0]
+    assert found[1] == found[0]
+    assert ends == {256, 258, 261}
+    assert len(ids) == 6 and ids[-1] == 258
 
 
 def test_ends_in_config_json(tmp_path: Path) -> None:
