@@ -123,7 +123,7 @@ def _program() -> Any:
     program: Any = typer.main.get_command(build_app())
     for command in (program, *program.commands.values()):
         for parameter in command.params:
-            if parameter.metavar in _PATHS:
+            if (parameter.metavar or "").strip("[]") in _PATHS:
                 parameter.callback = _with_home(parameter.callback)
             parameter.help = (parameter.help or "").replace("[", "\\[")
             if getattr(parameter, "is_flag", False):

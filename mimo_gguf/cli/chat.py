@@ -98,7 +98,7 @@ def command(
     Without -p, -f or a pipe it is a conversation; /help lists its commands.
     """
     from mimo_gguf.chat.conversation import Conversation
-    from mimo_gguf.cli.chat_files import last_conversation, resumed_conversation
+    from mimo_gguf.cli.chat_files import keep, last_conversation, resumed_conversation
     from mimo_gguf.engine.sampling import SamplingOptions
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.hardware.memory_watch import MemoryWatch
@@ -146,6 +146,8 @@ def command(
             return
         screen = _screen(as_json, reasoning, figures=stats or verbose or sys.stderr.isatty())
         answer = ask(model, conversation.messages(question), sampling, answers, screen, watch)
+    if resume and answer.tokens:
+        keep(conversation, question, answer)
     raise typer.Exit(_exit_code(answer))
 
 

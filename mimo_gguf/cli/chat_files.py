@@ -9,6 +9,7 @@ from typing import Final
 
 import typer
 
+from mimo_gguf.chat.answer import Answer
 from mimo_gguf.chat.conversation import Conversation, shortened
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.chat_talk import Talk, counted
@@ -39,6 +40,16 @@ def resumed_conversation(system: str) -> Conversation:
     if system:
         conversation.system = system
     return conversation
+
+
+def keep(conversation: Conversation, question: str, answer: Answer) -> None:
+    """Adds a turn to the last conversation, which a later `--resume` goes on with.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    conversation.add(question, answer)
+    conversation.save(last_conversation())
 
 
 def save(talk: Talk, text: str) -> None:

@@ -139,7 +139,8 @@ def test_resuming(mimo_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     alone = json.loads(run(tmp_path, "chat", mimo_tiny, *question, **home).stdout)
     resumed = json.loads(run(tmp_path, "chat", mimo_tiny, "--resume", *question, **home).stdout)
     assert resumed["tokens"]["prompt"] > alone["tokens"]["prompt"] + 10
-    assert chat_files.resumed_conversation("").system == "Be kind"
+    kept = chat_files.resumed_conversation("")
+    assert kept.system == "Be kind" and [turn.question for turn in kept.turns] == ["What is 1 + 1?", "Who are you?"]
     assert chat_files.resumed_conversation("Be short").system == "Be short"
 
 
