@@ -13,7 +13,7 @@ import numpy as np
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.geometry import read_geometry, tensor_group
 from mimo_gguf.core.gguf_file import GgufFile
-from mimo_gguf.core.units import MIB
+from mimo_gguf.core.units import MIB, counted
 from mimo_gguf.hardware.cards import find_card
 from mimo_gguf.hardware.devices import Device
 
@@ -79,7 +79,7 @@ def measure_host(n_threads: int, per_thread_bytes: int = _PER_THREAD_BYTES) -> B
     with ThreadPoolExecutor(n_threads) as pool:
         times = [_read_s(pool, stretches) for _ in range(_ROUNDS)]
     rate = n_threads * per_thread_bytes / min(times)
-    threads = f"{n_threads} thread{'s' * (n_threads > 1)}"
+    threads = counted(n_threads, "thread")
     return Bandwidth(rate, f"measured here: {threads} reading {per_thread_bytes // MIB} MiB each")
 
 

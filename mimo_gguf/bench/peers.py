@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.core.units import counted
 
 _START_S: Final = 600
 
@@ -58,7 +59,7 @@ class PeerOptions:
 
 def way_text(n_draft: int) -> str:
     """`plain`, `1 draft`, `2 drafts`."""
-    return f"{n_draft} draft{'s' * (n_draft > 1)}" if n_draft else "plain"
+    return counted(n_draft, "draft") if n_draft else "plain"
 
 
 def check_peer(program: Path) -> None:

@@ -16,7 +16,7 @@ from mimo_gguf.cli import ui
 from mimo_gguf.cli.options import Auto, Ctx, GpuLayers, Json, KvType, Mtp, Rpc, Threads
 from mimo_gguf.cli.workers import use_workers
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.core.units import format_size
+from mimo_gguf.core.units import counted, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -217,7 +217,7 @@ class BenchScreen:
 
 
 def _print_opening(report: BenchReport) -> None:
-    threads = f"{report.n_threads} thread{'s' * (report.n_threads > 1)}"
+    threads = counted(report.n_threads, "thread")
     ui.print_line(f"{report.model} ({format_size(report.size_bytes)}), {threads}")
     ui.print_line(
         f"prompt {_speed(report.prompt_tokens_per_s)} tok/s, first token of {report.options.n_prompt} after "
