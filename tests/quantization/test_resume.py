@@ -18,6 +18,7 @@ import pytest
 from mimo_gguf.core.errors import MimoGgufError, OutputError
 from mimo_gguf.core.gguf_file import open_gguf
 from mimo_gguf.core.progress import Silence
+from mimo_gguf.quantization.output_writer import OutputWriter
 from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, QuantizePlan, plan_quantization
 from mimo_gguf.quantization.profiles import load_profile
 from mimo_gguf.quantization.report import QuantizeReport
@@ -105,6 +106,40 @@ def test_what_a_crash_damaged_is_noticed_and_done_again(source: Path, tmp_path: 
     journal.write_bytes(journal.read_bytes()[:-7])  # the last record is torn
     run(source, tmp_path / "out")
     assert files_in(tmp_path / "out") == files_in(tmp_path / "undisturbed")
+
+
+def test_a_journal_that_says_done_without_its_records_is_not_believed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(source, tmp_path / "undisturbed", names=("F16",))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="stopped here"):
+        patch.setattr(OutputWriter, "publish", raise_os_error)
+        run(source, tmp_path / "out", names=("F16",))
+    journal = tmp_path / "out/.F16.gguf.journal"
+    head, _, records = journal.read_bytes().partition(b"\n")
+    fingerprint, _, records = records.partition(b"\n")
+    sealed = records[-44:]  # the last record: everything is written and synced
+    journal.write_bytes(b"\n".join((head, fingerprint, sealed)))
+    report = run(source, tmp_path / "out", names=("F16",))
+    assert report.outputs[0].resumed_bytes == 0
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "undisturbed")
+
+
+def raise_os_error(*_: Any, **__: Any) -> None:
+    raise OSError("stopped here")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("name", [".F16.gguf.journal", ".F16.gguf.partial", "F16.gguf.sums.json"])
+def test_a_pipe_under_one_of_our_names_is_not_waited_for(name: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / name)
+    if not name.endswith(".journal"):  # of no use to anybody, and replaced
+        run(source, tmp_path / "out", names=("F16",))
+        assert verify_gguf(tmp_path / "out/F16.gguf").method == CHECKSUMS
+        return
+    with pytest.raises(OutputError, match=r"journal: is a device or pipe"):
+        run(source, tmp_path / "out", names=("F16",))
 
 
 def test_outputs_resume_one_by_one(source: Path, tmp_path: Path) -> None:
