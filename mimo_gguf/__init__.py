@@ -8,18 +8,70 @@ TYPE_CHECKING = False  # as typing's, which takes longer to import than all of t
 if TYPE_CHECKING:
     from typing import Any
 
+    from mimo_gguf.chat.answer import Answer, AnswerOptions
+    from mimo_gguf.chat.reasoning import Kind, Piece
+    from mimo_gguf.core.errors import (
+        BackendError,
+        CheckpointError,
+        DoesNotFit,
+        GgufError,
+        HubError,
+        MimoGgufError,
+        OutputError,
+        RecipeError,
+        UsageError,
+        WeightsError,
+    )
+    from mimo_gguf.engine.sampling import SamplingOptions
+    from mimo_gguf.engine.session import SessionOptions
+    from mimo_gguf.engine.slot import WindowFull
     from mimo_gguf.fit.weigh import plan_fit
+    from mimo_gguf.runtime.async_llm import AsyncLLM
     from mimo_gguf.runtime.llm import LLM
-    from mimo_gguf.runtime.model import Answer, AnswerStream, Model
-    from mimo_gguf.runtime.params import SamplingParams
+    from mimo_gguf.runtime.model import Model
+    from mimo_gguf.runtime.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+    from mimo_gguf.runtime.params import (
+        GuidedDecodingParams,
+        RequestOutputKind,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
+    from mimo_gguf.runtime.prompts import TextPrompt, TokensPrompt
+    from mimo_gguf.runtime.stream import AnswerStream
     from mimo_gguf.verbs import convert, inspect, plan_convert, plan_quantize, quantize, verify
 
 __all__ = [
     "LLM",
     "Answer",
+    "AnswerOptions",
     "AnswerStream",
+    "AsyncLLM",
+    "BackendError",
+    "CheckpointError",
+    "CompletionOutput",
+    "DoesNotFit",
+    "GgufError",
+    "GuidedDecodingParams",
+    "HubError",
+    "Kind",
+    "Logprob",
+    "MimoGgufError",
     "Model",
+    "OutputError",
+    "Piece",
+    "RecipeError",
+    "RequestMetrics",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingOptions",
     "SamplingParams",
+    "SessionOptions",
+    "StructuredOutputsParams",
+    "TextPrompt",
+    "TokensPrompt",
+    "UsageError",
+    "WeightsError",
+    "WindowFull",
     "__version__",
     "convert",
     "inspect",
@@ -32,12 +84,38 @@ __all__ = [
 
 # public name -> the module it is imported from when it is first asked for: some bring llama.cpp with them
 _HOMES = {
-    "Answer": "runtime.model",
-    "AnswerStream": "runtime.model",
-    "Model": "runtime.model",
-    "LLM": "runtime.llm",
-    "SamplingParams": "runtime.params",
+    "BackendError": "core.errors",
+    "CheckpointError": "core.errors",
+    "DoesNotFit": "core.errors",
+    "GgufError": "core.errors",
+    "HubError": "core.errors",
+    "MimoGgufError": "core.errors",
+    "OutputError": "core.errors",
+    "RecipeError": "core.errors",
+    "UsageError": "core.errors",
+    "WeightsError": "core.errors",
+    "Answer": "chat.answer",
+    "AnswerOptions": "chat.answer",
+    "Kind": "chat.reasoning",
+    "Piece": "chat.reasoning",
+    "SamplingOptions": "engine.sampling",
+    "SessionOptions": "engine.session",
+    "WindowFull": "engine.slot",
     "plan_fit": "fit.weigh",
+    "AsyncLLM": "runtime.async_llm",
+    "LLM": "runtime.llm",
+    "Model": "runtime.model",
+    "CompletionOutput": "runtime.outputs",
+    "Logprob": "runtime.outputs",
+    "RequestMetrics": "runtime.outputs",
+    "RequestOutput": "runtime.outputs",
+    "GuidedDecodingParams": "runtime.params",
+    "RequestOutputKind": "runtime.params",
+    "SamplingParams": "runtime.params",
+    "StructuredOutputsParams": "runtime.params",
+    "TextPrompt": "runtime.prompts",
+    "TokensPrompt": "runtime.prompts",
+    "AnswerStream": "runtime.stream",
     "convert": "verbs",
     "inspect": "verbs",
     "plan_convert": "verbs",

@@ -79,6 +79,7 @@ class Gathering:
         self._vocabulary = vocabulary
         self._places = {number: place for place, number in enumerate(ids)}
         self._answers: list[Answer | None] = [None] * len(ids)
+        self._latest = [_NOTHING] * len(ids)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -109,7 +110,8 @@ class Gathering:
         answers = []
         for number, place in self._places.items():
             ended = self._answers[place]
-            answer = ended or so_far(number) or _NOTHING
+            # Of one whose end is on its way there is nothing more, for a moment, than what was known before.
+            answer = self._latest[place] = ended or so_far(number) or self._latest[place]
             answers.append((answer, ended is not None))
         text = self.asked.params.detokenize
         return make_output(self.request_id, self.asked.prompt, answers, self._vocabulary, self.metrics, with_text=text)

@@ -1,0 +1,90 @@
+"""A GGUF made of a checkpoint on the way to running it: once, of the type that fits, resumed, from a hub as well."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.units import MIB
+from mimo_gguf.hardware.devices import host_device
+from mimo_gguf.model_files import find_model_file
+from mimo_gguf.verbs import verify
+from tests.conversion.fake_hub import serve_hub
+from tests.reference import MIMO_TINY
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(MIMO_TINY, tmp_path / "models" / "mimo-tiny"))
+
+
+def test_it_is_made_once(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="mimo_gguf")
+    made = find_model_file(str(checkpoint), "q4_k_m", folder=tmp_path / "made")
+    assert made.name == "mimo-tiny-Q4_K_M.gguf" and made.is_relative_to(tmp_path / "made")
+    assert not verify(made).problems
+    before = made.stat().st_mtime_ns
+    assert find_model_file(str(checkpoint), "Q4_K_M", folder=tmp_path / "made") == made
+    assert made.stat().st_mtime_ns == before and "which was made of it earlier" in caplog.text
+
+
+def test_it_is_made_again_if_the_checkpoint_changes(checkpoint: Path, tmp_path: Path) -> None:
+    made = find_model_file(str(checkpoint), "Q8_0", folder=tmp_path / "made")
+    before = made.read_bytes()
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "rope_theta": 20000.0}))
+    assert find_model_file(str(checkpoint), "Q8_0", folder=tmp_path / "made") == made
+    assert made.read_bytes() != before and not verify(made).problems
+
+
+def test_the_type_is_what_fits(checkpoint: Path, tmp_path: Path) -> None:
+    """By the plan; the smallest where nothing fits, so that the refusal names what is missing."""
+    for free, name in ((4096 * MIB, "Q8_0"), (1 * MIB, "Q4_K_M")):
+        host = replace(host_device(), free_bytes=free)
+        made = find_model_file(str(checkpoint), folder=tmp_path / name, load={"devices": (host,), "n_ctx": 512})
+        assert made.name == f"mimo-tiny-{name}.gguf"
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file or folder"):
+        find_model_file(str(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match="Q4_K_X"):
+        find_model_file(str(MIMO_TINY), "Q4_K_X")
+
+
+PROGRAM = """
+import sys
+from mimo_gguf.model_files import find_model_file
+print(find_model_file("XiaomiMiMo/MiMo-7B-RL", revision="main", load={"n_ctx": 512}))
+"""
+
+
+def test_from_a_hub(tmp_path: Path) -> None:
+    """The second time nobody is asked."""
+    environment = os.environ | {
+        "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "MIMO_GGUF_MODELS": str(tmp_path / "made"),
+    }  # fmt: skip
+    environment.pop("HF_HUB_OFFLINE", None)
+
+    def run(endpoint: str) -> str:
+        command = [sys.executable, "-c", PROGRAM]
+        done = subprocess.run(
+            command, env=environment | {"HF_ENDPOINT": endpoint}, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    with serve_hub({"XiaomiMiMo/MiMo-7B-RL": MIMO_TINY}) as hub:
+        made = run(hub.endpoint)
+        assert Path(made).parent == tmp_path / "made" / "hub" / "XiaomiMiMo--MiMo-7B-RL@main"
+        hub.requests.clear()
+    assert run("http://127.0.0.1:9") == made
