@@ -128,7 +128,7 @@ def test_what_goes_wrong_is_raised_in_its_task(llm: AsyncLLM) -> None:
         asyncio.run(twice())
     for prompt, params in ((b"a", GREEDY), ("word " * 600, GREEDY), ("a", SamplingParams(allowed_token_ids=[99999]))):
         with pytest.raises(UsageError):
-            asyncio.run(read(llm.generate(prompt, params, "b")))  # type: ignore[arg-type]
+            asyncio.run(read(llm.generate(prompt, params, "b")))
     assert asyncio.run(read(llm.generate("a", SamplingParams(n=0), "b")))[-1].outputs == ()
     assert asyncio.run(read(llm.generate("a", None, "b")))[-1].finished
 

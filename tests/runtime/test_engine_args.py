@@ -65,7 +65,13 @@ def test_two_sizes_are_multiplied() -> None:
 
 def test_what_means_nothing_is_said_once(trained_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mimo_gguf")
-    names = {"trust_remote_code": True, "dtype": "bfloat16", "enforce_eager": True, "swap_space": 4, "task": "generate"}
+    names: dict[str, Any] = {
+        "trust_remote_code": True,
+        "dtype": "bfloat16",
+        "enforce_eager": True,
+        "swap_space": 4,
+        "task": "generate",
+    }
     LLM(trained_path, max_model_len=128, options=SessionOptions(n_threads=1), **names).close()
     assert [record.getMessage() for record in caplog.records] == [
         "without a meaning for llama.cpp, and ignored: dtype, enforce_eager, swap_space, trust_remote_code"

@@ -90,9 +90,15 @@ def test_wrong_use_is_told_before_anything_runs(llm: LLM) -> None:
 
 
 def test_the_example_of_the_docs_runs(trained_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/engine.md").read_text(encoding="utf-8"), re.DOTALL)
-    exec(code.replace("MiMo-7B-RL-Q4_K_M.gguf", str(trained_path)).replace("4096", "512").replace("500", "80"), {})
-    assert "42" in capsys.readouterr().out
+    pages = (("engine.md", 2), ("from-llama-cpp-python.md", 1))
+    for page, n in pages:
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:n]:
+            small = (
+                code.replace("MiMo-7B-RL-Q4_K_M.gguf", str(trained_path)).replace("4096", "512").replace("500", "80")
+            )
+            exec(small, {})
+            assert "42" in capsys.readouterr().out
 
 
 def test_the_package_offers_it() -> None:
