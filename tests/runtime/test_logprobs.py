@@ -31,12 +31,12 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
         yield llm
 
 
-@torch.no_grad()
 def raw_logits(tokens: tuple[int, ...]) -> NDArray[np.float64]:
     """Logits after each of `tokens`, shape (n, n_vocab)."""
     model = Mimo({**CONFIG, "num_nextn_predict_layers": 1})
     model.load_state_dict({name: torch.from_numpy(values) for name, values in STATE.items()})
-    return np.asarray(model.trunk(torch.tensor(tokens))[0].numpy(), np.float64)
+    with torch.no_grad():
+        return np.asarray(model.trunk(torch.tensor(tokens))[0].numpy(), np.float64)
 
 
 def reference(tokens: tuple[int, ...]) -> NDArray[np.float64]:
