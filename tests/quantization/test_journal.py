@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -74,3 +75,10 @@ def test_an_open_journal_is_locked(tmp_path: Path) -> None:
         open_journal(tmp_path / "journal", PRINT, what=tmp_path / "out.gguf")
     journal.discard()
     open_journal(tmp_path / "journal", PRINT, what=tmp_path).discard()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_not_a_journal(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "journal")
+    with pytest.raises(OutputError, match="not a file"):
+        open_journal(tmp_path / "journal", "a" * 64, what=tmp_path / "out.gguf")
