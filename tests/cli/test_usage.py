@@ -61,7 +61,7 @@ def test_closed_streams(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX shells close streams")
-@pytest.mark.parametrize(("arguments", "code"), [("-p x --max-tokens 3", 0), ("", 2), ("-f -", 2)])
+@pytest.mark.parametrize(("arguments", "code"), [("-p x --max-tokens 3 --think-budget 0", 0), ("", 2), ("-f -", 2)])
 def test_closed_stdin(mimo_tiny: Path, arguments: str, code: int) -> None:
     command = f"'{sys.executable}' -m mimo_gguf chat '{mimo_tiny}' --ctx 512 {arguments} <&-"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
