@@ -22,12 +22,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.measured import machine, time_decodes
 from mimo_gguf.bench.peers import PeerOptions, measure_peer, running_server, serve_once
 from mimo_gguf.bench.run import PROMPTS, BenchOptions, EndlessSampler, bench_prompts, window_needed
+from mimo_gguf.bench.same_text import is_same_text
 from mimo_gguf.chat.template import ChatTemplate
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.engine.session import Session, SessionOptions
@@ -44,6 +45,7 @@ class Run:
     first_token_s: float | None = None
     acceptance: float | None = None
     python_share: float | None = None
+    tokens: tuple[int, ...] = ()
 
 
 Measure = Callable[[str], Run]
@@ -74,15 +76,14 @@ def ours(file: Path, options: PeerOptions, *, mtp: bool, adaptive: bool = False)
                 session.reset(slot)
                 start = time.perf_counter()
                 read_prompt(session, vocabulary.tokenize(text))
-                next_token(session, sampler)
+                tokens = [next_token(session, sampler)]
                 first, before = time.perf_counter(), sum(timed.seconds for timed in native)
-                for _ in range(options.n_generate):
-                    next_token(session, sampler)
+                tokens += [next_token(session, sampler) for _ in range(options.n_generate)]
                 seconds = time.perf_counter() - first
                 session.drop_unfinished(slot)
             decoding = sum(timed.seconds for timed in native) - before
             acceptance = slot.stats.since(earlier).acceptance
-            return Run(options.n_generate / seconds, first - start, acceptance, 1 - decoding / seconds)
+            return Run(options.n_generate / seconds, first - start, acceptance, 1 - decoding / seconds, tuple(tokens))
 
         yield measure
 
@@ -102,10 +103,10 @@ def llama_server(program: Path, file: Path, options: PeerOptions, n_draft: int) 
             start = time.perf_counter()
             serve_once(address, text, 1)
             first = time.perf_counter() - start
-            timings = serve_once(address, text, options.n_generate)
+            timings, tokens = serve_once(address, text, options.n_generate)
             drafted = int(timings.get("draft_n", 0))
             acceptance = int(timings.get("draft_n_accepted", 0)) / drafted if drafted else None
-            return Run(float(timings["predicted_per_second"]), first, acceptance)
+            return Run(float(timings["predicted_per_second"]), first, acceptance, tokens=tuple(tokens))
 
         yield measure
 
@@ -181,14 +182,16 @@ def print_report(file: Path, options: PeerOptions, runs: dict[str, list[Run]]) -
     for a, b in (pair for pair in PAIRS if pair[0] in runs and pair[1] in runs):
         both = list(zip(runs[a], runs[b], strict=True))
         ratios[f"{a} / {b}"] = ratio = statistics.median(x.tokens_per_s / y.tokens_per_s for x, y in both)
+        told = [(x.tokens, y.tokens) for x, y in both if x.tokens and y.tokens]
+        same = f"   same text {sum(is_same_text(*pair) for pair in told)} of {len(told)}" if told else ""
         waits = _median([x.first_token_s - y.first_token_s for x, y in both if x.first_token_s and y.first_token_s])
-        print(f"{f'{a} / {b}':44}{ratio:8.3f}{'' if waits is None else f'   first token {1000 * waits:+.0f} ms'}")
+        print(f"{f'{a} / {b}':44}{ratio:8.3f}{'' if waits is None else f'   first token {1000 * waits:+.0f} ms'}{same}")
     document = {
         "machine": machine(),
         "file": file.name,
         "options": asdict(options),
         "ratios": ratios,
-        "runs": {name: [asdict(run) for run in measured] for name, measured in runs.items()},
+        "runs": {name: [asdict(replace(run, tokens=())) for run in measured] for name, measured in runs.items()},
     }
     print(json.dumps(document))
 

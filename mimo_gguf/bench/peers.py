@@ -11,11 +11,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from mimo_gguf.bench.same_text import is_same_text
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.units import counted
 
@@ -24,7 +25,10 @@ _START_S: Final = 600
 
 @dataclass(frozen=True, slots=True)
 class PeerFigure:
-    """What a peer measured; None where it does not measure that. `kind` is the text's; llama-bench has none."""
+    """What a peer measured; None where it does not measure that. `kind` is the text's; llama-bench has none.
+
+    `same_text`: whether it made the text that ours makes in the first way.
+    """
 
     program: str
     kind: str
@@ -32,6 +36,7 @@ class PeerFigure:
     prompt_tokens_per_s: float | None
     tokens_per_s: float
     acceptance: float | None = None
+    same_text: bool | None = None
 
     @property
     def way(self) -> str:
@@ -70,8 +75,17 @@ def check_peer(program: Path) -> None:
         raise UsageError(f"{program}: neither llama-bench nor llama-server", hint="give the path of one of these")
 
 
-def measure_peer(program: Path, model: Path, options: PeerOptions, prompts: Mapping[str, str]) -> Iterator[PeerFigure]:
+def measure_peer(
+    program: Path,
+    model: Path,
+    options: PeerOptions,
+    prompts: Mapping[str, str],
+    texts: Mapping[str, Sequence[int]] | None = None,
+) -> Iterator[PeerFigure]:
     """Figures of llama-bench, or of llama-server for each of `prompts` (by kind) with each number of drafts.
+
+    Args:
+        texts: the tokens ours makes, by kind, to compare the peer's with.
 
     Raises:
         UsageError: no such program, or another one.
@@ -82,7 +96,7 @@ def measure_peer(program: Path, model: Path, options: PeerOptions, prompts: Mapp
         yield _llama_bench(program, model, options)
         return
     for n_draft in options.drafts:
-        yield from _llama_server(program, model, options, prompts, n_draft)
+        yield from _llama_server(program, model, options, prompts, texts or {}, n_draft)
 
 
 def _llama_bench(program: Path, model: Path, options: PeerOptions) -> PeerFigure:
@@ -100,11 +114,18 @@ def _llama_bench(program: Path, model: Path, options: PeerOptions) -> PeerFigure
 
 
 def _llama_server(
-    program: Path, model: Path, options: PeerOptions, prompts: Mapping[str, str], n_draft: int
+    program: Path,
+    model: Path,
+    options: PeerOptions,
+    prompts: Mapping[str, str],
+    texts: Mapping[str, Sequence[int]],
+    n_draft: int,
 ) -> Iterator[PeerFigure]:
     with running_server(program, model, options, n_draft) as address:
         for kind, prompt in prompts.items():
-            runs = [serve_once(address, prompt, options.n_generate) for _ in range(options.repetitions)]
+            answers = [serve_once(address, prompt, options.n_generate) for _ in range(options.repetitions)]
+            runs = [answer.timings for answer in answers]
+            told = kind in texts and all(answer.tokens for answer in answers)
             drafted, accepted = (sum(int(run.get(key, 0)) for run in runs) for key in ("draft_n", "draft_n_accepted"))
             yield PeerFigure(
                 "llama-server",
@@ -113,6 +134,7 @@ def _llama_server(
                 statistics.median(float(run["prompt_per_second"]) for run in runs),
                 statistics.median(float(run["predicted_per_second"]) for run in runs),
                 accepted / drafted if drafted else None,
+                all(is_same_text(answer.tokens, texts[kind]) for answer in answers) if told else None,
             )
 
 
@@ -157,15 +179,22 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Any, 
     raise BackendError(f"{program} did not start: {log.read()[-300:].strip()}", hint="run it by hand to see more")
 
 
-def serve_once(address: str, prompt: str, n_generate: int) -> dict[str, Any]:
-    """Has the server at `address` continue `prompt` greedily, from nothing cached; its own timings."""
+class Served(NamedTuple):
+    """A server's answer: its own timings, and the tokens (none from a server that does not tell them)."""
+
+    timings: dict[str, Any]
+    tokens: list[int]
+
+
+def serve_once(address: str, prompt: str, n_generate: int) -> Served:
+    """Has the server at `address` continue `prompt` greedily, from nothing cached."""
     body = {
         "prompt": prompt, "n_predict": n_generate, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
-        "top_k": 1,
+        "top_k": 1, "return_tokens": True,
     }  # fmt: skip
     request = urllib.request.Request(
         f"{address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=_START_S) as answer:
-        timings: dict[str, Any] = json.load(answer)["timings"]
-        return timings
+        document: dict[str, Any] = json.load(answer)
+        return Served(document["timings"], document.get("tokens", []))

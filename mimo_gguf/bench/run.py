@@ -10,11 +10,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from mimo_gguf.bench.bandwidth import Bandwidth, WeightReads, find_bandwidth, weight_reads
 from mimo_gguf.bench.peers import way_text
+from mimo_gguf.bench.same_text import is_same_text
 from mimo_gguf.chat.template import ChatTemplate
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.gguf_file import read_gguf
@@ -77,8 +78,8 @@ class GenerationFigure:
 
     Attributes:
         acceptance: share of the drafts at each place that were right, given that those before them were.
-        same_text: whether the text equals the first way's, token for token (it may not where a backend rounds batches
-            of other sizes otherwise).
+        same_text: whether each repetition's text is the first way's, token for token. Near ties of logits may turn
+            where a backend rounds passes of more rows otherwise; in an exact session nothing turns.
         read_bytes_per_token: weights read for a token: every pass reads the trunk's and the output's, every draft an
             MTP block's and the output's.
     """
@@ -110,6 +111,7 @@ class BenchReport:
         devices: what it runs on.
         memory_bytes: device name -> most that was in use; for the host what this process had resident.
         bandwidth: of the memory that holds the weights.
+        texts: the first way's tokens, by kind of text.
     """
 
     model: str
@@ -123,6 +125,7 @@ class BenchReport:
     generation: tuple[GenerationFigure, ...]
     memory_bytes: dict[str, int]
     bandwidth: Bandwidth | None
+    texts: dict[str, list[int]] = field(default_factory=dict)
 
     def plain(self, kind: str) -> float | None:
         """tok/s without drafts for one kind of text."""
@@ -138,6 +141,7 @@ class BenchReport:
 
     def as_json(self) -> dict[str, Any]:
         document = asdict(self) | {"mimo_gguf": __version__, "llama_cpp": api().llama_version().decode()}
+        del document["texts"]
         for figure, entry in zip(self.generation, document["generation"], strict=True):
             entry["speed_up"] = self.speed_up(figure)
             entry["read_bytes_per_s"] = figure.read_bytes_per_s
@@ -224,8 +228,9 @@ def run_bench(
     on_figure(report)
     ways = [n for n in sorted(options.drafts) if n == 0 or can_draft]
     used: dict[str, int] = {}
-    for figure in _measure_generation(model, session_options, prompts, options, ways, on_start, plan, used):
-        report = replace(report, generation=(*report.generation, figure), memory_bytes=dict(used))
+    texts: dict[str, list[int]] = {}
+    for figure in _measure_generation(model, session_options, prompts, options, ways, on_start, plan, used, texts):
+        report = replace(report, generation=(*report.generation, figure), memory_bytes=dict(used), texts=dict(texts))
         on_figure(report)
     return report
 
@@ -285,8 +290,8 @@ def _measure_generation(
     on_start: OnStart,
     plan: FitPlan | None,
     used: dict[str, int],
+    texts: dict[str, list[int]],
 ) -> Iterator[GenerationFigure]:
-    texts: dict[str, list[int]] = {}
     end_tokens = Vocabulary(model).end_tokens
     reads = weight_reads(read_gguf(model.path))
     number, of = 0, len(ways) * len(prompts)
@@ -314,7 +319,8 @@ def _measure_text(
     speeds = []
     before = session.stats
     same_text = True
-    for repetition in range(options.repetitions):
+    for _ in range(options.repetitions):
+        session.reset(session.slot)  # what was there before would be read in other passes, by one token with drafts
         read_prompt(session, prompt)
         with EndlessSampler(session.model, end_tokens) as sampler:
             tokens = [next_token(session, sampler)]  # from the prompt's logits: not yet generation
@@ -322,8 +328,7 @@ def _measure_text(
             tokens += [next_token(session, sampler) for _ in range(options.n_generate)]
             speeds.append(options.n_generate / (time.perf_counter() - start))
         session.drop_unfinished(session.slot)
-        if repetition == 0:  # later ones reuse the prompt, and batches of other sizes round otherwise
-            same_text = texts.setdefault(kind, tokens) == tokens
+        same_text = same_text and is_same_text(tokens, texts.setdefault(kind, tokens))
     stats = session.stats.since(before)
     tokens_per_pass = (stats.n_generated - options.repetitions) / max(stats.n_passes, 1)
     return GenerationFigure(

@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from mimo_gguf.cli import ui
-from mimo_gguf.cli.options import Auto, Ctx, GpuLayers, Json, KvType, Mtp, Rpc, Threads
+from mimo_gguf.cli.options import Auto, Ctx, Exact, GpuLayers, Json, KvType, Mtp, Rpc, Threads
 from mimo_gguf.cli.workers import use_workers
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import counted, format_size
@@ -45,6 +45,7 @@ def command(
     gpu_layers: GpuLayers = None,
     kv_type: KvType = None,
     rpc: Rpc = None,
+    exact: Exact = False,
     auto: Auto = True,
     against: Annotated[
         list[Path] | None,
@@ -83,6 +84,7 @@ def command(
             mtp=mtp,
             n_gpu_layers=gpu_layers,
             n_outputs_max=1 + max(options.drafts),
+            exact=exact,
         ),
     )
     check_fit(plan)
@@ -95,7 +97,7 @@ def command(
         start = time.perf_counter()
         with load_model(file, model_options(plan)) as model:
             load_s = time.perf_counter() - start
-            session = session_options(plan, SessionOptions(n_threads=threads or 0))
+            session = session_options(plan, SessionOptions(n_threads=threads or 0, exact=exact))
             report = run_bench(
                 model, template, session if ctx is not None else replace(session, n_ctx=0), options, load_s=load_s,
                 on_start=screen.measuring, on_figure=screen.show, plan=plan,
@@ -103,7 +105,8 @@ def command(
         peers = []
         for program in against or ():
             screen.measuring(program.name)
-            for figure in measure_peer(program, file, _as_ours(report, plan), bench_prompts(template, options.kinds)):
+            prompts = bench_prompts(template, options.kinds)
+            for figure in measure_peer(program, file, _as_ours(report, plan), prompts, report.texts):
                 peers.append(figure)
                 screen.show_peer(figure)
         screen.end(report, peers)
@@ -192,7 +195,8 @@ class BenchScreen:
         if not self._quiet:
             self._wipe()
             right = "" if peer.acceptance is None else _percent(peer.acceptance)
-            way = f"{peer.program}, {peer.way}"
+            way = f"{peer.program}, {peer.way}" + "*" * (peer.same_text is False)
+            self._turned |= peer.same_text is False
             self._row("", (peer.kind or "-", way, _speed(peer.tokens_per_s), "", right, "", ""))
 
     def end(self, report: BenchReport, peers: Sequence[PeerFigure]) -> None:
@@ -203,7 +207,7 @@ class BenchScreen:
         used = ", ".join(f"{format_size(n_bytes)} on {name}" for name, n_bytes in report.memory_bytes.items())
         ui.print_line(f"memory in use: {used}")
         if self._turned:
-            ui.print_line("* near ties of logits turned: another text than the first way's")
+            ui.print_line("* another text than the first way's, near ties of logits being turned; --exact turns none")
         for line in _comparison(report, peers):
             ui.print_line(line)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -14,6 +16,7 @@ from typer.testing import CliRunner, Result
 from mimo_gguf.bench.bandwidth import find_bandwidth, measure_host, weight_reads
 from mimo_gguf.bench.peers import PeerOptions, measure_peer
 from mimo_gguf.bench.run import BenchOptions, BenchReport, EndlessSampler, run_bench
+from mimo_gguf.bench.same_text import is_same_text
 from mimo_gguf.chat.template import CHATML, ChatTemplate
 from mimo_gguf.cli import bench
 from mimo_gguf.core.errors import BackendError, UsageError
@@ -22,8 +25,8 @@ from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
 from mimo_gguf.engine.single import next_token, read_prompt
 from mimo_gguf.hardware.devices import imagined_gpu
-from mimo_gguf.llama.api import LlamaModel
-from tests.tiny_models import make_model
+from mimo_gguf.llama.api import LlamaContext, LlamaModel, load_model, open_context
+from tests.tiny_models import make_model, quantized
 
 QUICK = BenchOptions(n_prompt=20, n_generate=10, drafts=(0, 1, 2), kinds=("code",), repetitions=2)
 PEER = PeerOptions(n_prompt=8, n_generate=4, n_threads=1, n_gpu_layers=0, n_ctx=256, repetitions=1)
@@ -160,7 +163,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
             timings |= {{"draft_n": asked.get("n_predict"), "draft_n_accepted": 1}}
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps({{"timings": timings}}).encode())
+        tokens = [7] * asked.get("n_predict", 0) if asked.get("return_tokens") and len(asked["prompt"]) == 1 else []
+        self.wfile.write(json.dumps({{"timings": timings, "tokens": tokens}}).encode())
     def log_message(self, *_):
         pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Answers).serve_forever()
@@ -188,6 +192,50 @@ def test_peers_stand_beside_ours(tiny_path: Path, tmp_path: Path) -> None:
     assert ratios["ours / llama-bench"] == pytest.approx([plain / 9.5, prompt / 80], rel=0.02, abs=0.02)
     assert ratios["ours / llama-server"] == pytest.approx([plain / 10, drafted / 8], rel=0.02, abs=0.02)
     assert any(line.split() == ["maths", "llama-server,", "1", "draft", "8.00", "20%"] for line in table)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-ins are scripts")
+def test_a_peer_is_asked_for_its_text(tmp_path: Path) -> None:
+    server = tmp_path / "llama-server"
+    server.write_text(SERVER)
+    server.chmod(0o755)
+    options = replace(PEER, drafts=(0,))
+    prompts = {"code": "a", "prose": "b", "maths": "c"}
+    texts = {"code": [7, 7, 7, 7, 7], "prose": [7, 8, 7, 7, 7]}
+    figures = measure_peer(server, tmp_path / "x.gguf", options, prompts, texts)
+    assert [figure.same_text for figure in figures] == [True, False, None]
+
+
+def test_the_same_text() -> None:
+    assert is_same_text([1, 2, 3], (1, 2)) and is_same_text((1, 2), [1, 2, 3])
+    assert not is_same_text([1, 2, 3], [1, 3]) and not is_same_text([], [1])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_all_ways_read_a_prompt_in_equal_passes(tiny_path: Path, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With drafts one token more had to be read again for the next text, and so another number of rows."""
+    passes: list[list[int]] = []
+    decode = LlamaContext.decode
+
+    def open_and_list(*arguments: Any) -> LlamaContext:
+        passes.append([])
+        return open_context(*arguments)
+
+    def decode_and_note(context: LlamaContext, native: Any, stop_when: Any = None) -> int:
+        if context.other is None and native.n_tokens > 3:
+            passes[-1].append(native.n_tokens)
+        return decode(context, native, stop_when)
+
+    monkeypatch.setattr("mimo_gguf.engine.session.open_context", open_and_list)
+    monkeypatch.setattr(LlamaContext, "decode", decode_and_note)
+    options = replace(QUICK, kinds=("code", "prose"))
+    with load_model(quantized(tiny_path, "BF16")) as model:
+        session = SessionOptions(n_ctx=0, n_threads=1, exact=exact)
+        report = run_bench(model, ChatTemplate(CHATML), session, options, load_s=1.0)
+    _, plain, one_draft, two_drafts = passes
+    assert len(plain) == 4 and plain == one_draft == two_drafts
+    if exact:
+        assert all(figure.same_text for figure in report.generation)
 
 
 def test_a_peer_that_is_not_there_is_told_before_anything_is_measured(tiny_path: Path, tmp_path: Path) -> None:
