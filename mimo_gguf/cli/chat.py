@@ -15,6 +15,7 @@ from mimo_gguf.cli.loading import loading, print_advice
 from mimo_gguf.cli.options import (
     Auto,
     Ctx,
+    Exact,
     Force,
     GpuLayers,
     Json,
@@ -84,6 +85,7 @@ def command(
     rpc: Rpc = None,
     kv_type: KvType = None,
     ubatch: Ubatch = None,
+    exact: Exact = False,
     auto: Auto = True,
     stats: Annotated[
         bool, typer.Option("--stats", help="Tell tok/s and acceptance on stderr even if that is not a terminal.")
@@ -129,7 +131,7 @@ def command(
         with loading(shown=watched or (verbose and not as_json), alive=watched and not verbose) as on_plan:
             model = Model.load(
                 file, n_ctx=ctx, kv_type=kv_type, mtp=mtp, n_ubatch=ubatch, n_gpu_layers=gpu_layers, options=options,
-                force=force, on_plan=on_plan,
+                exact=exact, force=force, on_plan=on_plan,
             )  # fmt: skip
         stack.enter_context(model)
         if model.plan is not None:

@@ -12,7 +12,7 @@ import typer
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.candidates import USUAL_TYPES, choose_devices, find_candidates
 from mimo_gguf.cli.loading import print_advice
-from mimo_gguf.cli.options import Auto, Ctx, GpuLayers, Json, KvType, Mtp, Rpc, Types, Ubatch
+from mimo_gguf.cli.options import Auto, Ctx, Exact, GpuLayers, Json, KvType, Mtp, Rpc, Types, Ubatch
 from mimo_gguf.core.errors import DoesNotFit, UsageError
 from mimo_gguf.core.units import format_size
 
@@ -45,6 +45,7 @@ def command(
         int, typer.Option("--parallel", min=1, metavar="N", help="Conversations at once, sharing --ctx.")
     ] = 1,
     gpu_layers: GpuLayers = None,
+    exact: Exact = False,
     auto: Auto = False,
     gpu: Annotated[
         list[str] | None,
@@ -82,6 +83,7 @@ def command(
         n_gpu_layers=gpu_layers,
         n_seq_max=parallel,
         flash_attn=flash_attn,
+        exact=exact,
     )
     if auto:
         _show_solution(solve(candidates, devices, wishes), wishes, src, rpc or [], as_json=as_json)
@@ -198,7 +200,9 @@ def _command_lines(solution: Solution, src: str | None, rpc: Sequence[str]) -> I
         words += ["--kv-type", s.type_k.name.lower()]
     if plan.model.has_mtp and not s.mtp:
         words.append("--no-mtp")
-    if s.n_ubatch != 512:
+    if s.is_exact:
+        words.append("--exact")
+    elif s.n_ubatch != 512:
         words += ["--ubatch", str(s.n_ubatch)]
     words += [word for endpoint in rpc for word in ("--rpc", endpoint)]
     yield "to run it", " ".join(words)

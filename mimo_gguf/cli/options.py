@@ -46,6 +46,10 @@ Ubatch = Annotated[
     int | None,
     typer.Option("--ubatch", min=1, metavar="N", help="Prompt tokens computed at a time [default: 512 if it fits]."),
 ]
+Exact = Annotated[
+    bool,
+    typer.Option("--exact", help="Compute every row alone: the same text in any batch, with any drafts; slower."),
+]
 Rpc = Annotated[
     list[str] | None, typer.Option("--rpc", metavar="HOST:PORT", help="Also use this worker; repeat it for several.")
 ]

@@ -12,15 +12,20 @@ import numpy as np
 
 from mimo_gguf.llama.api import Floats
 
-_TILE: Final = 64  # rows from which flash attention computes tiles on a CPU
-# File type -> how far a logit moved at most: with 2 rows, 4 and more, 64 and more. The larger of two CPUs, one with
-# AVX2 and one with AVX-512 (where Q4_K matrices are laid out anew and computed otherwise from 4 rows on).
+_SOME: Final = 4  # rows from which matrices of Q4_K are multiplied otherwise
+_MANY: Final = 64  # rows from which flash attention computes tiles on a CPU
+# File type -> how far a logit moved at most in a text of 512 tokens, read 2, 4 to 32, and 64 or more rows at a time
+# and not one by one. Largest of flash attention and none with caches of f32, f16 and q8_0, weights repacked and not, on
+# a CPU with AVX2; for BF16 and Q8_0, one with AVX-512 moved them less. The table is in BENCHMARKS.md.
 _MOVED: Final[dict[str, tuple[float, float, float]]] = {
-    "F32": (0.03, 0.03, 0.05),
-    "F16": (0.04, 0.04, 0.05),
-    "BF16": (0.10, 0.10, 0.13),
-    "Q8_0": (0.10, 0.10, 0.38),
-    "Q4_K_M": (0.13, 0.86, 0.86),
+    "F32": (0.07, 0.07, 0.07),
+    "F16": (0.13, 0.13, 0.13),
+    "BF16": (0.12, 0.12, 0.13),
+    "Q8_0": (0.26, 0.26, 0.40),
+    "Q6_K": (0.44, 0.55, 0.88),
+    "Q4_0": (0.38, 0.38, 0.54),
+    "IQ4_NL": (0.55, 0.55, 0.67),
+    "Q4_K_M": (0.60, 0.63, 0.94),
 }
 _OTHERS: Final = "Q4_K_M"
 
@@ -35,7 +40,7 @@ def near_tie(file_type: str, n_rows: int) -> float:
     if n_rows <= 1:
         return 0.0
     few, some, many = _MOVED.get(file_type, _MOVED[_OTHERS])
-    return 2 * (many if n_rows >= _TILE else some if n_rows >= 4 else few)
+    return 2 * (many if n_rows >= _MANY else some if n_rows >= _SOME else few)
 
 
 def is_near_tie(logits: Floats, gap: float) -> bool:

@@ -179,10 +179,11 @@ def _compute(
     n_batch = min(settings.n_batch, settings.n_ctx_asked)  # llama.cpp compares before it rounds n_ctx up
     n_ubatch = settings.mtp_n_ubatch if is_mtp else min(settings.n_ubatch, n_batch)
     n_outputs_max = settings.mtp_n_outputs_max if is_mtp else (settings.n_outputs_max or n_batch)
-    n_tokens = padded(min(settings.n_cells, n_ubatch), settings.n_seq_max)
+    n_rows = min(settings.n_cells, n_ubatch)
+    n_tokens = padded(n_rows, settings.n_seq_max)
     graph_settings = GraphSettings(
         n_tokens=n_tokens,
-        n_outputs=min(n_tokens, max(n_outputs_max, settings.n_seq_max)),
+        n_outputs=min(n_rows, max(n_outputs_max, settings.n_seq_max)),
         n_kv=settings.n_cells if settings.kv_unified or is_mtp else settings.n_ctx_seq,
         k_is_quantized=settings.type_k not in FLOAT_TYPES,
         v_is_quantized=settings.type_v not in FLOAT_TYPES,

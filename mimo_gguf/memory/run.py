@@ -46,6 +46,11 @@ class RunSettings:
     tensor_split: tuple[float, ...] = ()
 
     @property
+    def is_exact(self) -> bool:
+        """Whether every row is a graph of its own, and every conversation has a buffer of its own."""
+        return self.n_ubatch == 1 and not self.kv_unified
+
+    @property
     def n_ctx_seq(self) -> int:
         """Tokens of context of one conversation, as llama.cpp rounds them."""
         return n_ctx_seq(self.n_ctx, self.n_seq_max)

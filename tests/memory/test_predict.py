@@ -10,6 +10,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,20 @@ def test_agrees_for_several_conversations(files: dict[tuple[str, str], Path]) ->
     cells = [cell for cell in agreement.parallel_grid() if cell.settings.n_gpu_layers == 0]
     for layout, kind, settings in random.Random(0).sample(cells, 20):
         assert_agrees(files[layout, kind], full_size.sizes(layout, kind), settings)
+
+
+@pytest.mark.parametrize("n_seq_max", [1, 3])
+def test_agrees_for_exact_sessions(n_seq_max: int, files: dict[tuple[str, str], Path]) -> None:
+    """And they need less: the buffers are for one row."""
+    for kind, mtp in ((F16, False), (F16, True), (Q8_0, True)):
+        common: dict[str, Any] = {"n_ctx": 8192, "n_seq_max": n_seq_max, "n_outputs_max": 2 * n_seq_max}
+        common |= {"type_k": kind, "type_v": kind}
+        settings = session_settings(**common, mtp=mtp, n_gpu_layers=0, exact=True)
+        assert settings.is_exact
+        sizes = full_size.sizes(STEP35, "Q4_K_M")
+        assert_agrees(files[STEP35, "Q4_K_M"], sizes, settings)
+        usual = predict_memory(sizes, session_settings(**common, mtp=mtp, n_gpu_layers=0))[-1]
+        assert predict_memory(sizes, settings)[-1].compute.target < usual.compute.target
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])

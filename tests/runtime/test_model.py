@@ -37,6 +37,19 @@ def model(trained_path: Path) -> Iterator[Model]:
         yield model
 
 
+def test_an_exact_model(tiny_path: Path) -> None:
+    """The plan says what the session then is; drafts are made if they are wished for, and change nothing."""
+    said = []
+    for mtp in (None, True):
+        options = SessionOptions(n_threads=1, adaptive=False)
+        with Model.load(tiny_path, n_ctx=512, exact=True, mtp=mtp, options=options) as model:
+            assert model.plan is not None and model.plan.settings.is_exact
+            assert model.has_mtp == bool(mtp)
+            assert model.session.target.options.n_ubatch == 1
+            said.append(model.complete("abc", temperature=0, max_tokens=20).tokens)
+    assert said[0] == said[1]
+
+
 def test_an_answer(model: Model) -> None:
     answer = model.chat(WHO, temperature=0)
     assert "MiMo" in answer.text and answer.reasoning
