@@ -1,7 +1,7 @@
 """The memory plan: what a run needs on each device against what is free there, and ways out if it does not fit.
 
-The needs are llama.cpp's own (`memory_model`), plus what it does not count: the driver's part, the program itself, and
-a margin. On a machine without a GPU the plan is about RAM. Weights that stay on the host are a mapped file: the
+The needs are llama.cpp's own (`memory.predict`), plus what it does not count: the driver's part, the program itself
+and a margin. On a machine without a GPU the plan is about RAM. Weights that stay on the host are a mapped file: the
 system could drop their pages, but every token reads all of them again, so they count in full; the same bytes in the
 page cache count as free.
 """

@@ -1,4 +1,4 @@
-"""Compute buffers of one context: its worst-case graph (`memory_graph`) through ggml's rules (`memory_allocator`).
+"""Compute buffers of one context: its worst-case graph (`graph`) through ggml's rules (`allocator`).
 
 A replay takes about a millisecond, because blocks that only repeat others are left out.
 """

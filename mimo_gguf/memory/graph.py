@@ -2,7 +2,7 @@
 
 llama.cpp sizes its compute buffers by building the graph of one full ubatch against a full cache and replaying its
 allocator on it (`sched_reserve`). This module builds the same graphs for the two layouts of this project and for the
-MTP context; `memory_allocator` replays the allocator. Only what decides memory is kept: sizes, sources, views, which
+MTP context; `allocator` replays the allocator. Only what decides memory is kept: sizes, sources, views, which
 tensors are graph inputs and outputs, where weights and caches live.
 
 Followed line by line, at commit 0c1e57098:

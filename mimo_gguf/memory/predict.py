@@ -8,7 +8,7 @@ Everything is bytes that llama.cpp itself asks its backends for, at commit 0c1e5
 - KV cache: `n_ctx * head_count_kv * (row_bytes(type_k, key_length) + row_bytes(type_v, value_length))` per trunk block,
   on the block's device, and the same per MTP block for the MTP context; n_ctx is padded to 256
   (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-kv-cache.cpp).
-- compute buffers: the worst-case graph replayed through ggml's own allocator rules (`memory_compute`), for the target
+- compute buffers: the worst-case graph replayed through ggml's own allocator rules (`compute`), for the target
   and for the MTP context.
 - output rows: logits of a batch and, with MTP, the hidden state of every token of it
   (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-context.cpp, `output_reserve`).

@@ -54,8 +54,8 @@ def test_several_conversations_run_as_planned(path: Path) -> None:
         planned, target = model.plan.settings, model.session.target
         asked = replace(context_options(planned), n_threads=1)
         assert (target.n_cells, target.options) == (planned.n_cells, asked)
-        drafting = model.session.drafter.context.options
-        assert (drafting.n_ubatch, drafting.n_outputs_max) == (planned.mtp_n_ubatch, 40)
+        drafting = model.session.drafter.context
+        assert (drafting.options.n_ubatch, drafting.n_outputs_max) == (planned.mtp_n_ubatch, 40)
     assert choose_plan(read_gguf(path), Wishes(n_seq_max=2), host(8 * GIB)).settings.n_ctx == 2 * 16384
 
 
