@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.core.kinds import check_kind
 from mimo_gguf.engine.constraints import Constraints
 from mimo_gguf.engine.grammar_limits import check_grammar
 from mimo_gguf.engine.json_schema import grammar_of_schema
@@ -91,6 +92,9 @@ class SamplingOptions:
             if isinstance(low, int) and not isinstance(value, Integral):
                 raise UsageError(f"{name} is {value!r}, not a whole number", hint=_HELP)
         biases: Mapping[Any, Any] = self.logit_bias
+        check_kind("logit_bias", biases, Mapping, "logit_bias: token id -> number")
+        _check_sequences("allowed_tokens", [] if self.allowed_tokens is None else [self.allowed_tokens])
+        _check_sequences("bad_tokens", self.bad_tokens)
         for token, bias in biases.items():
             if not isinstance(token, Integral) or not isinstance(bias, Real) or math.isnan(bias):
                 raise UsageError(f"a bias of {bias!r} for token {token!r}", hint="logit_bias: token id -> number")
@@ -350,6 +354,15 @@ class Sampler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_sequences(name: str, sequences: Any) -> None:
+    hint = f"{name} holds token ids"
+    check_kind(name, sequences, Sequence, hint)
+    for each in sequences:
+        check_kind(name, each, Sequence, hint)
+        for token in each:
+            check_kind(name, token, Integral, hint)
 
 
 def _read_grammar(module: Any, model: LlamaModel, grammar: str) -> Any:

@@ -14,7 +14,9 @@ from typing import Final, Literal, NamedTuple
 
 from mimo_gguf.core.errors import BackendError, MimoGgufError, UsageError
 from mimo_gguf.core.ggml_types import parse_ggml_type
+from mimo_gguf.core.kinds import check_kind
 from mimo_gguf.core.kv_cache import check_kv_type, n_ctx_seq
+from mimo_gguf.core.numbers import is_number, is_whole
 from mimo_gguf.engine.draft_control import DraftControl
 from mimo_gguf.engine.drafting import Drafter, DraftRequest, HiddenState, MtpRows
 from mimo_gguf.engine.near_ties import is_near_tie, near_tie
@@ -75,10 +77,14 @@ class SessionOptions:
             ("n_threads", 0, _MOST_THREADS, "{} threads", f"at most {_MOST_THREADS}; 0 takes the physical cores"),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or not low <= value <= high:
+            if not is_whole(value) or not low <= value <= high:
                 raise UsageError(what.format(value), hint=hint)
-        if not 0.0 <= self.p_min <= 1.0:
+        if not is_number(self.p_min) or not 0.0 <= self.p_min <= 1.0:
             raise UsageError(f"a probability of {self.p_min}", hint="choose a draft probability between 0 and 1")
+        check_kind("kv_type", self.kv_type, str, 'kv_type="q8_0"')
+        for name in ("mtp", "adaptive", "exact"):
+            check_kind(name, getattr(self, name), bool, "True or False")
+        check_kind("flash_attn", self.flash_attn, bool, "True, False, or None for llama.cpp's choice", or_none=True)
         if self.hidden not in ("pre", "post"):
             raise UsageError(f"no hidden state {self.hidden!r}", hint="pre or post")
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 from mimo_gguf.chat.messages import cut_after_last, no_conversation, read_messages
 from mimo_gguf.chat.template import ChatTemplate, Message
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.kinds import check_kind
 from mimo_gguf.engine.session import SessionOptions
 from mimo_gguf.runtime.engine_args import model_source, read_arguments
 from mimo_gguf.runtime.model import Model
@@ -65,6 +66,8 @@ class LLM:
             UsageError: an argument that does not exist, cannot be done, or is out of range.
             GgufError, CheckpointError, HubError, DoesNotFit, BackendError: as `Model.load` and the conversion.
         """
+        check_kind("options", options, SessionOptions, "options=SessionOptions(n_threads=8)", or_none=True)
+        check_kind("download_dir", download_dir, (str, Path), "give a folder", or_none=True)
         args, load = read_arguments({"max_model_len": max_model_len, "max_num_seqs": max_num_seqs, **arguments})
         source = model_source(model)
         load = args.load_options(load)
@@ -171,6 +174,8 @@ class LLM:
             raise UsageError(
                 "continue_final_message and add_generation_prompt together", hint="add_generation_prompt=False"
             )
+        check_kind("chat_template", chat_template, str, "give jinja2 text", or_none=True)
+        check_kind("chat_template_kwargs", chat_template_kwargs, Mapping, "give a dict", or_none=True)
         found, own = read_messages(messages), self.model.template
         template = own if chat_template is None else ChatTemplate(chat_template, special_tokens=own.special_tokens)
         variables = {"tools": tools, **(chat_template_kwargs or {}), "add_generation_prompt": add_generation_prompt}

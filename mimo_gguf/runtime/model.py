@@ -10,7 +10,7 @@ with Model.load("MiMo-7B-RL-Q4_K_M.gguf") as model:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from mimo_gguf.chat.template import ChatTemplate, Message, with_system
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.gguf_file import GgufFile
+from mimo_gguf.core.kinds import check_kind
 from mimo_gguf.core.near_matches import name_hint
 from mimo_gguf.core.numbers import is_whole
 from mimo_gguf.core.runnable import read_runnable
@@ -95,7 +96,8 @@ class Model:
             DoesNotFit: it needs more memory than is free; the hint names what would fit.
             BackendError: llama.cpp cannot load it or make its contexts.
         """
-        _check_numbers({"n_ctx": n_ctx, "n_ubatch": n_ubatch, "n_gpu_layers": n_gpu_layers})
+        _check_places(path, devices, n_gpu_layers=n_gpu_layers)
+        _check_settings(options, kv_type, mtp, n_ctx=n_ctx, n_ubatch=n_ubatch, n_gpu_layers=n_gpu_layers)
         file = read_runnable(path)
         options = options or SessionOptions()
         options = replace(options, exact=exact or options.exact)
@@ -265,6 +267,10 @@ class Model:
         self, prompt: str | Sequence[int], stream: bool, sampling: SamplingOptions | None,
         options: AnswerOptions | None, progress: OnRead | None, overrides: dict[str, Any],
     ) -> Answer | AnswerStream:  # fmt: skip
+        check_kind("sampling", sampling, SamplingOptions, "sampling=SamplingOptions(temperature=0)", or_none=True)
+        check_kind("options", options, AnswerOptions, "options=AnswerOptions(max_tokens=100)", or_none=True)
+        if progress is not None and not callable(progress):
+            raise UsageError(f"progress is {progress!r:.60}", hint="give a function of two numbers")
         sampling, options = _overridden(sampling or SamplingOptions(), options or AnswerOptions(), overrides)
         read = read_prompt(prompt, self.vocabulary)
         request = Request(read.tokens, sampling, options, read.opened)
@@ -284,8 +290,27 @@ class Model:
             self._running = None
 
 
-def _check_numbers(given: Mapping[str, object]) -> None:
-    for name, value in given.items():
+def _check_places(path: Any, devices: Any, n_gpu_layers: Any) -> None:
+    """What is loaded, and where to."""
+    check_kind("path", path, (str, Path), "give the path of a GGUF file")
+    if is_whole(n_gpu_layers) and n_gpu_layers < -1:
+        raise UsageError(f"n_gpu_layers is {n_gpu_layers}", hint="-1 puts all layers on the GPU")
+    if devices is None:
+        return
+    hint = "give what list_devices() gives, or some of it, the host last"
+    check_kind("devices", devices, Sequence, hint)
+    for device in devices:
+        check_kind("a device", device, Device, hint)
+    if devices and devices[-1].is_gpu:
+        raise UsageError("the last device is not the host", hint=hint)
+
+
+def _check_settings(options: Any, kv_type: Any, mtp: Any, **numbers: Any) -> None:
+    """How it runs."""
+    check_kind("options", options, SessionOptions, "options=SessionOptions(n_threads=8)", or_none=True)
+    check_kind("kv_type", kv_type, str, 'kv_type="q8_0"', or_none=True)
+    check_kind("mtp", mtp, bool, "True, False, or None for what fits", or_none=True)
+    for name, value in numbers.items():
         if value is not None and not is_whole(value):
             raise UsageError(f"{name} is {value!r}", hint=f"give a whole number: {name}=4096")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mimo_gguf.chat.messages import cut_after_last, read_messages
 from mimo_gguf.chat.template import ChatTemplate, Message
+from mimo_gguf.core.numbers import is_whole
 from mimo_gguf.llama.vocabulary import Vocabulary
 from mimo_gguf.runtime.prompts import read_prompt
 
@@ -35,7 +36,7 @@ class Tokenizer:
         Raises:
             UsageError: the model has no such token.
         """
-        ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        ids = [token_ids] if is_whole(token_ids) else token_ids
         tokens = read_prompt({"prompt_token_ids": ids}, self._vocabulary).tokens
         pieces = (self._vocabulary.piece(token, special=not skip_special_tokens) for token in tokens)
         return b"".join(pieces).decode("utf-8", "replace")

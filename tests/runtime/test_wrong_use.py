@@ -20,7 +20,7 @@ from mimo_gguf.chat.reasoning import split_reasoning
 from mimo_gguf.chat.template import ChatTemplate
 from mimo_gguf.core.errors import GgufError, UsageError
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
-from mimo_gguf.engine.session import Session
+from mimo_gguf.engine.session import Session, SessionOptions
 from mimo_gguf.engine.single import next_token, read_prompt
 from mimo_gguf.engine.slot import WindowFull
 from mimo_gguf.engine.state import load_state, save_state
@@ -325,3 +325,57 @@ def test_many_prompts_with_a_mistake_among_them(trained_path: Path) -> None:
         assert llm.generate("a", SamplingParams(temperature=0, max_tokens=5, stop=None)) == wanted
         last = SamplingParams(n=2, seed=0xFFFFFFFE, max_tokens=3)
         assert len(llm.generate("a", last)[0].outputs) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n_ctx": "512"}, {"n_ctx": 1.5}, {"n_ctx": -1}, {"n_ubatch": "64"}, {"n_gpu_layers": "1"},
+        {"n_gpu_layers": -5}, {"kv_type": 8}, {"mtp": "yes"}, {"devices": 5}, {"devices": ["GPU0"]},
+        {"options": {"n_threads": 1}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_of_another_kind(trained_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Model.load(trained_path, **wrong)
+
+
+@pytest.mark.parametrize("path", [5, None, b"x.gguf"])
+def test_paths_of_another_kind(path: Any) -> None:
+    with pytest.raises(UsageError):
+        Model.load(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sampling": {"temperature": 0}}, {"sampling": 5}, {"options": {"max_tokens": 1}}, {"progress": 5},
+        {"logit_bias": [1]}, {"logit_bias": None}, {"allowed_tokens": 5}, {"allowed_tokens": ("a",)},
+        {"bad_tokens": 5}, {"bad_tokens": (5,)}, {"stop": 5}, {"stop": b"a"}, {"grammar": b"root"}, {"system": 5},
+        {"min_tokens": "1"}, {"logprobs": "1"}, {"stop_tokens": 5}, {"temprature": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_of_another_kind(model: Model, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        model.chat(WHO, **{"max_tokens": 1, **wrong})
+
+
+@pytest.mark.parametrize("wrong", [{"p_min": "x"}, {"kv_type": 5}, {"mtp": "x"}, {"n_draft": True}, {"flash_attn": 1}])
+def test_sessions_of_another_kind(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        SessionOptions(**wrong)
+
+
+def test_prompts_in_other_forms(model: Model) -> None:
+    ids = model.vocabulary.tokenize("Once upon")
+    wanted = model.complete("Once upon", max_tokens=5, temperature=0).tokens
+    for prompt in (ids, tuple(ids), np.array(ids), iter(ids)):
+        assert model.complete(prompt, max_tokens=5, temperature=0).tokens == wanted  # type: ignore[arg-type]
+    asked = model.chat(WHO, max_tokens=5, temperature=0).tokens
+    assert model.chat(iter(WHO), max_tokens=5, temperature=0).tokens == asked
+    wrong: list[Any] = [b"Once", None, 5, [[1]], [1.5], ["a"], [1 << 40], [-1]]
+    for prompt in wrong:
+        with pytest.raises(UsageError):
+            model.complete(prompt)
