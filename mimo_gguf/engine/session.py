@@ -357,7 +357,7 @@ class Session:
             shares.append(Share(slot, tokens, len(tokens)))
         if reading:
             n_taken = sum(len(share.tokens) for share in shares)
-            rows = self.target.options.n_outputs_max - n_taken
+            rows = self.target.n_outputs_max - n_taken
             shares += plan_reading(reading, self._batch.capacity - n_taken, rows)
         if self.options.exact:  # llama.cpp puts rows of sequences that follow one another into one graph all the same
             shares.sort(key=lambda share: -share.slot.seq_id)
