@@ -17,10 +17,12 @@ from mimo_gguf.core.paths import path_kind
 from mimo_gguf.core.units import format_size
 
 if TYPE_CHECKING:
+    from mimo_gguf.core.model_sizes import ModelSizes
     from mimo_gguf.core.model_source import ModelSource
     from mimo_gguf.fit.solver import Candidate, Solution
 
-# What a checkpoint is made into, worst first: those among which `mimo-gguf fit --auto` chooses.
+# What a checkpoint is made into, worst first: those among which `mimo-gguf fit --auto` chooses. F16 doubles the bytes
+# read per token for what nobody can tell.
 TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0")
 MODELS_VARIABLE: Final = "MIMO_GGUF_MODELS"
 
@@ -123,7 +125,7 @@ class _Chooser:
 
     def type_for(self, source: ModelSource) -> str:
         """The best file type that fits, or the smallest."""
-        solution = self._solve(_candidates(source))
+        solution = self._solve(made_into(_sizes(source), TYPES))
         LOGGER.info("%s: %s is the best type that fits", source.label, solution.file_type)
         return solution.file_type if solution.plan.fits else TYPES[0]
 
@@ -160,20 +162,27 @@ class _Chooser:
         return solve(candidates, load.get("devices") or list_devices(), wishes)
 
 
-def _candidates(source: ModelSource) -> list[Candidate]:
-    """What `source` could be made into, smallest first."""
-    from mimo_gguf.core.geometry import read_geometry
-    from mimo_gguf.core.model_sizes import ModelSizes
+def made_into(model: ModelSizes, types: Sequence[str]) -> list[Candidate]:
+    """What `model` becomes as each of the types, smallest first.
+
+    Raises:
+        UsageError: a type that does not exist.
+    """
     from mimo_gguf.fit.solver import candidate_of
     from mimo_gguf.quantization.profiles import load_profile
     from mimo_gguf.quantization.type_choice import choose_types
 
-    infos = [tensor.info for tensor in source.tensors]
-    geometry = read_geometry(source.metadata, infos, where=source.label)
     candidates = []
-    for profile in map(load_profile, TYPES):
-        chosen = tuple(choice.info for choice in choose_types(profile, geometry, infos))
-        candidates.append(
-            candidate_of(ModelSizes(f"{source.name}-{profile.name}.gguf", geometry, chosen), profile.name)
-        )
+    for profile in map(load_profile, types):
+        chosen = tuple(choice.info for choice in choose_types(profile, model.geometry, model.tensors))
+        sizes = replace(model, label=f"{model.label}-{profile.name}.gguf", tensors=chosen)
+        candidates.append(candidate_of(sizes, profile.name))
     return sorted(candidates, key=lambda candidate: candidate.model.file_bytes)
+
+
+def _sizes(source: ModelSource) -> ModelSizes:
+    from mimo_gguf.core.geometry import read_geometry
+    from mimo_gguf.core.model_sizes import ModelSizes
+
+    infos = tuple(tensor.info for tensor in source.tensors)
+    return ModelSizes(source.name, read_geometry(source.metadata, infos, where=source.label), infos)

@@ -14,7 +14,6 @@ from mimo_gguf.core.units import parse_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mimo_gguf.core.model_sizes import ModelSizes
     from mimo_gguf.core.model_source import Metadata
     from mimo_gguf.fit.solver import Candidate
     from mimo_gguf.hardware.cards import Card
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 # From the smallest: what a checkpoint is usually made into.
 USUAL_TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0", "F16")
-_AUTO_TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0")  # F16 doubles the bytes read per token for what nobody can tell
 
 
 def choose_devices(
@@ -90,11 +88,12 @@ def find_candidates(src: str | None, types: Sequence[str], *, auto: bool) -> tup
     from mimo_gguf.core.model_sizes import ModelSizes, model_sizes
     from mimo_gguf.core.published_model import PUBLISHED_ID, published_model
     from mimo_gguf.fit.solver import candidate_of
+    from mimo_gguf.model_files import TYPES, made_into
 
-    profiles = types or (_AUTO_TYPES if auto else USUAL_TYPES)
+    profiles = types or (TYPES if auto else USUAL_TYPES)
     if src is None:
         model = replace(published_model(), label=PUBLISHED_ID.partition("/")[2])
-        return _made_into(model, profiles), {}
+        return made_into(model, profiles), {}
     if is_gguf(src) and not types:
         file = read_gguf(src)
         number = file.value("general.file_type")
@@ -103,18 +102,4 @@ def find_candidates(src: str | None, types: Sequence[str], *, auto: bool) -> tup
     with open_model(src, headers_only=True) as source:
         infos = tuple(tensor.info for tensor in source.tensors)
         geometry = read_geometry(source.metadata, infos, where=src)
-        return _made_into(ModelSizes(source.name, geometry, infos), profiles), source.metadata
-
-
-def _made_into(model: ModelSizes, types: Sequence[str]) -> list[Candidate]:
-    """What `model` becomes as each of the types, smallest first."""
-    from mimo_gguf.fit.solver import candidate_of
-    from mimo_gguf.quantization.profiles import load_profile
-    from mimo_gguf.quantization.type_choice import choose_types
-
-    candidates = []
-    for profile in map(load_profile, types):
-        chosen = tuple(choice.info for choice in choose_types(profile, model.geometry, model.tensors))
-        sizes = replace(model, label=f"{model.label}-{profile.name}.gguf", tensors=chosen)
-        candidates.append(candidate_of(sizes, profile.name))
-    return sorted(candidates, key=lambda candidate: candidate.model.file_bytes)
+        return made_into(ModelSizes(source.name, geometry, infos), profiles), source.metadata
