@@ -50,6 +50,7 @@ class SessionOptions:
         kv_type: "f16", "q8_0", "q4_0", ...: ggml's name of the type of the KV cache.
         n_threads: 0 takes the physical cores.
         exact: compute every row alone, so that a text is the same to the token in any batch, with and without drafts.
+        n_prompt_rows: logits that a pass may give of a prompt, if more than drawing needs: each costs memory.
     """
 
     n_ctx: int = 4096
@@ -65,6 +66,7 @@ class SessionOptions:
     adaptive: bool = True
     n_ubatch_mtp: int = 64
     exact: bool = False
+    n_prompt_rows: int = 0
 
     def __post_init__(self) -> None:
         """Raises UsageError for values that make no sense; llama.cpp crashes with some of them."""
@@ -73,6 +75,7 @@ class SessionOptions:
             ("n_ctx", 0, _MOST, "a context of {} tokens", "give a positive number: --ctx 4096"),
             ("n_batch", 1, _MOST, "a batch of {} tokens", "choose 512"),
             ("n_ubatch_mtp", 1, _MOST, "a micro-batch of {} tokens", "choose 64"),
+            ("n_prompt_rows", 0, 1 << 16, "{} rows of a prompt", "choose 64"),
             ("n_parallel", 1, 256, "{} conversations at a time", "choose 1 to 256"),
             ("n_threads", 0, _MOST_THREADS, "{} threads", f"at most {_MOST_THREADS}; 0 takes the physical cores"),
         ):
@@ -93,6 +96,11 @@ class SessionOptions:
         """Rows that want logits when every conversation draws."""
         return self.n_parallel * (1 + self.n_draft)
 
+    @property
+    def n_outputs_max(self) -> int:
+        """Rows that a pass may give logits of."""
+        return max(self.n_rows_drawing, self.n_prompt_rows)
+
     def for_context(self) -> ContextOptions:
         """The target context's options. The cells are divided as llama.cpp divides them: each share is rounded up.
 
@@ -103,14 +111,14 @@ class SessionOptions:
         computed for a token depends on those before it, and on nothing else.
         """
         kv_type = _kv_type_number(self.kv_type)
-        n_batch = max(min(self.n_batch, self.n_ctx), self.n_rows_drawing + 1)
+        n_batch = max(min(self.n_batch, self.n_ctx), self.n_outputs_max + 1)
         return ContextOptions(
             n_ctx=self.n_parallel * n_ctx_seq(self.n_ctx, self.n_parallel),
             n_batch=n_batch,
             n_ubatch=1 if self.exact else n_batch,
             n_seq_max=self.n_parallel,
             kv_unified=not self.exact,
-            n_outputs_max=self.n_rows_drawing,
+            n_outputs_max=self.n_outputs_max,
             n_threads=self.n_threads,
             type_k=kv_type,
             type_v=kv_type,
@@ -177,7 +185,7 @@ class Session:
 
     def _open_drafter(self) -> Drafter:
         options, n_batch = self.options, self.target.options.n_batch
-        n_ubatch = min(max(options.n_ubatch_mtp, options.n_rows_drawing), n_batch)
+        n_ubatch = min(max(options.n_ubatch_mtp, options.n_outputs_max), n_batch)
         context = open_mtp_context(self.target, n_ubatch=n_ubatch)
         return Drafter(context, n_draft=options.n_draft, p_min=options.p_min, hidden=options.hidden)
 
@@ -357,8 +365,7 @@ class Session:
             shares.append(Share(slot, tokens, len(tokens)))
         if reading:
             n_taken = sum(len(share.tokens) for share in shares)
-            rows = self.target.n_outputs_max - n_taken
-            shares += plan_reading(reading, self._batch.capacity - n_taken, rows)
+            shares += plan_reading(reading, self._batch.capacity - n_taken, self.target.n_outputs_max - n_taken)
         if self.options.exact:  # llama.cpp puts rows of sequences that follow one another into one graph all the same
             shares.sort(key=lambda share: -share.slot.seq_id)
         return shares

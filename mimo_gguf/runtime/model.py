@@ -108,7 +108,7 @@ class Model:
             n_ubatch=n_ubatch,
             n_gpu_layers=n_gpu_layers,
             n_seq_max=options.n_parallel,
-            n_outputs_max=options.n_rows_drawing,
+            n_outputs_max=options.n_outputs_max,
             flash_attn=options.flash_attn is not False,
             exact=options.exact,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from mimo_gguf.engine.logprobs import score_token
 from mimo_gguf.engine.session import SessionOptions
+from mimo_gguf.llama.api import LlamaContext
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.runtime.outputs import RequestOutput
 from mimo_gguf.runtime.params import SamplingParams
@@ -111,6 +113,30 @@ def test_no_answer_but_the_prompts(llm: LLM) -> None:
     output = ask(llm, temperature=0, max_tokens=0, prompt_logprobs=1)
     assert output.outputs[0].token_ids == () and output.prompt_logprobs is not None
     assert output.prompt_logprobs[0] is None and all(output.prompt_logprobs[1:])
+
+
+def test_more_rows_need_fewer_passes(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same scores; the contexts are those that were planned."""
+    passes: list[int] = []
+    decode = LlamaContext.decode
+    monkeypatch.setattr(LlamaContext, "decode", lambda *args: passes.append(1) or decode(*args))
+    few = ask(llm, temperature=0, max_tokens=1, prompt_logprobs=0, seed=1)
+    n_few = len(passes)
+    options = replace(EXACT, n_prompt_rows=80)
+    with LLM(llm.model.file.path, max_model_len=128, max_num_seqs=2, kv_type="f32", options=options) as wide:
+        planned = wide.model.plan
+        assert planned is not None and planned.settings.n_outputs_max == wide.model.session.target.n_outputs_max == 80
+        assert wide.model.session.drafter is not None
+        assert planned.settings.mtp_n_ubatch == wide.model.session.drafter.context.options.n_ubatch
+        passes.clear()
+        many = ask(wide, temperature=0, max_tokens=1, prompt_logprobs=0, seed=1)
+    assert len(passes) < n_few / 2
+    assert few.prompt_logprobs is not None and many.prompt_logprobs is not None
+    for mine, theirs in zip(few.prompt_logprobs[1:], many.prompt_logprobs[1:], strict=True):
+        assert mine is not None and theirs is not None
+        assert [score.logprob for score in mine.values()] == pytest.approx(
+            [score.logprob for score in theirs.values()], abs=2e-3
+        )
 
 
 def test_of_all_tokens(llm: LLM) -> None:
