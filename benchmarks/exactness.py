@@ -11,7 +11,10 @@ row of each in a pass. The text are the tiny model's held-out dialogues. The las
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +23,8 @@ from typing import Final
 import numpy as np
 
 from benchmarks.measured import machine
+from mimo_gguf.engine.sampling import Sampler, SamplingOptions
+from mimo_gguf.engine.session import Session, SessionOptions
 from mimo_gguf.llama.api import ContextOptions, Floats, LlamaModel, ModelOptions, load_model, open_context
 from mimo_gguf.llama.batch import Batch
 from mimo_gguf.llama.vocabulary import Vocabulary
@@ -102,8 +107,59 @@ def measure(path: Path, arguments: argparse.Namespace, *, repacked: bool) -> Ite
             yield figure("exact", read(model, tokens, max(arguments.rows), replace(options, n_ubatch=1)))
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Exact sessions' processor time, a usual one's being 1."""
+
+    file: str
+    reading: float
+    one: float
+    four: float
+
+
+def measure_cost(path: Path, arguments: argparse.Namespace, *, n_rounds: int = 5, n_steps: int = 32) -> Cost:
+    """Sessions of both kinds by turns. Time of this process, which other programs do not add to as they do to time."""
+    options = SessionOptions(n_ctx=2048, n_parallel=4, n_threads=arguments.threads, mtp=False)
+    best: dict[tuple[bool, str], float] = {}
+
+    def note(exact: bool, what: str, since: float) -> None:
+        best[exact, what] = min(time.process_time() - since, best.get((exact, what), math.inf))
+
+    with load_model(path, ModelOptions(n_gpu_layers=arguments.gpu_layers)) as model:
+        tokens = Vocabulary(model).tokenize(heldout_text())[:256]
+        sessions = {exact: Session(model, replace(options, exact=exact)) for exact in (False, True)}
+        for _, (exact, session) in itertools.product(range(n_rounds), sessions.items()):
+            for n in (1, 4):
+                slots = session.slots[:n]
+                samplers = {slot: Sampler(model, SamplingOptions(temperature=0)) for slot in slots}
+                for number, slot in enumerate(slots):
+                    session.reset(slot)
+                    session.begin(slot, tokens if n == 1 else tokens[number : number + 8])
+                started = time.process_time()
+                session.evaluate(slots)
+                if n == 1:
+                    note(exact, "reading", started)
+                session.step(samplers)
+                started = time.process_time()
+                for _ in range(n_steps):
+                    session.step(samplers)
+                note(exact, str(n), started)
+                for slot, sampler in samplers.items():
+                    sampler.close()
+                    session.drop_unfinished(slot)
+        for session in sessions.values():
+            session.close()
+    return Cost(path.stem, *(best[True, what] / best[False, what] for what in ("reading", "1", "4")))
+
+
 def main() -> None:
     arguments = _arguments()
+    if arguments.cost:
+        costs = [measure_cost(path, arguments) for path in arguments.files]
+        for cost in costs:
+            print(f"{cost.file:24}reading {cost.reading:5.2f}   one {cost.one:5.2f}   four {cost.four:5.2f}")
+        print(json.dumps({"machine": machine(), "costs": [asdict(cost) for cost in costs]}))
+        return
     columns = [*map(str, arguments.rows), "slots", "exact"]
     print(f"{'':44}" + "".join(f"{name:>9}" for name in columns))
     figures: list[Figure] = []
@@ -126,6 +182,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 512])
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cost", action="store_true", help="processor time of exact sessions instead")
     parser.add_argument("--gpu-layers", type=int, default=0)
     return parser.parse_args()
 
