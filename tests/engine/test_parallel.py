@@ -520,7 +520,7 @@ def test_a_slot_without_a_conversation_says_so(tiny: LlamaModel) -> None:
 
 
 def test_the_example_of_the_docs_runs(tiny_path: Path) -> None:
-    _, code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/engine.md").read_text(encoding="utf-8"), re.DOTALL)
+    *_, code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/engine.md").read_text(encoding="utf-8"), re.DOTALL)
     namespace: dict[str, Any] = {}
     exec(code.replace("MiMo-7B-RL-Q4_K_M.gguf", str(tiny_path)).replace("16384", "1024"), namespace)
     assert len(namespace["said"]) == 3 and all(namespace["said"].values())

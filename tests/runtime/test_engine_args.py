@@ -16,6 +16,7 @@ from mimo_gguf.engine.session import SessionOptions
 from mimo_gguf.hardware.devices import host_device, imagined_gpu
 from mimo_gguf.runtime.engine_args import chosen_devices, read_arguments
 from mimo_gguf.runtime.llm import LLM
+from mimo_gguf.runtime.params import SamplingParams
 from tests.runtime.test_model import trained_path
 
 __all__ = ["trained_path"]
@@ -103,3 +104,11 @@ def test_what_is_no_model(model: Any) -> None:
     with pytest.raises(Exception, match=r"no model|no such|nothing\.gguf") as caught:
         LLM(model)
     assert type(caught.value).__name__ in ("UsageError", "GgufError")
+
+
+def test_the_log_is_silent_by_itself(trained_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Warnings, too, which `logging` prints for a logger without any handler."""
+    assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("mimo_gguf").handlers)
+    with LLM(trained_path, max_model_len=64, disable_log_stats=False, enforce_eager=True) as llm:
+        llm.generate("a", SamplingParams(max_tokens=2))
+    assert capfd.readouterr() == ("", "")
