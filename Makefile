@@ -74,7 +74,7 @@ lint: $(VENV)/.dev ## ruff: rules and formatting
 types: $(VENV)/.dev ## mypy, strict
 	@$(BIN)/mypy
 
-check: lint types test ## everything CI runs
+check: lint types test ## ruff, mypy and all tests
 
 tiny: $(VENV)/.dev ## train examples/mimo-tiny again (25 minutes of CPU time)
 	@$(BIN)/python -m examples.train_mimo_tiny

@@ -27,7 +27,7 @@ step() {
 echo "A MiMo of 4 M parameters, trained for this repository: the layout, tensors and tokenizer kind of MiMo-7B."
 step convert "$model" -o "$out" --quiet
 step inspect "$out/mimo-tiny-BF16.gguf"
-printf '\nThe first quantize on a machine compiles its kernels: 8 to 30 seconds, once.\n'
+printf '\nThe first quantize on a machine compiles its kernels: 10 to 30 seconds, once.\n'
 step quantize "$out/mimo-tiny-BF16.gguf" --type Q4_K_M -o "$out" --quiet
 step fit "$out/mimo-tiny-Q4_K_M.gguf" --ctx 512
 step chat "$out/mimo-tiny-Q4_K_M.gguf" -p "What is 17 + 25?" --temp 0 --ctx 512 --always-draft --stats
