@@ -95,7 +95,10 @@ def test_the_example_of_the_docs_runs(trained_path: Path, capsys: pytest.Capture
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:n]:
             small = (
-                code.replace("MiMo-7B-RL-Q4_K_M.gguf", str(trained_path)).replace("4096", "512").replace("500", "80")
+                code.replace("MiMo-7B-RL-Q4_K_M.gguf", str(trained_path))
+                .replace("4096", "512")
+                .replace("SamplingParams(max_tokens=500)", "SamplingParams(temperature=0, max_tokens=80)")
+                .replace("500", "80")
             )
             exec(small, {})
             assert "42" in capsys.readouterr().out
