@@ -1,7 +1,7 @@
 """The `mimo-gguf` program: the table of commands, and the one place that turns errors into exit codes.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 does not fit in memory, 4 cut off while still thinking (chat),
-130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 does not fit in memory, 4 the window was full while still thinking
+(chat), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def command(
     Without -p, -f or a pipe it is a conversation; /help lists its commands.
     """
     from mimo_gguf.chat.conversation import Conversation
-    from mimo_gguf.cli.chat_files import keep, last_conversation, resumed_conversation
+    from mimo_gguf.cli.chat_kept import KeptFile, kept_folder, resumed_conversation
     from mimo_gguf.engine.sampling import SamplingOptions
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.hardware.memory_watch import MemoryWatch
@@ -119,7 +119,9 @@ def command(
         raise UsageError("--json answers one question", hint='give it: -p "..."')
     system = argument_text(system, "--system")
     reasoning = "hide" if no_think_display else think
-    conversation = resumed_conversation(system) if resume else Conversation(system)
+    kept, conversation = KeptFile(kept_folder()), Conversation(system)
+    if resume:
+        kept, conversation = resumed_conversation(kept_folder(), system)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_copied_log(log_file, verbose))
         options = SessionOptions(
@@ -142,14 +144,13 @@ def command(
         if question is None:
             from mimo_gguf.cli.chat_loop import ChatLoop
 
-            ChatLoop(
-                model, conversation, sampling, answers, reasoning=reasoning, watch=watch, autosave=last_conversation()
-            ).run()
+            ChatLoop(model, conversation, sampling, answers, reasoning=reasoning, watch=watch, autosave=kept).run()
             return
         screen = _screen(as_json, reasoning, figures=stats or verbose or sys.stderr.isatty())
         answer = ask(model, conversation.messages(question), sampling, answers, screen, watch)
     if resume and answer.tokens:
-        keep(conversation, question, answer)
+        conversation.add(question, answer)
+        kept.keep(conversation)
     raise typer.Exit(_exit_code(answer))
 
 
@@ -158,7 +159,8 @@ def _exit_code(answer: Answer) -> int:
 
     if answer.finish_reason == "abort":
         return 130
-    return CUT_OFF_THINKING if is_cut_off_thinking(answer) else 0
+    ended_by_window = answer.stop_reason == "window"  # at --max-tokens it ended as it was asked to
+    return CUT_OFF_THINKING if ended_by_window and is_cut_off_thinking(answer) else 0
 
 
 def _question(prompt: str | None, prompt_file: str | None) -> str | None:

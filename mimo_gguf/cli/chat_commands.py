@@ -10,6 +10,7 @@ from typing import Final
 from mimo_gguf.chat.conversation import shortened
 from mimo_gguf.cli import chat_files, ui
 from mimo_gguf.cli.chat_editor import matching
+from mimo_gguf.cli.chat_kept import KeptFile
 from mimo_gguf.cli.chat_screen import REASONING_VIEWS
 from mimo_gguf.cli.chat_settings import SETTINGS, changed_option, settings_line
 from mimo_gguf.cli.chat_talk import Talk, counted
@@ -85,14 +86,7 @@ def system(talk: Talk, text: str) -> None:
 
 def regenerate(talk: Talk, _: str) -> None:
     """Answers the last question again, with another seed; the answer stays if the new one says nothing."""
-    turn, conversation = talk.last_turn(), talk.conversation
-    conversation.undo()
-    n_turns = len(conversation.turns)
-    try:
-        talk.answer(turn.question, sampling=replace(talk.sampling, seed=None))
-    finally:
-        if len(conversation.turns) == n_turns:  # stopped before it said anything
-            conversation.turns.append(turn)
+    talk.answer_last_again(talk.last_turn().question, sampling=replace(talk.sampling, seed=None))
 
 
 def edit(talk: Talk, _: str) -> None:
@@ -109,6 +103,8 @@ def undo(talk: Talk, _: str) -> None:
 
 def clear(talk: Talk, _: str) -> None:
     talk.conversation.clear()
+    if talk.autosave is not None:
+        talk.autosave = KeptFile(talk.autosave.folder)  # the old one stays among the last ten
     talk.files.clear()
     ui.print_note("a new conversation")
 
@@ -246,7 +242,7 @@ COMMANDS: Final[dict[str, ChatCommand]] = {
     "undo": ChatCommand("", "take the last question and answer back", undo),
     "clear": ChatCommand("", "begin a new conversation", clear),
     "save": ChatCommand("FILE [kv]", "save the conversation; kv: with its cache", chat_files.save),
-    "load": ChatCommand("FILE", "go on with a saved one", chat_files.load),
+    "load": ChatCommand("[FILE|N]", "go on with a saved one, or with N of the last ten", chat_files.load),
     "export": ChatCommand("FILE", "write it as Markdown", chat_files.export),
     "think": ChatCommand(
         "[WORD]", "show, fold, hide; keep or drop in context; N (budget)", think,

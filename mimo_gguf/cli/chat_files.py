@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-import typer
-
-from mimo_gguf.chat.answer import Answer
 from mimo_gguf.chat.conversation import Conversation, shortened
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.chat_kept import KeptFile, kept_conversations, kept_folder, modified_ns
 from mimo_gguf.cli.chat_talk import Talk, counted
 from mimo_gguf.cli.text_files import read_text
 from mimo_gguf.core.errors import OutputError, UsageError
@@ -20,36 +19,6 @@ from mimo_gguf.core.paths import path_kind
 from mimo_gguf.engine.state import load_state, save_state, state_key
 
 _CACHE: Final = ".kv"  # suffix of the file beside a saved conversation
-
-
-def last_conversation() -> Path:
-    """Where the last conversation is kept, for `--resume`."""
-    return Path(typer.get_app_dir("mimo-gguf")) / "last_chat.json"
-
-
-def resumed_conversation(system: str) -> Conversation:
-    """The last conversation; a system message that is given replaces its own.
-
-    Raises:
-        UsageError: there is none, or its file is damaged.
-    """
-    path = last_conversation()
-    if path_kind(path) != "file":
-        raise UsageError("there is no conversation to resume", hint="leave --resume out")
-    conversation = Conversation.load(path)
-    if system:
-        conversation.system = system
-    return conversation
-
-
-def keep(conversation: Conversation, question: str, answer: Answer) -> None:
-    """Adds a turn to the last conversation, which a later `--resume` goes on with.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    conversation.add(question, answer)
-    conversation.save(last_conversation())
 
 
 def save(talk: Talk, text: str) -> None:
@@ -66,9 +35,18 @@ def save(talk: Talk, text: str) -> None:
 
 
 def load(talk: Talk, name: str) -> None:
-    """Goes on with a saved conversation, and with its cache if there is one of this model."""
-    path = _path(name, ".json", "/load talk.json")
+    """Goes on with a saved conversation, and with its cache if there is one of this model.
+
+    A number means one of the last ten conversations; without anything these are listed.
+    """
+    if not name:
+        _show_kept(kept_folder())
+        return
+    kept = name.isdecimal()
+    path = _kept_path(kept_folder(), name) if kept else _path(name, ".json", "/load talk.json")
     talk.conversation = Conversation.load(path)
+    if talk.autosave is not None:
+        talk.autosave = KeptFile.of(path) if kept else KeptFile(talk.autosave.folder)
     talk.own_files.add(path.resolve())
     note, cache = counted(len(talk.conversation.turns), "turn") + " loaded", path.with_suffix(_CACHE)
     if path_kind(cache) == "file":
@@ -79,6 +57,28 @@ def load(talk: Talk, name: str) -> None:
     if talk.conversation.turns:
         note += f"; the last was {shortened(talk.conversation.turns[-1].question)}"
     ui.print_note(note)
+
+
+def _show_kept(folder: Path) -> None:
+    """The last ten conversations as a table."""
+    kept = kept_conversations(folder)
+    if not kept:
+        raise UsageError("no conversation is kept yet", hint="/load talk.json goes on with one that /save wrote")
+    rows = [
+        (str(n), f"{datetime.fromtimestamp(modified_ns(path) / 1e9):%Y-%m-%d %H:%M}", str(len(said.turns)),
+         ui.visible(shortened(said.turns[0].question)))
+        for n, (path, said) in enumerate(kept, 1)
+    ]  # fmt: skip
+    ui.print_table(("number", "last said", "turns", "first question"), rows)
+    ui.print_note("/load 1 goes on with number 1")
+
+
+def _kept_path(folder: Path, number: str) -> Path:
+    """The file of a row in the table."""
+    for n, (path, _) in enumerate(kept_conversations(folder), 1):
+        if str(n) == number:
+            return path
+    raise UsageError(f"there is no conversation number {number}", hint=f"/load lists them; ./{number} is a file")
 
 
 def export(talk: Talk, name: str) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mimo_gguf.chat.conversation import Conversation, shortened
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.chat_commands import COMMANDS, LEAVING, run_command
 from mimo_gguf.cli.chat_editor import line_editor
+from mimo_gguf.cli.chat_kept import KeptFile
 from mimo_gguf.cli.chat_screen import TerminalScreen
 from mimo_gguf.cli.chat_talk import Talk, counted
 from mimo_gguf.core.errors import MimoGgufError
@@ -28,7 +27,7 @@ class ChatLoop:
         *,
         reasoning: str = "show",
         watch: MemoryWatch | None = None,
-        autosave: Path | None = None,
+        autosave: KeptFile | None = None,
     ) -> None:
         self.talk = Talk(model, conversation, sampling, options, TerminalScreen(reasoning), watch, autosave)
 
@@ -68,9 +67,7 @@ class ChatLoop:
         elif line.lower() in LEAVING:
             talk.running = False
         elif line:
-            if editing:
-                talk.conversation.undo()
-            talk.ask(line[1:] if line.startswith("//") else line)
+            talk.ask(line[1:] if line.startswith("//") else line, editing=editing)
 
     def _greet(self) -> None:
         model, turns = self.talk.model, self.talk.conversation.turns

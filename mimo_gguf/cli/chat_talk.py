@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -11,8 +10,9 @@ from mimo_gguf.chat.conversation import FULL, Conversation, Turn
 from mimo_gguf.chat.template import Message
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.chat_asking import ask
+from mimo_gguf.cli.chat_kept import KeptFile
 from mimo_gguf.cli.chat_screen import TerminalScreen
-from mimo_gguf.core.errors import MimoGgufError, UsageError
+from mimo_gguf.core.errors import OutputError, UsageError
 from mimo_gguf.engine.sampling import SamplingOptions
 from mimo_gguf.hardware.memory_watch import MemoryWatch
 from mimo_gguf.runtime.model import AnswerOptions, Model
@@ -25,7 +25,7 @@ class Talk:
     """Everything that slash commands may look at and change.
 
     Attributes:
-        autosave: where the conversation is kept before and after every answer, for `--resume`; None keeps it nowhere.
+        autosave: keeps the conversation before and after every answer, for `--resume`; None keeps it nowhere.
         files: texts that go with the next question: (name, text).
         next_line: what the next line begins with (/edit).
         editing: the next question replaces the last one.
@@ -39,17 +39,26 @@ class Talk:
     options: AnswerOptions
     screen: TerminalScreen
     watch: MemoryWatch | None = None
-    autosave: Path | None = None
+    autosave: KeptFile | None = None
     files: list[tuple[str, str]] = field(default_factory=list)
     next_line: str = ""
     editing: bool = False
     own_files: set[Path] = field(default_factory=set)
     running: bool = True
+    _told_not_kept: bool = False
 
-    def ask(self, question: str) -> None:
-        """Answers a question, to which the waiting files are added, and keeps both."""
+    def ask(self, question: str, *, editing: bool = False) -> None:
+        """Answers a question, to which the waiting files are added, and keeps both.
+
+        Args:
+            editing: it takes the place of the last question.
+        """
         files, self.files = self.files, []
-        self.answer("\n\n".join([question, *(text for _, text in files)]))
+        whole = "\n\n".join([question, *(text for _, text in files)])
+        if editing:
+            self.answer_last_again(whole)
+        else:
+            self.answer(whole)
 
     def answer(self, question: str, *, sampling: SamplingOptions | None = None) -> None:
         """Answers a question as it stands and keeps both.
@@ -61,11 +70,31 @@ class Talk:
         messages = self.conversation.messages(question)
         self.screen.n_left_out = self.n_left_out(question)
         self.keep(question)  # whatever ends the program now, /regen answers it later
-        answer = ask(self.model, messages, sampling or self.sampling, self.options, self.screen, self.watch)
+        try:
+            answer = ask(self.model, messages, sampling or self.sampling, self.options, self.screen, self.watch)
+        except KeyboardInterrupt:
+            self.keep()  # what was taken back on purpose is no open question
+            raise
         if answer.tokens:
             self.conversation.add(question, answer)
         self.keep()
         self._warn_when_full(answer.n_prompt + len(answer.tokens))
+
+    def answer_last_again(self, question: str, *, sampling: SamplingOptions | None = None) -> None:
+        """Answers the last question, as it is worded now; the old turn stays if the new answer says nothing.
+
+        Raises:
+            UsageError: as `answer`, or if nothing has been said.
+        """
+        turn, conversation = self.last_turn(), self.conversation
+        conversation.undo()
+        n_turns = len(conversation.turns)
+        try:
+            self.answer(question, sampling=sampling)
+        finally:
+            if len(conversation.turns) == n_turns:  # stopped before it said anything
+                conversation.turns.append(turn)
+                self.keep()
 
     def keep(self, unanswered: str = "") -> None:
         """Saves the conversation for `--resume`. No conversation ends because that is not possible.
@@ -76,11 +105,12 @@ class Talk:
         open_turn = [Turn(unanswered, "", finish_reason="abort")] if unanswered else []
         kept = replace(self.conversation, turns=[*self.conversation.turns, *open_turn])
         if self.autosave is not None:
-            with contextlib.suppress(MimoGgufError, OSError):
-                self.autosave.parent.mkdir(parents=True, exist_ok=True)
-                self.autosave.touch(mode=0o600)
-                kept.save(self.autosave)
-                self.autosave.chmod(0o600)
+            try:
+                self.autosave.keep(kept)
+            except OutputError as error:
+                if not self._told_not_kept:
+                    ui.print_warning(f"this conversation cannot be kept for --resume: {error.message}")
+                self._told_not_kept = True
 
     def last_turn(self) -> Turn:
         """The last question and its answer.

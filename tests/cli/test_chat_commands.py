@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,12 @@ import pytest
 from mimo_gguf.chat.conversation import Conversation, Turn
 from mimo_gguf.cli import chat_files, chat_talk
 from mimo_gguf.cli.chat_commands import COMMANDS
+from mimo_gguf.cli.chat_kept import KeptFile, kept_conversations, kept_folder, resumed_conversation
 from mimo_gguf.cli.chat_loop import ChatLoop
 from mimo_gguf.cli.chat_screen import CUT_OFF_THINKING
 from mimo_gguf.cli.chat_settings import settings_line
 from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.runtime.model import Answer, AnswerOptions
 from tests.cli.command_line import assert_clear_error, run
 
 GREEDY = ("--temp", "0", "--threads", "1", "--ctx", "512")
@@ -93,27 +97,32 @@ def test_a_file_that_is_no_text(loop: ChatLoop, tmp_path: Path, content: bytes |
     assert not loop.talk.files
 
 
-def test_the_last_conversation_is_kept_and_resumed(loop: ChatLoop, tmp_path: Path) -> None:
-    loop.talk.autosave = tmp_path / "there" / "last.json"
+def test_the_last_conversation_is_kept_and_resumed(
+    loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop.talk.autosave = KeptFile(tmp_path / "there")
     loop.take("Who are you?")
-    assert Conversation.load(loop.talk.autosave).turns == loop.talk.conversation.turns
+    kept, again = resumed_conversation(tmp_path / "there", "")
+    assert again.turns == loop.talk.conversation.turns and kept.path is not None
     if os.name != "nt":
-        assert stat.S_IMODE(loop.talk.autosave.stat().st_mode) == 0o600
+        assert stat.S_IMODE(kept.path.stat().st_mode) == 0o600
     (tmp_path / "plain").write_text("")
-    loop.talk.autosave = tmp_path / "plain" / "last.json"  # cannot be written: the conversation goes on
+    loop.talk.autosave = KeptFile(tmp_path / "plain")  # cannot be written: the conversation goes on
     loop.take("Who are you?")
-    assert len(loop.talk.conversation.turns) == 2
+    loop.take("Who are you?")
+    assert len(loop.talk.conversation.turns) == 3
+    assert capsys.readouterr().err.count("cannot be kept for --resume") == 1
 
 
 def test_a_question_is_kept_before_it_is_answered(
     loop: ChatLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that goes away takes the process with it."""
-    kept = loop.talk.autosave = tmp_path / "last.json"
+    loop.talk.autosave = KeptFile(tmp_path)
     loop.take("Who are you?")
 
     def lose(*_: object) -> None:
-        first, open_turn = Conversation.load(kept).turns
+        first, open_turn = resumed_conversation(tmp_path, "")[1].turns
         assert (first, open_turn.question, open_turn.answer) == (loop.talk.conversation.turns[0], "And now?", "")
         raise BackendError("lost")
 
@@ -121,10 +130,112 @@ def test_a_question_is_kept_before_it_is_answered(
         patch.setattr(chat_talk, "ask", lose)
         with pytest.raises(BackendError):
             loop.take("And now?")
-    loop.talk.conversation = Conversation.load(kept)
+    loop.talk.autosave, loop.talk.conversation = resumed_conversation(tmp_path, "")
     loop.take("/regen")
     assert [turn.question for turn in loop.talk.conversation.turns] == ["Who are you?", "And now?"]
-    assert Conversation.load(kept).turns == loop.talk.conversation.turns and loop.talk.conversation.turns[1].answer
+    assert loop.talk.conversation.turns[1].answer
+    assert resumed_conversation(tmp_path, "")[1].turns == loop.talk.conversation.turns
+
+
+def keep_one(folder: Path, question: str) -> KeptFile:
+    kept = KeptFile(folder)
+    kept.keep(Conversation(turns=[Turn(question, "Yes")]))
+    assert kept.path is not None
+    os.utime(kept.path, ns=(0, 1_000_000_000 * (1 + len(list(folder.iterdir())))))
+    return KeptFile.of(kept.path)
+
+
+def questions(folder: Path) -> list[list[str]]:
+    return [[turn.question for turn in conversation.turns] for _, conversation in kept_conversations(folder)]
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, None])
+def test_a_first_question_that_was_cancelled_leaves_the_last_conversation(
+    loop: ChatLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: type[BaseException] | None
+) -> None:
+    keep_one(tmp_path, "Yesterday?")
+    loop.talk.autosave = KeptFile(tmp_path)
+
+    def cancel(*_: object) -> Answer:
+        if ending is not None:
+            raise ending
+        return replace(answered, tokens=())
+
+    answered = loop.talk.model.chat([{"role": "user", "content": "1"}], options=AnswerOptions(max_tokens=1))
+    monkeypatch.setattr(chat_talk, "ask", cancel)
+    with contextlib.suppress(KeyboardInterrupt):
+        loop.take("And today?")
+    assert questions(tmp_path) == [["Yesterday?"]]
+
+
+@pytest.mark.parametrize("lines", [["/regen"], ["/edit", "Another?"]])
+def test_an_answer_stays_kept_if_the_next_try_is_cancelled(
+    loop: ChatLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    loop.talk.autosave = KeptFile(tmp_path)
+    loop.take("Who are you?")
+    turns = list(loop.talk.conversation.turns)
+
+    def cancel(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat_talk, "ask", cancel)
+    with pytest.raises(KeyboardInterrupt):
+        for line in lines:
+            loop.take(line)
+    assert loop.talk.conversation.turns == turns
+    assert resumed_conversation(tmp_path, "")[1].turns == turns
+
+
+def test_clear_and_load_begin_a_file_of_their_own(loop: ChatLoop, tmp_path: Path) -> None:
+    loop.talk.autosave = KeptFile(tmp_path / "kept")
+    loop.take("Who are you?")
+    loop.take("/clear")
+    loop.take("What is 1 + 1?")
+    loop.take(f"/save {tmp_path / 'talk'}")
+    loop.take(f"/load {tmp_path / 'talk'}")
+    loop.take("And 2 + 2?")
+    assert sorted(questions(tmp_path / "kept")) == [
+        ["What is 1 + 1?"], ["What is 1 + 1?", "And 2 + 2?"], ["Who are you?"]
+    ]  # fmt: skip
+    assert [len(Conversation.load(tmp_path / "talk.json").turns)] == [1]
+
+
+def test_an_older_conversation_by_its_number(
+    loop: ChatLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chat_files, "kept_folder", lambda: tmp_path)
+    loop.talk.autosave = KeptFile(tmp_path)
+    with pytest.raises(UsageError, match="no conversation is kept yet"):
+        loop.take("/load")
+    for question in ("First?", "Second?\x1b[2J"):
+        keep_one(tmp_path, question)
+    (tmp_path / "damaged.json").write_text("{")
+    loop.take("/load")
+    shown = capsys.readouterr().out
+    assert shown.index("Second?") < shown.index("First?") and "\x1b" not in shown
+    for wrong in ("3", "0", "9" * 5000):
+        with pytest.raises(UsageError, match="no conversation number"):
+            loop.take(f"/load {wrong}")
+    loop.take("/load 2")
+    loop.take("And now?")
+    assert questions(tmp_path) == [["First?", "And now?"], ["Second?\x1b[2J"]]
+
+
+def test_the_last_ten_are_kept(tmp_path: Path) -> None:
+    for n in range(12):
+        keep_one(tmp_path, str(n))
+    assert questions(tmp_path) == [[str(n)] for n in range(11, 1, -1)]
+
+
+def test_two_chats_that_go_on_with_one_conversation_are_both_kept(tmp_path: Path) -> None:
+    keep_one(tmp_path, "Yesterday?")
+    both = [resumed_conversation(tmp_path, "") for _ in range(2)]
+    for n, (kept, conversation) in enumerate(both):
+        conversation.turns.append(Turn(f"From {n}?", "Yes"))
+        kept.keep(conversation)
+        kept.keep(conversation)
+    assert sorted(questions(tmp_path)) == [["Yesterday?", "From 0?"], ["Yesterday?", "From 1?"]]
 
 
 def test_resuming(mimo_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,25 +244,28 @@ def test_resuming(mimo_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert_clear_error(run(tmp_path, "chat", mimo_tiny, "--resume", *question, **home), "no conversation", code=2)
     for name, value in home.items():
         monkeypatch.setenv(name, value)
-    path = chat_files.last_conversation()
-    path.parent.mkdir(parents=True)
-    Conversation("Be kind", [Turn("What is 1 + 1?", "2")]).save(path)
+    KeptFile(kept_folder()).keep(Conversation("Be kind", [Turn("What is 1 + 1?", "2")]))
     alone = json.loads(run(tmp_path, "chat", mimo_tiny, *question, **home).stdout)
     resumed = json.loads(run(tmp_path, "chat", mimo_tiny, "--resume", *question, **home).stdout)
     assert resumed["tokens"]["prompt"] > alone["tokens"]["prompt"] + 10
-    kept = chat_files.resumed_conversation("")
+    _, kept = resumed_conversation(kept_folder(), "")
     assert kept.system == "Be kind" and [turn.question for turn in kept.turns] == ["What is 1 + 1?", "Who are you?"]
-    assert chat_files.resumed_conversation("Be short").system == "Be short"
+    assert resumed_conversation(kept_folder(), "Be short")[1].system == "Be short"
 
 
 def test_an_answer_cut_off_while_thinking_says_so(mimo_tiny: Path, tmp_path: Path) -> None:
-    """Nothing on stdout, a note on stderr, an exit code of its own; as JSON, too."""
+    """Nothing on stdout and a note on stderr; as JSON, too. A limit that was given is no failure, the window's is."""
     command = ("chat", mimo_tiny, "-p", "What is 17 + 25?", "--max-tokens", "4", *GREEDY)
     done = run(tmp_path, *command)
-    assert (done.returncode, done.stdout) == (CUT_OFF_THINKING, "")
+    assert (done.returncode, done.stdout) == (0, "")
     assert "cut off while the model was thinking: raise --max-tokens, or use --think-budget" in done.stderr
+    long = ("chat", mimo_tiny, "-p", "What is 17 + 25? " * 21, *GREEDY[:-1], "256")
+    done = run(tmp_path, *long)
+    assert (done.returncode, done.stdout) == (CUT_OFF_THINKING, ""), done.stderr
+    assert "cut off while the model was thinking: start with a larger --ctx" in done.stderr
+    assert run(tmp_path, *long, "--json").returncode == CUT_OFF_THINKING
     done = run(tmp_path, *command, "--json")
-    assert done.returncode == CUT_OFF_THINKING and "cut off" in done.stderr
+    assert done.returncode == 0 and "cut off" in done.stderr
     document = json.loads(done.stdout)
     assert document["text"] == "" and document["finish_reason"] == "length" and "cut off" in document["warnings"][0]
     assert run(tmp_path, *command[:-8], "--think-budget", "0", "--max-tokens", "20", *GREEDY).returncode == 0
