@@ -96,8 +96,15 @@ def make_output(
     metrics: RequestMetrics,
     *,
     with_text: bool = True,
+    known: Sequence[list[LogprobsAt]] = (),
 ) -> RequestOutput:
-    """The output of a prompt, whose answers come with whether they have ended."""
+    """The output of a prompt.
+
+    Args:
+        answers: with whether they have ended.
+        known: for each answer the `logprobs` of outputs before, which are added to: an answer that grows token by token
+            has thousands of them.
+    """
     first = answers[0][0] if answers else None
     before = None if first is None or first.prompt_logprobs is None else first.prompt_logprobs
     return RequestOutput(
@@ -106,7 +113,7 @@ def make_output(
         prompt_token_ids=prompt.tokens,
         prompt_logprobs=None if before is None else [_at(scores, vocabulary) or None for scores in before],
         outputs=tuple(
-            _completion(index, answer, vocabulary, ended=ended, with_text=with_text)
+            _completion(index, answer, vocabulary, known[index] if known else [], ended=ended, with_text=with_text)
             for index, (answer, ended) in enumerate(answers)
         ),
         finished=all(ended for _, ended in answers),
@@ -116,15 +123,16 @@ def make_output(
 
 
 def _completion(
-    index: int, answer: Answer, vocabulary: Vocabulary, *, ended: bool, with_text: bool
+    index: int, answer: Answer, vocabulary: Vocabulary, known: list[LogprobsAt], *, ended: bool, with_text: bool
 ) -> CompletionOutput:
     scores = answer.logprobs
+    known += [_at(each, vocabulary) for each in (scores or ())[len(known) :]]
     return CompletionOutput(
         index=index,
         text=answer.text if with_text else "",
         token_ids=answer.tokens,
         cumulative_logprob=None if scores is None else sum(each[0].logprob for each in scores),
-        logprobs=None if scores is None else [_at(each, vocabulary) for each in scores],
+        logprobs=None if scores is None else list(known),
         finish_reason=answer.finish_reason if ended else None,
         stop_reason=answer.stop_reason if ended and answer.finish_reason == "stop" else None,
         reasoning=answer.reasoning if with_text else "",

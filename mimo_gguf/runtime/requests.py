@@ -7,14 +7,14 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from mimo_gguf.chat.answer import Answer
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.engine.sampling import MAX_SEED
 from mimo_gguf.engine.stats import SessionStats
 from mimo_gguf.llama.vocabulary import Vocabulary
-from mimo_gguf.runtime.outputs import RequestMetrics, RequestOutput, make_output
+from mimo_gguf.runtime.outputs import LogprobsAt, RequestMetrics, RequestOutput, make_output
 from mimo_gguf.runtime.params import SamplingParams
 from mimo_gguf.runtime.prompts import Prompt
 from mimo_gguf.runtime.scheduler import Event, Request
@@ -80,6 +80,7 @@ class Gathering:
         self._places = {number: place for place, number in enumerate(ids)}
         self._answers: list[Answer | None] = [None] * len(ids)
         self._latest = [_NOTHING] * len(ids)
+        self._logprobs: list[list[LogprobsAt]] = [[] for _ in ids]
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -113,8 +114,8 @@ class Gathering:
             # Of one whose end is on its way there is nothing more, for a moment, than what was known before.
             answer = self._latest[place] = ended or so_far(number) or self._latest[place]
             answers.append((answer, ended is not None))
-        text = self.asked.params.detokenize
-        return make_output(self.request_id, self.asked.prompt, answers, self._vocabulary, self.metrics, with_text=text)
+        how: dict[str, Any] = {"with_text": self.asked.params.detokenize, "known": self._logprobs}
+        return make_output(self.request_id, self.asked.prompt, answers, self._vocabulary, self.metrics, **how)
 
 
 def request_ids() -> Callable[[], str]:

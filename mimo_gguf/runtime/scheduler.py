@@ -210,9 +210,9 @@ class Scheduler:
             except WindowFull:
                 job.said.end("length", "window")
             else:
+                if job.scores is not None:  # before the tokens: whoever looks in between has a score for each
+                    job.scores.add_inserted(closing)
                 events.append(job.event(job.said.add_inserted(closing)))
-                if job.scores is not None:
-                    job.scores.add_inserted(job.said.tokens)
         return events
 
     def _note(self, outcomes: dict[Slot, Outcome]) -> Iterable[Event]:
@@ -348,16 +348,17 @@ class _Job:
     @property
     def answer(self) -> Answer:
         """What has come so far."""
+        tokens = tuple(self.said.tokens)
         return Answer(
             text=self.said.text(Kind.ANSWER),
             reasoning=self.said.text(Kind.REASONING),
-            tokens=tuple(self.said.tokens),
+            tokens=tokens,
             finish_reason=self.said.finish_reason,
             stop_reason=self.said.stop_reason,
             n_prompt=len(self.prompt),
             seed=None if self._sampling.greedy else self._sampling.seed,
             stats=self._counts(),
-            logprobs=self.scores.of_answer(len(self.said.tokens)) if self.scores else None,
+            logprobs=self.scores.of_answer(len(tokens)) if self.scores else None,
             prompt_logprobs=self.scores.of_prompt if self.scores else None,
         )
 

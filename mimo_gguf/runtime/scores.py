@@ -37,9 +37,9 @@ class AnswerScores:
             self._answer.append(score_token(logits, token, self._n_top))
 
     def add_inserted(self, tokens: Sequence[int]) -> None:
-        """Notes that those of the answer's tokens that have no score were put in, and so were certain."""
+        """Notes that these tokens are put into the answer, and so are certain."""
         if self._n_top is not None:
-            self._answer += [(TokenScore(token, 0.0, 1),) for token in tokens[len(self._answer) :]]
+            self._answer += [(TokenScore(token, 0.0, 1),) for token in tokens]
 
     def of_answer(self, n_tokens: int) -> tuple[Scores, ...] | None:
         """One entry for each of the answer's first `n_tokens` tokens; None if they were not asked for."""

@@ -101,7 +101,7 @@ def test_the_example_of_the_docs_runs(trained_path: Path, capsys: pytest.Capture
                 .replace("500", "80")
             )
             exec(small, {})
-            assert "42" in capsys.readouterr().out
+            assert "17 + 25 = " in capsys.readouterr().out  # drawn, so that the sum may be wrong
 
 
 def test_the_package_offers_it() -> None:

@@ -139,6 +139,17 @@ def test_more_rows_need_fewer_passes(llm: LLM, monkeypatch: pytest.MonkeyPatch) 
         )
 
 
+def test_what_was_put_in_is_certain(llm: LLM) -> None:
+    prompt = llm.get_tokenizer().encode("<think>")
+    params = SamplingParams(temperature=0, max_tokens=8, logprobs=1, thinking_token_budget=2, ignore_eos=True)
+    (answer,) = llm.generate({"prompt_token_ids": prompt, "prompt": "<think>"}, params)[0].outputs
+    assert answer.logprobs is not None and len(answer.logprobs) == len(answer.token_ids) == 8
+    certain = [next(iter(scores.values())).logprob == 0 for scores in answer.logprobs]
+    assert certain[:2] == [False, False] and any(certain)
+    for token, scores, is_certain in zip(answer.token_ids, answer.logprobs, certain, strict=True):
+        assert token in scores and (len(scores) == 1 or not is_certain)
+
+
 def test_of_all_tokens(llm: LLM) -> None:
     (answer,) = ask(llm, temperature=0, max_tokens=1, logprobs=-1).outputs
     assert answer.logprobs is not None
