@@ -1,4 +1,4 @@
-"""Whether quantized rows hold only finite scales: the one thing that can be wrong with a block on its own.
+"""Checks that quantized rows hold only finite scales: the one thing that can be wrong with a block on its own.
 
 Layouts: https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-common.h (the half-precision fields d, m,
 dmin of each block); what counts as invalid is as in ggml_validate_row_data of ggml/src/ggml-quants.c.
@@ -55,7 +55,8 @@ def first_bad_row(rows: Bytes, ggml_type: GgmlType) -> int | None:
         rows: contiguous uint8, rows x row bytes.
 
     Returns:
-        None where all is finite, or where the type has no such field (MXFP4 and other types without f16 scales).
+        The number of the row; None if all is finite, or if the type has no such field (MXFP4 and other types without
+        f16 scales).
     """
     step = max(1, _STRIP_BYTES // max(1, rows.shape[1]))
     for first in range(0, rows.shape[0], step):
@@ -66,7 +67,7 @@ def first_bad_row(rows: Bytes, ggml_type: GgmlType) -> int | None:
 
 
 def are_zeros(rows: Bytes, ggml_type: GgmlType) -> bool:
-    """Whether every block has the scale zero, so that all its weights are zeros; False for types without f16 scales."""
+    """Whether every block has the scale zero, so that all its weights are zeros. False for types without f16 scales."""
     fields = _F16_FIELDS.get(ggml_type, ())
     blocks = rows.reshape(-1, GGML_QUANT_SIZES[ggml_type][1])
     return bool(fields) and not any(blocks[:, at].any() or (blocks[:, at + 1] & 0x7F).any() for at in fields)

@@ -15,18 +15,22 @@ from mimo_gguf.core.gguf_header import GgufLayout
 
 _FORMAT: Final = "mimo-gguf checksums 1"
 _ALGORITHM: Final = "xxh3-128 over the xxh3-128 digests of each chunk_bytes"
-_HINT: Final = "remove it and verify again: what can be checked without it is"
+_HINT: Final = "remove it and verify again: without it, verify checks what it still can"
 _SUMS: Final = DocumentKind(GgufError, _HINT, most_bytes=100 * MEGABYTE)  # a split model has some kilobytes
 
 
 def checksum_path(path: Path) -> Path:
-    """Where the checksums of the file at `path` are."""
+    """The path of the checksums of the file at `path`."""
     return path.with_name(f"{path.name}.sums.json")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSum:
-    """Checksum of one tensor's bytes: the digest of the digests of its chunks of `chunk_bytes`."""
+    """The checksum of one tensor's bytes: the digest of the digests of its chunks of `chunk_bytes`.
+
+    Attributes:
+        offset: of its first byte in the file.
+    """
 
     name: str
     offset: int
@@ -37,12 +41,13 @@ class TensorSum:
 
 @dataclass(frozen=True, slots=True)
 class Checksums:
-    """Checksums of one file: of its header and of each tensor; all other bytes are zeros.
+    """The checksums of one file: of its header and of each tensor. All other bytes are zeros.
 
     Attributes:
-        run: what made the file (source, profile, options, version), as a digest: the same again need not be done.
-        sha256: hex digest of the whole file, as the Hub shows it. Empty until `verify` has read the file from its start
-            to its end: the header, which comes first, holds digests that are known last.
+        run: the digest of what made the file (source, profile, options, version). A run with the same digest need not
+            make the file again.
+        sha256: the hex digest of the whole file, as the Hub shows it. Empty until `verify` has read the file from its
+            start to its end: the header comes first and holds digests that are known last.
     """
 
     file: str
@@ -55,7 +60,7 @@ class Checksums:
 
     @classmethod
     def of(cls, file: str, layout: GgufLayout, tensors: Sequence[TensorSum], run: str) -> Checksums:
-        text = file.encode(errors="replace").decode()  # a file's name may be no text
+        text = file.encode(errors="replace").decode()  # a file's name may not be UTF-8
         return cls(text, layout.n_bytes, len(layout.header), HEADER.of(layout.header), tuple(tensors), run)
 
     def as_bytes(self) -> bytes:
@@ -81,7 +86,7 @@ class Checksums:
 
 
 def _is_possible(sums: Checksums) -> bool:
-    """Whether the places are those of a file: one tensor behind the other, all between the header and the end."""
+    """Whether a file can have these places: one tensor after the other, all between the header and the end."""
     end = sums.header_bytes
     for tensor in sums.tensors:
         if tensor.offset < end or tensor.n_bytes < 0 or tensor.chunk_bytes < 1:
@@ -104,7 +109,7 @@ def read_checksums(path: Path) -> Checksums:
     """The checksums stored in the file at `path`.
 
     Raises:
-        GgufError: it cannot be read, is of another form, or was itself changed.
+        GgufError: the file cannot be read, has another form, or was itself changed.
     """
     try:
         table = _SUMS.read_json(path)

@@ -1,8 +1,8 @@
-"""The loop over a model's chunks: read, check, convert to every output's type, write; on many threads.
+"""The loop over a model's chunks on many threads: read, check, convert to every output's type, write.
 
-Each worker takes the next chunk, reads its rows once, and for every output runs a kernel and writes the result where it
-belongs. Reading and writing wait for the disk while other workers compute: there are more workers than kernels may run
-at once. All buffers are allocated once per worker.
+Each worker reads the rows of the next chunk once, then runs a kernel for every output and writes the result in its
+place. There are more workers than kernels may run at once, so that some compute while others wait for the disk. All
+buffers are allocated once per worker.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _DRAIN_EVERY_S: Final = 0.2
 
 
 def kernel_keys(output: OutputPlan) -> set[KernelKey]:
-    """The kernels an output needs."""
+    """The keys of the kernels that an output needs."""
     return {key for tensor in output.tensors if (key := kernel_key(tensor)) is not None}
 
 
 def kernel_key(tensor: TensorPlan) -> KernelKey | None:
-    """Target type, type of the rows the kernel reads, whether with importance; None for a plain copy."""
+    """The key of the kernel that converts a tensor, or None for a plain copy."""
     stored = tensor.source.info.ggml_type
     if tensor.info.ggml_type is stored:
         return None
@@ -47,7 +47,14 @@ def kernel_key(tensor: TensorPlan) -> KernelKey | None:
 
 @dataclass(slots=True)
 class Loop:
-    """The chunks of a run and the workers that empty them."""
+    """The chunks of a run and what its workers share.
+
+    Attributes:
+        n_threads: how many kernels may run at once.
+        error: the first error of any worker, which stops them all.
+        done: bytes of each output that are in place, `resumed` included.
+        resumed: bytes of each output that an earlier run had left.
+    """
 
     plan: QuantizePlan
     kernels: dict[KernelKey, Kernel]
@@ -72,10 +79,11 @@ class Loop:
         self.done = list(self.resumed)
 
     def stop(self) -> None:
+        """Makes every worker stop after its chunk."""
         self._stop.set()
 
     def work(self) -> None:
-        """What one worker does until no chunk is left, somebody stops the run, or something fails."""
+        """Does one chunk after another until none is left, the run is stopped, or something fails."""
         try:
             buffers = _Buffers.for_plan(self.plan)
             while not self._stop.is_set():
@@ -88,7 +96,7 @@ class Loop:
             self._fail(error)
 
     def drain(self) -> None:
-        """What one more thread does meanwhile: keeps the written pages flowing to the disk, and the files in place."""
+        """Sends written pages to the disk, and checks that the files are in place, until the run is stopped."""
         try:
             while not self._stop.wait(_DRAIN_EVERY_S):
                 for writer in self.writers:
@@ -158,20 +166,20 @@ class Loop:
 
 @dataclass(frozen=True, slots=True)
 class _Buffers:
-    """One worker's memory: rows as read, and rows of one output. Touched over and over, never allocated anew."""
+    """One worker's memory, used again for every chunk: rows as read, and rows of one output."""
 
     _source: FileBuffer
     _output: Bytes
 
     @classmethod
     def for_plan(cls, plan: QuantizePlan) -> _Buffers:
-        def largest(infos: Sequence[TensorInfo]) -> int:
+        def largest_chunk(infos: Sequence[TensorInfo]) -> int:
             rows = (min(chunk_rows(info, plan.options.chunk_weights), info.n_rows) for info in infos)
             return max((n_rows * info.row_bytes for n_rows, info in zip(rows, infos, strict=True)), default=0)
 
         return cls(
-            FileBuffer(largest([tensor.info for tensor in plan.source.tensors])),
-            np.empty(max(largest([t.info for t in output.tensors]) for output in plan.outputs), np.uint8),
+            FileBuffer(largest_chunk([tensor.info for tensor in plan.source.tensors])),
+            np.empty(max(largest_chunk([t.info for t in output.tensors]) for output in plan.outputs), np.uint8),
         )
 
     def source(self, chunk: Chunk, tensor: SourceTensor) -> Bytes:
@@ -185,7 +193,7 @@ class _Buffers:
 
 
 def _check_values(stored: Bytes, info: TensorInfo, chunk: Chunk, origin: str) -> bool:
-    """Refuses Inf and NaN; True where a value may be so large that a 16-bit float or scale cannot hold it."""
+    """Refuses Inf and NaN. True if a value may be too large for a 16-bit float or scale."""
     if info.ggml_type not in FLOAT_TYPES:
         if (row := first_bad_row(stored, info.ggml_type)) is not None:
             raise _not_finite(info, chunk.first + row, origin)
@@ -198,7 +206,7 @@ def _check_values(stored: Bytes, info: TensorInfo, chunk: Chunk, origin: str) ->
 
 
 def _first_row_not_held(rows: NDArray[np.generic], out: Bytes, tensor: TensorPlan) -> int | None:
-    """The first row that came out infinite, or that holds a weight no block can: ggml writes some of these as zeros."""
+    """The first row that became infinite or holds a weight that no block can; ggml writes some of these as zeros."""
     row = first_bad_row(out, tensor.info.ggml_type)
     if row is not None or tensor.info.ggml_type in FLOAT_TYPES or tensor.source.info.ggml_type is GgmlType.F16:
         return row
@@ -211,7 +219,7 @@ def _first_row_not_held(rows: NDArray[np.generic], out: Bytes, tensor: TensorPla
 
 
 def _check_by_importance(rows: NDArray[np.generic], out: Bytes, tensor: TensorPlan, chunk: Chunk) -> None:
-    """Refuses what llama-quantize refuses, and zeros that it does not: importance values can spoil good weights."""
+    """Refuses rows that importance values spoiled: those that llama-quantize refuses, and chunks of zeros."""
     bad = first_bad_row(out, tensor.info.ggml_type)
     if bad is None and not (are_zeros(out, tensor.info.ggml_type) and rows.view(np.uint8).any()):
         return
@@ -238,7 +246,7 @@ def _too_large(tensor: TensorPlan, row: int) -> WeightsError:
 
 
 def _as_floats(stored: Bytes, info: TensorInfo, wanted: Sequence[TensorPlan]) -> NDArray[np.generic]:
-    """Rows as the kernels take them: the stored floats, or a quantized source widened to float32."""
+    """The rows as the kernels read them: the stored floats, or a quantized source widened to float32."""
     if info.ggml_type in FLOAT_TYPES or all(kernel_key(tensor) is None for tensor in wanted):
         return stored
     rows: NDArray[np.generic] = np.ascontiguousarray(dequantize(stored, info.ggml_type), np.float32)

@@ -1,4 +1,4 @@
-"""How long a plan will take on this machine: kernels timed on random weights, the disk on some of the source's own."""
+"""Estimates how long a plan takes on this machine: times kernels on random weights, the disk on some of the source."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _SIZES: Final = {GgmlType.F32: np.float32, GgmlType.F16: np.float16, GgmlType.BF
 
 @dataclass(frozen=True, slots=True)
 class TimeExpected:
-    """Seconds a run will take, and what they are made of.
+    """The seconds that a run will take, and what they are made of.
 
     Attributes:
         computing_s: kernels, checks, checksums and copies, spread over the plan's threads.
-        reading_s: the source at the speed of a sample; None where there are no weights to sample yet.
+        reading_s: reading the source at the speed of a sample; None if there are no weights to sample yet.
     """
 
     computing_s: float
@@ -47,22 +47,24 @@ class TimeExpected:
 
     @property
     def total_s(self) -> float:
-        """Both go on at the same time; writing to a disk slower than both is not counted."""
+        """The seconds of the whole run: computing and reading overlap. Waiting for a slower disk is not counted."""
         return _START_S + max(self.computing_s, self.reading_s or 0.0)
 
     def as_json(self) -> dict[str, Any]:
+        """The estimate as a JSON document."""
         return {"seconds": self.total_s, "computing_s": self.computing_s, "reading_s": self.reading_s}
 
 
 def estimate_time(plan: QuantizePlan, *, weights_here: bool = True, progress: Progress | None = None) -> TimeExpected:
-    """What a run of `plan` will take.
+    """Estimates the time that a run of `plan` takes.
 
     Args:
-        weights_here: whether the source's weights can be read; not where only headers were fetched.
-        progress: told if kernels have to be compiled first.
+        weights_here: whether the source's weights can be read; False if only headers were fetched.
+        progress: gets a note if kernels have to be compiled first.
 
     Raises:
-        MimoGgufError: the source's disk is failing.
+        MimoGgufError: the source cannot be read.
+        BackendError: libggml cannot write one of the types, or cannot be loaded.
     """
     read_bytes = sum(tensor.info.n_bytes for tensor in plan.source.tensors)
     written_bytes = sum(output.n_bytes for output in plan.outputs)
@@ -75,7 +77,7 @@ def estimate_time(plan: QuantizePlan, *, weights_here: bool = True, progress: Pr
 
 
 def _kernel_seconds(plan: QuantizePlan, progress: Progress) -> float:
-    """On one thread."""
+    """The seconds that all kernels of a run take on one thread."""
     weights: Counter[tuple[GgmlType, GgmlType, bool]] = Counter()
     for output in plan.outputs:
         for tensor in output.tensors:
@@ -87,7 +89,7 @@ def _kernel_seconds(plan: QuantizePlan, progress: Progress) -> float:
 
 
 def _bytes_per_second(source: ModelSource) -> float:
-    """Reading speed from the middle of the largest tensor, some chunks at a time, as the workers read."""
+    """Measures the reading speed in the middle of the largest tensor, with several readers, as the workers read."""
     tensor = max(source.tensors, key=lambda tensor: tensor.info.n_bytes)
     n_rows = chunk_rows(tensor.info, CHUNK_WEIGHTS)
     middle = tensor.info.n_rows // 2
@@ -112,7 +114,7 @@ def _bytes_per_second(source: ModelSource) -> float:
 
 
 def _weights_per_second(kernel: Kernel, with_importance: bool) -> float:
-    """Speed on one thread: rows are added until the sample takes long enough to be read off a clock."""
+    """Measures a kernel on one thread. Rows are added until the sample takes long enough for the clock."""
     n_columns = max(_COLUMNS, block_size(kernel.ggml_type))
     rng = np.random.default_rng(0)
     importance = rng.random(n_columns, np.float32) if with_importance else None

@@ -1,7 +1,7 @@
-"""One pass over a file in its own order: every tensor looked at by many threads, the whole hashed by one after another.
+"""Reads a file once, in its own order: many threads look at its tensors, and one at a time feeds the hash of the whole.
 
-SHA-256 of a file can only be computed from its first byte to its last. So each thread takes the next piece of the file,
-reads it, looks at it, and then waits for its turn to feed it to the hash: reading and looking go on meanwhile.
+SHA-256 can only be computed from a file's first byte to its last. So each thread reads the next piece of the file,
+looks at it, and then waits for its turn to hash it. The other threads go on reading and looking meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _POLL_S: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class TensorBytes:
-    """Where a tensor's bytes lie in a file, and in which pieces they are looked at.
+    """The place of a tensor's bytes in a file, and the size of the pieces in which they are looked at.
 
     Attributes:
         info: what the tensor is; None if only its place is known.
@@ -43,7 +43,7 @@ Look = Callable[[TensorBytes, Bytes], Any]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some bytes of a file: of the tensor with that number, or of none."""
+    """A range of a file's bytes: those of the tensor with number `tensor`, or of no tensor (None)."""
 
     tensor: int | None
     offset: int
@@ -56,8 +56,8 @@ class FileRead:
 
     Attributes:
         sha256: hex digest of the whole file.
-        seen: for each tensor what `look` said of each of its pieces, in order.
-        dirty: offsets of stretches behind the header that belong to no tensor and are not all zeros.
+        seen: for each tensor what `look` returned for each of its pieces, in order.
+        dirty: offsets of pieces after the header that belong to no tensor and are not all zeros.
     """
 
     path: Path
@@ -67,10 +67,10 @@ class FileRead:
 
 
 def cut_file(tensors: Sequence[TensorBytes], n_bytes: int) -> Iterator[Piece]:
-    """The pieces of a file of `n_bytes`, from its start to its end.
+    """Cuts a file of `n_bytes` into pieces, from its start to its end.
 
     Args:
-        tensors: in the order of their places, which do not overlap; what lies behind the end is left out.
+        tensors: in the order of their places, which do not overlap; what lies beyond the end is left out.
     """
     end = 0
     for number, tensor in enumerate(tensors):
@@ -95,7 +95,7 @@ def read_file(
 
     Raises:
         GgufError: the file ends while it is read.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     file = DataFile(path, GgufError)
     pieces = tuple(cut_file(tensors, file.stamp.size_bytes))
@@ -131,14 +131,14 @@ class _Pass:
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def work(self) -> None:
-        """What one thread does: piece after piece, until none is left or another thread has failed."""
+        """Reads, looks at and hashes one piece after another, until none is left or another thread has failed."""
         buffer = FileBuffer(max((piece.n_bytes for piece in self.pieces), default=0))
         try:
             while (number := self._next_piece()) is not None:
                 piece = self.pieces[number]
                 data = buffer.at(piece.offset, piece.n_bytes)
                 self.file.read_into(piece.offset, data)
-                self._found[number] = bool(data.any()) if piece.tensor is None else self._look_at(piece.tensor, data)
+                self._found[number] = self._look_at(piece, data)
                 self._hash(number, data)
         except BaseException:
             self.stop()
@@ -163,8 +163,8 @@ class _Pass:
             if piece.tensor is None and piece.offset >= header_bytes and self._found[number]
         )
 
-    def _look_at(self, tensor: int, data: Bytes) -> Any:
-        return self.look(self.tensors[tensor], data)
+    def _look_at(self, piece: Piece, data: Bytes) -> Any:
+        return bool(data.any()) if piece.tensor is None else self.look(self.tensors[piece.tensor], data)
 
     def _next_piece(self) -> int | None:
         with self._changed:

@@ -1,7 +1,7 @@
 """Importance matrices: how strongly each input column of a matrix is used, as llama-imatrix measures it.
 
-Both of its formats: GGUF (`<tensor>.in_sum2` with `<tensor>.counts`) and the older binary .dat. The division is done
-in float32 as llama-quantize does it, so that results are identical.
+Both of its formats are read: GGUF (`<tensor>.in_sum2` with `<tensor>.counts`) and the older binary .dat. The division
+is done in float32, as llama-quantize does it, so that results are identical.
 Source: https://github.com/ggml-org/llama.cpp/blob/0c1e57098/common/imatrix-loader.cpp and tools/quantize/quantize.cpp.
 """
 
@@ -25,23 +25,24 @@ from mimo_gguf.core.model_source import Metadata, string, uint32
 _SUMS: Final = ".in_sum2"
 _COUNTS: Final = ".counts"
 _HINT: Final = "make it again with llama-imatrix"
-# Largest value of an entry between which ggml's float32 sums hold. Beyond, some of its types write zeros, noise or NaN
-# without a word (at 1e-45 and 1e36), and the values count for nothing from 1e-30 and 1e25 on. Means of squares of
-# activations are between 1e-6 and 1e6.
+# Between these bounds of an entry's largest value ggml's float32 sums work. Below 1e-30 and above 1e25 the values have
+# no effect any more; at 1e-45 and 1e36 some types silently write zeros, noise or NaN. Means of squares of activations
+# are between 1e-6 and 1e6.
 SMALLEST_USABLE: Final = 1e-18
 LARGEST_USABLE: Final = 1e18
-# Columns below count as without importance: ggml's products with them vanish.
+# A column with less than this counts as without importance: ggml's products with it vanish.
 _NOTHING: Final = 1e-30
 _DOCUMENT: Final = DocumentKind(GgufError, _HINT, most_bytes=1000 * MEGABYTE)  # a model of 7 B has 5 MB of it
 
 
 @dataclass(frozen=True, slots=True)
 class ImportanceMatrix:
-    """Importance weights by tensor name, float32 of one value per column.
+    """The importance weights of a model.
 
     Attributes:
-        dataset: text it was measured on, where the file says.
-        n_chunks: how much of it; 0 where the file does not say.
+        columns: tensor name -> float32 array of shape (n_columns,).
+        dataset: name of the text that it was measured on; empty if the file does not give it.
+        n_chunks: number of chunks of that text; 0 if the file does not give it.
     """
 
     path: Path
@@ -63,10 +64,10 @@ class ImportanceMatrix:
 
 
 def read_importance(path: Path) -> ImportanceMatrix:
-    """The importance matrix in a file of either format.
+    """Reads an importance matrix in either format.
 
     Raises:
-        GgufError: no such file, neither format, truncated, or values that no mean of squares can have.
+        GgufError: no such file, neither format, truncated, or values that a mean of squares cannot have.
     """
     data = _DOCUMENT.read_bytes(path)
     with np.errstate(all="ignore"):  # what is not finite is refused below
@@ -78,16 +79,19 @@ def read_importance(path: Path) -> ImportanceMatrix:
         if not np.isfinite(values).all():
             raise GgufError(f"{path}: importance of {name} is not finite", hint=_HINT)
         if (values < 0).any():
-            raise GgufError(f"{path}: importance of {name} is negative, which no mean of squares is", hint=_HINT)
+            raise GgufError(f"{path}: importance of {name} is negative, which a mean of squares cannot be", hint=_HINT)
     return ImportanceMatrix(path, columns, dataset, n_chunks)
 
 
 def check_columns(importance: ImportanceMatrix, tensor_name: str, n_columns: int) -> NDArray[np.float32] | None:
-    """This tensor's importance weights, or None if the matrix has none.
+    """Finds a tensor's importance weights, and refuses those that cannot be used.
+
+    Returns:
+        A float32 array of shape (n_columns,), or None if the matrix has no entry for this tensor.
 
     Raises:
-        UsageError: there are weights for it, but of another width.
-        GgufError: there are, but so small or large that ggml would write zeros, noise or NaN with them.
+        UsageError: the entry has another width.
+        GgufError: its values are so small or large that ggml would write zeros, noise or NaN with them.
     """
     values = importance.columns.get(tensor_name)
     if values is None:
@@ -105,12 +109,12 @@ def check_columns(importance: ImportanceMatrix, tensor_name: str, n_columns: int
 
 
 def count_idle(values: NDArray[np.float32]) -> int:
-    """How many columns have no importance at all."""
+    """The number of columns that have no importance at all."""
     return int(np.count_nonzero(values < _NOTHING))
 
 
 def _shortened(text: str) -> str:
-    """At most 127 bytes: what llama.cpp's metadata overrides can hold."""
+    """Cuts a text to 127 bytes, which is what llama.cpp's metadata overrides can hold."""
     return text.encode(errors="replace")[:127].decode(errors="ignore")
 
 
@@ -166,7 +170,7 @@ class _Reader:
     at: int = 0
 
     def bytes_of(self, n_bytes: int) -> bytes:
-        """The next so many bytes."""
+        """Reads the next `n_bytes` bytes."""
         if not 0 <= n_bytes <= len(self.data) - self.at:
             raise GgufError(f"{self.path}: not an importance matrix, or a truncated one (byte {self.at})", hint=_HINT)
         self.at += n_bytes

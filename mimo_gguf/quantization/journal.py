@@ -1,9 +1,9 @@
 """The journal of an unfinished output: which chunks are done, with their digests. Also the lock on the output.
 
-One hidden file beside the partial output. It starts with a fingerprint of everything that decides the output's bytes;
-then comes one small record per finished chunk, appended after the chunk's bytes were written. A record is believed only
-after the bytes it speaks of were read back and have the digest it gives, so nothing needs to be synced while the run
-goes on: whatever a crash or a power cut leaves behind, resuming from it is right. Only the last record is synced.
+It is one hidden file beside the partial output. It starts with a fingerprint of everything that decides the output's
+bytes. Then comes one small record per finished chunk, appended after the chunk's bytes were written. A record counts
+only if the chunk, read back, has the digest that it gives. So nothing needs to be synced during the run, and resuming
+is right after any crash or power cut. Only the last record is synced.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Journal:
     """An open, locked journal.
 
     Attributes:
-        done: chunk number to its record.
-        sealed: whether the output was complete and only had to be renamed.
-        replaced: whether an earlier run had left one with another fingerprint.
+        done: chunk number -> its record.
+        sealed: whether the output is complete and has only to be renamed.
+        replaced: whether an earlier run had left a journal with another fingerprint.
     """
 
     path: Path
@@ -51,12 +51,12 @@ class Journal:
     _fd: int = -1
 
     def append(self, chunk: int, record: Record) -> None:
-        """Records a finished chunk. Safe from several threads: one write of one record."""
+        """Records a finished chunk. Several threads may call it: a record is one write."""
         self.done[chunk] = record
         os.write(self._fd, _record_bytes(chunk, record))
 
     def seal(self) -> None:
-        """Records, for good, that everything is written and synced: what follows are only names."""
+        """Records durably that everything is written and synced: only renaming follows."""
         os.write(self._fd, _record_bytes(_SEALED, Record(bytes(_DIGEST_BYTES), bytes(_DIGEST_BYTES))))
         os.fsync(self._fd)
         self.sealed = True
@@ -70,7 +70,7 @@ class Journal:
         self.sealed = False
 
     def check_in_place(self) -> None:
-        """Raises OutputError if another program deleted or replaced the file: then the lock protects nothing."""
+        """Raises OutputError if another program deleted or replaced the file, because the lock is then useless."""
         if not _is_still(self.path, self._fd):
             raise OutputError(
                 f"{self.path}: was deleted or replaced while this run was working",
@@ -78,12 +78,12 @@ class Journal:
             )
 
     def discard(self) -> None:
-        """Removes the journal, unless another program has put a file in its place: the output is finished."""
+        """Closes the journal and removes it, unless another program has put a file in its place."""
         if self._fd < 0:
             return
         with contextlib.suppress(OSError):
             if _is_still(self.path, self._fd):
-                if os.name == "nt":  # it keeps open files
+                if os.name == "nt":  # Windows does not remove open files
                     self.close()
                 self.path.unlink(missing_ok=True)
         self.close()
@@ -96,12 +96,15 @@ class Journal:
 
 
 def open_journal(path: Path, fingerprint: str, *, what: Path) -> Journal:
-    """Opens and locks the journal at `path`, reading what an earlier run with the same fingerprint left.
+    """Opens and locks the journal at `path`, and reads what an earlier run with the same fingerprint left.
+
+    Args:
+        what: the output, for the message if another run is writing it.
 
     Raises:
-        OutputError: another run holds the lock (`what` names its output), or the file cannot be opened.
+        OutputError: another run holds the lock, or the file cannot be opened.
     """
-    if path_kind(path) == "special":  # a pipe would be waited for
+    if path_kind(path) == "special":  # opening a pipe would wait for its other end
         raise OutputError(f"{path}: is a device or pipe, not a file", hint="remove it, or choose another place with -o")
     try:
         fd = _open_locked(path)
@@ -131,7 +134,7 @@ def _record_bytes(chunk: int, record: Record) -> bytes:
 
 
 def _read_records(journal: Journal, data: bytes, first: int) -> None:
-    """Takes over the records up to the first torn one, and cuts that off."""
+    """Reads the records up to the first torn one, and cuts the file off there."""
     end = first
     for at in range(first, len(data) - _RECORD_BYTES + 1, _RECORD_BYTES):
         body, check = data[at : at + _RECORD_BYTES - _CHECK_BYTES], data[at + _RECORD_BYTES - _CHECK_BYTES :][:8]
@@ -159,11 +162,11 @@ def _read_all(fd: int) -> bytes:
 
 
 def _open_locked(path: Path) -> int:
-    """Opens `path` and locks it; raises BlockingIOError where another process holds it."""
+    """Opens `path` and locks it. Raises BlockingIOError if another process holds the lock."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):  # a pipe would be waited for
+            if not stat.S_ISREG(os.fstat(fd).st_mode):  # reading a pipe would wait for its other end
                 raise OSError(f"{path} is not a file")
             _lock(fd)
             if _is_still(path, fd):
@@ -184,7 +187,7 @@ def _is_still(path: Path, fd: int) -> bool:
 if sys.platform == "win32":  # pragma: no cover
     import msvcrt
 
-    _LOCK_BYTE: Final = 1 << 40  # far behind the records, which stay readable
+    _LOCK_BYTE: Final = 1 << 40  # far beyond the records, which stay readable
 
     def _lock(fd: int) -> None:
         os.lseek(fd, _LOCK_BYTE, os.SEEK_SET)

@@ -1,4 +1,4 @@
-"""Loading the kernels of a run, with a word to whoever waits: the first time on a machine they are compiled."""
+"""Loads the kernels of a run, with a note if that takes long: they are compiled once on each machine."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from mimo_gguf.core.progress import Progress
 from mimo_gguf.quantization.kernels import Kernel, have_to_compile, kernel_for
 
 KernelKey = tuple[GgmlType, GgmlType, bool]
-"""Target type, type of the rows that the kernel reads, and whether with an importance row."""
+"""Target type, type of the rows that the kernel reads, and whether it uses importance weights."""
 
 COMPILING: Final = "compiling the kernels for this processor: 10 to 30 seconds, once"
-_PATIENCE_S: Final = 1.0  # kernels that were compiled before are loaded in less
-# types whose search tables libggml builds on first use
+_PATIENCE_S: Final = 1.0  # loading compiled kernels takes less
+# Types whose search tables libggml builds on first use.
 _SLOW_TABLES: Final = frozenset(
     parse_ggml_type(name) for name in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 )
 
 
 def load_kernels(keys: Iterable[KernelKey], progress: Progress) -> dict[KernelKey, Kernel]:
-    """The kernel for each key.
+    """Loads the kernel for each key, compiling it if necessary.
+
+    Args:
+        progress: gets a note about anything that takes seconds.
 
     Raises:
         BackendError: libggml cannot write one of the types, or cannot be loaded.
@@ -31,13 +34,13 @@ def load_kernels(keys: Iterable[KernelKey], progress: Progress) -> dict[KernelKe
     wanted = sorted(set(keys))
     if slow := sorted({key[0].name for key in wanted if key[0] in _SLOW_TABLES}):
         progress.note(f"libggml builds its tables for {', '.join(slow)}: this takes some seconds")
-    with _told_of_compiling(progress, at_once=bool(wanted) and have_to_compile()):
+    with _noting_compilation(progress, at_once=bool(wanted) and have_to_compile()):
         return {key: kernel_for(*key) for key in wanted}
 
 
 @contextmanager
-def _told_of_compiling(progress: Progress, *, at_once: bool) -> Iterator[None]:
-    """Says that kernels are compiled: at once if none ever was, else as soon as loading takes longer than it should."""
+def _noting_compilation(progress: Progress, *, at_once: bool) -> Iterator[None]:
+    """Notes that kernels are being compiled: at once, or as soon as loading takes longer than it should."""
     if at_once:
         progress.note(COMPILING)
         yield

@@ -1,4 +1,4 @@
-"""From the journal's records to what an output says of itself: its final headers and its checksums. Pure.
+"""Makes an output's final headers and its checksums from the journal's records. All functions are pure.
 
 records of chunks ──> OutputDigests (source, one per tensor) ──> headers with the digests filled in
                                                             └──> one Checksums per part
@@ -23,7 +23,7 @@ class OutputDigests:
     """The digests of a finished output.
 
     Attributes:
-        source: hex digest of what was read: names, shapes, types and contents, whatever files they came from.
+        source: hex digest of what was read: names, shapes, types and contents, whichever files they came from.
         table: hex digest of the output's tensor table.
         tensors: one digest per tensor of the output, in order.
     """
@@ -34,7 +34,7 @@ class OutputDigests:
 
 
 def digest_output(plan: OutputPlan, chunks: Sequence[Chunk], records: Mapping[int, Record]) -> OutputDigests:
-    """The digests of an output all of whose chunks are recorded."""
+    """Computes the digests of an output whose chunks are all recorded."""
     read: list[list[bytes]] = [[] for _ in plan.tensors]
     written: list[list[bytes]] = [[] for _ in plan.tensors]
     for number, chunk in enumerate(chunks):
@@ -51,10 +51,10 @@ def digest_output(plan: OutputPlan, chunks: Sequence[Chunk], records: Mapping[in
 
 
 def digest_table(entries: Iterable[tuple[int, TensorInfo, int]]) -> str:
-    """Hex digest of a tensor table.
+    """Computes the hex digest of a tensor table.
 
     Args:
-        entries: number of the part, tensor, and offset within the part's tensor data, in the order of the tables.
+        entries: (number of the part, tensor, offset in bytes within the part's tensor data), in the tables' order.
     """
     lines = (f"{part} {info.name} {info.shape} {info.ggml_type.name} {offset}\n" for part, info, offset in entries)
     return TABLE.hex("".join(lines).encode())
@@ -69,12 +69,12 @@ def _digest_plan(plan: OutputPlan) -> str:
 
 
 def digest_tensors(digests: Mapping[str, bytes]) -> str:
-    """Hex digest of all tensors: by name, because programs that copy tensors may order or split them otherwise."""
+    """Computes the hex digest of all tensors, sorted by name: other programs may order or split them differently."""
     return TENSORS.of_digests(digests[name] for name in sorted(digests)).hex()
 
 
 def fill_in(plan: OutputPlan, digests: OutputDigests) -> tuple[GgufLayout, ...]:
-    """The parts' layouts with the digests in their metadata."""
+    """Lays out the parts again with the digests in their metadata."""
     names = (tensor.info.name for tensor in plan.tensors)
     values = {
         SOURCE_DIGEST: digests.source,
@@ -94,7 +94,12 @@ def _fill_in_part(plan: OutputPlan, part: PartPlan, values: Mapping[str, str]) -
 def checksums_of(
     plan: OutputPlan, layouts: Sequence[GgufLayout], digests: OutputDigests, run: str
 ) -> tuple[Checksums, ...]:
-    """One Checksums per part, of a file with that layout and those tensors."""
+    """Makes the checksums of each part.
+
+    Args:
+        layouts: the final layout of each part.
+        run: see `run_digest`.
+    """
     return tuple(
         Checksums.of(
             part.path.name,

@@ -1,4 +1,4 @@
-"""What stands at an output's place before a run: nothing, a complete output, or parts and a journal to resume from."""
+"""Looks at an output's place before a run: nothing, a complete output, or parts and a journal to resume from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mimo_gguf.quantization.plan import SOURCE_DIGEST, OutputPlan, PartPlan
 
 
 def is_complete(plan: OutputPlan, source: ModelSource) -> bool:
-    """Whether a run like this one has made the output already, to its end."""
+    """Whether an earlier run like this one has completed the output."""
     if path_kind(journal_path(plan)) != "nothing":
         return False
     run = run_digest(plan, source)
@@ -34,7 +34,7 @@ def is_complete(plan: OutputPlan, source: ModelSource) -> bool:
 
 
 def _is_made_by(run: str, part: PartPlan) -> bool:
-    """By its checksums, its size and its header; `verify` is for the rest."""
+    """Whether the part at its place is whole and of this run, by its checksums, size and header alone."""
     sums = read_checksums(checksum_path(part.path))
     with part.path.open("rb") as file:
         header = file.read(len(part.layout.header))
@@ -43,12 +43,14 @@ def _is_made_by(run: str, part: PartPlan) -> bool:
 
 
 def recorded_source(plan: OutputPlan) -> str:
-    """The identity of the source, as a complete output's metadata has it."""
+    """The source's digest in the metadata of a complete output."""
     return str(read_part(plan.parts[0].path).metadata[SOURCE_DIGEST].value)
 
 
 def check_places(plans: Sequence[OutputPlan], *, force: bool) -> None:
-    """Refuses early what `open_output` would refuse later; not where a run that was nearly done left its journal.
+    """Refuses early what `open_output` would refuse later.
+
+    A journal at an output's place counts as `force`: an earlier run may have renamed some of its parts already.
 
     Raises:
         OutputError: an output exists (without `force`), or its place cannot be written.
@@ -58,16 +60,18 @@ def check_places(plans: Sequence[OutputPlan], *, force: bool) -> None:
 
 
 def check_parts(plan: OutputPlan, *, force: bool) -> None:
+    """Raises OutputError if a part exists (without `force`), or its place cannot be written."""
     for part in plan.parts:
         check_output(part.path, force=force)
 
 
 def journal_path(plan: OutputPlan) -> Path:
+    """The path of an output's journal."""
     return plan.path.with_name(f".{plan.path.name}.journal")
 
 
 def can_resume(plan: OutputPlan, journal: Journal, n_chunks: int) -> bool:
-    """Whether the files the journal speaks of are there: every partial; once sealed, a partial or the final file."""
+    """Whether the files that the journal describes exist: every partial; once sealed, a partial or the final file."""
     if not (journal.done or journal.sealed) or (journal.sealed and not journal.done.keys() >= set(range(n_chunks))):
         return False
     for part in plan.parts:
@@ -78,7 +82,7 @@ def can_resume(plan: OutputPlan, journal: Journal, n_chunks: int) -> bool:
 
 
 def remove_partials(path: Path) -> None:
-    """Removes what earlier runs left of the output `path`, into however many parts they had split it."""
+    """Removes what earlier runs left of the output `path`, however many parts they split it into."""
     stem, digits = glob.escape(path.stem), "[0-9]" * 5
     for name in (glob.escape(path.name), f"{stem}-{digits}-of-{digits}.gguf"):
         for partial in (*path.parent.glob(f".{name}.partial"), *path.parent.glob(f".{name}.sums.json.partial")):
@@ -86,7 +90,7 @@ def remove_partials(path: Path) -> None:
 
 
 def run_digest(plan: OutputPlan, source: ModelSource) -> str:
-    """Hex digest of everything that decides an output's bytes: a resumed run must have the same."""
+    """Computes the hex digest of everything that decides an output's bytes: a resumed run must have the same."""
     digest = RUN.start()
     digest.update(f"{__version__} {source.fingerprint} {plan.chunk_weights} {plan.profile.digest}\n".encode())
     for part in plan.parts:

@@ -1,4 +1,4 @@
-"""One output while it is made: its parts, its journal, and the steps by which it appears, complete, at the end.
+"""Writes one output: its parts, its journal, and the steps by which it appears complete at the end.
 
 plan, chunks ──> places ──┐
                           ├──> put(chunk) ──> partial files, a record in the journal
@@ -30,7 +30,7 @@ from mimo_gguf.quantization.plan import OutputPlan, PartPlan
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the bytes of one chunk lie in an output."""
+    """The place of one chunk's bytes in an output: the number of the part, and the offset in bytes."""
 
     part: int
     offset: int
@@ -38,7 +38,7 @@ class Place:
 
 
 def place_chunks(plan: OutputPlan, chunks: Sequence[Chunk]) -> tuple[Place, ...]:
-    """The place of every chunk, in order."""
+    """Finds the place of every chunk, in order."""
     starts = [(number, offset) for number, part in enumerate(plan.parts) for offset in part.layout.offsets]
     places = []
     for chunk in chunks:
@@ -50,11 +50,11 @@ def place_chunks(plan: OutputPlan, chunks: Sequence[Chunk]) -> tuple[Place, ...]
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What an output says of itself once all its chunks are recorded.
+    """The final headers and checksums of an output whose chunks are all recorded.
 
     Attributes:
-        headers: of its parts, digests filled in.
-        checksums: of its parts.
+        headers: one per part, with the digests filled in.
+        checksums: one per part.
     """
 
     source_digest: str
@@ -68,9 +68,9 @@ class OutputWriter:
 
     Attributes:
         run: see `run_digest`.
-        places: of every chunk of the run.
-        files: the parts that have still to get their names, by number; after a run that was killed while it gave them,
-            not all.
+        places: one per chunk of the run.
+        files: part number -> the part's file, for the parts that still have to be renamed. An earlier run that was
+            killed while it renamed them leaves only some.
     """
 
     plan: OutputPlan
@@ -87,17 +87,18 @@ class OutputWriter:
 
     @property
     def missing_bytes(self) -> int:
-        """Disk space this output still needs."""
+        """The disk space in bytes that this output still needs."""
         if self.finished:
             return 0
         there = sum(self.places[number].n_bytes for number in self.journal.done if number < len(self.places))
         return self.plan.n_bytes - there
 
     def is_recorded(self, number: int) -> bool:
+        """Whether the journal has a record of this chunk."""
         return number in self.journal.done
 
     def holds(self, number: int, scratch: Bytes) -> bool:
-        """Whether this chunk is recorded and its bytes are intact; reads them into `scratch` to see."""
+        """Whether this chunk is recorded and its bytes, which are read into `scratch`, are intact."""
         record, place = self.journal.done.get(number), self.places[number]
         if record is None:
             return False
@@ -117,7 +118,7 @@ class OutputWriter:
             raise write_error(self.plan.path, error) from None
 
     def finish(self) -> Finished:
-        """What the output says of itself, now that every chunk is recorded."""
+        """Makes the final headers and checksums, once every chunk is recorded."""
         digests = digest_output(self.plan, self.chunks, self.journal.done)
         layouts = fill_in(self.plan, digests)
         headers = tuple(layout.header for layout in layouts)
@@ -140,9 +141,9 @@ class OutputWriter:
             raise write_error(self.plan.path, error) from None
 
     def _check_holes(self) -> None:
-        """Reads again what lies in holes: another program may have cut it off and a later chunk restored the size.
+        """Checks the chunks that lie in holes: another program may have cut them off before a later one was written.
 
-        A hole starts at a page, what was cut off perhaps in the middle of the one before.
+        A hole starts at a page; what was cut off may start in the page before.
         """
         for part, file in self.files.items():
             for first, last in file.holes():
@@ -158,7 +159,7 @@ class OutputWriter:
             )
 
     def publish(self, finished: Finished, *, force: bool) -> None:
-        """Gives the parts their names, each with its checksums beside it. Can be repeated after a crash.
+        """Renames the parts to their final names, each with its checksums beside it. It can be repeated after a crash.
 
         Raises:
             OutputError: a file of that name has appeared since the run began (without `force`); the disk is full or
@@ -176,7 +177,7 @@ class OutputWriter:
                 self.files[number].appear()
 
     def check_published(self) -> None:
-        """Raises OutputError if a part or its checksums are not, or no longer, where they belong."""
+        """Raises OutputError if a part or its checksums are not, or no longer, in their place."""
         for file in self.files.values():
             file.check_named()
         missing = [
@@ -198,10 +199,12 @@ class OutputWriter:
         self.journal.check_in_place()
 
     def drain(self) -> None:
+        """Sends what was written to the disk; see `PartialFile.drain`."""
         for file in self.files.values():
             file.drain()
 
     def close(self) -> None:
+        """Closes all files and leaves them for the next run."""
         for file in self.files.values():
             file.close()
         self.journal.close()
@@ -216,10 +219,10 @@ class OutputWriter:
 def open_output(
     plan: OutputPlan, source: ModelSource, chunks: tuple[Chunk, ...], kernels: Sequence[str], *, force: bool
 ) -> OutputWriter:
-    """Opens an output for writing, taking up what an interrupted run like this one left.
+    """Opens an output for writing, and resumes what an interrupted run like this one left.
 
     Args:
-        kernels: names of what will write it; another kernel starts afresh.
+        kernels: names of the kernels that will write it; with another kernel the output starts afresh.
 
     Raises:
         OutputError: the output exists (without `force`), another run is writing it, or the place cannot be written.

@@ -1,8 +1,8 @@
-"""A file of known size that is written at fixed offsets from many threads, under a hidden name until it is complete.
+"""Writes a file of known size at fixed offsets from many threads, under a hidden name until it is complete.
 
 Other programs may delete, truncate or replace the file, or move its folder, while it is written. An open descriptor
-would go on writing into what no name leads to. So identity and size are compared with what the name leads to: now and
-then while the run goes on, before the file gets its final name, and after.
+would then write into a file that has no name. So the file's identity and size are compared with the file of that name:
+now and then during the run, and before and after it gets its final name.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _WORTH_DRAINING_BYTES: Final = 1 << 26
 
 
 def partial_path(path: Path) -> Path:
-    """Where `path` is built."""
+    """The hidden name under which `path` is written."""
     return path.with_name(f".{path.name}.partial")
 
 
 def write_error(path: Path, error: OSError) -> OutputError:
-    """The one clear line for an operating system's refusal to write."""
+    """Describes in one clear line why the operating system refused to write."""
     if error.errno == errno.ENOSPC or error.errno == getattr(errno, "EDQUOT", -1):
         return OutputError(
             f"{path}: the disk is full", hint="free some space and run the same command again: it goes on from here"
         )
     if error.errno == errno.EFBIG:
         return OutputError(
-            f"{path}: the file system holds no file so large", hint="add --split-max-size 2GB, or choose another disk"
+            f"{path}: the file system cannot hold so large a file", hint="add --split-max-size 2GB, or use another disk"
         )
     return OutputError(f"{path}: {error.strerror or error}", hint="check the disk, or choose another place with -o")
 
@@ -47,7 +47,7 @@ def _meddled(path: Path, what: str) -> OutputError:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a small file at once; a crash leaves at most its partial, which the next attempt takes over.
+    """Writes a small file at once. A crash leaves at most its partial file, which the next attempt overwrites.
 
     Raises:
         OutputError: the disk is full or failing, or another program meddled with the file.
@@ -66,21 +66,21 @@ class PartialFile:
     """An open partial file; every method may be called from any thread.
 
     Attributes:
-        path: its name once it is complete.
+        path: the file's name once it is complete.
     """
 
     path: Path
     n_bytes: int
     _fd: int
     _identity: os.stat_result
-    _waiting_bytes: int = 0  # written since the last drain; threads may miscount it, it only says when
+    _waiting_bytes: int = 0  # since the last drain; threads may miscount: it only decides when
 
     @classmethod
     def open(cls, path: Path, n_bytes: int) -> PartialFile:
-        """Opens or creates the partial of `path` at its final size (a hole, filled as chunks arrive).
+        """Opens or creates the partial file of `path` at its final size: a hole, filled as chunks arrive.
 
         Raises:
-            OutputError: it cannot be created.
+            OutputError: the file cannot be created.
         """
         try:
             fd = os.open(partial_path(path), os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
@@ -108,10 +108,10 @@ class PartialFile:
         self._waiting_bytes += n_bytes
 
     def drain(self) -> None:
-        """Sends what was written to the disk and lets go of its memory, once it is worth it (where the system can).
+        """Sends what was written to the disk and frees its memory, if there is enough of it and the system can.
 
-        Else the kernel keeps gigabytes of written pages: it stops the writers when they are too many, and every chunk
-        needs fresh memory, which costs more than the copy into it. Draining halves the time spent in writing.
+        Otherwise the kernel keeps gigabytes of written pages. It stops the writers when they are too many, and every
+        chunk needs fresh memory, which costs more than the copy into it. Draining halves the time spent in writing.
 
         Raises:
             OutputError: the disk is full or failing.
@@ -126,7 +126,7 @@ class PartialFile:
             raise write_error(self.path, error) from None
 
     def read_at(self, offset: int, out: Bytes) -> bool:
-        """Fills `out` from byte `offset`; False where that is impossible."""
+        """Fills `out` from byte `offset`. False if that is impossible."""
         view = out.data.cast("B")
         try:
             while view:
@@ -150,9 +150,9 @@ class PartialFile:
             raise write_error(self.path, error) from None
 
     def holes(self) -> Iterator[tuple[int, int]]:
-        """Ranges that were never written, or cut off since: (first byte, byte behind), where the system tells.
+        """Finds the byte ranges [first, last) that were never written, or were cut off since.
 
-        A file system that stores zeros as holes tells of these, too.
+        None are found if the system does not report holes. A file system may store written zeros as holes, too.
         """
         if not hasattr(os, "SEEK_HOLE"):
             return
@@ -163,10 +163,10 @@ class PartialFile:
                 try:
                     at = os.lseek(self._fd, hole, os.SEEK_DATA)
                 except OSError as error:
-                    if error.errno != errno.ENXIO:  # no data behind the hole
+                    if error.errno != errno.ENXIO:  # no data after the hole
                         raise
                 yield hole, at
-        except OSError:  # the file system does not tell
+        except OSError:  # the file system does not report holes
             return
 
     def check_in_place(self) -> None:
@@ -188,7 +188,7 @@ class PartialFile:
             raise _meddled(self.path, "truncated" if there.st_size < self.n_bytes else "changed")
 
     def appear(self) -> None:
-        """Gives the complete, synced file its name; the folder has still to be synced.
+        """Renames the complete, synced file to its final name. The folder has still to be synced.
 
         Raises:
             OutputError: the system refuses, or another program meddled with the file.
@@ -203,7 +203,7 @@ class PartialFile:
         self.check_named()
 
     def remove(self) -> None:
-        """Closes the file and removes it, unless another program has put a file of its own in its place."""
+        """Closes the file and removes it, unless another program has put a file in its place."""
         self.close()
         try:
             if os.path.samestat(partial_path(self.path).stat(), self._identity):
@@ -212,6 +212,7 @@ class PartialFile:
             pass
 
     def close(self) -> None:
+        """Closes the file and leaves it where it is."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

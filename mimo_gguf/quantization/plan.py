@@ -1,6 +1,7 @@
-"""What a quantization run will write, decided from headers alone: this is `--dry-run`.
+"""Plans what a quantization run will write, from headers alone; `--dry-run` shows it.
 
-A plan is frozen and complete: every tensor's type with its reason, every byte's place. Running it decides nothing.
+A plan is frozen and complete: it has every tensor's type with its reason, and every byte's place. Running it decides
+nothing more.
 """
 
 from __future__ import annotations
@@ -50,16 +51,16 @@ class OutputRequest:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """What the user may choose about a run.
+    """The choices that the user has about a run.
 
     Attributes:
-        types: rules about types beside the profile's.
+        types: rules about types, besides the profile's.
         importance: an importance matrix, already read.
-        n_threads: kernels running at once; None takes one per core.
-        split_max_bytes: largest file; larger outputs become llama.cpp's split files.
-        force: existing outputs are replaced.
-        allow_requantize: a quantized source may be quantized again.
-        chunk_weights: size of a piece of work; recorded in the file, because its digests depend on it.
+        n_threads: how many kernels run at once; None means one per core.
+        split_max_bytes: size of the largest file; larger outputs become llama.cpp's split files.
+        force: whether existing outputs are replaced.
+        allow_requantize: whether a quantized source may be quantized again.
+        chunk_weights: weights in a chunk; recorded in the file, because its digests depend on it.
     """
 
     types: TypeOptions = field(default_factory=TypeOptions)
@@ -97,8 +98,8 @@ class OutputPlan:
     """One output: a file, or the parts of a split one.
 
     Attributes:
-        notes: lines for the user: fallbacks, importance entries that are missing.
-        chunk_weights: size of the pieces its digests are made of.
+        notes: lines for the user, about fallbacks and missing importance entries.
+        chunk_weights: weights in the chunks that its digests are made of.
     """
 
     profile: Profile
@@ -145,12 +146,12 @@ class QuantizePlan:
 def plan_quantization(
     source: ModelSource, requests: Sequence[OutputRequest], options: QuantizeOptions = QuantizeOptions()
 ) -> QuantizePlan:
-    """What a run over `source` will write; reads no weights and touches no files.
+    """Plans what a run over `source` will write. It reads no weights and touches no files.
 
     Raises:
-        UsageError: two outputs with one path, an output that is the source, options that name nothing in it, types
-            that need an importance matrix, a quantized source without `allow_requantize`.
-        GgufError: a source of another architecture; importance values that would spoil a matrix.
+        UsageError: two outputs with one path, an output that is the source, options that match nothing in it, types
+            that need an importance matrix, or a quantized source without `allow_requantize`.
+        GgufError: a source of another architecture, or importance values that would spoil a matrix.
     """
     _check_paths(source, requests)
     infos = [tensor.info for tensor in source.tensors]
@@ -176,7 +177,7 @@ def _check_paths(source: ModelSource, requests: Sequence[OutputRequest]) -> None
 
 
 def _is_same_file(path: Path, other: Path) -> bool:
-    """Whether both lead to one file, however they are spelled and through whatever links."""
+    """Whether both paths lead to one file, however they are spelled and through whatever links."""
     try:
         return path.samefile(other)
     except (OSError, ValueError):
@@ -253,7 +254,7 @@ def _metadata(
     importance: ImportanceMatrix | None,
     chunk_weights: int,
 ) -> dict[str, MetaValue]:
-    """The source's metadata and ours after it, in one fixed order: equal weights make equal files."""
+    """The source's metadata, then ours, in one fixed order, so that equal weights make equal files."""
     ours = {"general.file_type": uint32(int(profile.file_type))}
     if any(tensor.info.ggml_type not in FLOAT_TYPES for tensor in tensors):
         ours["general.quantization_version"] = uint32(GGML_QUANT_VERSION)
@@ -262,13 +263,13 @@ def _metadata(
     ours |= {
         "mimo_gguf.version": string(__version__),
         "mimo_gguf.profile": string(profile.name),
-        "mimo_gguf.source.name": string(source.name.encode(errors="replace").decode()),  # a file's name may be no text
+        "mimo_gguf.source.name": string(source.name.encode(errors="replace").decode()),  # a name may not be UTF-8
         SOURCE_DIGEST: string(_UNKNOWN_DIGEST),
         TABLE_DIGEST: string(_UNKNOWN_DIGEST),
         TENSORS_DIGEST: string(_UNKNOWN_DIGEST),
         DIGEST_CHUNK: uint32(chunk_weights),
     }
-    dropped = ours.keys() | {"general.quantization_version", "general.alignment"}  # ours is the default's
+    dropped = ours.keys() | {"general.quantization_version", "general.alignment"}  # ours have the default alignment
     return {key: value for key, value in source.metadata.items() if key not in dropped} | ours
 
 
@@ -284,7 +285,7 @@ def _notes(
     notes = [f"{line} ({listed(names)})" for line, names in replaced.items()]
     idle = {t.info.name: count_idle(t.importance) for t in tensors if t.importance is not None}
     if names := [f"{name} ({count} of {sizes[name]})" for name, count in idle.items() if count]:
-        notes.append(f"the importance matrix says that columns never matter, and they are written so: {listed(names)}")
+        notes.append(f"some columns have no importance, so their weights are not preserved: {listed(names)}")
     without = [tensor.info.name for tensor in tensors if importance is not None and _is_without_importance(tensor)]
     if without:
         notes.append(f"no importance entries for {', '.join(without)}")
@@ -320,7 +321,7 @@ def _plan_parts(
 
 
 def _group(infos: Sequence[TensorInfo], max_bytes: int, first_header_bytes: int) -> list[tuple[int, int]]:
-    """Ranges of tensors whose files stay within `max_bytes` (a tensor that alone is larger gets its own file)."""
+    """Groups tensors into files of at most `max_bytes`. A larger tensor gets a file of its own."""
     bounds = []
     first, size = 0, first_header_bytes
     for i, info in enumerate(infos):

@@ -1,4 +1,4 @@
-"""What a profile makes of a model: sizes and types, computed from the model's tensor table without any file of it."""
+"""Computes what a profile makes of a model, sizes and types, from the model's tensor table alone."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from mimo_gguf.quantization.type_choice import ImportanceGiven, TypeChoice, choo
 
 @dataclass(frozen=True, slots=True)
 class ProfileSize:
-    """What a profile makes of a model.
+    """The sizes and types that a profile makes of a model.
 
     Attributes:
         needs_imatrix: whether it cannot be written without an importance matrix.
-        types: (type name, how many matrices), most first.
-        mtp_types: the types of the MTP block's matrices.
+        types: (type name, number of matrices), the most frequent type first.
+        mtp_types: the types of the MTP block's matrices, the most frequent first.
+        choices: one per tensor, in the model's order.
     """
 
     n_bytes: int
@@ -31,7 +32,7 @@ class ProfileSize:
 
 
 def idle_globs(profile: Profile, model: ModelSizes) -> tuple[str, ...]:
-    """A line for each glob of a rule that names no matrix of `model`: misspelled, as a rule."""
+    """Describes in a line each glob of a rule that matches no matrix of `model`: it is probably misspelled."""
     matrices = [info.name for info in model.tensors if kept_reason(info) is None]
     return tuple(
         f"rule {number}: {glob} names no matrix of {model.label}"
@@ -42,9 +43,9 @@ def idle_globs(profile: Profile, model: ModelSizes) -> tuple[str, ...]:
 
 
 def size_of(profile: Profile, model: ModelSizes) -> ProfileSize:
-    """What `profile` makes of `model`.
+    """Computes what `profile` makes of `model`.
 
-    Without an importance matrix where that is possible, else with one that covers the trunk, as llama-imatrix makes it.
+    It assumes no importance matrix if that is possible, and otherwise one for the trunk, as llama-imatrix makes it.
     """
     n_trunk = model.geometry.n_trunk
     alone = choose_types(profile, model.geometry, model.tensors)

@@ -1,7 +1,7 @@
 """Quantization profiles: which ggml type each tensor of a file gets, and why. One TOML file per file type.
 
-A profile is an ordered list of rules (globs on GGUF tensor names, a condition on the layer, a ggml type, the reason);
-the first rule that applies decides, `default` where none does. An explicit rule says what happens to the MTP blocks.
+A profile is an ordered list of rules: globs on GGUF tensor names, conditions on the layer, a ggml type, the reason. The
+first rule that applies decides; `default` is for the rest. A rule of its own says what happens to the MTP blocks.
 The shipped profiles are llama.cpp's own mixes
 (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-quant.cpp, llama_tensor_get_type_impl).
 """
@@ -31,14 +31,14 @@ NEED_IMPORTANCE: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What a rule's condition may ask about a tensor: its block `i` of `n`, the model, and the run.
+    """What a rule's condition may depend on: the tensor's block `i` of `n`, the model, and the run.
 
     Attributes:
-        i: number of the block; -1 outside the blocks.
-        n: blocks in the file, MTP blocks included.
-        n_gqa: query heads per KV head.
-        with_imatrix: an importance matrix is given (for any tensor).
-        whole_blocks: the tensor's columns are a whole number of the default type's blocks.
+        i: number of the block; -1 for a tensor outside the blocks.
+        n: number of blocks in the file, MTP blocks included.
+        n_gqa: number of query heads per KV head.
+        with_imatrix: whether an importance matrix is given, for whichever tensors.
+        whole_blocks: whether the tensor's rows are a whole number of the default type's blocks.
     """
 
     i: int
@@ -49,11 +49,13 @@ class Layer:
 
 
 def use_more_bits(layer: Layer) -> bool:
+    """Whether a block is in the first or last eighth, or every third between (llama.cpp's function of this name)."""
     i, n = layer.i, layer.n
     return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
 
 def middle_layers(layer: Layer) -> bool:
+    """Whether a block lies between the first and the last eighth."""
     return layer.n // 8 <= layer.i < 7 * layer.n // 8
 
 
@@ -68,13 +70,13 @@ CONDITIONS: Final[Mapping[str, tuple[Callable[[Layer], bool], str]]] = {
     "gqa_4": (lambda layer: layer.n_gqa >= 4, "models with four or more query heads per KV head"),
     "with_imatrix": (lambda layer: layer.with_imatrix, "runs with an importance matrix"),
     "without_imatrix": (lambda layer: not layer.with_imatrix, "runs without an importance matrix"),
-    "ragged_columns": (lambda layer: not layer.whole_blocks, "rows that are no whole number of the default's blocks"),
+    "ragged_columns": (lambda layer: not layer.whole_blocks, "rows that the default's blocks do not divide"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One line of a profile: tensors that match a glob, where every condition holds, get this type."""
+    """A rule of a profile: a tensor that matches a glob gets this type if every condition holds."""
 
     tensors: tuple[str, ...]
     when: tuple[str, ...]
@@ -82,6 +84,7 @@ class Rule:
     why: str
 
     def applies(self, tensor_name: str, layer: Layer) -> bool:
+        """Whether this rule decides about a tensor of that name."""
         return any(fnmatchcase(tensor_name, glob) for glob in self.tensors) and all(
             CONDITIONS[name][0](layer) for name in self.when
         )
@@ -89,12 +92,12 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class MtpRule:
-    """What the MTP blocks get.
+    """The rule for the MTP blocks.
 
     Attributes:
-        ggml_type: a type for all their matrices; None where they follow the file's rules.
-        without_imatrix: the type for matrices that would need an importance matrix which has no entry for them
-            (llama.cpp's imatrix tool does not run the MTP blocks).
+        ggml_type: a type for all their matrices; None if the file's rules decide.
+        without_imatrix: the type for matrices whose own type needs importance weights, if there are none for them.
+            llama-imatrix does not run the MTP blocks.
     """
 
     ggml_type: GgmlType | None
@@ -106,10 +109,10 @@ class Profile:
     """A file type as data.
 
     Attributes:
-        name: "Q4_K_M"; the file name of the profile without .toml.
-        file_type: value of general.file_type.
-        needs_imatrix: types that this profile must not use without an importance matrix, besides those that never can.
-        digest: hex digest of the file, so that a changed profile is noticed.
+        name: the profile's file name without .toml, like "Q4_K_M".
+        file_type: the value of general.file_type.
+        needs_imatrix: types that this profile must not use without an importance matrix, besides NEED_IMPORTANCE.
+        digest: the hex digest of the file, so that a changed profile is noticed.
     """
 
     name: str
@@ -125,16 +128,18 @@ class Profile:
 
 
 def list_profiles() -> tuple[Profile, ...]:
-    """Every shipped profile, by name.
+    """Reads every shipped profile, sorted by name.
 
     Raises:
-        RecipeError: a profile with a mistake in it.
+        RecipeError: a profile has a mistake in it.
     """
     return tuple(read_profile(path) for path in entries(QUANT_PROFILES))
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
-    """The profile of a file type, in any case and with its usual other names (`fp16`, `q4_k`), or a user's TOML file.
+    """Reads the profile of a file type, or a user's TOML file.
+
+    A file type may be written in any case, and by its usual other names (`fp16`, `q4_k`).
 
     Raises:
         UsageError: no such profile.
@@ -157,10 +162,10 @@ def load_profile(name_or_path: str | Path) -> Profile:
 
 
 def read_profile(path: Path) -> Profile:
-    """The profile in a TOML file.
+    """Reads the profile in a TOML file.
 
     Raises:
-        RecipeError: it cannot be read, or says something that no profile can; the message has file, rule and key.
+        RecipeError: the file cannot be read, or something in it is not allowed; the message has file, rule and key.
     """
     where = str(path)
     table = read_toml(path)
@@ -234,7 +239,7 @@ def _text(table: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _texts(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    """One text or a list of texts."""
+    """Reads one text or a list of texts; no text if the key is missing."""
     value = table.get(key, [])
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
@@ -243,10 +248,10 @@ def _texts(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
 
 
 def parse_weight_type(text: str) -> GgmlType:
-    """The tensor type named by `text`, in any case; one that weights can be written in.
+    """The type that `text` names, in any case; weights can be written in it.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such type.
     """
     from mimo_gguf.quantization.kernels.libggml import QUANTIZABLE_TYPES
 
@@ -255,7 +260,7 @@ def parse_weight_type(text: str) -> GgmlType:
     if name not in known:
         kind = name.rpartition("_")[0]  # Q4_K_M is a file's mix, its tensors are Q4_K
         hint = f"{name} is a file type, its tensors are {kind}" if kind in known else name_hint(text, known)
-        raise UsageError(f"{text!r} is no type that a tensor can be written in", hint=hint)
+        raise UsageError(f"{text!r} is not a type that a tensor can be written in", hint=hint)
     return known[name]
 
 

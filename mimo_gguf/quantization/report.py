@@ -1,4 +1,4 @@
-"""What a run did: files, sizes, time, throughput, and which kernel wrote which type."""
+"""Reports what a run did: files, sizes, time, throughput, and which kernel wrote which type."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """One output: its files, size, and how much of it an earlier run had left; perhaps all, complete."""
+    """The report on one output.
+
+    Attributes:
+        resumed_bytes: bytes that an earlier run had left.
+        was_complete: whether an earlier run had left it complete.
+        n_copied: tensors whose bytes are the source's.
+        notes: lines for the user, as in its plan.
+    """
 
     profile: str
     paths: tuple[Path, ...]
@@ -27,9 +34,9 @@ class QuantizeReport:
     """A finished run.
 
     Attributes:
-        read_bytes, written_bytes: of tensor data, in this run.
-        kernels: type name ("Q4_K", or "Q4_K by importance" with an importance matrix) to what wrote it, for people.
-        source_digest: identity of the weights that were read.
+        read_bytes, written_bytes: bytes of tensor data that this run read and wrote.
+        kernels: type name ("Q4_K", or "Q4_K by importance") -> the name of the kernel that wrote it, for people.
+        source_digest: the hex digest of the weights that were read.
     """
 
     source: str
@@ -43,15 +50,17 @@ class QuantizeReport:
 
     @property
     def read_gb_s(self) -> float:
+        """The reading speed in 1e9 bytes per second."""
         return self.read_bytes / 1e9 / max(self.seconds, 1e-9)
 
     @property
     def written_gb_s(self) -> float:
+        """The writing speed in 1e9 bytes per second."""
         return self.written_bytes / 1e9 / max(self.seconds, 1e-9)
 
     @property
     def exactness(self) -> str:
-        """What is identical to what, in a line."""
+        """A line that says which tensors are identical to what."""
         copied, tensors = sum(o.n_copied for o in self.outputs), sum(o.n_tensors for o in self.outputs)
         text = f"{copied} of {tensors} tensors bit for bit the source's"
         return text if copied == tensors else f"{text}, the others byte for byte llama.cpp's"

@@ -1,4 +1,4 @@
-"""Running a plan: one read of the source makes every output; an interrupted run goes on where it stopped."""
+"""Runs a plan: one read of the source makes every output, and an interrupted run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from mimo_gguf.quantization.plan import OutputPlan, QuantizePlan
 from mimo_gguf.quantization.report import FileReport, QuantizeReport
 
 _POLL_S: Final = 0.1
-# A cold chunk takes about as long to read and write as to quantize. Measured on two threads, of the cores' time idle:
-# 15 % with two workers each, 11 % with three, no less with four.
+# A cold chunk takes about as long to read and write as to quantize. On two threads the cores were idle for 15 % of the
+# time with two workers each, for 11 % with three, and for no less with four.
 _WORKERS_PER_THREAD: Final = 3
-_WORTH_A_NOTE_BYTES: Final = 1 << 28  # the final sync of less is over before it is read
+_WORTH_A_NOTE_BYTES: Final = 1 << 28  # syncing less is over before the note is read
 
 
 def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> QuantizeReport:
     """Makes every output of the plan in one read of its source.
 
-    Interrupted (Ctrl-C, an error, a kill), it leaves hidden partial files from which the same call goes on. What the
-    same call has completed already is left as it is (without `force`).
+    If it is interrupted (Ctrl-C, an error, a kill), it leaves hidden partial files from which the same call goes on.
+    Without `force`, outputs that the same call has completed already are left as they are.
 
     Raises:
         OutputError: another file has an output's name, another run is writing it, or the disk is full or failing.
-        WeightsError: Inf, NaN or values that the type cannot hold; the source changed while it was read. As going on is
-            impossible, nothing is left behind.
+        WeightsError: Inf, NaN or values that the type cannot hold, or a source that changed while it was read. Going
+            on would be impossible, so nothing is left behind.
     """
     started = time.perf_counter()
     outputs = [output for output in plan.outputs if plan.options.force or not is_complete(output, plan.source)]
@@ -49,33 +49,33 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
     return _report(plan, loop, source_digest or recorded_source(plan.outputs[0]), time.perf_counter() - started)
 
 
-def _run(plan: QuantizePlan, watcher: Progress) -> tuple[Loop, str]:
-    """The finished loop, and the digest of the source it read."""
+def _run(plan: QuantizePlan, progress: Progress) -> tuple[Loop, str]:
+    """Makes all outputs of `plan`; gives the finished loop and the digest of the source."""
     check_places(plan.outputs, force=plan.options.force)
-    kernels = load_kernels(set().union(*map(kernel_keys, plan.outputs)), watcher)
+    kernels = load_kernels(set().union(*map(kernel_keys, plan.outputs)), progress)
     chunks = cut_into_chunks([tensor.info for tensor in plan.source.tensors], plan.options.chunk_weights)
     with ExitStack() as stack:
         writers = _open_outputs(plan, chunks, kernels, stack)
         for writer in writers:
             if writer.journal.replaced:
-                watcher.note(
+                progress.note(
                     f"{writer.plan.path.name}: an earlier run was of another source, profile, option or version; "
                     "starting afresh"
                 )
         stack.push(partial(_tidy_up, writers))
         _check_space(writers)
         loop = Loop(plan, kernels, chunks, writers, plan.options.n_threads or available_cores())
-        _watch(loop, watcher)
+        _watch(loop, progress)
         plan.source.check_unchanged()
         if loop.written_bytes > _WORTH_A_NOTE_BYTES:
-            watcher.note("syncing to disk")
+            progress.note("syncing to disk")
         return loop, _complete(writers, force=plan.options.force)
 
 
 def _tidy_up(
     writers: Sequence[OutputWriter], _: type[BaseException] | None, error: BaseException | None, __: object
 ) -> None:
-    """After a failure: removes what the next run could not go on from."""
+    """Removes, after a failure, what the next run could not go on from."""
     for writer in writers:
         if not writer.finished and (isinstance(error, WeightsError) or (error is not None and not writer.journal.done)):
             writer.abandon()
@@ -94,7 +94,7 @@ def _open_outputs(
 
 
 def _check_space(writers: Sequence[OutputWriter]) -> None:
-    """One check per disk, because outputs may lie on several."""
+    """Refuses outputs that do not fit on a disk; each disk is checked once, because outputs may lie on several."""
     needed: dict[int, tuple[OutputWriter, int]] = {}
     try:
         for writer in writers:
@@ -107,7 +107,7 @@ def _check_space(writers: Sequence[OutputWriter]) -> None:
 
 
 def _watch(loop: Loop, progress: Progress) -> None:
-    """Runs the workers while this thread tells how far they are and listens for Ctrl-C."""
+    """Runs the workers, while this thread shows their progress and waits for Ctrl-C."""
     jobs = [Job(writer.plan.path.name, sum(place.n_bytes for place in writer.places)) for writer in loop.writers]
     workers = [
         threading.Thread(target=loop.work, name=f"quantize-{i}") for i in range(_WORKERS_PER_THREAD * loop.n_threads)
@@ -132,7 +132,9 @@ def _watch(loop: Loop, progress: Progress) -> None:
 
 
 def _complete(writers: Sequence[OutputWriter], *, force: bool) -> str:
-    """Everything durable first, then all names, then the journals go: at every moment a crash can be resumed.
+    """Makes everything durable, then renames all files, then removes the journals.
+
+    A crash at any moment can be resumed.
 
     Returns:
         The digest of the source.
@@ -153,7 +155,7 @@ def _complete(writers: Sequence[OutputWriter], *, force: bool) -> str:
 
 
 def _report(plan: QuantizePlan, loop: Loop | None, source_digest: str, seconds: float) -> QuantizeReport:
-    """What was done; `loop` is None if all outputs were complete already."""
+    """Reports what was done; `loop` is None if all outputs were complete already."""
     resumed = {} if loop is None else {w.plan.path: n for w, n in zip(loop.writers, loop.resumed, strict=True)}
     kernels = {} if loop is None else loop.kernels
     return QuantizeReport(
@@ -172,7 +174,7 @@ def _report(plan: QuantizePlan, loop: Loop | None, source_digest: str, seconds: 
 
 
 def _file_report(output: OutputPlan, resumed_bytes: int | None) -> FileReport:
-    """`resumed_bytes` is None where the output was complete already."""
+    """Reports on one output; `resumed_bytes` is None if it was complete already."""
     return FileReport(
         profile=output.profile.name,
         paths=tuple(part.path for part in output.parts),

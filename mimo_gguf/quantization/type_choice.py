@@ -1,8 +1,8 @@
-"""From a profile and a model's geometry to one ggml type per tensor, with the reason for each.
+"""Chooses one ggml type per tensor, with the reason, from a profile and a model's geometry.
 
-The order of decisions, first hit wins: never quantized; an explicit option for embedding or output matrix;
---tensor-type; the MTP rule; the profile's rules; its default. A type that the shape or the missing importance matrix
-forbids is then replaced by a stated fallback.
+The first of these that applies decides: a tensor that is never quantized; an option for the embedding or output matrix;
+--tensor-type; the MTP rule; the profile's rules; its default. If the shape or a missing importance matrix forbids that
+type, a fallback replaces it.
 Source: https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-quant.cpp
 (tensor_allows_quantization, llama_tensor_get_type, tensor_type_fallback, tensor_requires_imatrix).
 """
@@ -23,7 +23,7 @@ from mimo_gguf.quantization.profiles import NEED_IMPORTANCE, Layer, MtpRule, Pro
 EMBEDDING: Final = "token_embd.weight"
 OUTPUT: Final = "output.weight"
 
-# Where rows are no whole number of blocks: a type with blocks of 32 and about the same bits; F16 where even that fails.
+# If rows are not a whole number of blocks: a type with blocks of 32 and about the same bits. F16 if that fails, too.
 _RAGGED_FALLBACK: Final[Mapping[GgmlType, GgmlType]] = {
     **dict.fromkeys(
         (
@@ -41,20 +41,20 @@ _RAGGED_FALLBACK: Final[Mapping[GgmlType, GgmlType]] = {
     GgmlType.Q6_K: GgmlType.Q8_0,
 }  # fmt: skip
 
-# Of the types that need importance weights, those that libggml cannot write at all without.
+# The types that libggml cannot write at all without importance weights.
 _IMPOSSIBLE_ALONE: Final = frozenset({GgmlType.IQ2_XXS, GgmlType.IQ2_XS, GgmlType.IQ1_S})
 
 
 @dataclass(frozen=True, slots=True)
 class TypeOptions:
-    """What the user may say about types, beside the profile.
+    """The choices that the user has about types, besides the profile.
 
     Attributes:
-        mtp: rule for the MTP blocks in place of the profile's; where importance weights are missing, the profile's
-            `without_imatrix` still holds.
-        tensor_types: (regular expression searched in the tensor's name, type); the first that matches decides. Unlike
-            llama-quantize's, an override changes only the tensors it names: the layer rules of the others still count
-            blocks, not the tensors that are left.
+        mtp: rule for the MTP blocks in place of the profile's. If importance weights are missing, the profile's
+            `without_imatrix` still decides.
+        tensor_types: (regular expression searched in the tensor's name, type); the first that matches decides. An
+            override changes only the tensors that it matches. In llama-quantize it changes others, too, because the
+            layer rules count the tensors that are left.
     """
 
     mtp: MtpRule | None = None
@@ -65,12 +65,12 @@ class TypeOptions:
 
 @dataclass(frozen=True, slots=True)
 class TypeChoice:
-    """The type one tensor gets.
+    """The type that one tensor gets.
 
     Attributes:
         why: the reason, in words.
-        fallback_from: the type that was wanted, where shape or a missing importance entry forbade it.
-        lacks_importance: an importance matrix would have been needed and has no entry for this tensor.
+        fallback_from: the type that was wanted, if the shape or a missing importance entry forbade it.
+        lacks_importance: whether the type needs importance weights and there are none for this tensor.
     """
 
     info: TensorInfo
@@ -94,13 +94,13 @@ def choose_types(
     options: TypeOptions = TypeOptions(),
     importance: ImportanceGiven = ImportanceGiven(),
 ) -> tuple[TypeChoice, ...]:
-    """The type of every tensor, in the order given."""
+    """Chooses the type of every tensor, in the order given."""
     tied = all(info.name != OUTPUT for info in tensors)
     return tuple(_choose(profile, geometry, info, options, importance, tied) for info in tensors)
 
 
 def check_options(options: TypeOptions, geometry: Geometry, tensors: Sequence[TensorInfo], where: str) -> None:
-    """Raises UsageError for an option that speaks of nothing in this model: misspelled, or meant for another."""
+    """Raises UsageError for an option that matches nothing in this model: it is misspelled, or meant for another."""
     matrices = [info.name for info in tensors if kept_reason(info) is None]
     for pattern, _ in options.tensor_types:
         if not any(pattern.search(name) for name in matrices):
@@ -113,10 +113,10 @@ def check_options(options: TypeOptions, geometry: Geometry, tensors: Sequence[Te
 
 
 def parse_tensor_type(text: str) -> tuple[re.Pattern[str], GgmlType]:
-    """`ffn_down=Q6_K` -> (pattern, type): the pattern is a regular expression searched in tensor names.
+    """Reads PATTERN=TYPE, like `ffn_down=Q6_K`; the pattern is a regular expression searched in tensor names.
 
     Raises:
-        UsageError: no such form, not a regular expression, or no such type.
+        UsageError: another form, not a regular expression, or no such type.
     """
     pattern, equals, name = text.rpartition("=")
     if not equals or not pattern:
@@ -131,7 +131,7 @@ def parse_tensor_type(text: str) -> tuple[re.Pattern[str], GgmlType]:
 
 
 def kept_reason(info: TensorInfo) -> str | None:
-    """Why a tensor keeps its type in every file, or None where it may be quantized."""
+    """The reason why a tensor keeps its type in every file, or None if it may be quantized."""
     if not info.name.endswith("weight"):
         return "a bias: small, and added as it is"
     if info.name.endswith("_norm.weight"):
@@ -155,7 +155,7 @@ def _choose(
     wanted = ggml_type
     if info.n_columns % block_size(ggml_type):
         ggml_type = _fit_columns(ggml_type, info.n_columns)
-        why = f"rows of {info.n_columns} weights are no whole number of {wanted.name} blocks"
+        why = f"rows of {info.n_columns} weights are not a whole number of {wanted.name} blocks"
     lacks = needs_importance(profile, info.name, ggml_type) and info.name not in importance.names
     if lacks and _is_mtp(info, geometry):
         why = f"{ggml_type.name} needs importance weights, and there are none for this tensor"
@@ -174,7 +174,7 @@ def _wanted_type(
 ) -> tuple[GgmlType, str]:
     if info.name == EMBEDDING and options.token_embedding_type is not None:
         return options.token_embedding_type, "--token-embedding-type"
-    # A tied embedding is the output matrix too, and is typed as one.
+    # A tied embedding is also the output matrix, and gets that matrix's type.
     name = OUTPUT if tied and info.name == EMBEDDING else info.name
     if name == OUTPUT and options.output_type is not None:
         return options.output_type, "--output-type"

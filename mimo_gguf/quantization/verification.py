@@ -1,9 +1,10 @@
-"""Whether a GGUF file is still what was written: any flipped bit, missing end or appended byte is found.
+"""Verifies that a GGUF file is still what was written: any flipped bit, missing end or appended byte is found.
 
-Three grades, the best that the file allows. With the checksums beside it (`<file>.sums.json`) every byte is covered.
-Without them, a file made by this tool carries a digest over all its tensors in its metadata: damage is found, but not
-where. For any other file: is it well formed, of the right length, and are all floats and block scales finite. A program
-that makes a file from ours may copy our metadata: the digest of the tensor table tells such a file from a damaged one.
+There are three methods; the best that the file allows is used. With the checksums beside it (`<file>.sums.json`) every
+byte is covered. Without them, a file made by this tool has a digest over all its tensors in its metadata: damage is
+found, but not its place. In any other file the form, the length, and that all floats and block scales are finite are
+checked. A program that makes a file from ours may copy our metadata: by the digest of the tensor table such a file is
+distinguished from a damaged one.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ _LARGEST_CHUNK: Final = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was checked and what was found.
+    """The result of a verification.
 
     Attributes:
         method: CHECKSUMS, EMBEDDED or STRUCTURE.
-        problems: one line each; empty if the file is intact as far as the method can tell.
-        notes: one line each: what a reader should know about an intact file.
-        without_checksums: the parts that have none beside them.
-        sha256: hex digest of each file that was read to its end.
-        recorded: the files whose sha256 was written into their checksums, which lacked it.
+        problems: one line each; empty if the method finds the file intact.
+        notes: one line each; what a reader should know about an intact file.
+        without_checksums: the parts that have no checksums beside them.
+        sha256: file -> hex digest, for each file that was read to its end.
+        recorded: the files whose SHA-256 was added to their checksums.
     """
 
     paths: tuple[Path, ...]
@@ -61,6 +62,7 @@ class Verification:
 
     @property
     def intact(self) -> bool:
+        """Whether no problem was found."""
         return not self.problems
 
     def as_json(self) -> dict[str, Any]:
@@ -80,13 +82,13 @@ class Verification:
 
 
 def verify_gguf(path: Path, progress: Progress | None = None, n_threads: int | None = None) -> Verification:
-    """Reads the whole of the file at `path` (all parts of a split one) and compares it with what was written.
+    """Reads the whole file at `path`, or all parts of a split one, and compares it with what was written.
 
-    The SHA-256 of each intact file is written into its checksums where they lack it.
+    The SHA-256 of each intact file is added to its checksums if they lack it.
 
     Raises:
-        GgufError: no such file, one so damaged that its header cannot be read, or a failing disk; or checksums that
-            were changed.
+        GgufError: no such file, a header so damaged that it cannot be read, a failing disk, or checksums that were
+            changed.
     """
     try:
         return _verify(path, progress or Silence(), n_threads or available_cores())
@@ -130,7 +132,7 @@ def _sums_beside(path: Path) -> Checksums | None:
 
 
 def _record(found: Verification, known: Mapping[Path, Checksums]) -> Iterator[Path]:
-    """Writes the SHA-256 of intact files into checksums that lack it; where that is not allowed, nothing happens."""
+    """Adds the SHA-256 of intact files to checksums that lack it, if they can be written; gives those files."""
     for path, sums in known.items():
         if found.intact and not sums.sha256 and path in found.sha256:
             with suppress(OutputError):
@@ -165,7 +167,7 @@ def _read_parts(
 
 
 def _tensors_of(model: GgufFile, chunk_weights: int) -> dict[Path, list[TensorBytes]]:
-    """Places by the files' own tables."""
+    """The places of all tensors, as the files' own tables give them."""
     return {
         part.path: [
             TensorBytes(
@@ -198,7 +200,7 @@ def _digest_and_bad_row(tensor: TensorBytes, data: Bytes) -> tuple[bytes, int | 
 
 
 def _by_checksums(known: Mapping[Path, Checksums], read: ReadParts) -> _Found:
-    """The stored places, not the file's own table, say where to look: a changed table cannot hide anything."""
+    """Verifies by checksums. They give the places of the tensors, so that a changed tensor table hides nothing."""
     tensors = {
         path: [TensorBytes(t.name, t.offset, t.n_bytes, t.chunk_bytes) for t in sums.tensors]
         for path, sums in known.items()
@@ -218,7 +220,7 @@ def _by_checksums(known: Mapping[Path, Checksums], read: ReadParts) -> _Found:
 
 
 def _check_frame(file: FileRead, sums: Checksums) -> list[str]:
-    """Everything that is not tensor data: length, header, and the zeros between tensors."""
+    """The problems of everything that is not tensor data: length, header, and the zeros between tensors."""
     return [
         *_check_length(file.path, sums.n_bytes),
         *_check_header(file.path, sums),
@@ -250,7 +252,7 @@ def _check_padding(file: FileRead, header_bytes: int) -> list[str]:
 
 
 def _check_gaps(file: FileRead, part: GgufPart) -> list[str]:
-    """Length, and zeros between tensors, by the file's own table."""
+    """The problems of the length and the zeros between tensors, by the file's own table."""
     end = max((tensor.offset + tensor.info.n_bytes for tensor in part.tensors), default=part.data_offset)
     return _check_length(file.path, -(-end // part.alignment) * part.alignment) or _check_padding(
         file, part.data_offset
@@ -258,14 +260,14 @@ def _check_gaps(file: FileRead, part: GgufPart) -> list[str]:
 
 
 def _digest_chunk(model: GgufFile) -> int | None:
-    """Weights in a piece that the digest in the file is made of; None if there is no such digest or no such number."""
+    """The weights in a chunk of the digest in the file; None if there is no such digest, or no valid number."""
     weights = model.value(DIGEST_CHUNK)
     there = all(isinstance(model.value(key), str) for key in (TENSORS_DIGEST, TABLE_DIGEST))
     return weights if there and isinstance(weights, int) and 1 <= weights <= _LARGEST_CHUNK else None
 
 
 def _by_embedded_digest(model: GgufFile, known: Mapping[Path, Checksums], read: ReadParts) -> _Found:
-    """By the one digest over all tensors; the checksums of parts that have them tell more."""
+    """Verifies by the one digest over all tensors. If some parts have checksums, these say which tensor changed."""
     files = read(_tensors_of(model, _digest_chunk(model) or CHUNK_WEIGHTS), _digest_and_bad_row)
     digests = [
         (file, tensor.info.name, TENSOR.of_digests(digest for digest, _ in pieces))
@@ -285,7 +287,7 @@ def _by_embedded_digest(model: GgufFile, known: Mapping[Path, Checksums], read: 
         for file, name, digest in digests
         if expected.get((file.path, name), digest) != digest
     ]
-    unknown = f"{model.path.name}: the data of a tensor changed (without checksums beside it: unknown which)"
+    unknown = f"{model.path.name}: the data of a tensor changed; without checksums we do not know which"
     return _Found(EMBEDDED, files, problems + (changed or [unknown]))
 
 
@@ -298,7 +300,7 @@ def _table_of(model: GgufFile) -> str:
 
 
 def _foreign(model: GgufFile) -> str:
-    """What a file is that has our metadata and other tensors than it speaks of."""
+    """Describes a file that has our metadata, but other tensors than the metadata describes."""
     name, profile = model.value("mimo_gguf.source.name", "?"), model.value("mimo_gguf.profile", "?")
     return f"made by another program from the {profile} file of {name}; its own digest is not known"
 
@@ -310,10 +312,10 @@ def _by_structure(model: GgufFile, read: ReadParts) -> _Found:
 
 
 def _bad_rows(model: GgufFile, rows: Sequence[Sequence[int | None]]) -> list[str]:
-    """A line for each tensor with a row that holds Inf or NaN.
+    """Describes in a line each tensor with a row that holds Inf or NaN.
 
     Args:
-        rows: for each tensor the first bad row of each of its pieces.
+        rows: for each tensor the first bad row of each of its chunks; None if it has no bad row.
     """
     weights = _digest_chunk(model) or CHUNK_WEIGHTS
     lines = []

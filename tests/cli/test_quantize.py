@@ -154,7 +154,7 @@ def test_a_profile_of_ones_own(source: Path, tmp_path: Path) -> None:
         (["Random-BF16.gguf", "--type", "BF16"], "is the source itself", 2),
         (["Random-BF16.gguf", "--type", "Q8_0", "-o", "Random-BF16.gguf"], "is the source itself", 2),
         (["Random-BF16.gguf", "--type", "Q8_0", "--mtp-type", "Q1"], "'Q1'", 2),
-        (["Random-BF16.gguf", "--type", "Q8_0", "--output-type", "I32"], "'I32' is no type", 2),
+        (["Random-BF16.gguf", "--type", "Q8_0", "--output-type", "I32"], "'I32' is not a type", 2),
         (["Random-BF16.gguf", "--type", "Q8_0", "--type", "q8_0"], "two outputs", 2),
         (["Random-BF16.gguf", "--type", "Q8_0", "--tensor-type", "ffn_dwn=Q6_K"], "ffn_dwn: no matrix", 2),
         (["Random-BF16.gguf", "--type", "Q8_0", "--split-max-size", "2"], "parts of 2 B are too small", 2),

@@ -225,7 +225,7 @@ def test_columns_without_importance_are_told(tmp_path: Path) -> None:
     matrix = read_importance(write_dat(tmp_path / "m.dat", sums))
     report = quantize(source, tmp_path / "ours", ["Q4_K_M"], importance=matrix)
     (note,) = report.outputs[0].notes
-    assert note.endswith("columns never matter, and they are written so: blk.0.attn_q.weight (64 of 256)")
+    assert note.endswith("so their weights are not preserved: blk.0.attn_q.weight (64 of 256)")
 
 
 # Where values are usable, the bytes are llama.cpp's; what llama.cpp refuses after writing it, is refused here, too.

@@ -158,9 +158,9 @@ def test_vectors_norms_and_biases_are_kept_for_a_reason() -> None:
     [
         ("ffn_down", "PATTERN=TYPE", "ffn_down=Q6_K"),
         ("*=Q8_0", "regular expression", "ffn_down=Q6_K"),
-        ("ffn_down=Q9", "'Q9' is no type that a tensor can be written in", "one of: "),
-        ("ffn_down=Q8_K", "'Q8_K' is no type", "did you mean Q2_K or "),  # a type of ggml's, but only for its own sums
-        ("ffn_down=Q4_K_M", "'Q4_K_M' is no type", "Q4_K_M is a file type, its tensors are Q4_K"),
+        ("ffn_down=Q9", "'Q9' is not a type that a tensor can be written in", "one of: "),
+        ("ffn_down=Q8_K", "'Q8_K' is not a type", "did you mean Q2_K or "),  # ggml's own, only for its sums
+        ("ffn_down=Q4_K_M", "'Q4_K_M' is not a type", "Q4_K_M is a file type, its tensors are Q4_K"),
     ],
 )
 def test_a_wrong_tensor_type_is_explained(text: str, message: str, hint: str) -> None:
