@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -28,10 +29,10 @@ class AnswerStream(Iterator[Piece]):
         self._pieces: deque[Piece] = deque()
         self._n_tokens = 0
         self._whole: Answer | None = None
-        self._at_work: dict[str, object] = {}  # "by" whom: set and looked at in one go
+        self._at_work: dict[str, weakref.ref[_Turn]] = {}  # "by" whom: set and looked at in one go
 
     def __next__(self) -> Piece:
-        me = object()
+        me = _Turn()
         try:
             self._check_alone(me)
             while not self._pieces and not self._ticket.is_done:
@@ -58,7 +59,7 @@ class AnswerStream(Iterator[Piece]):
         Raises:
             UsageError: it is at work, below (in `progress`) or in another thread.
         """
-        me = object()
+        me = _Turn()
         try:
             self._check_alone(me)
             self._ticket.cancel()
@@ -111,10 +112,21 @@ class AnswerStream(Iterator[Piece]):
             self._whole = event.answer
         return events
 
-    def _check_alone(self, me: object) -> None:
-        if self._at_work.setdefault("by", me) is not me:
+    def _check_alone(self, me: _Turn) -> None:
+        mine = weakref.ref(me)
+        found = self._at_work.setdefault("by", mine)
+        if found() is None:  # an interrupt struck whoever it was just as it left
+            self._at_work["by"] = found = mine
+        if found() is not me:
             raise UsageError("an answer is being generated", hint="one at a time: Model.cancel stops it; several: LLM")
 
-    def _leave(self, me: object) -> None:
-        if self._at_work.get("by") is me:
+    def _leave(self, me: _Turn) -> None:
+        found = self._at_work.get("by")
+        if found is not None and found() is me:
             del self._at_work["by"]
+
+
+class _Turn:
+    """Somebody's turn to work with a stream. It ends with the call it is for, however that is left."""
+
+    __slots__ = ("__weakref__",)
