@@ -1,6 +1,6 @@
-"""From whatever names a model to a GGUF that can be run: of a checkpoint folder or a Hub id one is made, once.
+"""Finds a GGUF that can be run for a checkpoint folder or a Hub id; the first time, makes it.
 
-It stands above the stages, because it joins three: conversion, quantization, and the plan that chooses the type.
+This module stands above conversion, quantization and fit, because it joins the three.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from mimo_gguf.core.model_source import ModelSource
     from mimo_gguf.fit.solver import Candidate, Solution
 
-# What a checkpoint is made into, worst first: those among which `mimo-gguf fit --auto` chooses. F16 doubles the bytes
-# read per token for what nobody can tell.
+# The types that a checkpoint is made into, worst first: those among which `mimo-gguf fit --auto` chooses. F16 doubles the
+# bytes read per token and is not noticeably better.
 TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0")
 MODELS_VARIABLE: Final = "MIMO_GGUF_MODELS"
 
 
 def models_folder() -> Path:
-    """Where files that are made of checkpoints lie: `MIMO_GGUF_MODELS`, or a folder in the user's cache."""
+    """The folder of the files that are made of checkpoints: `MIMO_GGUF_MODELS`, or one in the user's cache."""
     if given := os.environ.get(MODELS_VARIABLE):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimo-gguf" / "models"
@@ -42,17 +42,17 @@ def find_model_file(
     n_parallel: int = 1,
     load: Mapping[str, Any] | None = None,
 ) -> Path:
-    """The GGUF of a checkpoint: the one that is there already, or one that is made now. What is done is in the log.
+    """Finds the GGUF of a checkpoint, or makes it now; the log says what is done.
 
     An interrupted call can be repeated: download and quantization go on where they stopped.
 
     Args:
         source: a checkpoint folder, or `org/name` or `org/name@revision` on the Hub.
-        quantization: its file type; None takes the best that fits, the smallest if none does.
-        revision: branch, tag or commit on the Hub.
-        folder: where it lies; None takes `models_folder()`.
-        n_parallel: conversations at a time, for the plan.
-        load: what `Model.load` will be given, for the plan.
+        quantization: the file type; None means the best that fits, or the smallest if none does.
+        revision: a branch, tag or commit on the Hub.
+        folder: the folder of the GGUF; None means `models_folder()`.
+        n_parallel: number of conversations at a time, for the plan.
+        load: the arguments that `Model.load` will get, for the plan.
 
     Raises:
         UsageError: neither a folder nor a Hub id, or a type that does not exist.
@@ -70,13 +70,13 @@ def find_model_file(
     place = (models_folder() if folder is None else Path(folder).expanduser()) / _folder_of(source, is_folder)
     choose = _Chooser(n_parallel, load or {})
     if not is_folder and (made := choose.among_made(_made(place, name))):
-        LOGGER.info("%s: taking %s, which was made of it earlier", source, made)
+        LOGGER.info("%s: using %s, which was made from it earlier", source, made)
         return made
     return _make(source, place, name, choose)
 
 
 def _folder_of(source: str, is_folder: bool) -> Path:
-    """A folder of its own for each checkpoint: that of a Hub id by its name, that of a folder by its path."""
+    """A relative folder for each checkpoint: named after a Hub id, or after the path of a folder."""
     if not is_folder:
         return Path("hub") / source.replace("/", "--")
     path = Path(source).resolve()
@@ -84,14 +84,14 @@ def _folder_of(source: str, is_folder: bool) -> Path:
 
 
 def _made(place: Path, name: str | None) -> list[Path]:
-    """Complete files that lie there, of this type or of any, best first."""
+    """Finds the complete files in `place`, of this type or of any, best first."""
     wanted = reversed(TYPES) if name is None else (name,)
     found = [path for each in wanted for path in sorted(place.glob(f"*-{each}.gguf"))]
     return [path for path in found if not path.with_name(f".{path.name}.journal").exists()]
 
 
 def _make(source: str, place: Path, name: str | None, choose: _Chooser) -> Path:
-    """Makes the file, unless it is complete already. The folder is ours: what is there of another checkpoint goes."""
+    """Makes the file, unless it is complete already. The folder is ours: a file of another checkpoint is replaced."""
     from mimo_gguf.conversion.open_model import open_model
     from mimo_gguf.core.output_file import make_folder
     from mimo_gguf.quantization.output_state import is_complete
@@ -107,7 +107,7 @@ def _make(source: str, place: Path, name: str | None, choose: _Chooser) -> Path:
         plan = plan_quantization(weights, [OutputRequest(load_profile(name), path)], QuantizeOptions())
         (output,) = plan.outputs
         if is_complete(output, weights):
-            LOGGER.info("%s: taking %s, which was made of it earlier", source, path)
+            LOGGER.info("%s: using %s, which was made from it earlier", source, path)
             return path
         LOGGER.info("%s: making %s, %s", source, path, format_size(output.n_bytes))
         make_folder(place)
@@ -117,20 +117,20 @@ def _make(source: str, place: Path, name: str | None, choose: _Chooser) -> Path:
 
 
 class _Chooser:
-    """Chooses among files that exist or could be made, by the plan of the run they are for."""
+    """Chooses among files that exist or could be made, by planning the run."""
 
     def __init__(self, n_parallel: int, load: Mapping[str, Any]) -> None:
         self._n_parallel = n_parallel
         self._load = load
 
     def type_for(self, source: ModelSource) -> str:
-        """The best file type that fits, or the smallest."""
+        """Chooses the best file type that fits, or the smallest if none does."""
         solution = self._solve(made_into(_sizes(source), TYPES))
         LOGGER.info("%s: %s is the best type that fits", source.label, solution.file_type)
         return solution.file_type if solution.plan.fits else TYPES[0]
 
     def among_made(self, paths: Sequence[Path]) -> Path | None:
-        """The best of these files that fits; None if none does."""
+        """Chooses the first of these files that fits; None if none does."""
         from mimo_gguf.core.errors import MimoGgufError
         from mimo_gguf.core.gguf_file import read_gguf
         from mimo_gguf.core.model_sizes import model_sizes

@@ -1,14 +1,14 @@
-"""The verbs: what is done to a model's files, one public function each, with the defaults of the commands.
+"""The verbs: what can be done with a model's files, one public function each, with the defaults of the commands.
 
     plan_convert,  convert     a checkpoint becomes GGUF files, its MTP layers kept
     plan_quantize, quantize    any model becomes GGUF files of other types
-    verify                     whether a GGUF file is still what was written
-    inspect                    what a GGUF file is
-    plan_fit                   what a run of it needs, on which device
+    verify                     a GGUF file is compared with what was written
+    inspect                    a GGUF file's header is described
+    plan_fit                   the memory that a run needs is computed, device by device
 
 A `plan_...` function reads headers only and writes nothing: it is the `--dry-run` of its command. A command parses its
-arguments, calls one of these, and shows what it returns. Conversion and quantization do not know each other; they meet
-here.
+arguments, calls one of these functions, and shows what it returns. Conversion and quantization do not import each
+other; they meet here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Names = str | Path | Sequence[str | Path]
 
 
 def __getattr__(name: str) -> Any:
-    """`plan_fit`, which lives where runs are weighed."""
+    """Loads `plan_fit` from `mimo_gguf.fit.weigh` when it is first used."""
     if name == "plan_fit":
         from mimo_gguf.fit import weigh
 
@@ -61,14 +61,17 @@ def __getattr__(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ConvertPlan:
-    """What a conversion will write: how the checkpoint maps to tensors, and the files these go to."""
+    """What a conversion will write: how the checkpoint maps to tensors, and the files that they go to."""
 
     conversion: ConversionPlan
     writing: QuantizePlan
 
     @property
     def rounding(self) -> str | None:
-        """What is rounded although the user chose no type: a checkpoint may mix types, and the commonest is taken."""
+        """A line about what is rounded although the user chose no type, or None.
+
+        A checkpoint may mix types; without a choice the output has the most frequent one.
+        """
         (first, *others) = self.writing.outputs
         name, kinds = first.profile.name, self.conversion.matrix_types
         rounded = [f"{count} in {kind.name}" for kind, count in kinds if kind.name != name]
@@ -103,10 +106,10 @@ def plan_convert(
     mtp_layers: str | Path | None = None,
     split_max_size: str | int | None = None,
 ) -> ConvertPlan:
-    """What `convert` with the same arguments would write; of a Hub id only headers are downloaded.
+    """Plans what `convert` with the same arguments would write. For a Hub id only headers are downloaded.
 
     Raises:
-        MimoGgufError: as `convert`, but for what only weights tell.
+        MimoGgufError: as `convert`, except for errors that only the weights show.
     """
     with _planned_conversion(src, out, types, layout, mtp, mtp_layers, split_max_size, headers_only=True) as plan:
         return plan
@@ -132,19 +135,19 @@ def convert(
 
     Args:
         src: a checkpoint folder, or `org/name` or `org/name@revision` on the Hub, which is downloaded.
-        out: NAME.gguf, or a folder that is made if it is missing; None takes the current folder.
-        types: file types or TOML files of profiles; none takes the checkpoint's own float type, which is lossless.
-        layout: "step35" (trunk and MTP) or "qwen2" (trunk alone); None takes step35 if there are MTP layers.
-        mtp: False leaves the MTP layers out; True insists on them.
+        out: NAME.gguf, or a folder that is made if it is missing; None means the current folder.
+        types: file types, or TOML files of profiles; without any, the checkpoint's own float type, which is lossless.
+        layout: "step35" (trunk and MTP) or "qwen2" (trunk alone); None means step35 if there are MTP layers.
+        mtp: False leaves the MTP layers out; True refuses a checkpoint without them; None keeps those there are.
         mtp_layers: a MiMo-7B-MTPs folder or Hub id whose further layers are added.
-        threads: None takes one per core.
+        threads: number of kernels at once; None means one per core.
         split_max_size: bytes, or a text like "4GB"; larger outputs become llama.cpp's split files.
-        force: existing outputs are replaced.
+        force: whether existing outputs are replaced.
         on_plan: called with the plan before anything is written.
-        progress: told how far the run is.
+        progress: receives how far the run is.
 
     Raises:
-        UsageError: arguments that contradict each other or the checkpoint, a type that does not exist.
+        UsageError: arguments that contradict each other or the checkpoint, or a type that does not exist.
         CheckpointError, HubError: no such checkpoint, or one that cannot be converted.
         OutputError: an output exists already or cannot be written.
         WeightsError: weights with Inf or NaN, or too large for the type.
@@ -173,7 +176,7 @@ def _planned_conversion(
     *,
     headers_only: bool = False,
 ) -> Iterator[ConvertPlan]:
-    """The plan, as long as its source is open."""
+    """Plans a conversion; its source is open until the end of the `with` block."""
     from mimo_gguf.conversion.checkpoint_source import ConversionOptions, as_model_source, plan_conversion
     from mimo_gguf.conversion.open_model import find_checkpoint, find_mtp_layers
     from mimo_gguf.core.errors import UsageError
@@ -181,7 +184,7 @@ def _planned_conversion(
     from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
     from mimo_gguf.quantization.profiles import load_profile
 
-    # What is wrong in these is told before 15 GB are downloaded.
+    # Errors in these come before 15 GB are downloaded.
     profiles, destination = _profiles(types), _destination(out)
     options = options or QuantizeOptions(split_max_bytes=_part_bytes(split_max_size))
     with ExitStack() as stack:
@@ -202,12 +205,12 @@ def _planned_conversion(
 
 @dataclass(frozen=True, slots=True)
 class QuantizePreview:
-    """What a run would do, and what it would meet.
+    """What a quantization would do, and what it would find.
 
     Attributes:
-        expected: the time it will take on this machine.
-        free_bytes: free space where the outputs go.
-        complete: outputs that an earlier run has made already.
+        expected: the time that it will take on this machine.
+        free_bytes: free space on the disk of the outputs.
+        complete: outputs that an earlier run has completed already.
         existing: other files that have the names of outputs.
     """
 
@@ -244,11 +247,12 @@ def plan_quantize(
     force: bool = False,
     progress: Progress | None = None,
 ) -> QuantizePreview:
-    """What `quantize` with the same arguments would write, and how long it would take; of a Hub id only headers are
-    downloaded.
+    """Plans what `quantize` with the same arguments would write, and estimates the time.
+
+    For a Hub id only headers are downloaded.
 
     Raises:
-        MimoGgufError: as `quantize`, but for what only weights tell.
+        MimoGgufError: as `quantize`, except for errors that only the weights show.
     """
     from mimo_gguf.core.output_file import free_bytes
     from mimo_gguf.core.paths import path_kind
@@ -295,20 +299,20 @@ def quantize(
     Args:
         src: a GGUF file, a checkpoint folder, or `org/name` or `org/name@revision` on the Hub.
         types: file types like "Q4_K_M", or TOML files of profiles.
-        out: NAME.gguf, or a folder that is made if it is missing; None takes the folder of a GGUF, or the current one.
-        mtp_type: type of the MTP layers; "same" is the file's.
+        out: NAME.gguf, or a folder that is made if it is missing; None means a GGUF's own folder, or the current one.
+        mtp_type: type of the MTP layers; "same" treats them as the file's other layers.
         tensor_types: PATTERN=TYPE for tensors whose name matches the regular expression; the first match decides.
         output_type, token_embedding_type: types of these two matrices.
         imatrix: an importance matrix made by llama-imatrix.
-        allow_requantize: a file that is quantized already may be quantized again.
-        threads: None takes one per core.
+        allow_requantize: whether a file that is quantized already may be quantized again.
+        threads: number of kernels at once; None means one per core.
         split_max_size: bytes, or a text like "2GB"; larger outputs become llama.cpp's split files.
-        force: existing outputs are replaced.
+        force: whether existing outputs are replaced.
         on_plan: called with the plan before anything is written.
-        progress: told how far the run is.
+        progress: receives how far the run is.
 
     Raises:
-        UsageError: no type, one that does not exist or needs an importance matrix, options that name nothing.
+        UsageError: no type, one that does not exist or needs an importance matrix, or options that match nothing.
         GgufError, CheckpointError, HubError: no such model, or one that cannot be read.
         OutputError: an output exists already or cannot be written.
         WeightsError: weights with Inf or NaN, or too large for the type; importance values that spoil a matrix.
@@ -330,7 +334,7 @@ def quantize(
 def _planned_quantization(
     src: str | Path, types: Names, out: str | Path | None, options: QuantizeOptions, *, headers_only: bool = False
 ) -> Iterator[QuantizePlan]:
-    """The plan, as long as its source is open."""
+    """Plans a quantization; its source is open until the end of the `with` block."""
     from mimo_gguf.conversion.open_model import is_gguf, open_model
     from mimo_gguf.core.output_file import name_outputs
     from mimo_gguf.quantization.plan import OutputRequest, plan_quantization
@@ -385,7 +389,7 @@ def _mtp_rule(text: str) -> MtpRule:
     return MtpRule(None if text.lower() == SAME else parse_weight_type(text))
 
 
-# ---- what both take
+# ---- arguments of both
 
 
 def _profiles(types: Names) -> tuple[Profile, ...]:
@@ -420,12 +424,12 @@ def _make_folder(out: str | Path | None, plan: QuantizePlan) -> None:
 def verify(file: str | Path, *, threads: int | None = None, progress: Progress | None = None) -> Verification:
     """Checks a GGUF file against its checksums: any flipped bit, missing or added byte is found.
 
-    The SHA-256 that the Hub shows is computed on the way; checksums that lack it get it.
+    The SHA-256 that the Hub shows is computed as well, and added to checksums that lack it.
 
     Args:
         file: a GGUF file, or any part of a split one.
-        threads: None takes one per core.
-        progress: told how far the reading is.
+        threads: number of threads; None means one per core.
+        progress: receives how far the reading is.
 
     Raises:
         GgufError: no such file, one whose header cannot be read, or checksums that were changed.
@@ -436,7 +440,7 @@ def verify(file: str | Path, *, threads: int | None = None, progress: Progress |
 
 
 def inspect(file: str | Path) -> Inspection:
-    """What a GGUF file is: layout, MTP, types, sizes. Only its header is read.
+    """Describes a GGUF file: layout, MTP, types, sizes. Only its header is read.
 
     Args:
         file: a GGUF file, or any part of a split one.

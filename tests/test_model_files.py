@@ -34,7 +34,7 @@ def test_it_is_made_once(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCap
     assert not verify(made).problems
     before = made.stat().st_mtime_ns
     assert find_model_file(str(checkpoint), "Q4_K_M", folder=tmp_path / "made") == made
-    assert made.stat().st_mtime_ns == before and "which was made of it earlier" in caplog.text
+    assert made.stat().st_mtime_ns == before and "which was made from it earlier" in caplog.text
 
 
 def test_it_is_made_again_if_the_checkpoint_changes(checkpoint: Path, tmp_path: Path) -> None:
