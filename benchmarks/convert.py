@@ -1,9 +1,9 @@
-"""Checkpoint to BF16 GGUF: `mimo-gguf convert` beside llama.cpp's convert_hf_to_gguf.py, same weights, same run.
+"""Compares `mimo-gguf convert` with llama.cpp's convert_hf_to_gguf.py: a checkpoint to BF16, in the same run.
 
     python -m benchmarks.convert CHECKPOINT LLAMA_CPP_SOURCE SCRATCH [--rounds 2]
 
-The peer cannot convert MiMo; it is given the trunk as Qwen2 (see peer_convert.py) and so writes 2.7 % less.
-The last line printed is one JSON document.
+The peer cannot convert MiMo. It gets the trunk as Qwen2 (see peer_convert.py) and so writes 2.7 % less. The last line
+on stdout is one JSON document.
 """
 
 from __future__ import annotations

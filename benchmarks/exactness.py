@@ -1,11 +1,11 @@
-"""How far batches move logits: a text read so many rows at a time against the same text read row by row.
+"""Measures how far batches move logits: a text read several rows at a time, compared with the same text row by row.
 
     python -m benchmarks.exactness MODEL.gguf [MODEL.gguf ...] [--rows 2 4 8 ...] [--tokens 512] [--threads 1]
 
-For each file and each way to attend and to keep the cache: the largest difference of any logit at any place of the
-text, and how many places have another likeliest token. `exact` is what `SessionOptions.exact` sets: batches are read,
-and llama.cpp computes them one row at a time. `slots` is the same text beside three others in one buffer of cells, one
-row of each in a pass. The text are the tiny model's held-out dialogues. The last line is one JSON document.
+For each file, kind of attention and type of cache it shows the largest difference of any logit at any place of the
+text, and counts the places with another likeliest token. `exact` is what `SessionOptions.exact` sets: batches are read,
+but llama.cpp computes them one row at a time. `slots` is the same text beside three others in one buffer of cells, one
+row of each in a pass. The text is the tiny model's held-out dialogues. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ N_OTHERS: Final = 3
 
 @dataclass(frozen=True)
 class Figure:
-    """One way against row by row; `largest` is in logits, `turned` counts places."""
+    """One way compared with row by row.
+
+    Attributes:
+        largest: the largest difference of any logit.
+        turned: places with another likeliest token.
+    """
 
     file: str
     way: str
@@ -59,7 +64,7 @@ def heldout_text() -> str:
 
 
 def read(model: LlamaModel, tokens: list[int], rows: int, options: ContextOptions) -> Floats:
-    """Logits after each token, shape (len(tokens), n_vocab), with `rows` tokens to a pass."""
+    """Computes the logits after each token, shape (len(tokens), n_vocab), with `rows` tokens in a pass."""
     logits = np.empty((len(tokens), model.n_vocab), np.float32)
     batch = Batch(rows)
     with open_context(model, replace(options, n_batch=rows, n_outputs_max=rows)) as context:
@@ -72,7 +77,7 @@ def read(model: LlamaModel, tokens: list[int], rows: int, options: ContextOption
 
 
 def read_beside_others(model: LlamaModel, tokens: list[int], options: ContextOptions) -> Floats:
-    """The same with a row of each of three other texts in every pass, their cells between those of this one."""
+    """Computes the same logits with a row of each of three other texts in every pass, all in one buffer of cells."""
     n = 1 + N_OTHERS
     logits = np.empty((len(tokens), model.n_vocab), np.float32)
     batch = Batch(n)
@@ -90,7 +95,7 @@ def read_beside_others(model: LlamaModel, tokens: list[int], options: ContextOpt
 
 
 def measure(path: Path, arguments: argparse.Namespace, *, repacked: bool) -> Iterator[Figure]:
-    """The figures of one file, weights repacked for this CPU or left as they are."""
+    """Measures one file, its weights repacked for this CPU or left as they are."""
     with load_model(path, ModelOptions(n_gpu_layers=arguments.gpu_layers, repack=repacked)) as model:
         tokens = Vocabulary(model).tokenize(heldout_text())[: arguments.tokens]
         for way, options in WAYS.items():

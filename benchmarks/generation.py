@@ -1,16 +1,16 @@
-"""Generation side by side: ours (plain, MTP) with llama-bench and llama-server (plain, MTP), on one file, in one run.
+"""Compares generation, plain and with MTP, with llama-bench and llama-server, on one file, in one run.
 
     python -m benchmarks.generation MiMo-7B-RL-Q4_K_M.gguf --tools DIR [--threads 2] [--tokens 64] [--rounds 3]
 
-All with the same threads and greedy sampling, end tokens forbidden; the texts are the ones `mimo-gguf bench` ships
-with. The candidates take turns, in an order that turns round every time; ratios are medians of those of the same text
-in the same round, so that a machine that slows down slows both sides of them. Only one program is loaded at a time, or,
-with --together, all of them, text by text in turn: they share the mapped weights, and only what is measured computes.
-Ours is run plain, with one draft always, and as it comes: drafting where its own measurements say that it pays.
-Python's share is what is left of the time without that inside llama_decode; choosing the token is in it. Time to first
-token is what a caller waits for: reading the prompt and drawing one token, no cache reused. llama-bench measures
-neither texts nor first tokens and draws no token; its cache is filled to the texts' median length before it counts. The
-last line is one JSON document.
+All use the same threads and greedy sampling without end tokens, on the texts of `mimo-gguf bench`. The candidates run
+in turn, in an order that is reversed every time. Ratios are medians over pairs of the same text in the same round, so
+that a slower machine slows both sides. One program is loaded at a time. With --together all are loaded and run text by text
+in turn: they share the mapped weights, and only the one that is measured computes.
+
+Ours runs plain, with one draft always, and as it comes: drafting if its own measurements show that it is faster.
+Python's share is the time outside llama_decode, drawing the token included. The time to the first token is what a
+caller waits for: reading the prompt and drawing one token, with nothing cached. llama-bench reads no texts and draws no
+tokens; its cache is filled to the texts' median length before it measures. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mimo_gguf.llama.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Run:
-    """What one candidate did with one text."""
+    """The figures of one candidate with one text."""
 
     tokens_per_s: float
     first_token_s: float | None = None
@@ -62,7 +62,7 @@ PAIRS = (
 
 @contextmanager
 def ours(file: Path, options: PeerOptions, *, mtp: bool, adaptive: bool = False) -> Iterator[Measure]:
-    """Our own engine, drafting never, always, or (`adaptive`) where it pays by its own measure, as it comes."""
+    """Opens our own engine: it drafts never, always, or (`adaptive`) if it measures that drafting is faster."""
     session_options = SessionOptions(n_ctx=options.n_ctx, n_threads=options.n_threads, mtp=mtp, adaptive=adaptive)
     model_options = ModelOptions(n_gpu_layers=options.n_gpu_layers, load_mtp=mtp)
     with load_model(file, model_options) as model, Session(model, session_options) as session:
@@ -95,7 +95,7 @@ def llama_bench(program: Path, file: Path, options: PeerOptions) -> Iterator[Mea
 
 @contextmanager
 def llama_server(program: Path, file: Path, options: PeerOptions, n_draft: int) -> Iterator[Measure]:
-    """llama-server, asked as a client asks; its own timings count for speed, the client's clock for the first token."""
+    """Starts llama-server. Its own timings give the speed, this client's clock the time to the first token."""
     with running_server(program, file, options, n_draft) as address:
         serve_once(address, "warm up", 1)
 
@@ -114,10 +114,10 @@ def llama_server(program: Path, file: Path, options: PeerOptions, n_draft: int) 
 def run_all(
     candidates: dict[str, Candidate], texts: list[str], n_rounds: int, *, together: bool
 ) -> dict[str, list[Run]]:
-    """The runs of each candidate, in the same order of rounds and texts for all."""
+    """Runs every candidate; gives the runs of each, in the same order of rounds and texts."""
     runs: dict[str, list[Run]] = {name: [] for name in candidates}
 
-    def take(name: str, measure: Measure, text: str) -> None:
+    def run(name: str, measure: Measure, text: str) -> None:
         runs[name].append(measure(text))
         print(f"{name:22}{runs[name][-1].tokens_per_s:8.2f} tok/s", file=sys.stderr, flush=True)
 
@@ -128,17 +128,17 @@ def run_all(
         opened = {name: stack.enter_context(candidate()) for name, candidate in candidates.items() if together}
         for number, text in enumerate(texts * n_rounds if together else []):
             for name in order(number):
-                take(name, opened[name], text)
+                run(name, opened[name], text)
     for number in range(0 if together else n_rounds):
         for name in order(number):
             with candidates[name]() as measure:
                 for text in texts:
-                    take(name, measure, text)
+                    run(name, measure, text)
     return runs
 
 
 def main() -> None:
-    """Runs the candidates, prints the table and the document."""
+    """Runs the candidates, and prints the table and the document."""
     arguments = _arguments()
     file, tools = arguments.file, arguments.tools
     header = read_gguf(file)
@@ -166,7 +166,7 @@ def main() -> None:
 
 
 def print_report(file: Path, options: PeerOptions, runs: dict[str, list[Run]]) -> None:
-    """A line per candidate (median, and the range of its runs), ratios, and the document."""
+    """Prints a line per candidate (median and range of its runs), the ratios, and the document."""
     print(f"{file.name}, {options.n_threads} threads, {options.n_generate} tokens of {len(PROMPTS)} texts, greedy")
     print(f"{'':22}{'tok/s':>8}{'min':>8}{'max':>8}{'first token':>14}{'drafts right':>14}{'Python':>9}")
     for name, measured in runs.items():
@@ -182,8 +182,8 @@ def print_report(file: Path, options: PeerOptions, runs: dict[str, list[Run]]) -
     for a, b in (pair for pair in PAIRS if pair[0] in runs and pair[1] in runs):
         both = list(zip(runs[a], runs[b], strict=True))
         ratios[f"{a} / {b}"] = ratio = statistics.median(x.tokens_per_s / y.tokens_per_s for x, y in both)
-        told = [(x.tokens, y.tokens) for x, y in both if x.tokens and y.tokens]
-        same = f"   same text {sum(is_same_text(*pair) for pair in told)} of {len(told)}" if told else ""
+        texts = [(x.tokens, y.tokens) for x, y in both if x.tokens and y.tokens]
+        same = f"   same text {sum(is_same_text(*pair) for pair in texts)} of {len(texts)}" if texts else ""
         waits = _median([x.first_token_s - y.first_token_s for x, y in both if x.first_token_s and y.first_token_s])
         print(f"{f'{a} / {b}':44}{ratio:8.3f}{'' if waits is None else f'   first token {1000 * waits:+.0f} ms'}{same}")
     document = {

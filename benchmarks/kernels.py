@@ -1,10 +1,10 @@
-"""Speed of the block quantisers on one core: ours against libggml's ggml_quantize_chunk, in the same run.
+"""Compares the block quantizers on one core with libggml's ggml_quantize_chunk, in the same run.
 
     python -m benchmarks.kernels [--source bf16] [--types q4_k q6_k] [--importance] [--seconds 1.0]
 
-Both start from the same rows in the source type, so widening to f32 counts for both. The two take turns, and the best
-of each one's turns is kept: on a shared machine the fastest turn is the least disturbed one. The outputs are compared.
-The last line of stdout is one JSON document.
+Both start from the same rows in the source type, so that widening to f32 counts for both. The two run in turn, and the
+fastest run of each counts: on a shared machine it is the least disturbed one. The outputs are compared. The last line
+on stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DEFAULT_TYPES = ("q4_k", "q5_k", "q6_k", "q8_0", "f16", "f32")
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Million weights per second of one type, ours and libggml's."""
+    """The million weights per second (`_mws`) of one type, ours and libggml's."""
 
     ggml_type: str
     kernel: str
@@ -44,7 +44,7 @@ class Speed:
 
 
 def best_times(turns: list[Callable[[], None]], seconds: float) -> list[float]:
-    """Shortest time of each callable, taking turns for `seconds` in all."""
+    """Measures the shortest time of each callable; they run in turn for `seconds` in all."""
     best = [float("inf")] * len(turns)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:

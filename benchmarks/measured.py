@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run. `peak_anon_bytes` leaves out file pages mapped or cached; 0 where the system does not tell."""
+    """The measurement of one run.
+
+    Attributes:
+        wall_s, cpu_s: seconds of wall time and of all cores' time.
+        peak_anon_bytes: memory without mapped or cached file pages; 0 if the system does not report it.
+    """
 
     label: str
     wall_s: float
@@ -29,11 +34,12 @@ class Measurement:
     output: str
 
     def as_json(self) -> dict[str, Any]:
+        """The measurement as a JSON document, without the output."""
         return {key: value for key, value in asdict(self).items() if key != "output"}
 
 
 class Timed:
-    """Calls a function and counts the seconds in it."""
+    """A function that counts the seconds spent in it."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.seconds = function, 0.0
@@ -46,7 +52,7 @@ class Timed:
 
 
 def time_decodes(session: Session) -> list[Timed]:
-    """Counts the time inside llama_decode from now on, in one timer for each context of `session`."""
+    """Counts the time inside llama_decode from now on, with one timer for each context of `session`."""
     native = []
     for context in [session.target, *([session.drafter.context] if session.drafter is not None else [])]:
         context._decode = Timed(context._decode)
@@ -55,7 +61,7 @@ def time_decodes(session: Session) -> list[Timed]:
 
 
 def measure(label: str, command: Sequence[str | Path], **popen: Any) -> Measurement:
-    """Runs `command` to its end; stdout is kept, stderr passed through."""
+    """Runs `command` to its end; stdout is kept, stderr is not redirected."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True, **popen)
@@ -84,7 +90,7 @@ def _watch(process: subprocess.Popen[str], peaks: dict[str, int]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Describes the machine on which the figures were measured."""
     import os
 
     name = platform.processor()
@@ -96,7 +102,7 @@ def machine() -> dict[str, Any]:
 
 
 def drop_page_cache() -> bool:
-    """Empties the file cache (root on Linux only), so that every candidate starts cold. False where it cannot."""
+    """Empties the file cache, so that every candidate starts cold. False if it cannot: only root on Linux may."""
     import os
 
     os.sync()

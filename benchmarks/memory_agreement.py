@@ -1,9 +1,9 @@
-"""Predicted memory against llama.cpp's own count, on every cell of the grid: writes the table of docs/memory.md.
+"""Compares predicted memory with llama.cpp's own count, on every cell of the grid, for the table of docs/memory.md.
 
     python -m benchmarks.memory_agreement [--step N] [--write]
 
-Runs from a checkout, in about a quarter of an hour on two cores; no weights, no download. Each file is a header of
-full size followed by a hole. The RPC devices are workers on loopback. `--step N` takes every Nth cell, `--write` puts
+It runs from a checkout, in about a quarter of an hour on two cores, without weights or downloads. Each file is a header
+of full size and then a hole. The RPC devices are workers on loopback. `--step N` uses every Nth cell, `--write` puts
 the table into docs/memory.md between its markers. The last line on stdout is one JSON document.
 """
 
@@ -34,7 +34,13 @@ BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"
 
 @dataclass
 class Tally:
-    """Cells of one row of the table; the slowest prediction (nothing remembered of others) and the slowest answer."""
+    """The counts of one row of the table.
+
+    Attributes:
+        worst: the largest difference, as a share of llama.cpp's count.
+        predicted_s: seconds of the slowest prediction, with nothing cached.
+        asked_s: seconds of the slowest answer of llama.cpp.
+    """
 
     cells: int = 0
     equal: int = 0
@@ -58,7 +64,7 @@ class Tally:
 
 
 def measure(cells: list[Cell], folder: Path, devices: tuple[Device, ...]) -> dict[str, Tally]:
-    """Tallies per row label ("layout | type")."""
+    """Counts the cells of each row of the table, by its label "layout | type"."""
     files = write_files(folder)
     sizes = {key: full_size.sizes(*key) for key in files}
     tallies: dict[str, Tally] = defaultdict(Tally)
@@ -78,7 +84,7 @@ def measure(cells: list[Cell], folder: Path, devices: tuple[Device, ...]) -> dic
 
 
 def worker_main(step: int, endpoints: list[str]) -> None:
-    """One device set in a process of its own; prints its tallies as JSON."""
+    """Measures one set of devices, in this process of its own, and prints its tallies as JSON."""
     devices = add_workers(endpoints) if endpoints else ()
     cells = [cell for cell in (*grid(), *parallel_grid()) if endpoints or cell.settings.n_gpu_layers == 0][::step]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
-"""Conversations served together: tokens per second of 1, 2 and 4 at a time, and what Python itself takes of a step.
+"""Measures 1, 2 and 4 conversations at a time: tokens per second, and the time of a step spent in Python.
 
     python -m benchmarks.parallel MODEL.gguf [--threads 2] [--tokens 128] [--rounds 5] [--parallel 1 2 4]
 
-Every conversation is greedy on one of the texts `mimo-gguf bench` ships with, and all begin together; end tokens are
-ignored. Rounds alternate between the numbers, plain and with MTP, each in a session of its own; the best round counts,
-because whatever else the machine does only adds to it. Python's share is a step's time less that inside llama.cpp. The
-last line is one JSON document.
+Every conversation is greedy on one of the texts of `mimo-gguf bench`, and all begin together; end tokens are ignored.
+Rounds alternate between the numbers, plain and with MTP, each in a session of its own. The best round counts, because
+other work of the machine only adds time. Python's share is a step's time without that inside llama.cpp. The last line
+is one JSON document.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mimo_gguf.llama.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Figure:
-    """One way of serving, in its best round."""
+    """The figures of one way of serving, in its best round."""
 
     n_parallel: int
     mtp: bool
@@ -39,7 +39,7 @@ class Figure:
 
 
 def measure(model: LlamaModel, prompts: list[list[int]], n_tokens: int, options: SessionOptions) -> Figure:
-    """Serves `n_parallel` conversations side by side until each has `n_tokens` more than the first token."""
+    """Serves `n_parallel` conversations side by side until each has `n_tokens` after the first token."""
     n = options.n_parallel
     with Session(model, options) as session:
         samplers = {slot: Sampler(model, SamplingOptions(temperature=0)) for slot in session.slots}

@@ -1,8 +1,8 @@
-"""Runs llama.cpp's convert_hf_to_gguf.py on a MiMo checkpoint, which it does not know: as Qwen2, MTP layers dropped.
+"""Runs llama.cpp's convert_hf_to_gguf.py on a MiMo checkpoint as if it were Qwen2, without its MTP layers.
 
     python -m benchmarks.peer_convert LLAMA_CPP_SOURCE CHECKPOINT OUT.gguf [--outtype bf16]
 
-The checkpoint is not touched: a folder of links with another config.json is converted.
+The script does not know MiMo. The checkpoint is not changed: a folder of links with another config.json is converted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
 
     keep = Qwen2Model.filter_tensors.__func__
     Qwen2Model.filter_tensors = classmethod(lambda cls, item: None if "mtp_layers" in item[0] else keep(cls, item))
-    Qwen2Model.set_vocab = Qwen2Model._set_vocab_gpt2  # the other way in needs sentencepiece only to fail
+    Qwen2Model.set_vocab = Qwen2Model._set_vocab_gpt2  # its own set_vocab imports sentencepiece, and then fails
     with tempfile.TemporaryDirectory() as folder:
         for path in Path(checkpoint).resolve().iterdir():
             if path.name != "config.json":

@@ -1,11 +1,11 @@
-"""Checkpoint or GGUF to quantized files: `mimo-gguf quantize` beside convert_hf_to_gguf.py and llama-quantize.
+"""Compares `mimo-gguf quantize`, from a checkpoint and from a GGUF, with convert_hf_to_gguf.py and llama-quantize.
 
     python -m benchmarks.quantize CHECKPOINT LLAMA_CPP_SOURCE LLAMA_QUANTIZE SCRATCH [--threads 2] [--rounds 2] [--warm]
 
-All in one run on one machine, caches emptied before each command unless --warm; ours, which are short, in turn and as
-often before llama-quantize as after it, and the median counts. SCRATCH, an empty folder, needs 40 GB free for the full
-model. The peers get the trunk as Qwen2 (see peer_convert.py), 2.7 % fewer weights. At the end every tensor of ours is
-compared with llama-quantize's. The last line printed is one JSON document.
+All commands run in turn, and caches are emptied before each, unless --warm is given. Ours are short: they run as often
+before llama-quantize as after it, and the median counts. SCRATCH, an empty folder, needs 40 GB for the full model. The
+peers get the trunk as Qwen2 (see peer_convert.py), 2.7 % fewer weights. At the end every tensor of ours is compared
+with llama-quantize's. The last line on stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OURS = (sys.executable, "-m", "mimo_gguf", "quantize")
 
 
 class Bench:
-    """Runs commands one after another, each from cold, and keeps what they took."""
+    """Runs commands one after another, each from cold unless `warm`, and keeps their measurements."""
 
     def __init__(self, scratch: Path, threads: int, *, warm: bool) -> None:
         self.scratch = scratch
@@ -62,7 +62,7 @@ class Bench:
 
 
 def count_differences(ours: Path, theirs: Path) -> tuple[int, int]:
-    """(tensors compared, tensors that differ in type or bytes)."""
+    """Counts (tensors compared, tensors that differ in type or bytes)."""
     left = {tensor.name: tensor for tensor in GGUFReader(ours).tensors}
     right = {tensor.name: tensor for tensor in GGUFReader(theirs).tensors}
     if left.keys() != right.keys():
@@ -86,11 +86,11 @@ def main() -> None:
     for name in ("checkpoint", "llama_cpp", "llama_quantize", "scratch"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=2, help="times that ours run, before and after")
+    parser.add_argument("--rounds", type=int, default=2, help="how often ours run, before llama-quantize and after it")
     parser.add_argument("--warm", action="store_true")
     arguments = parser.parse_args()
     if any(arguments.scratch.iterdir()):
-        sys.exit(f"{arguments.scratch} is not empty: an interrupted run left there would be gone on from")
+        sys.exit(f"{arguments.scratch} is not empty: an interrupted run in it would be resumed")
     bench = Bench(arguments.scratch, arguments.threads, warm=arguments.warm)
     scratch, checkpoint = arguments.scratch, arguments.checkpoint
 
@@ -99,7 +99,7 @@ def main() -> None:
     def ours_in_turn() -> None:
         for _ in range(arguments.rounds):
             for label, source in ((CHECKPOINT_TO_ONE, checkpoint), (GGUF_TO_ONE, bf16)):
-                remove(scratch, "ours.gguf*")  # to replace a large file takes seconds
+                remove(scratch, "ours.gguf*")  # replacing a large file takes seconds
                 bench.ours(label, source, ["Q4_K_M"], ours)
 
     bench.run(PEER_CONVERT, (sys.executable, "-m", "benchmarks.peer_convert", arguments.llama_cpp, checkpoint, bf16))

@@ -1,4 +1,4 @@
-"""Writes a full-size MiMo checkpoint of random bf16 weights: 7.83 B parameters, 15.7 GB, in some minutes.
+"""Writes a full-size MiMo checkpoint of random bf16 weights (7.83 B parameters, 15.7 GB) in some minutes.
 
     python -m benchmarks.random_checkpoint CONFIG_FOLDER OUT_FOLDER [--hollow]
 
@@ -33,7 +33,7 @@ def random_bf16(n: int, rng: np.random.Generator, scale: float, mean: float) -> 
 
 
 def fill_shard(path: Path, seed: int) -> None:
-    """Random weights into a hollow shard: matrices N(0, 0.02), vectors N(1, 0.1), so that no two rows are alike."""
+    """Fills a hollow shard with random weights: matrices N(0, 0.02), vectors N(1, 0.1)."""
     with path.open("r+b") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))

@@ -1,10 +1,10 @@
-"""What choosing a token costs with a model's own vocabulary: greedy, sampled, and within a JSON schema.
+"""Measures what drawing a token costs with a model's own vocabulary: greedy, sampled, and within a JSON schema.
 
     python -m benchmarks.sampling MODEL.gguf
 
-The model says a fixed JSON text: before each choice the logit of the token wanted is raised well above the others. In
-the last two rows nothing is raised, so that the grammar refuses almost every token drawn. Medians over the text's
-tokens. The last line is one JSON document.
+The model writes a fixed JSON text: before each draw the logit of the wanted token is raised well above the others. In
+the last two rows nothing is raised, so that the grammar refuses almost every token drawn. Figures are medians over the
+text's tokens. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RAISED = 15.0
 
 
 def measure(session: Session, options: SamplingOptions, wanted: list[int], *, raised: bool, first: bool) -> float:
-    """Milliseconds per token; `first` times applying the grammar to the whole vocabulary instead."""
+    """Measures the milliseconds per token; with `first`, those of applying the grammar to the whole vocabulary."""
     slot, seconds = session.slot, []
     read_prompt(session, wanted[:3])
     assert slot.row is not None

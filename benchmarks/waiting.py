@@ -1,10 +1,11 @@
-"""How fast tokens come while other programs want the cores, by how threads wait for each other.
+"""Measures how fast tokens come while other programs want the cores, for several ways in which threads wait.
 
     python -m benchmarks.waiting MODEL.gguf [--busy 0 1 3] [--seconds 6] [--rounds 3] [--threads 2]
 
-Each way runs in a process of its own, because libgomp reads its variables once: this program's own (it switches between
-spinning and sleeping), that of libgomp, passive waiting, two spin counts, and one thread. Rounds alternate between the
-ways; the median counts. The other programs are endless loops, one process each. The last line is one JSON document.
+Each way runs in a process of its own, because libgomp reads its variables once. The ways are this program's own (it
+switches between spinning and sleeping), libgomp's, passive waiting, two spin counts, and one thread. Rounds alternate
+between the ways; the median counts. The other programs are endless loops, one process each. The last line is one JSON
+document.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.measured import machine
 
-# way -> (environment, threads; 0 as asked). 300000 is what libgomp takes if nothing is set.
+# way -> (environment, threads; 0 means --threads). 300000 is libgomp's value if nothing is set.
 WAYS: dict[str, tuple[dict[str, str], int]] = {
     "ours": ({}, 0),
     "libgomp's default": ({"GOMP_SPINCOUNT": "300000"}, 0),
@@ -68,7 +69,7 @@ print(json.dumps(figures))
 
 @contextmanager
 def busy(n: int) -> Iterator[None]:
-    """Other programs, each of which wants a core all the time."""
+    """Runs `n` other programs, each of which wants a core all the time."""
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
     time.sleep(0.3 if n else 0)
     try:
@@ -80,7 +81,7 @@ def busy(n: int) -> Iterator[None]:
 
 
 def measure(path: Path, way: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Tokens per second of each kind."""
+    """Measures the tokens per second of each kind."""
     environment, threads = WAYS[way]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     command = [sys.executable, "-c", MEASURE, str(path), str(threads or arguments.threads), str(arguments.seconds)]

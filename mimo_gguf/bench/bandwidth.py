@@ -1,4 +1,4 @@
-"""How fast this machine's memory is: what generation, which reads every weight for every token, is bounded by."""
+"""Measures how fast this machine's memory is. It bounds generation, which reads every weight for every token."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mimo_gguf.core.units import MIB, counted
 from mimo_gguf.hardware.cards import find_card
 from mimo_gguf.hardware.devices import Device
 
-_PER_THREAD_BYTES: Final = 256 * MIB  # beyond any cache's share
+_PER_THREAD_BYTES: Final = 256 * MIB  # more than any cache holds
 _ROUNDS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """Bytes per second that can be read, and where the figure comes from."""
+    """The bytes per second that can be read from a memory, and the source of this figure."""
 
     bytes_per_s: float
     source: str
@@ -31,15 +31,16 @@ class Bandwidth:
 
 @dataclass(frozen=True, slots=True)
 class WeightReads:
-    """Bytes of weights that a pass of the trunk reads, and a draft of one MTP block; both end in the output matrix."""
+    """The bytes of weights that a trunk pass reads, and those that a draft reads; both include the output matrix."""
 
     per_pass: int
     per_draft: int
 
 
 def weight_reads(file: GgufFile) -> WeightReads:
-    """What generation reads of `file`. The input embedding is left out where it has an output matrix beside it: of it
-    only single rows are read.
+    """Computes what generation reads of `file`.
+
+    Of an input embedding only single rows are read, so it counts only if it is the output matrix as well.
 
     Raises:
         GgufError: not a MiMo file.
@@ -55,10 +56,13 @@ def weight_reads(file: GgufFile) -> WeightReads:
 
 
 def find_bandwidth(devices: Sequence[Device], n_threads: int) -> Bandwidth | None:
-    """Of the one device that holds the weights: measured for the host, the catalogue's for a card it knows.
+    """Finds the bandwidth of the device that holds the weights: measured for the host, the catalogue's for a card.
 
     Args:
-        devices: those with weights; several have no single figure, and give None.
+        devices: those with weights.
+
+    Returns:
+        None for several devices, or for a card that the catalogue does not have.
     """
     if len(devices) != 1:
         return None
@@ -72,18 +76,18 @@ def find_bandwidth(devices: Sequence[Device], n_threads: int) -> Bandwidth | Non
 
 
 def measure_host(n_threads: int, per_thread_bytes: int = _PER_THREAD_BYTES) -> Bandwidth:
-    """Reads memory with `n_threads` threads at once, each its own stretch (a maximum of bytes); the best round."""
-    stretches = [np.zeros(per_thread_bytes, np.uint8) for _ in range(n_threads)]
-    for stretch in stretches:
-        stretch.fill(1)  # pages that were never written are all the same one
+    """Measures reading with `n_threads` threads at once, each over its own array of bytes; the best round counts."""
+    arrays = [np.zeros(per_thread_bytes, np.uint8) for _ in range(n_threads)]
+    for array in arrays:
+        array.fill(1)  # pages that were never written are all the same page
     with ThreadPoolExecutor(n_threads) as pool:
-        times = [_read_s(pool, stretches) for _ in range(_ROUNDS)]
+        times = [_read_s(pool, arrays) for _ in range(_ROUNDS)]
     rate = n_threads * per_thread_bytes / min(times)
     threads = counted(n_threads, "thread")
     return Bandwidth(rate, f"measured here: {threads} reading {per_thread_bytes // MIB} MiB each")
 
 
-def _read_s(pool: ThreadPoolExecutor, stretches: Sequence[np.ndarray[tuple[int], np.dtype[np.uint8]]]) -> float:
+def _read_s(pool: ThreadPoolExecutor, arrays: Sequence[np.ndarray[tuple[int], np.dtype[np.uint8]]]) -> float:
     start = time.perf_counter()
-    list(pool.map(np.max, stretches))
+    list(pool.map(np.max, arrays))
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The same measurements by llama.cpp's own programs, to stand beside ours: llama-bench and llama-server."""
+"""Measures llama.cpp's own programs, llama-bench and llama-server, in the same way as ours."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ _START_S: Final = 600
 
 @dataclass(frozen=True, slots=True)
 class PeerFigure:
-    """What a peer measured; None where it does not measure that. `kind` is the text's; llama-bench has none.
+    """The figures of a peer; None for what it does not measure.
 
-    `same_text`: whether it made the text that ours makes in the first way.
+    Attributes:
+        kind: of the text; empty for llama-bench, which reads no text.
+        acceptance: share of the drafts that were accepted.
+        same_text: whether it made the text that ours makes in the first way.
     """
 
     program: str
@@ -40,15 +43,16 @@ class PeerFigure:
 
     @property
     def way(self) -> str:
-        """`plain`, `1 draft`, `2 drafts`."""
+        """The way it was run in: `plain`, `1 draft`, `2 drafts`."""
         return way_text(self.n_draft)
 
 
 @dataclass(frozen=True, slots=True)
 class PeerOptions:
-    """How a peer is run: as our own measurement is.
+    """The options of a peer's run, the same as those of ours.
 
-    `n_depth` is for llama-bench, which reads no text: tokens already in the cache, as the prompt is in ours.
+    Attributes:
+        n_depth: tokens in llama-bench's cache before it measures, as the prompt is in ours.
     """
 
     n_prompt: int
@@ -63,12 +67,12 @@ class PeerOptions:
 
 
 def way_text(n_draft: int) -> str:
-    """`plain`, `1 draft`, `2 drafts`."""
+    """The name of a way of generating: `plain`, `1 draft`, `2 drafts`."""
     return counted(n_draft, "draft") if n_draft else "plain"
 
 
 def check_peer(program: Path) -> None:
-    """Raises UsageError where `program` is not there, or neither llama-bench nor llama-server, by its name."""
+    """Raises UsageError if `program` does not exist, or is not called llama-bench or llama-server."""
     if not program.is_file():
         raise UsageError(f"{program}: no such program", hint="give the path of llama-bench or llama-server")
     if program.stem not in ("llama-bench", "llama-server"):
@@ -82,14 +86,14 @@ def measure_peer(
     prompts: Mapping[str, str],
     texts: Mapping[str, Sequence[int]] | None = None,
 ) -> Iterator[PeerFigure]:
-    """Figures of llama-bench, or of llama-server for each of `prompts` (by kind) with each number of drafts.
+    """Measures llama-bench, or llama-server with each of `prompts` (by kind) and each number of drafts.
 
     Args:
-        texts: the tokens ours makes, by kind, to compare the peer's with.
+        texts: the tokens that ours makes, by kind, to compare the peer's with.
 
     Raises:
         UsageError: no such program, or another one.
-        BackendError: it failed; the message has the end of what it said.
+        BackendError: the program failed; the message has the end of its output.
     """
     check_peer(program)
     if program.stem == "llama-bench":
@@ -125,7 +129,7 @@ def _llama_server(
         for kind, prompt in prompts.items():
             answers = [serve_once(address, prompt, options.n_generate) for _ in range(options.repetitions)]
             runs = [answer.timings for answer in answers]
-            told = kind in texts and all(answer.tokens for answer in answers)
+            comparable = kind in texts and all(answer.tokens for answer in answers)
             drafted, accepted = (sum(int(run.get(key, 0)) for run in runs) for key in ("draft_n", "draft_n_accepted"))
             yield PeerFigure(
                 "llama-server",
@@ -134,13 +138,13 @@ def _llama_server(
                 statistics.median(float(run["prompt_per_second"]) for run in runs),
                 statistics.median(float(run["predicted_per_second"]) for run in runs),
                 accepted / drafted if drafted else None,
-                all(is_same_text(answer.tokens, texts[kind]) for answer in answers) if told else None,
+                all(is_same_text(answer.tokens, texts[kind]) for answer in answers) if comparable else None,
             )
 
 
 @contextlib.contextmanager
 def running_server(program: Path, model: Path, options: PeerOptions, n_draft: int) -> Iterator[str]:
-    """A server on loopback, stopped at the end whatever happens."""
+    """Runs a llama-server on loopback, gives its address, and always stops it at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -180,14 +184,14 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Any, 
 
 
 class Served(NamedTuple):
-    """A server's answer: its own timings, and the tokens (none from a server that does not tell them)."""
+    """A server's answer: its own timings, and the tokens, empty if the server does not return them."""
 
     timings: dict[str, Any]
     tokens: list[int]
 
 
 def serve_once(address: str, prompt: str, n_generate: int) -> Served:
-    """Has the server at `address` continue `prompt` greedily, from nothing cached."""
+    """Asks the server at `address` to continue `prompt` greedily, with nothing cached."""
     body = {
         "prompt": prompt, "n_predict": n_generate, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
         "top_k": 1, "return_tokens": True,

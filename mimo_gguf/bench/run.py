@@ -1,7 +1,7 @@
-"""Measuring a model's speed: reading prompts, plain generation, generation with drafts of several lengths.
+"""Measures a model's speed: reading prompts, plain generation, and generation with several numbers of drafts.
 
-Every figure is a median of repetitions on the same greedy text, so that ways differ only in how tokens are made. End
-tokens are forbidden: each run makes as many tokens as asked.
+Every figure is a median of repetitions on the same greedy text, so that only the way of generating differs. End tokens
+are forbidden, so that each run makes as many tokens as asked.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ OnStart = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """What is measured.
+    """The options of a benchmark.
 
     Attributes:
         n_prompt: tokens of the prompt whose reading is timed.
-        n_generate: tokens made per prompt and way.
-        drafts: numbers of drafts to try; 0 is plain.
-        kinds: which of PROMPTS.
-        repetitions: runs of each; the median counts.
+        n_generate: tokens generated per prompt and way.
+        drafts: numbers of drafts to measure; 0 is plain generation.
+        kinds: kinds of text, keys of PROMPTS.
+        repetitions: runs of each text in each way; the median counts.
     """
 
     n_prompt: int = 512
@@ -77,11 +77,11 @@ class GenerationFigure:
     """Generation of one kind of text in one way.
 
     Attributes:
-        acceptance: share of the drafts at each place that were right, given that those before them were.
-        same_text: whether each repetition's text is the first way's, token for token. Near ties of logits may turn
-            where a backend rounds passes of more rows otherwise; in an exact session nothing turns.
-        read_bytes_per_token: weights read for a token: every pass reads the trunk's and the output's, every draft an
-            MTP block's and the output's.
+        acceptance: for each place, the share of its drafts that were right, given that those before them were.
+        same_text: whether each repetition's text is the first way's, token for token. A backend may round passes of
+            more rows differently, which may turn near ties of logits; not in an exact session.
+        read_bytes_per_token: weights read for a token. Every pass reads the trunk and the output matrix, every draft
+            an MTP block and the output matrix.
     """
 
     kind: str
@@ -94,12 +94,12 @@ class GenerationFigure:
 
     @property
     def way(self) -> str:
-        """`plain`, `1 draft`, `2 drafts`."""
+        """The way of generating: `plain`, `1 draft`, `2 drafts`."""
         return way_text(self.n_draft)
 
     @property
     def read_bytes_per_s(self) -> float:
-        """What the memory has to deliver at least."""
+        """The bytes per second of weights that the memory delivers."""
         return self.read_bytes_per_token * self.tokens_per_s
 
 
@@ -108,10 +108,10 @@ class BenchReport:
     """All figures of one model on this machine, or those taken so far.
 
     Attributes:
-        devices: what it runs on.
-        memory_bytes: device name -> most that was in use; for the host what this process had resident.
-        bandwidth: of the memory that holds the weights.
-        texts: the first way's tokens, by kind of text.
+        devices: the devices that hold the layers.
+        memory_bytes: device name -> the most that was in use; for the host, the resident memory of this process.
+        bandwidth: of the memory that holds the weights; None if there is no single figure.
+        texts: kind of text -> the first way's tokens.
     """
 
     model: str
@@ -128,18 +128,20 @@ class BenchReport:
     texts: dict[str, list[int]] = field(default_factory=dict)
 
     def plain(self, kind: str) -> float | None:
-        """tok/s without drafts for one kind of text."""
+        """The tokens per second without drafts for one kind of text; None if not measured."""
         return next((g.tokens_per_s for g in self.generation if g.kind == kind and not g.n_draft), None)
 
     def speed_up(self, figure: GenerationFigure) -> float | None:
+        """The speed of a way with drafts divided by that without; None if either is missing."""
         plain = self.plain(figure.kind)
         return figure.tokens_per_s / plain if plain and figure.n_draft else None
 
     def bandwidth_share(self, figure: GenerationFigure) -> float | None:
-        """Weights read per second as a share of what the memory delivers; beyond 1 where they fit into a cache."""
+        """The weights read per second as a share of the memory's bandwidth; above 1 if they fit into a cache."""
         return figure.read_bytes_per_s / self.bandwidth.bytes_per_s if self.bandwidth else None
 
     def as_json(self) -> dict[str, Any]:
+        """The report as a JSON document, without the texts."""
         document = asdict(self) | {"mimo_gguf": __version__, "llama_cpp": api().llama_version().decode()}
         del document["texts"]
         for figure, entry in zip(self.generation, document["generation"], strict=True):
@@ -150,9 +152,9 @@ class BenchReport:
 
 
 class EndlessSampler(Sampler):
-    """Greedy, but for end tokens: never drawn, so that the text is the one llama-server's `ignore_eos` makes.
+    """A greedy sampler that never draws end tokens, so that it makes the text of llama-server's `ignore_eos`.
 
-    Drawn and ignored, they would lead to another text, in which more, or fewer, drafts are right.
+    If they were drawn and ignored, the text would be another one, in which more or fewer drafts are right.
     """
 
     def __init__(self, model: LlamaModel, end_tokens: Collection[int]) -> None:
@@ -160,7 +162,7 @@ class EndlessSampler(Sampler):
         self._end_tokens = tuple(end_tokens)
 
     def sample(self, context: LlamaContext, row: int) -> int:
-        """The likeliest token of a row but for end tokens, whose logits it overwrites."""
+        """Draws the likeliest token of a row that is not an end token; it overwrites the end tokens' logits."""
         logits = context.logits(row)
         for token in self._end_tokens:  # a few: quicker one by one than as an index
             logits[token] = -math.inf
@@ -168,7 +170,7 @@ class EndlessSampler(Sampler):
 
 
 def bench_prompts(template: ChatTemplate, kinds: Sequence[str]) -> dict[str, str]:
-    """The prompts as the model reads them, by kind of text."""
+    """Renders the prompts as the model reads them, by kind of text."""
     return {
         kind: template.render([{"role": "system", "content": ""}, {"role": "user", "content": PROMPTS[kind]}])
         for kind in kinds
@@ -191,10 +193,10 @@ def run_bench(
     Args:
         on_start: called with what is about to be measured.
         on_figure: called with the report so far, first without and then with one more figure of generation each time.
-        plan: says where the model lies (None: on the host).
+        plan: the devices that hold the model; None means the host.
 
     Raises:
-        UsageError: the window is too small for prompt and answer, or only drafts are asked for and none can be made.
+        UsageError: the window is too small for prompt and answer, or no draft can be made and nothing else is asked.
         BackendError: llama.cpp failed.
     """
     can_draft = bool(model.n_mtp) and session_options.mtp
@@ -236,12 +238,12 @@ def run_bench(
 
 
 def window_needed(options: BenchOptions) -> int:
-    """Tokens of context that `options` need at most; the texts' prompts are shorter than 256 tokens."""
+    """The largest window in tokens that `options` need; the texts' prompts are shorter than 256 tokens."""
     return max(options.n_prompt, 256 + options.n_generate) + 10
 
 
 def _weight_devices(plan: FitPlan | None) -> list[Device]:
-    """Where the layers lie."""
+    """The devices that hold the layers."""
     if plan is None or len(plan.devices) == 1 or not plan.settings.n_gpu_layers:
         return [plan.devices[-1].device if plan else host_device()]
     gpus = [fit.device for fit in plan.devices[:-1]]
@@ -265,7 +267,7 @@ def _note_memory(plan: FitPlan | None, used: dict[str, int]) -> None:
 def _measure_prompt(
     model: LlamaModel, session_options: SessionOptions, vocabulary: Vocabulary, options: BenchOptions
 ) -> tuple[float, float]:
-    """(tokens per second, seconds to the first token) of a prompt of n_prompt tokens, MTP rows included."""
+    """Measures (tokens per second, seconds to the first token) for n_prompt tokens, MTP rows included."""
     text = vocabulary.tokenize("\n\n".join(PROMPTS.values()) * (1 + options.n_prompt // 60))
     prompt = (text * (1 + options.n_prompt // len(text)))[: options.n_prompt]
     speeds, firsts = [], []
@@ -320,10 +322,10 @@ def _measure_text(
     before = session.stats
     same_text = True
     for _ in range(options.repetitions):
-        session.reset(session.slot)  # what was there before would be read in other passes, by one token with drafts
+        session.reset(session.slot)  # a reused prefix would be read in other passes
         read_prompt(session, prompt)
         with EndlessSampler(session.model, end_tokens) as sampler:
-            tokens = [next_token(session, sampler)]  # from the prompt's logits: not yet generation
+            tokens = [next_token(session, sampler)]  # from the prompt's logits, before generation
             start = time.perf_counter()
             tokens += [next_token(session, sampler) for _ in range(options.n_generate)]
             speeds.append(options.n_generate / (time.perf_counter() - start))
