@@ -4,8 +4,8 @@
 
 All use the same threads and greedy sampling without end tokens, on the texts of `mimo-gguf bench`. The candidates run
 in turn, in an order that is reversed every time. Ratios are medians over pairs of the same text in the same round, so
-that a slower machine slows both sides. One program is loaded at a time. With --together all are loaded and run text by text
-in turn: they share the mapped weights, and only the one that is measured computes.
+that a slower machine slows both sides. One program is loaded at a time. With --together all are loaded and run text by
+text in turn: they share the mapped weights, and only the one that is measured computes.
 
 Ours runs plain, with one draft always, and as it comes: drafting if its own measurements show that it is faster.
 Python's share is the time outside llama_decode, drawing the token included. The time to the first token is what a

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mimo_gguf.core.model_source import ModelSource
     from mimo_gguf.fit.solver import Candidate, Solution
 
-# The types that a checkpoint is made into, worst first: those that `mimo-gguf fit --auto` chooses among. F16 doubles the
-# bytes read per token and is not noticeably better.
+# The types that a checkpoint is made into, worst first: those that `mimo-gguf fit --auto` chooses among. F16 doubles
+# the bytes read per token and is not noticeably better.
 TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0")
 MODELS_VARIABLE: Final = "MIMO_GGUF_MODELS"
 
