@@ -1,10 +1,14 @@
-"""Documents are held to the program: commands and options they name exist, every command is documented, links lead."""
+"""Documents are held to the program: commands and options they name exist, every command is documented, links lead.
+
+Their sentences are short, too.
+"""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,3 +111,49 @@ def test_the_trips_lead_through_what_exists() -> None:
         source = (ROOT / "mimo_gguf" / path).read_text(encoding="utf-8")
         for name in re.split(r", ?", names.partition("  ")[0]):
             assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"docs/developing.md: {path}: {name}"
+
+
+LONGEST_SENTENCE = 30  # words
+PROSE = [page for page in PAGES if page.name not in ("LOG.md", "engine.md")] + [
+    ROOT / "examples" / "mimo-tiny" / "README.md"
+]
+
+
+def paragraphs(text: str) -> Iterator[str]:
+    """The prose of a page, without code blocks, tables, headings and comments; each item of a list by itself."""
+    text = re.sub(r"\A---\n.*?^---$|^```.*?^```$|<!--.*?-->", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines: list[str] = []
+    for line in [*text.splitlines(), ""]:
+        item = re.match(r" *(?:[-*]|\d+\.) ", line)
+        if item or not line.strip() or line.lstrip().startswith(("|", "#")):
+            if lines:
+                yield " ".join(lines)
+            lines = [line[item.end() :]] if item else []
+        elif lines or not line.startswith("    "):
+            lines.append(line.strip())
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of a page. What stands between backticks is one word, and a link is its text."""
+    for paragraph in paragraphs(text):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"`[^`]*`", "code", paragraph))
+        yield from re.split(r"(?<=[.!?])[)*\"]*\s+", plain)
+
+
+def n_words(sentence: str) -> int:
+    return sum(any(letter.isalnum() for letter in word) for word in sentence.split())
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
+def test_sentences_are_short(page: Path) -> None:
+    long = [each for each in sentences(page.read_text(encoding="utf-8")) if n_words(each) > LONGEST_SENTENCE]
+    assert not long, f"{page.name}: more than {LONGEST_SENTENCE} words: {long}"
+
+
+def test_sentences_are_told_apart() -> None:
+    thirty = " ".join(["word"] * 30)
+    page = (
+        f"# {thirty} heading\n\n{thirty}. One\ntwo [three](url).\n\n    {thirty} code\n    {thirty} more\n\n"
+        f"| {thirty} | table |\n- {thirty}\n  end\n- `{thirty}` -> item\n\n```text\n{thirty} fence\n```\n{thirty}: last"
+    )
+    assert [n_words(each) for each in sentences(page)] == [30, 3, 31, 2, 31]
