@@ -1,1 +1,1 @@
-"""Values and formats every stage shares: units, ggml types, GGUF headers, tensor sources, shelves, errors."""
+"""Values and formats that every stage shares: units, ggml types, GGUF headers, tensor sources, shelves, errors."""

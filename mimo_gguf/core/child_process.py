@@ -1,4 +1,4 @@
-"""A question asked in a process of its own, because what answers it may end or hang the process it is in."""
+"""Questions for a process of its own, because answering them may end or hang the process that does it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class ChildFailed(Exception):
 
 
 def ask_child(module: str, question: Any, *, timeout_s: float) -> Any:
-    """What `python -m module` says to `question`: both are JSON, on its stdin and as the last line of its stdout.
+    """The answer of `python -m module` to `question`. Both are JSON: on its stdin, and as the last line of its stdout.
 
     Raises:
-        ChildFailed: it ended without an answer, or gave none in time.
+        ChildFailed: the process ended without an answer, or gave none within `timeout_s` seconds.
     """
-    command = [sys.executable, "-P", "-m", module]  # -P: not whatever lies in the current folder
+    command = [sys.executable, "-P", "-m", module]  # -P: import nothing from the current folder
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)}
     try:
         done = subprocess.run(
@@ -37,7 +37,7 @@ def ask_child(module: str, question: Any, *, timeout_s: float) -> Any:
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
-        raise ChildFailed("it said something else than an answer") from None
+        raise ChildFailed("its output is not an answer") from None
 
 
 def _why(done: subprocess.CompletedProcess[str]) -> str:

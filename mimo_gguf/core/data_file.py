@@ -1,10 +1,11 @@
-"""An input file read at offsets from many threads: from the page cache where it is cached, past it where it is not.
+"""An input file read at offsets from many threads: from the page cache if it is cached, else past it.
 
-Model files are read once, and they are larger than memory. Through the page cache each cold gigabyte costs the kernel
-up to 2.9 s of CPU time on a virtual machine (finding, filling, reclaiming pages), read directly 0.1 s. So on Linux a
-read into a `FileBuffer` first asks whether its range is cached (mincore) and, if not, is done with O_DIRECT: the disk
-writes into the caller's memory. (A read with RWF_NOWAIT would answer the same question, but it starts reading ahead
-into the cache.) Elsewhere, on file systems that cannot do this, and into other memory it is a plain read.
+Model files are read once, and they are larger than memory. Through the page cache, each cold gigabyte costs the kernel
+up to 2.9 s of CPU time on a virtual machine (finding, filling, reclaiming pages); read directly, 0.1 s. So on Linux a
+read into a `FileBuffer` first asks whether its range is cached (mincore). If not, it uses O_DIRECT: the disk writes
+into the caller's memory. Other systems, other memory, and file systems without O_DIRECT get a plain read.
+
+A read with RWF_NOWAIT would answer the same question, but it starts reading ahead into the cache.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ _DIRECT_MIN: Final = 1 << 18  # smaller reads are not worth the detour
 
 
 class FileBuffer:
-    """Memory for ranges of files, laid so that a cold range is read into it without a copy."""
+    """Memory for ranges of files, aligned so that a cold range is read into it without a copy."""
 
     def __init__(self, n_bytes: int) -> None:
         self._memory = np.frombuffer(mmap.mmap(-1, n_bytes + _ALIGNMENT), np.uint8)
 
     def at(self, offset: int, n_bytes: int) -> Bytes:
-        """The memory for `n_bytes` from byte `offset` of a file; every call gives the same memory again."""
+        """The memory for `n_bytes` from byte `offset` of a file, uint8 [n_bytes]; every call gives the same memory."""
         start = offset % _ALIGNMENT
         return self._memory[start : start + n_bytes]
 
@@ -42,8 +43,11 @@ class FileBuffer:
 class DataFile:
     """Reads a file at offsets, from any thread.
 
-    Plain reads into the caller's buffer rather than a memory map: the kernel's page cache stays outside the process's
+    It reads into the caller's buffer instead of mapping the file. So the page cache does not count as the process's
     resident memory, and a file that shrinks while it is read raises an error instead of a bus fault.
+
+    Args:
+        error: the class of the error if the file ends too early.
     """
 
     def __init__(self, path: Path, error: type[MimoGgufError]) -> None:
@@ -57,7 +61,7 @@ class DataFile:
         """Fills `out` (contiguous uint8, any shape) from byte `offset`.
 
         Raises:
-            the error class given: the file ends too early.
+            MimoGgufError: of the class given, if the file ends too early.
         """
         view = out.data.cast("B")
         done = self._read_past_cache(view, offset) if (out.ctypes.data - offset) % _ALIGNMENT == 0 else 0
@@ -71,7 +75,10 @@ class DataFile:
             done += n
 
     def _read_past_cache(self, view: memoryview, offset: int) -> int:
-        """Bytes filled without bringing anything into the page cache; 0 where that is impossible or not worth it."""
+        """Fills the beginning of `view` without bringing anything into the page cache, and returns the number of bytes.
+
+        It is 0 if that is impossible or not worth it.
+        """
         if self._direct is None or len(view) < _DIRECT_MIN or self._direct.is_cached(offset, len(view)):
             return 0
         return self._direct.read(view, offset)
@@ -86,12 +93,12 @@ class DataFile:
 
 
 class _DirectReader:
-    """Reads with O_DIRECT, which wants everything aligned: a range's first and last block go by way of a spare one."""
+    """Reads with O_DIRECT, which needs aligned memory: the first and last block of a range are read into spare ones."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._spare = threading.local()
-        # Never read through: only its address is used, to ask which pages of the file are in memory.
+        # Nothing is read from it: its address serves to ask which pages of the file are in memory.
         self._mapping = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
         self._address = np.frombuffer(self._mapping, np.uint8).ctypes.data
         self._mincore = ctypes.CDLL(None, use_errno=True).mincore
@@ -99,7 +106,7 @@ class _DirectReader:
 
     @classmethod
     def of(cls, path: Path) -> _DirectReader | None:
-        """A reader for `path`; None where the system or the file system has no such reads, or the file is empty."""
+        """A reader for `path`; None if the system or the file system has no such reads, or if the file is empty."""
         if sys.platform != "linux":
             return None
         try:
@@ -113,7 +120,7 @@ class _DirectReader:
             return None
 
     def is_cached(self, offset: int, n_bytes: int) -> bool:
-        """Whether all of the range lies in the page cache (True too where the system does not tell)."""
+        """Whether all of the range lies in the page cache; also True if the system does not say."""
         first = offset - offset % mmap.PAGESIZE
         length = min(offset + n_bytes, len(self._mapping)) - first
         if length <= 0:
@@ -124,9 +131,9 @@ class _DirectReader:
         return bool((resident & 1).all())
 
     def read(self, view: memoryview, offset: int) -> int:
-        """Bytes of `view` filled from byte `offset`; fewer than asked where the file ends or direct reads fail.
+        """Fills `view` from byte `offset`, and returns the number of bytes, which is less if a direct read fails.
 
-        `view` is at least a block long, and its address as far past a block's start as `offset` is.
+        `view` is at least a block long, and its address is as far past a block's start as `offset` is.
         """
         skip = offset % _ALIGNMENT
         head = -offset % _ALIGNMENT
@@ -144,7 +151,7 @@ class _DirectReader:
         return max(0, min(n - skip, len(view)))
 
     def _spare_blocks(self) -> tuple[memoryview, memoryview]:
-        """Two aligned blocks of this thread's own."""
+        """Two aligned blocks that belong to this thread."""
         blocks: tuple[memoryview, memoryview] | None = getattr(self._spare, "blocks", None)
         if blocks is None:
             memory = memoryview(mmap.mmap(-1, 2 * _ALIGNMENT))

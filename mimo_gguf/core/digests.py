@@ -1,8 +1,8 @@
 """Every digest this package computes: what it covers, by which algorithm, and what it is for.
 
-Three algorithms, one for each need. SHA-256 where people or other programs compare (the Hub shows it) or where a small
-text must name something for good. XXH3-128 for tensor data, because it is faster than memory is read and no flipped
-bit escapes it; it does not withstand an attacker. BLAKE2b-128 for saved caches of conversations.
+Each need has its algorithm. SHA-256 is for what people or other programs compare (the Hub shows it), and for small
+texts that name something for good. XXH3 is for tensor data: it is faster than memory is read, and no flipped bit
+escapes it, but it does not withstand an attacker. BLAKE2b-128 is for saved caches of conversations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import xxhash
 
 
 class Hasher(Protocol):
-    """A digest under way."""
+    """A digest that is being computed."""
 
     def update(self, data: Any, /) -> None: ...
 
@@ -50,12 +50,12 @@ class Digest:
     purpose: str
 
     def start(self) -> Hasher:
-        """A hasher to be fed piece by piece."""
+        """A hasher that reads the data piece by piece."""
         hasher: Hasher = _ALGORITHMS[self.algorithm]()
         return hasher
 
     def of(self, *pieces: Any) -> bytes:
-        """The digest of contiguous pieces (bytes or buffers), one behind the other."""
+        """The digest of contiguous pieces (bytes or buffers), one after the other."""
         hasher = self.start()
         for piece in pieces:
             hasher.update(piece)

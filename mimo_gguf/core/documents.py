@@ -1,7 +1,7 @@
 """Small documents that users hand in: text, JSON, TOML and YAML, read so that nothing in them can surprise the caller.
 
-A document is untrusted. It may be a pipe that never ends, larger than memory, nested a million times, or hold numbers
-of a million digits. Each of these becomes one error of the caller's choice, with the path and the reason in it.
+A document is untrusted. It may never end, be larger than memory, be nested a million times, or hold numbers of a
+million digits. Each of these becomes one error of the caller's class, with the path and the reason in it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mimo_gguf.core.errors import MimoGgufError, first_line
 from mimo_gguf.core.units import format_size
 
 MEGABYTE: Final = 1_000_000
-_MOST_LEVELS: Final = 100  # nesting; the deepest document of a real checkpoint has eight levels
+_MOST_LEVELS: Final = 100  # of nesting; the deepest document of a real checkpoint has eight
 _MOST_DIGITS: Final = 20  # of a whole number: every 64-bit number has at most that many
 _MOST_YAML_EVENTS: Final = 200_000
 
@@ -36,8 +36,8 @@ class DocumentKind:
         error: the class of every error.
         hint: what the user can do about a document that cannot be read.
         most_bytes: the largest document that is read.
-        bounded: refuse numbers that no 64-bit type holds: NaN, the infinities, larger whole numbers.
-        pipes: read pipes and terminals, too (for prompts: `--prompt-file <(command)`).
+        bounded: whether to refuse numbers that no 64-bit type holds: NaN, the infinities, larger whole numbers.
+        pipes: whether to read pipes and terminals, too (for prompts: `--prompt-file <(command)`).
     """
 
     error: type[MimoGgufError]
@@ -50,7 +50,7 @@ class DocumentKind:
         """The content of the file at `path`.
 
         Raises:
-            the kind's error: no such file, unreadable, not a file, or too large.
+            MimoGgufError: of the kind's class: no such file, unreadable, not a file, or too large.
         """
         try:
             with _open(path, pipes=self.pipes) as fd_file:
@@ -69,7 +69,7 @@ class DocumentKind:
         """The UTF-8 text in the file at `path`.
 
         Raises:
-            the kind's error: as `read_bytes`, or not UTF-8.
+            MimoGgufError: as `read_bytes`, or not UTF-8.
         """
         return self.decode(self.read_bytes(path), path)
 
@@ -77,12 +77,16 @@ class DocumentKind:
         """The JSON value in the file at `path`, nested not too deeply, with texts that UTF-8 can hold.
 
         Raises:
-            the kind's error: as `read_text`, or not such JSON.
+            MimoGgufError: as `read_text`, or not such JSON.
         """
         return self.parse_json(self.read_bytes(path), path)
 
     def parse_json(self, data: bytes | str, where: Path | str) -> Any:
-        """`read_json` for a document that was read already; `where` names it in errors."""
+        """The JSON value in `data`, under the rules of `read_json`; `where` names the document in errors.
+
+        Raises:
+            MimoGgufError: of the kind's class: not such JSON.
+        """
         text = data if isinstance(data, str) else self.decode(data, where)
         try:
             value = json.loads(text, parse_int=_bounded_int if self.bounded else None)
@@ -94,7 +98,7 @@ class DocumentKind:
         """The TOML table in the file at `path`.
 
         Raises:
-            the kind's error: as `read_text`, or not TOML; the message has line and column.
+            MimoGgufError: as `read_text`, or not TOML; the message has line and column.
         """
         text = self.read_text(path)
         try:
@@ -108,7 +112,7 @@ class DocumentKind:
         """The YAML value in `text`. References (`*name`) are refused: a few lines of them stand for terabytes.
 
         Raises:
-            the kind's error: not YAML, nested too deeply, with references or absurd numbers.
+            MimoGgufError: of the kind's class: not YAML, nested too deeply, with references or absurd numbers.
         """
         import yaml
 
@@ -121,14 +125,14 @@ class DocumentKind:
         return self._checked(value, where, "YAML")
 
     def fail(self, where: Path | str, what: str) -> MimoGgufError:
-        """The kind's error for a document, with the kind's hint."""
+        """The kind's error for the document `where`, with the kind's hint."""
         return self.error(f"{where}: {what}", hint=self.hint)
 
     def decode(self, data: bytes, where: Path | str) -> str:
-        """The UTF-8 text in `data`, with `\\n` between lines whatever the file has; `where` names it in errors.
+        """The UTF-8 text in `data`, with `\\n` between lines whatever the file has; `where` names the file in errors.
 
         Raises:
-            the kind's error: not UTF-8.
+            MimoGgufError: of the kind's class: not UTF-8.
         """
         try:
             return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
@@ -144,12 +148,12 @@ class DocumentKind:
 
 
 class _NotAFileError(Exception):
-    """A folder, a device, a socket, or a pipe where none is wanted."""
+    """The path leads to a folder, a device, a socket, or a pipe that is not allowed."""
 
 
 def _open(path: Path, *, pipes: bool) -> Any:
-    """The file at `path`, opened without waiting for a writer of a pipe."""
-    if not _may_be_read(path.stat().st_mode, pipes=pipes):  # before opening: that alone has effects on some devices
+    """Opens the file at `path`, without waiting for the writer of a pipe unless `pipes`."""
+    if not _may_be_read(path.stat().st_mode, pipes=pipes):  # before it is opened, which has effects on some devices
         raise _NotAFileError
     waits = 0 if pipes else getattr(os, "O_NONBLOCK", 0)
     file = os.fdopen(os.open(path, os.O_RDONLY | waits | getattr(os, "O_BINARY", 0)), "rb")
@@ -178,7 +182,7 @@ def _bounded_int(digits: str) -> int:
 
 
 def _check_values(value: Any, *, bounded: bool) -> None:
-    """Raises ValueError for nesting, numbers and texts that code after this could fail on."""
+    """Raises ValueError for nesting, numbers and texts that later code could fail on."""
     level, depth = [value], 0
     while level:
         if depth > _MOST_LEVELS:
@@ -192,7 +196,7 @@ def _check_values(value: Any, *, bounded: bool) -> None:
                 inner += item
             elif isinstance(item, str):
                 if not item.isascii():
-                    item.encode()  # half a character, which JSON can say and UTF-8 cannot
+                    item.encode()  # raises for half a character, which JSON can hold and UTF-8 cannot
             elif bounded and isinstance(item, int) and item.bit_length() > 64:
                 raise ValueError(f"a number of {item.bit_length()} bits")
             elif bounded and isinstance(item, float) and not math.isfinite(item):
@@ -207,7 +211,7 @@ def _check_yaml_events(events: Iterator[Any]) -> None:
     depth = 0
     for count, event in enumerate(events):
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"the reference *{event.anchor}, and references are not followed")
+            raise ValueError(f"the reference *{event.anchor}; references are not read")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MOST_LEVELS:
             raise ValueError("nested too deeply")

@@ -78,5 +78,5 @@ class DoesNotFit(MimoGgufError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message, or the name of its error where it has none."""
+    """The first line of another library's message, or the name of its error if the message is empty."""
     return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""A model's geometry as GGUF metadata states it, and names taken apart."""
+"""A model's geometry as GGUF metadata states it, and the parts of a tensor's name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BLOCK = re.compile(r"blk\.(\d+)\.(.+)", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Sizes of a model, in GGUF's words. `block_count` includes the MTP blocks, `n_mtp` of them at the end."""
+    """Sizes of a model, in GGUF's words. `block_count` includes the `n_mtp` MTP blocks, which are the last."""
 
     architecture: str
     block_count: int
@@ -49,10 +49,10 @@ class Geometry:
 
 
 def read_geometry(metadata: Metadata, tensors: Sequence[TensorInfo], *, where: str) -> Geometry:
-    """The geometry of a `step35` or `qwen2` file, with every number a finite one in its range.
+    """The geometry of a `step35` or `qwen2` file. Every number is finite and in its range.
 
     Raises:
-        GgufError: a key is missing or no sensible number, a tensor is of a block that is not counted, or the
+        GgufError: a key is missing or not a sensible number, a tensor is of a block that is not counted, or the
             architecture is another one; `where` names the file in the message.
     """
     architecture = str(metadata["general.architecture"].value) if "general.architecture" in metadata else "unknown"
@@ -114,7 +114,7 @@ class _Numbers:
         entry = self.metadata.get(f"{self.architecture}.{key}")
         value = default if entry is None else entry.value
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._error(key, "missing or no number")
+            raise self._error(key, "missing or not a number")
         return value
 
     def _error(self, key: str, what: str) -> GgufError:
@@ -122,7 +122,7 @@ class _Numbers:
 
 
 def block_number(tensor_name: str) -> int | None:
-    """`blk.7.attn_q.weight` -> 7; None for a tensor outside the blocks."""
+    """The number in a name like `blk.7.attn_q.weight`; None for a tensor outside the blocks."""
     match = _BLOCK.fullmatch(tensor_name)
     return int(match[1]) if match else None
 

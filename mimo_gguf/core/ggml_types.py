@@ -19,13 +19,13 @@ _ALIASES: Final = {"FP16": "F16", "FP32": "F32", "BFLOAT16": "BF16", "FLOAT16": 
 
 
 def canonical_name(text: str) -> str:
-    """`fp16` -> `F16`, `q4_k_m` -> `Q4_K_M`: upper case, with the usual aliases resolved."""
+    """The name of a type as ggml spells it: `fp16` -> `F16`, `q4_k_m` -> `Q4_K_M`."""
     name = text.strip().upper().replace("-", "_")
     return _ALIASES.get(name, name)
 
 
 def parse_ggml_type(text: str) -> GgmlType:
-    """The tensor type named by `text`, in any case.
+    """The tensor type that `text` names, in any spelling that `canonical_name` knows.
 
     Raises:
         UsageError: ggml has no such type.
@@ -38,12 +38,12 @@ def parse_ggml_type(text: str) -> GgmlType:
 
 
 def block_size(ggml_type: GgmlType) -> int:
-    """Weights in one block."""
+    """The number of weights in one block."""
     return GGML_QUANT_SIZES[ggml_type][0]
 
 
 def row_bytes(ggml_type: GgmlType, n_columns: int) -> int:
-    """Bytes of one row of `n_columns` weights.
+    """The number of bytes of one row of `n_columns` weights.
 
     Raises:
         ValueError: the row is not a whole number of blocks.
@@ -51,12 +51,12 @@ def row_bytes(ggml_type: GgmlType, n_columns: int) -> int:
     n_weights, n_bytes = GGML_QUANT_SIZES[ggml_type]
     blocks, rest = divmod(n_columns, n_weights)
     if rest:
-        raise ValueError(f"a row of {n_columns} weights is no whole number of {ggml_type.name} blocks")
+        raise ValueError(f"a row of {n_columns} weights is not a whole number of {ggml_type.name} blocks")
     return blocks * n_bytes
 
 
 def ftype_name(ftype: int) -> str:
-    """`15` -> `Q4_K_M`: llama.cpp's name of a file's mix (general.file_type)."""
+    """llama.cpp's name for a value of general.file_type: `15` -> `Q4_K_M`."""
     try:
         name = LlamaFileType(ftype).name
     except ValueError:

@@ -1,7 +1,7 @@
-"""Reading GGUF: header and tensor table of one file, or of all parts of a split file, with every number checked.
+"""GGUF files: header and tensor table of one file, or of all parts of a split file, with every number checked.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A header is untrusted input: counts, lengths and
-offsets are compared with the file before anything is allocated or followed.
+offsets are compared with the file before anything is allocated or read by them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufPart:
-    """Header of one GGUF file: metadata, tensor table, and where the tensor data begins."""
+    """The header of one GGUF file: metadata, tensor table, and the byte at which the tensor data begins."""
 
     path: Path
     version: int
@@ -158,7 +158,7 @@ class _Cursor:
         return MetaValue(GGUFValueType.ARRAY, values, item_type)
 
     def _texts(self, count: int, what: str) -> list[str]:
-        """`count` strings. A vocabulary has 300,000 of them, hence the tight loop."""
+        """Reads `count` strings. A vocabulary with its merges has 300,000, hence the tight loop."""
         self.need(8 * count, what)
         texts = []
         read_length = struct.Struct("<Q").unpack_from
@@ -179,15 +179,15 @@ class _Cursor:
 
 
 def read_part(path: Path) -> GgufPart:
-    """Header of the one file at `path`.
+    """The header of the one file at `path`.
 
     Raises:
-        GgufError: no such file, not GGUF, truncated, or numbers that contradict each other or the file's size.
+        GgufError: no such file, not GGUF, truncated, or with numbers that contradict each other or the file's size.
     """
     kind = path_kind(path)
     if kind == "folder":
         raise GgufError(f"{path}: is a folder, not a GGUF file", hint=f"mimo-gguf convert {path}")
-    if kind == "special":  # a pipe would be waited for
+    if kind == "special":  # opening a pipe waits for its writer
         raise GgufError(f"{path}: is a device or pipe, not a GGUF file", hint="give a .gguf file")
     try:
         with path.open("rb") as file:
@@ -214,7 +214,7 @@ def _parse(cursor: _Cursor) -> GgufPart:
     metadata: dict[str, MetaValue] = {}
     for _ in range(n_values):
         key = cursor.text("a metadata key")
-        if not key or "\0" in key:  # llama.cpp reads up to a NUL, and would see another key than we do
+        if not key or "\0" in key:  # llama.cpp reads up to a NUL, so it would see another key
             raise cursor.fail(f"metadata key {key[:80]!r} is empty or has a NUL in it")
         if key in metadata:
             raise cursor.fail(f"metadata key {key} appears twice")
@@ -307,12 +307,16 @@ def read_gguf(path: str | Path) -> GgufFile:
 
 
 def _split_number(part: GgufPart, key: str) -> int | None:
-    """A number that places a part in its whole. llama.cpp ends the process if it is stored as another type."""
+    """The number of a part, or of the parts; None if it is missing.
+
+    Raises:
+        GgufError: it is stored as another type, at which llama.cpp ends the process.
+    """
     entry = part.metadata.get(key)
     if entry is not None and entry.value_type is not GGUFValueType.UINT16:
         raise GgufError(
             f"{part.path}: {key} is a {entry.value_type.name.lower()}, not a uint16",
-            hint="split the whole file again with llama-gguf-split, or take the whole file",
+            hint="split the whole file again with llama-gguf-split, or use the whole file",
         )
     return None if entry is None else int(entry.value)
 
@@ -328,7 +332,7 @@ def _checked_part(path: Path, number: int, count: int) -> GgufPart:
 
 
 def open_gguf(path: str | Path) -> ModelSource:
-    """The GGUF at `path` as a ModelSource (split parts joined; split.* keys left out).
+    """The GGUF at `path` as a ModelSource. The parts of a split file are joined, without their split.* keys.
 
     Raises:
         GgufError: as `read_gguf`.
@@ -366,7 +370,7 @@ def _read_rows(file: DataFile, offset: int, row_bytes: int, first: int, last: in
 
 
 def model_name(model: GgufFile) -> str:
-    """The model's own name without the file type: general.basename and friends, else the file name's stem."""
+    """The file name without part number and file type: `MiMo-7B-RL-Q4_K_M.gguf` -> `MiMo-7B-RL`."""
     match = SPLIT_NAME.fullmatch(model.path.name)
     stem = match["stem"] if match else model.path.stem
     suffix = re.compile(r"[-._](?:[bf]?f?p?(?:16|32)|i?q\d[\w]*|q8_0|tq\d_0|mxfp4\w*)$", re.IGNORECASE)

@@ -1,7 +1,7 @@
-"""GGUF headers as bytes: what a file with given metadata and tensors starts with, and where each tensor's data goes.
+"""GGUF headers as bytes, and the place of each tensor's data.
 
-Packed here rather than by gguf.GGUFWriter, which needs a file to write to and a second for a real vocabulary (300,000
-strings); the tests hold the result against it. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+gguf.GGUFWriter would need a file to write to, and a second for a real vocabulary (300,000 strings). The tests compare
+the bytes with what it writes. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCALARS: Final[dict[GGUFValueType, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class GgufLayout:
-    """Where everything of a GGUF file lies: header bytes (padded to the data), first byte of each tensor, file size."""
+    """The layout of a GGUF file: header bytes (padded to the data), first byte of each tensor, file size."""
 
     header: bytes
     offsets: tuple[int, ...]
@@ -34,10 +34,10 @@ class GgufLayout:
 
 
 def lay_out(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int = GGUF_DEFAULT_ALIGNMENT) -> GgufLayout:
-    """The file that holds `tensors` in this order.
+    """The layout of the file that holds `tensors` in this order.
 
-    The data of the last tensor is padded too, as llama.cpp's own writers do. An empty array cannot be expressed and is
-    left out. Metadata of a whole model holds general.architecture; a later part of a split file need not.
+    The last tensor's data is padded, too, as llama.cpp's own writers do. An empty array cannot be expressed and is left
+    out. Metadata of a whole model holds general.architecture; a later part of a split file need not.
     """
     relative = []
     at = 0

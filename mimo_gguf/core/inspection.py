@@ -1,4 +1,4 @@
-"""What a GGUF file is: layout, variant, MTP, types and sizes by part of the model. Headers only, any architecture."""
+"""The description of a GGUF file, from its header alone: layout, MTP, types, and sizes by part of the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GROUPS: Final = ("embedding", "trunk", "mtp", "output")
 
 @dataclass(frozen=True, slots=True)
 class GroupSize:
-    """Tensors of one part of the model: how many, how large, and how many of each type."""
+    """The tensors of one part of the model: how many, how large, and how many of each type."""
 
     group: str
     n_tensors: int
@@ -35,7 +35,7 @@ class Inspection:
     """A file's description.
 
     Attributes:
-        geometry: None for an architecture that is not MiMo's, and if its numbers make no sense.
+        geometry: None if the architecture is not MiMo's, or if its numbers make no sense.
         fault: why llama.cpp cannot run a file of MiMo's layouts; None if nothing is known against it.
         file: the header it was made from: metadata and tensor table.
     """
@@ -64,12 +64,12 @@ class Inspection:
 
     @property
     def mtp(self) -> GroupSize | None:
-        """The MTP layers' tensors, or None where the file has none."""
+        """The tensors of the MTP layers; None if there are none."""
         return next((group for group in self.groups if group.group == "mtp"), None)
 
 
 def inspect_gguf(model: GgufFile) -> Inspection:
-    """Describes a GGUF file from its header, whatever that says."""
+    """Describes a GGUF file of any architecture from its header, even if llama.cpp cannot run it."""
     infos = model.infos()
     architecture = model.architecture
     geometry, fault = None, None
@@ -106,7 +106,7 @@ def _group_size(group: str, infos: Sequence[TensorInfo], n_trunk: int) -> GroupS
 
 
 def layout_line(inspection: Inspection) -> str:
-    """One line on what runs the file, and whether MTP is in it."""
+    """One line that says which llama.cpp runs the file, and whether it has MTP layers."""
     if inspection.fault is not None:
         return f"{inspection.architecture}: llama.cpp cannot run it: {inspection.fault}"
     if inspection.geometry is None:
@@ -118,7 +118,11 @@ def layout_line(inspection: Inspection) -> str:
 
 
 def as_json(inspection: Inspection, *, tensors: bool = False) -> dict[str, Any]:
-    """The inspection as a JSON document; token lists are given by their lengths."""
+    """The inspection as a JSON document. Of a long list it has the length and the first items.
+
+    Args:
+        tensors: whether to list every tensor.
+    """
     geometry = inspection.geometry
     document: dict[str, Any] = {
         "paths": list(inspection.paths),

@@ -1,7 +1,7 @@
-"""What a MiMo file may say under each metadata key: the type llama.cpp demands, and the values that make sense.
+"""What a MiMo file may hold under each metadata key: the type that llama.cpp demands, and the sensible values.
 
-llama.cpp reads these keys when it loads a model of either layout, and aborts, hangs or allocates without end if some
-of them hold other values. Keys that it does not read for these layouts are harmless and have no rule.
+llama.cpp reads these keys when it loads a model of either layout. If some of them hold other values, it aborts, hangs
+or allocates without end. Keys that it does not read for these layouts are harmless and have no rule.
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-model.cpp#L1298-L1480 (load_hparams),
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/models/step35.cpp#L3-L36
 """
@@ -52,7 +52,7 @@ def _real(least: float, most: float, *, required: bool = False) -> KeyRule:
 
 
 def _only(*values: object) -> KeyRule:
-    """For keys of other models: absent, or a value that changes nothing."""
+    """The rule for a key of other models: absent, or one of `values`, which change nothing."""
     wants = f"absent or {' or '.join(map(repr, values))}" if values else "absent"
     return KeyRule(None, wants, lambda value: any(value == known and type(value) is type(known) for known in values))
 
@@ -125,7 +125,7 @@ _GENERAL: Final[Mapping[str, KeyRule]] = {
 
 
 def key_rules(layout: str) -> Iterator[tuple[str, KeyRule]]:
-    """Every key that has a rule in files of `layout`, in full, with its rule."""
+    """Every full key that has a rule in files of `layout`, with that rule."""
     yield from _GENERAL.items()
     for key, rule in _BY_LAYOUT[layout].items():
         yield f"{layout}.{key}", rule

@@ -1,4 +1,4 @@
-"""What people give, checked at the door: a value of another kind is told at once, and not by an error within."""
+"""Arguments checked before they are used, so that a wrong kind is one clear error."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from mimo_gguf.core.errors import UsageError
 
 
 def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], hint: str, *, or_none: bool = False) -> None:
-    """Raises UsageError if an argument is of another kind.
+    """Raises UsageError if the argument `name` is not an instance of `kinds`.
 
     Args:
-        kinds: what it may be an instance of.
-        hint: what to give.
-        or_none: it may be None.
+        hint: what to give instead.
+        or_none: whether it may be None.
     """
     if not isinstance(value, kinds) and not (or_none and value is None):
         raise UsageError(f"{name} is {value!r:.60}", hint=hint)

@@ -1,4 +1,4 @@
-"""The KV cache as llama.cpp lays it out: the types it can be kept in, and how many cells a window takes."""
+"""The KV cache as llama.cpp lays it out: its possible types, and the number of its cells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mimo_gguf.core.ggml_types import GgmlType, block_size
 CONTEXT_STEP: Final = 256  # llama.cpp rounds n_ctx up to a multiple
 MOST_CONTEXT: Final = 1 << 24  # tokens; beyond any model
 MOST_SEQUENCES: Final = 256  # LLAMA_MAX_SEQ
-# Types llama.cpp can store a KV cache in (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/common/arg.cpp).
+# The types of a KV cache that llama.cpp offers (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/common/arg.cpp).
 KV_TYPES: Final = (
     GgmlType.F32, GgmlType.F16, GgmlType.BF16, GgmlType.Q8_0, GgmlType.Q4_0, GgmlType.Q4_1, GgmlType.IQ4_NL,
     GgmlType.Q5_0, GgmlType.Q5_1,
@@ -19,7 +19,7 @@ KV_TYPES: Final = (
 
 
 def check_kv_type(kind: GgmlType) -> None:
-    """Raises UsageError where llama.cpp has no KV cache of this type."""
+    """Raises UsageError if llama.cpp has no KV cache of this type."""
     if kind not in KV_TYPES:
         raise UsageError(
             f"llama.cpp has no KV cache of type {kind.name}",
@@ -28,7 +28,7 @@ def check_kv_type(kind: GgmlType) -> None:
 
 
 def can_hold_heads(kind: GgmlType, geometry: Geometry) -> bool:
-    """Whether heads of this model are whole numbers of blocks of `kind`, so that a cache can be kept in it."""
+    """Whether a cache of `kind` can hold this model's heads: they must be whole numbers of its blocks."""
     return not any(length % block_size(kind) for length in (geometry.key_length, geometry.value_length))
 
 
@@ -38,5 +38,8 @@ def padded(n: int, step: int) -> int:
 
 
 def n_ctx_seq(n_ctx: int, n_seq_max: int) -> int:
-    """Tokens of context that each of `n_seq_max` conversations has, as llama.cpp rounds its share of `n_ctx`."""
+    """The tokens of context of each of `n_seq_max` conversations: its share of `n_ctx`, as llama.cpp rounds it.
+
+    Source: https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-context.cpp (cparams.n_ctx_seq).
+    """
     return padded(padded(n_ctx, CONTEXT_STEP) // n_seq_max, CONTEXT_STEP)

@@ -1,4 +1,4 @@
-"""What the machine lets this process use."""
+"""The processor cores that this process may use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def available_cores() -> int:
-    """Logical cores this process may run on: fewer than the machine has in a container or under taskset."""
+    """The number of logical cores that this process may run on; a container or taskset may allow fewer than all."""
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1

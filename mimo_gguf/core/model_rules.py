@@ -1,7 +1,7 @@
-"""What makes a model's metadata and tensors one that llama.cpp can run, as tables of rules.
+"""Rules that metadata and tensors must keep so that llama.cpp can run the model.
 
-The same rules serve a GGUF that is to be loaded and a conversion that is about to write one. Each was an abort, a hang,
-absurd memory or a wrong result in llama.cpp at commit 0c1e57098; pure, from headers alone.
+They are checked before a GGUF is loaded, and before a conversion writes one, from headers alone. A file that breaks one
+makes llama.cpp at commit 0c1e57098 abort, hang, allocate absurd memory or compute a wrong result.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.key_rules import key_fault, key_rules
 from mimo_gguf.core.model_source import Metadata, TensorInfo
 
-# What ggml multiplies by; its other types are integers and intermediate formats of activations.
+# ggml cannot multiply by these: integers, doubles, and intermediate formats of activations.
 _NOT_WEIGHTS: Final = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")
 MATRIX_TYPES: Final = frozenset(kind for kind in GgmlType if kind.name not in _NOT_WEIGHTS)
 
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What a file states beyond its geometry, with llama.cpp's defaults for what it leaves out.
+    """Numbers that a file states beyond its geometry, with llama.cpp's defaults for those it leaves out.
 
     Attributes:
         rope_full, rope_swa: rotary dimensions in blocks of full attention, and in sliding-window blocks.
@@ -44,11 +44,12 @@ class Stated:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A relation between a model's numbers that has to hold, and how to say that it does not.
+    """A relation between a model's numbers that must hold.
 
     Attributes:
-        layouts: where it applies.
-        says: the fault in words, from the same values.
+        holds: whether it does.
+        says: the fault in words, if it does not.
+        layouts: the layouts it applies to.
     """
 
     holds: Callable[[Stated, Geometry], bool]
@@ -110,10 +111,10 @@ RULES: Final[tuple[Rule, ...]] = (
 
 
 def model_fault(metadata: Metadata, tensors: Sequence[TensorInfo], *, where: str = "") -> str | None:
-    """What stands against running such a model, in words; None if nothing does.
+    """The first reason why llama.cpp cannot run such a model, in words; None if there is none.
 
     Raises:
-        GgufError: the architecture is another one (`where` names the file in the message).
+        GgufError: the architecture is not one of `LAYOUTS`; `where` names the file in the message.
     """
     architecture = str(metadata["general.architecture"].value) if "general.architecture" in metadata else ""
     rules = key_rules(architecture) if architecture in LAYOUTS else ()
@@ -162,7 +163,7 @@ class _Expected:
 
 
 def _tensor_faults(g: Geometry, tensors: Sequence[TensorInfo]) -> Iterator[str]:
-    """The tensors against those that the geometry calls for: no more, no fewer, of these shapes and usable types."""
+    """The differences between the tensors and those that the geometry calls for, in words."""
     expected = dict(_expected_tensors(g))
     for info in tensors:
         wanted = expected.get(info.name)
@@ -181,7 +182,7 @@ def _tensor_faults(g: Geometry, tensors: Sequence[TensorInfo]) -> Iterator[str]:
 
 
 def _expected_tensors(g: Geometry) -> Iterator[tuple[str, _Expected]]:
-    """Every tensor the file may hold. `shape` is row-major."""
+    """Every tensor that the file may hold, by name; shapes are row-major."""
     width = g.embedding_length
     yield "token_embd.weight", _Expected((g.vocab_size, width))
     yield "output_norm.weight", _Expected((width,))

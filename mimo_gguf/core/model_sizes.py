@@ -1,4 +1,4 @@
-"""What a model says about its memory: geometry and tensors, from a GGUF's header alone."""
+"""The sizes that decide a model's memory: geometry and tensors, from a GGUF's header alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mimo_gguf.core.model_source import TensorInfo
 from mimo_gguf.core.runnable import check_measurable
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # an identity, so that what follows from it can be cached by it
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity, which makes it a fast key of caches
 class ModelSizes:
-    """What the model says about its memory: geometry, and every tensor's name, type and shape."""
+    """The sizes that decide a model's memory: geometry, and every tensor's name, type and shape."""
 
     label: str
     geometry: Geometry
@@ -29,10 +29,10 @@ class ModelSizes:
 
 
 def model_sizes(model: GgufFile) -> ModelSizes:
-    """Sizes of an opened GGUF.
+    """The sizes of the model in an opened GGUF.
 
     Raises:
-        GgufError: not a MiMo file, or one that says what no model can be.
+        GgufError: not a MiMo file, or one with numbers that no model can have.
     """
     check_measurable(model)
     infos = model.infos()

@@ -1,7 +1,7 @@
-"""A ModelSource: metadata plus a lazy list of tensors, whatever it comes from.
+"""A model to read from: metadata, and tensors whose rows are read when they are needed.
 
-A checkpoint seen through a conversion recipe is one, an existing GGUF is another. What follows (planning, quantizing,
-writing) sees only this, so every path through the program is the same loop.
+A checkpoint seen through a conversion recipe is one, an existing GGUF is another. Planning, quantizing and writing see
+only this, so every path through the program is the same loop.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ class TensorInfo:
 class ReadRows(Protocol):
     """Fills `out`, uint8 of shape (last - first, row_bytes), with rows [first, last) as stored in the source type.
 
-    Safe to call from several threads at once. Raises CheckpointError or GgufError where the data ends early.
+    It may be called from several threads at once.
+
+    Raises:
+        CheckpointError, GgufError: the data ends early.
     """
 
     def __call__(self, first: int, last: int, out: Bytes) -> None: ...
@@ -82,10 +85,12 @@ class ReadRows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """One tensor of a source: what it is, where it comes from (for messages), and how its rows are read.
+    """One tensor of a source.
 
     Attributes:
-        offset: byte of its file at which the rows start; memory from a FileBuffer for it is filled without a copy.
+        origin: where it comes from, for messages.
+        read_rows: how its rows are read.
+        offset: byte of its file at which the rows start; a `FileBuffer` at this offset is filled without a copy.
     """
 
     info: TensorInfo
@@ -96,7 +101,7 @@ class SourceTensor:
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """Size and modification time of an input file when it was opened, to notice a change while running."""
+    """Size and modification time of an input file when it was opened, to notice that it changes during a run."""
 
     path: Path
     size_bytes: int
@@ -117,8 +122,9 @@ class ModelSource:
         name: the model's own name, for output file names ("MiMo-7B-RL").
         metadata: GGUF keys to values, complete but for general.file_type and quantization keys.
         files: every input file with its stamp.
-        fingerprint: hex digest over everything that decides the output: recipe, headers, and the stamps of the files.
+        fingerprint: hex digest of everything that decides the output: recipe, headers, and the stamps of the files.
         notes: what the user should know about the model itself, in words.
+        close: closes the files.
     """
 
     label: str
@@ -137,7 +143,7 @@ class ModelSource:
         self.close()
 
     def check_unchanged(self) -> None:
-        """Raises WeightsError naming the first input file that changed or vanished since it was opened."""
+        """Raises WeightsError if an input file changed or vanished since it was opened; the message names the first."""
         for stamp in self.files:
             try:
                 now = FileStamp.of(stamp.path)

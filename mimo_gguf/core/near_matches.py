@@ -1,4 +1,4 @@
-"""What a misspelled name may have meant: the hint of every error about a name that does not exist."""
+"""The names that a misspelled one may mean, for the hints of errors about unknown names."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Final
 
-_ALIKE: Final = 0.6  # share of letters in common from which a name is worth proposing
-_AS_NEAR: Final = 0.05  # what is by more less alike than the best is not meant
-_SHOWN: Final = 3  # more proposals than these are no help
+_ALIKE: Final = 0.6  # SequenceMatcher's ratio from which a name is worth proposing
+_AS_NEAR: Final = 0.05  # a name whose ratio is further below the best is not meant
+_SHOWN: Final = 3  # proposals; more of them do not help
 
 
 def near_matches(word: str, names: Iterable[str]) -> list[str]:
@@ -25,7 +25,7 @@ def near_matches(word: str, names: Iterable[str]) -> list[str]:
 
 
 def name_hint(word: str, names: Iterable[str], otherwise: str = "") -> str:
-    """`did you mean Q4_K_M?`; `otherwise` (`one of: ...` without it) if nothing is spelled like `word`."""
+    """A hint like `did you mean Q4_K_M?`; if no name is near, `otherwise`, or without that all `names`."""
     names = list(names)
     near = near_matches(word, names)
     return f"did you mean {' or '.join(near)}?" if near else otherwise or f"one of: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""What counts as a number where people give one."""
+"""What counts as a number in the arguments that people give."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TypeGuard
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number: an int or numpy's, but not True or False, nor 2.0."""
+    """Whether `value` is an int or one of numpy's; neither True nor False is, nor 2.0."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a real number, not NaN, nor True or False."""
+    """Whether `value` is a real number; neither NaN is, nor True or False."""
     return not isinstance(value, bool) and isinstance(value, Real) and bool(value == value)

@@ -20,8 +20,11 @@ _SMALLEST_PART_BYTES: Final = 1_000_000
 
 
 def check_output(path: Path, *, force: bool) -> None:
-    """Raises OutputError where `path` exists (without `force`), is no plain file, has a name too long for what is built
-    beside it, or lies in a folder that is missing or read-only."""
+    """Raises OutputError if a file cannot be made at `path`.
+
+    The reasons: it exists (unless `force`), it is not a plain file, its name is too long for the files that are built
+    beside it, or its folder is missing or read-only.
+    """
     if len(os.fsencode(path.name)) > _LONGEST_NAME_BYTES:
         raise OutputError(f"{path}: the name is too long", hint="give a shorter file name with -o")
     kind = path_kind(path)
@@ -35,7 +38,7 @@ def check_output(path: Path, *, force: bool) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises OutputError where `folder` is missing, is no folder, or is read-only."""
+    """Raises OutputError if `folder` is missing, is not a folder, or is read-only."""
     kind = path_kind(folder)
     if kind != "folder":
         what, hint = ("no such folder", f"mkdir -p {folder}") if kind == "nothing" else ("is a file", "give a folder")
@@ -46,15 +49,17 @@ def check_folder(folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """What `-o OUT` names."""
+    """The file or folder that `-o OUT` names."""
 
     path: Path
-    is_file: bool  # otherwise a folder, made where it is missing
+    is_file: bool  # otherwise a folder, which is made if it is missing
 
 
 def parse_destination(text: str) -> Destination:
-    """A folder, if it exists, ends in a slash or has no suffix; a file, if it ends in .gguf. A leading ~ is the home
-    folder: the shell leaves that of `--out=~/models` alone.
+    """The destination that `-o OUT` names.
+
+    It is a folder if it is one already, ends in a slash or has no suffix, and a file if it ends in .gguf. A leading ~
+    is the home folder, because the shell does not expand it in `--out=~/models`.
 
     Raises:
         UsageError: it might be either.
@@ -71,10 +76,10 @@ def parse_destination(text: str) -> Destination:
 
 
 def parse_part_size(text: str) -> int:
-    """Bytes of the largest part of a split file.
+    """The number of bytes of the largest part of a split file.
 
     Raises:
-        UsageError: no size, or one that would give every tensor a file of its own.
+        UsageError: not a size, or so small that every tensor would have a file of its own.
     """
     size = parse_size(text)
     if size < _SMALLEST_PART_BYTES:
@@ -83,8 +88,9 @@ def parse_part_size(text: str) -> int:
 
 
 def name_outputs(out: Destination | None, default_folder: Path, model: str, ftypes: Sequence[str]) -> tuple[Path, ...]:
-    """Where files of these types go: `out` itself if it is a file, else `<model>-<TYPE>.gguf` in the folder `out`
-    (without it: in `default_folder`).
+    """The path of the file of each type: `out` if it is a file, else `<model>-<TYPE>.gguf` in a folder.
+
+    That folder is `out`, or `default_folder` if `out` is None.
 
     Raises:
         UsageError: one file name for several types.
@@ -98,7 +104,7 @@ def name_outputs(out: Destination | None, default_folder: Path, model: str, ftyp
 
 
 def make_folder(folder: Path) -> None:
-    """Makes the folder of an output where it is missing.
+    """Makes the folder of an output if it is missing.
 
     Raises:
         OutputError: that is impossible.
@@ -110,14 +116,14 @@ def make_folder(folder: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space of the disk that holds `folder`, or will when it is made."""
+    """The free bytes of the disk that holds `folder`, or will hold it once it is made."""
     while path_kind(folder) == "nothing" and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
-    """Raises OutputError where the disk below `folder` has less than `needed_bytes` free."""
+    """Raises OutputError if the disk of `folder` has less than `needed_bytes` free."""
     free = free_bytes(folder)
     if free < needed_bytes:
         raise OutputError(
@@ -127,7 +133,7 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` durable (where the system can open a folder: not on Windows).
+    """Makes a rename in `folder` durable. It does nothing on Windows, which cannot open a folder.
 
     Raises:
         OutputError: the folder has vanished.
@@ -148,7 +154,11 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_output(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` when the block ends well, and vanishes when it does not."""
+    """A binary file that becomes `path` if the block ends without an error, and vanishes otherwise.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -160,5 +170,5 @@ def atomic_output(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror or error}", hint="choose another place with -o") from None
     finally:
-        with contextlib.suppress(OSError):  # the folder is none
+        with contextlib.suppress(OSError):  # it is not in a folder
             partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a path leads to, asked so that any text a user types has an answer."""
+"""The kind of thing that a path leads to, for any text that a user may type."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ PathKind = Literal["file", "folder", "nothing", "special"]
 
 
 def path_kind(path: str | Path) -> PathKind:
-    """`file`, `folder`, `special` (a pipe or device) or `nothing`.
+    """The kind of thing at `path`: a `file`, a `folder`, `special` (a pipe or device) or `nothing`.
 
-    `Path.exists` and its like raise for a name that no system can have (too long, a NUL in it); here that is nothing.
+    `Path.exists` and its like raise for a name that no system can have (too long, with a NUL); here it is `nothing`.
     """
     try:
         mode = Path(path).stat().st_mode

@@ -1,4 +1,4 @@
-"""Reading and writing an open file at an offset, from any thread, whatever the system has for it."""
+"""Reading and writing an open file at an offset, from any thread, on any system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a long run tells whoever watches. The command line draws it; a library call may ignore it."""
+"""The progress of a long run, as it is reported. The command line draws it; a library call may ignore it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ class Job:
 
 
 class Progress(Protocol):
-    """Called from the thread that started the run, several times a second; `note` perhaps from another one."""
+    """The methods that a run calls several times a second, from the thread that started it; `note` from any thread."""
 
     def start(self, jobs: Sequence[Job]) -> None:
-        """The run begins."""
+        """Receives the files of the run when it begins."""
 
     def update(self, done: Sequence[int], resumed: Sequence[int]) -> None:
-        """So many bytes of each job are done; so many of these an earlier run had done."""
+        """Receives the bytes done of each job, and those of them that an earlier run had done."""
 
     def note(self, text: str) -> None:
-        """A line about a step that takes a moment or a choice that was made."""
+        """Receives one line about a step that is slow, or about a choice that was made."""
 
     def finish(self) -> None:
-        """The work has ended, well or not."""
+        """Learns that the run has ended, with or without an error."""
 
 
 class Silence:
-    """A Progress that says nothing."""
+    """A Progress that shows nothing."""
 
     def start(self, jobs: Sequence[Job]) -> None: ...
 

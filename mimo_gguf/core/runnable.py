@@ -1,7 +1,7 @@
-"""One check of a GGUF's meaning, before anything computes with what it says: our memory model, or llama.cpp.
+"""The check whether a well-formed GGUF makes sense, before llama.cpp or our memory model computes with it.
 
-`gguf_file` sees to it that a file is well-formed. A well-formed file can still say what no model can be, and llama.cpp
-aborts, hangs or takes all memory on some of that. Milliseconds, from the header alone.
+`gguf_file` checks that a file is well-formed. Such a file can still hold numbers that no model has, and some of them
+make llama.cpp abort, hang or allocate all memory. The check needs milliseconds, and the header alone.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ def check_runnable(file: GgufFile) -> None:
     """Refuses a file that llama.cpp cannot run as a MiMo model, or that would end the process.
 
     Raises:
-        GgufError: saying what is wrong with it.
+        GgufError: it is such a file; the message has the reason.
     """
     check_measurable(file)
     if not has_vocabulary(file.metadata):
-        raise _error(str(file.path), "it has no vocabulary, so it can be measured and not run")
+        raise _error(str(file.path), "it has no vocabulary, so it can be measured but not run")
 
 
 def read_runnable(path: str | Path) -> GgufFile:
-    """The header of the GGUF at `path`, which llama.cpp can run.
+    """The header of the GGUF at `path`, if llama.cpp can run it.
 
     Raises:
         GgufError: as `read_gguf` and `check_runnable`.
@@ -37,20 +37,22 @@ def read_runnable(path: str | Path) -> GgufFile:
 
 
 def check_measurable(file: GgufFile) -> None:
-    """As `check_runnable`, but a file without a vocabulary will do: what it needs can be told.
+    """Refuses a file whose memory cannot be computed. Unlike for `check_runnable`, it needs no vocabulary.
 
     Raises:
-        GgufError: as `check_runnable`.
+        GgufError: it is such a file; the message has the reason.
     """
     if (fault := find_fault(file)) is not None:
         raise _error(str(file.path), fault)
 
 
 def find_fault(file: GgufFile) -> str | None:
-    """What stands against computing with what the file says, in words; None if nothing does.
+    """The first reason why llama.cpp cannot run the file, in words; None if there is none.
+
+    A file without a vocabulary passes.
 
     Raises:
-        GgufError: it is of another architecture.
+        GgufError: the architecture is not one of MiMo's layouts.
     """
     infos = file.infos()
     fault = model_fault(file.metadata, infos, where=str(file.path))

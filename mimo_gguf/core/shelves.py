@@ -10,12 +10,12 @@ from mimo_gguf.core.errors import RecipeError
 
 CONVERT: Final = "convert"
 QUANT_PROFILES: Final = "quant_profiles"
-# The longest shipped recipe has 9 KB; tomllib takes minutes for absurd megabytes.
+# The longest shipped recipe has 9 KB; tomllib needs minutes for absurd megabytes.
 _RECIPE: Final = DocumentKind(RecipeError, "correct the file at that place", most_bytes=250_000)
 
 
 def shelf(name: str) -> Path:
-    """Folder of a shelf: the copy shipped in the wheel, else the checkout's (editable installs and raw checkouts).
+    """The folder of a shelf: the copy in the wheel, or else the checkout's.
 
     Raises:
         RecipeError: neither is there.
@@ -33,7 +33,7 @@ def entries(name: str) -> tuple[Path, ...]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file's content.
+    """The content of a TOML file.
 
     Raises:
         RecipeError: it cannot be read or is not TOML; the message has line and column.

@@ -24,12 +24,12 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
 def parse_size(text: str) -> int:
-    """Bytes meant by `8GiB`, `8G`, `8000MB` or `1048576`.
+    """The number of bytes that a text like `8GiB`, `8G`, `8000MB` or `1048576` means.
 
     `K`, `M`, `G`, `T` alone are binary (1024), as in llama.cpp and ls; `KB`, `MB`, `GB` are decimal.
 
     Raises:
-        UsageError: the text is no size.
+        UsageError: the text is not a size, or beyond any machine.
     """
     match = _SIZE.fullmatch(text)
     factor = _FACTORS.get(match.group(2).lower()) if match else None
@@ -42,7 +42,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(n_bytes: int) -> str:
-    """`4.47 GiB`, `333.0 MiB`, `12 B`: binary units, three significant places or so."""
+    """The size in binary units, with about three significant places: `4.47 GiB`, `333.0 MiB`, `12 B`."""
     for factor, unit, places in ((GIB, "GiB", 2), (MIB, "MiB", 1), (KIB, "KiB", 1)):
         if abs(n_bytes) >= factor:
             return f"{n_bytes / factor:.{places}f} {unit}"
@@ -50,7 +50,7 @@ def format_size(n_bytes: int) -> str:
 
 
 def format_share(n_bytes: int, total_bytes: int) -> str:
-    """`1.92 of 4.47 GiB`: a part in the unit of the whole."""
+    """A part in the unit of the whole: `1.92 of 4.47 GiB`."""
     whole, unit = format_size(total_bytes).split()
     factor = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}[unit]
     places = len(whole.partition(".")[2])
@@ -58,7 +58,7 @@ def format_share(n_bytes: int, total_bytes: int) -> str:
 
 
 def format_count(n: int) -> str:
-    """`7.83 B`, `210.8 M`, `3.3 K`: a number of parameters."""
+    """A number of parameters, in decimal units: `7.83 B`, `210.8 M`, `3.3 K`."""
     for factor, unit, places in ((10**9, "B", 2), (10**6, "M", 1), (10**3, "K", 1)):
         if n >= factor:
             return f"{n / factor:.{places}f} {unit}"
@@ -66,7 +66,7 @@ def format_count(n: int) -> str:
 
 
 def counted(n: int, noun: str, plural: str | None = None) -> str:
-    """`1 thread`, `2 threads`, `0 files`, `3 matrices`: a number with its noun.
+    """A number with its noun: `1 thread`, `2 threads`, `0 files`, `3 matrices`.
 
     Args:
         plural: the noun for every number but one, if an "s" at its end does not make it.
@@ -75,13 +75,13 @@ def counted(n: int, noun: str, plural: str | None = None) -> str:
 
 
 def listed(names: Collection[str], most: int = 4) -> str:
-    """`a, b, c, d and 7 more`: at most `most` of the names, and how many are left."""
+    """At most `most` of the names, and the number of the others: `a, b, c, d and 7 more`."""
     text = ", ".join(islice(names, most))
     return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 
 def format_clock(seconds: float) -> str:
-    """`8 s`, `2:05`, `1:03:20`: time that is left, short."""
+    """A time that is left, in short: `8 s`, `2:05`, `1:03:20`."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 1:
         return f"{rest} s"
@@ -90,7 +90,7 @@ def format_clock(seconds: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`8.4 s`, `2 min 05 s`, `1 h 03 min`."""
+    """A time that has passed: `8.4 s`, `2 min 05 s`, `1 h 03 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,6 +1,6 @@
 """The version of this package, and of the llama.cpp that it is bound to; tests hold every other mention to these."""
 
-# No `Final`: typing takes longer to import than the whole package does.
+# Without `Final`, because importing typing needs longer than importing the whole package.
 __version__ = "0.1.0"  # pyproject.toml has the same
 
 LLAMA_CPP_PYTHON = "0.3.36"  # pyproject.toml pins the same

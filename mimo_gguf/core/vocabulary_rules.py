@@ -1,4 +1,4 @@
-"""What makes a file's vocabulary one that llama.cpp can tokenize with: a byte-level BPE that fits the embedding.
+"""Rules that a file's vocabulary must keep so that llama.cpp can tokenize with it: a byte-level BPE of the right size.
 
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-vocab.cpp (llama_vocab::impl::load)
 """
@@ -13,7 +13,7 @@ from gguf import GGUFValueType as Kind
 
 from mimo_gguf.core.model_source import Metadata, MetaValue
 
-NO_VOCABULARY: Final = "none"  # the tokenizer model of files made to be measured, not to be run
+NO_VOCABULARY: Final = "none"  # the tokenizer model of files that are only measured
 _MODEL: Final = "gpt2"
 _P: Final = "tokenizer.ggml."
 _LAST_TOKEN_TYPE: Final = 5  # unused; bytes (6) are of other kinds of vocabularies
@@ -30,13 +30,13 @@ _FLAGS: Final = ("add_bos_token", "add_eos_token", "add_sep_token", "normalizer.
 
 
 def has_vocabulary(metadata: Metadata) -> bool:
-    """Whether the file says that it has a vocabulary (or says nothing)."""
+    """Whether the file has a vocabulary; only the tokenizer model `none` says that it has not."""
     entry = metadata.get(_P + "model")
     return entry is None or entry.value != NO_VOCABULARY
 
 
 def vocabulary_fault(metadata: Metadata, n_rows: int) -> str | None:
-    """What stands against using the vocabulary, in words; None if nothing does.
+    """The first reason why llama.cpp cannot use the vocabulary, in words; None if there is none.
 
     Args:
         n_rows: rows of the embedding.
@@ -81,9 +81,9 @@ def _length_fault(metadata: Metadata, n_rows: int) -> str | None:
 
 
 def _token_fault(metadata: Metadata, n_rows: int) -> str | None:
-    """Tokens as llama.cpp keeps them must differ: it ends the process if two are the same."""
+    """The fault if two tokens are the same for llama.cpp, which then ends the process."""
     tokens: Sequence[str] = _values(metadata, "tokens")
-    if "\0" in "".join(tokens):  # llama.cpp reads up to it
+    if "\0" in "".join(tokens):  # llama.cpp reads up to the NUL
         return f"token {next(i for i, token in enumerate(tokens) if chr(0) in token)} has a NUL byte in it"
     names = set(tokens)
     if "" in names:
@@ -99,7 +99,7 @@ def _token_fault(metadata: Metadata, n_rows: int) -> str | None:
 def _token_type_fault(metadata: Metadata, n_rows: int) -> str | None:
     types = np.asarray(_values(metadata, "token_type"), np.int64)
     wrong = np.flatnonzero((types < 0) | (types > _LAST_TOKEN_TYPE))
-    return f"token {wrong[0]} is of type {types[wrong[0]]}, which a byte-level BPE has not" if wrong.size else None
+    return f"token {wrong[0]} is of type {types[wrong[0]]}, which no byte-level BPE has" if wrong.size else None
 
 
 def _special_id_fault(metadata: Metadata, n_rows: int) -> str | None:

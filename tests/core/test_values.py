@@ -64,7 +64,7 @@ def test_row_bytes(ggml_type: GgmlType) -> None:
     n_weights, n_bytes = GGML_QUANT_SIZES[ggml_type]
     assert row_bytes(ggml_type, 3 * n_weights) == 3 * n_bytes
     if n_weights > 1:
-        with pytest.raises(ValueError, match="no whole number"):
+        with pytest.raises(ValueError, match="not a whole number"):
             row_bytes(ggml_type, n_weights + 1)
 
 
