@@ -41,7 +41,7 @@ COMMANDS: Final[dict[str, str]] = {
 
 
 def build_app() -> typer.Typer:
-    """The typer application with every command of the table."""
+    """Builds the typer application with every command of the table."""
     app = typer.Typer(
         name="mimo-gguf",
         help="MiMo-7B from Hugging Face safetensors to your GPU, with its multi-token-prediction (MTP) layer.",
@@ -89,12 +89,14 @@ def main() -> None:
         if error.errno != errno.ENOSPC:
             raise
         ui.print_error(OutputError("the output: no space left on the device", hint="send it elsewhere"))
-        os._exit(1)  # what stdout still holds cannot be written
+        os._exit(1)  # not sys.exit, which would write what stdout still holds
 
 
 def _open_streams() -> None:
-    """Gives the streams that the shell closed (`>&-`) nowhere to lead. A character that stdout's encoding lacks is
-    spelled out in a pipe, and is `?` on a terminal, whose columns are counted."""
+    """Opens the null device for streams that the shell closed (`>&-`), and lets stdout write every character.
+
+    A character that its encoding lacks is spelled out in a pipe. On a terminal it is `?`, because columns are counted.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - as long as the process
@@ -103,10 +105,10 @@ def _open_streams() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    """The exit code.
+    """Runs a command and gives its exit code.
 
     Raises:
-        UsageError: typer does not understand the arguments.
+        UsageError: the arguments are not those of a command.
         MimoGgufError: from the command.
     """
     try:
@@ -118,8 +120,11 @@ def _run(arguments: list[str]) -> int:
 
 
 def _program() -> Any:
-    """The click command of the application, its help as it is written: `[default: f16]` is not markup for rich, and a
-    flag does not take a `<bool>`. A `~` in a path is the home folder, also if quotes kept the shell from saying so."""
+    """Makes the click command of the application, and adapts its parameters.
+
+    Help is shown as it is written: `[default: f16]` is not markup for rich, and a flag has no `<bool>` after it. A `~`
+    in a path is the home folder, even if quotes hid it from the shell.
+    """
     program: Any = typer.main.get_command(build_app())
     for command in (program, *program.commands.values()):
         for parameter in command.params:
@@ -132,7 +137,7 @@ def _program() -> Any:
 
 
 def _usage_error(error: Any, arguments: list[str]) -> UsageError:
-    """click's complaint in our form. What the word may have meant, if anything, becomes the hint."""
+    """Turns click's error into ours. The hint is what the word may have meant, or else --help."""
     text, _, _ = error.format_message().partition(" Did you mean ")
     text = _POSSIBLE.sub("", text).rstrip(".")
     command = f"mimo-gguf {arguments[0]}" if arguments[0] in COMMANDS else "mimo-gguf"
@@ -142,7 +147,7 @@ def _usage_error(error: Any, arguments: list[str]) -> UsageError:
 
 
 def _guesses(error: Any, text: str) -> list[str]:
-    """Options or commands that a word typed wrongly may have meant, best first."""
+    """Finds the options or commands that a mistyped word may have meant, best first."""
     if option := getattr(error, "option_name", None):
         options = [name for parameter in error.ctx.command.params for name in parameter.opts] if error.ctx else []
         return near_matches(option, options)
@@ -153,7 +158,7 @@ def _guesses(error: Any, text: str) -> list[str]:
 
 
 def _with_home(before: Callable[..., Any] | None) -> Callable[..., Any]:
-    """The callback of a parameter that takes paths: `~` in them becomes the home folder, then `before` is called."""
+    """Makes the callback of a parameter with paths: it replaces `~` by the home folder, and then calls `before`."""
 
     def expand(context: Any, parameter: Any, value: Any) -> Any:
         value = [_expanded(each) for each in value] if isinstance(value, list | tuple) else _expanded(value)
@@ -163,12 +168,12 @@ def _with_home(before: Callable[..., Any] | None) -> Callable[..., Any]:
 
 
 def _expanded(value: Any) -> Any:
-    """A path, or what may be one, with its `~` replaced; anything else as it is."""
+    """Replaces the `~` of a path, or of what may be one; anything else stays as it is."""
     text = str(value)
     return type(value)(os.path.expanduser(text)) if text.startswith("~") else value  # noqa: PTH111 - may be a Hub id
 
 
-_Misused: Final[Any] = typer.BadParameter.__base__  # click's UsageError: typer brings a click of its own, or did not
+_Misused: Final[Any] = typer.BadParameter.__base__  # click's UsageError: some versions of typer have their own click
 _POSSIBLE: Final = re.compile(r" \((Possible options|Did you mean).*\)$")
 _NO_COMMAND: Final = re.compile(r"No such command '(.*)'", re.IGNORECASE)
 _PATHS: Final = frozenset({"FILE", "DIR", "SRC", "OUT", "PROGRAM"})  # metavars of what may be a path

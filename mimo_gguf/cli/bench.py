@@ -1,4 +1,4 @@
-"""`mimo-gguf bench`: how fast a model is here, plain and with MTP drafts, alone or beside llama.cpp's own programs."""
+"""`mimo-gguf bench`: measures a model here, plain and with MTP drafts, alone or beside llama.cpp's own programs."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 _COLUMNS: Final = ("text", "way", "tok/s", "speed-up", "drafts right", "GB/s", "of memory")
 _ROW: Final = "{:<6} {:<23}{:>6}{:>10}  {:<15}{:>6}{:>11}"  # 80 columns
-_TYPICAL_PROMPT: Final = 64  # tokens of the shipped prompts, more or less
+_TYPICAL_PROMPT: Final = 64  # tokens of the shipped prompts, about
 
 
 def command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.")],
     n_prompt: Annotated[int, typer.Option("--prompt-tokens", metavar="N", help="Tokens of the timed prompt.")] = 512,
-    n_generate: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens made per text and way.")] = 128,
+    n_generate: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens generated per text and way.")] = 128,
     drafts: Annotated[
         str, typer.Option(metavar="N,N", help="Numbers of drafts to measure; 0 is plain generation.")
     ] = "0,1,2,3",
@@ -55,7 +55,7 @@ def command(
 ) -> None:
     """Measure prompt reading and generation: plain, and with 1, 2 and 3 drafts on code, prose and maths.
 
-    A table on stdout, row by row; with --json one JSON document on one line instead.
+    A table is printed on stdout, row by row, or with --json one JSON document on one line.
     """
     from mimo_gguf.bench.peers import check_peer, measure_peer
     from mimo_gguf.bench.run import BenchOptions, bench_prompts, run_bench, window_needed
@@ -122,7 +122,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _as_ours(report: BenchReport, plan: FitPlan) -> PeerOptions:
-    """A peer's run with what ours had; llama-bench's cache is filled as far as a short prompt fills it."""
+    """The options of a peer's run, as ours were. llama-bench's cache is filled as far as a short prompt fills it."""
     from mimo_gguf.bench.peers import PeerOptions
 
     options = report.options
@@ -140,9 +140,9 @@ def _as_ours(report: BenchReport, plan: FitPlan) -> PeerOptions:
 
 
 class BenchScreen:
-    """The table, a row as soon as it is measured, and on a terminal a line under it that says what is being measured.
+    """Shows the table, each row as soon as it is measured.
 
-    With `quiet` it shows nothing.
+    On a terminal a line below it says what is being measured. With `quiet` nothing is shown.
     """
 
     def __init__(self, *, quiet: bool) -> None:
@@ -157,10 +157,12 @@ class BenchScreen:
         self._wipe()
 
     def note(self, text: str) -> None:
+        """Prints a note on stderr."""
         if not self._quiet:
             ui.print_note(text)
 
     def measuring(self, what: str) -> None:
+        """Shows what is being measured."""
         if self._live:
             self._wipe()
             ui.err.print(Text(ui.harmless(f"measuring {what}"), style="note"), end="")
@@ -168,7 +170,7 @@ class BenchScreen:
             self.note(f"measuring {what}")
 
     def show(self, report: BenchReport) -> None:
-        """Prints what is new in a report: the last figure of generation, or else what comes before the table."""
+        """Prints what is new in a report: the last figure of generation, or the lines above the table."""
         if self._quiet:
             return
         self._wipe()
@@ -192,6 +194,7 @@ class BenchScreen:
         )
 
     def show_peer(self, peer: PeerFigure) -> None:
+        """Prints the row of a peer's figure."""
         if not self._quiet:
             self._wipe()
             right = "" if peer.acceptance is None else _percent(peer.acceptance)
@@ -200,14 +203,14 @@ class BenchScreen:
             self._row("", (peer.kind or "-", way, _speed(peer.tokens_per_s), "", right, "", ""))
 
     def end(self, report: BenchReport, peers: Sequence[PeerFigure]) -> None:
-        """What stands under the table."""
+        """Prints the lines below the table."""
         if self._quiet:
             return
         self._wipe()
         used = ", ".join(f"{format_size(n_bytes)} on {name}" for name, n_bytes in report.memory_bytes.items())
         ui.print_line(f"memory in use: {used}")
         if self._turned:
-            ui.print_line("* another text than the first way's, near ties of logits being turned; --exact turns none")
+            ui.print_line("* another text than the first way's: near ties of logits were turned; with --exact none are")
         for line in _comparison(report, peers):
             ui.print_line(line)
 
@@ -233,7 +236,7 @@ def _print_opening(report: BenchReport) -> None:
 
 
 def _comparison(report: BenchReport, peers: Sequence[PeerFigure]) -> Iterator[str]:
-    """Ours divided by each program's, over the texts both have: `llama-server: plain 1.02, 1 draft 1.15`."""
+    """Compares speeds, ours divided by each program's: `ours / llama-server: plain 1.02, 1 draft 1.15`."""
     ours = {(figure.kind, figure.n_draft): figure.tokens_per_s for figure in report.generation}
     for program in dict.fromkeys(peer.program for peer in peers):
         ratios: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""What a plan is asked about: the file types of a source, and the devices of this or an imagined machine."""
+"""Finds what is planned for: the file types of a source, and the devices of this or an imagined machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mimo-gguf chat`: talk to a model in the terminal, or ask it one thing."""
+"""`mimo-gguf chat`: holds a conversation with a model in the terminal, or asks it one question."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def command(
     exact: Exact = False,
     auto: Auto = True,
     stats: Annotated[
-        bool, typer.Option("--stats", help="Tell tok/s and acceptance on stderr even if that is not a terminal.")
+        bool, typer.Option("--stats", help="Show tok/s and acceptance on stderr even if it is not a terminal.")
     ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -164,7 +164,7 @@ def _exit_code(answer: Answer) -> int:
 
 
 def _question(prompt: str | None, prompt_file: str | None) -> str | None:
-    """What to ask once: -p, then the file, or a pipe; None for a conversation."""
+    """The one question to ask, from -p and the file, or from a pipe; None for a conversation."""
     parts = [] if prompt is None else [argument_text(prompt, "--prompt")]
     if prompt_file is not None:
         parts.append(read_stdin() if prompt_file == "-" else read_text(Path(prompt_file)))
@@ -173,7 +173,7 @@ def _question(prompt: str | None, prompt_file: str | None) -> str | None:
     if parts:
         question = "\n\n".join(parts)
         if not question.strip():
-            raise UsageError("nothing to answer: the prompt is empty", hint='give a prompt: -p "..."')
+            raise UsageError("the prompt is empty", hint='give a prompt: -p "..."')
         return question
     if not sys.stdout.isatty():
         raise UsageError("a conversation needs a terminal", hint='give a prompt: -p "..."')
@@ -184,7 +184,7 @@ def _grammar(grammar: Path | None, json_schema: Path | None) -> str | None:
     from mimo_gguf.engine.sampling import grammar_of_schema
 
     if grammar is not None and json_schema is not None:
-        raise UsageError("--grammar and --json-schema both say what the answer looks like", hint="give one of them")
+        raise UsageError("--grammar and --json-schema both prescribe the form of the answer", hint="give one of them")
     if json_schema is not None:
         return grammar_of_schema(read_text(json_schema))
     return None if grammar is None else read_text(grammar)
@@ -192,7 +192,7 @@ def _grammar(grammar: Path | None, json_schema: Path | None) -> str | None:
 
 @contextlib.contextmanager
 def _copied_log(path: Path | None, verbose: bool) -> Iterator[None]:
-    """While this lasts llama.cpp's log goes to a file, or shows on stderr."""
+    """Copies llama.cpp's log to a file, or to stderr if it is `verbose`, until the end of the `with` block."""
     from mimo_gguf.llama.log import use_log
 
     with contextlib.nullcontext(sys.stderr) if path is None else _open_log(path) as stream:

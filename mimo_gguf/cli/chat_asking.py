@@ -1,4 +1,4 @@
-"""Asking one question and showing the answer as it comes, with Ctrl-C ending the answer first."""
+"""Asks one question and shows the answer as it comes; Ctrl-C ends the answer."""
 
 from __future__ import annotations
 
@@ -26,9 +26,14 @@ def ask(
     screen: Screen,
     watch: MemoryWatch | None = None,
 ) -> Answer:
-    """Asks and shows the answer as it comes. Ctrl-C ends the answer; KeyboardInterrupt if it does not end.
+    """Asks a question and shows the answer as it comes. Ctrl-C ends the answer.
 
-    `watch` is polled as the tokens come; it looks at the devices once in a while only.
+    Args:
+        watch: polled as the tokens come; it looks at the devices only once in a while.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed, and the answer did not end.
+        MimoGgufError: as `Model.chat`.
     """
     try:
         with (
@@ -45,15 +50,17 @@ def ask(
         model.forget()
         raise
     finally:
-        screen.settle()
+        screen.stop()
     screen.end(stream.answer, model)
     return stream.answer
 
 
 @contextlib.contextmanager
 def _without_echo() -> Iterator[None]:
-    """While this lasts a terminal does not show what is typed, which would land in the middle of the answer; the next
-    prompt gets it, even if Ctrl-C follows."""
+    """Hides what is typed, which would appear in the middle of the answer, until the end of the `with` block.
+
+    The next prompt gets it, even after Ctrl-C.
+    """
     if sys.platform == "win32" or not sys.stdin.isatty():
         yield
         return
@@ -72,8 +79,10 @@ def _without_echo() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible(model: Model) -> Iterator[None]:
-    """While this lasts Ctrl-C stops the answer at a safe point; one that comes much later, for want of such a point,
-    interrupts as usual."""
+    """Lets Ctrl-C stop the answer at a safe point, until the end of the `with` block.
+
+    If the answer does not stop, a later Ctrl-C interrupts as usual.
+    """
     previous = signal.getsignal(signal.SIGINT)
     first_s: list[float] = []
 
@@ -90,4 +99,4 @@ def interruptible(model: Model) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-_PATIENCE_S: Final = 2.0  # pressing Ctrl-C again within this time means the same
+_PATIENCE_S: Final = 2.0  # within this time after the first, Ctrl-C still stops the answer

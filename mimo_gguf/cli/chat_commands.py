@@ -1,4 +1,4 @@
-"""The commands of a conversation that begin with a slash: one table, from which /help, Tab and dispatch come."""
+"""The slash commands of a conversation: one table, which /help, Tab and the dispatch use."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mimo_gguf.cli.chat_editor import matching
 from mimo_gguf.cli.chat_kept import KeptFile
 from mimo_gguf.cli.chat_screen import REASONING_VIEWS
 from mimo_gguf.cli.chat_settings import SETTINGS, changed_option, settings_line
-from mimo_gguf.cli.chat_talk import Talk, counted
+from mimo_gguf.cli.chat_talk import Talk
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.near_matches import near_matches
-from mimo_gguf.core.units import format_size
+from mimo_gguf.core.units import counted, format_size
 
 _THINK_HINT: Final = "/think show, fold, hide, keep, drop, 500 (a budget), unlimited"
 
@@ -26,9 +26,9 @@ class ChatCommand:
     """A slash command.
 
     Attributes:
-        arguments: what may follow the name, as /help shows it; empty: nothing may.
-        run: does it; is given the conversation and the text after the name.
-        words: words that may follow, for Tab.
+        arguments: what may follow the name, as /help shows it; empty if nothing may.
+        run: called with the conversation and the text after the name.
+        words: words that may follow, which Tab completes.
         other_names: names that mean the same.
     """
 
@@ -40,20 +40,20 @@ class ChatCommand:
 
 
 def run_command(talk: Talk, text: str) -> None:
-    """Runs `name argument`, the text behind the slash.
+    """Runs the command `name argument`, which is the text after the slash.
 
     Raises:
-        UsageError: no such command, or arguments that it does not take.
+        UsageError: no such command, or an argument that it does not have.
     """
     name, _, argument = text.partition(" ")
     name, argument = _whole_name(name.lower()), argument.strip()
     if argument and not COMMANDS[name].arguments:
-        raise UsageError(f"/{name} takes nothing behind it", hint=f"/{name}")
+        raise UsageError(f"/{name} has no argument", hint=f"/{name}")
     COMMANDS[name].run(talk, argument)
 
 
 def _whole_name(name: str) -> str:
-    """The command that `name` is, another name of, or the beginning of."""
+    """The full name of a command, from its name, another name, or the beginning of its name."""
     for full, command in COMMANDS.items():
         if name in command.other_names:
             return full
@@ -64,7 +64,7 @@ def _whole_name(name: str) -> str:
     meant = f"did you mean {' or '.join(f'/{command}' for command in near)}? " if near else ""
     raise UsageError(
         f"/{name} may be several commands" if matches else f"no command /{name}",
-        hint=f"{meant}/help lists them; with // in front it is a question",
+        hint=f"{meant}/help lists them; with // at its start the line is a question",
     )
 
 
@@ -72,8 +72,9 @@ def _whole_name(name: str) -> str:
 
 
 def show_help(_: Talk, __: str) -> None:
+    """Shows the commands and the keys."""
     ui.print_table(("command", "what it does"), [(f"/{n} {c.arguments}".strip(), c.help) for n, c in COMMANDS.items()])
-    ui.print_note("Tab completes · Alt-Enter new line · Ctrl-C stops the answer · //x asks /x")
+    ui.print_note("Tab completes · Alt-Enter starts a line · Ctrl-C stops the answer · //x asks /x")
 
 
 def system(talk: Talk, text: str) -> None:
@@ -85,23 +86,25 @@ def system(talk: Talk, text: str) -> None:
 
 
 def regenerate(talk: Talk, _: str) -> None:
-    """Answers the last question again, with another seed; the answer stays if the new one says nothing."""
+    """Answers the last question again, with another seed. The old answer stays if the new one is empty."""
     talk.answer_last_again(talk.last_turn().question, sampling=replace(talk.sampling, seed=None))
 
 
 def edit(talk: Talk, _: str) -> None:
-    """Brings the last question back to be changed; it and its answer stay until the changed one is asked."""
+    """Puts the last question on the line to be changed. It and its answer stay until the changed one is asked."""
     talk.next_line = talk.last_turn().question
     talk.editing = True
 
 
 def undo(talk: Talk, _: str) -> None:
+    """Removes the last question and its answer."""
     turn = talk.last_turn()
     talk.conversation.undo()
-    ui.print_note(f"taken back: {shortened(turn.question)}")
+    ui.print_note(f"removed: {shortened(turn.question)}")
 
 
 def clear(talk: Talk, _: str) -> None:
+    """Begins a new conversation with the same system message."""
     talk.conversation.clear()
     if talk.autosave is not None:
         talk.autosave = KeptFile(talk.autosave.folder)  # the old one stays among the last ten
@@ -110,6 +113,7 @@ def clear(talk: Talk, _: str) -> None:
 
 
 def leave(talk: Talk, _: str) -> None:
+    """Ends the conversation."""
     talk.running = False
 
 
@@ -117,7 +121,7 @@ def leave(talk: Talk, _: str) -> None:
 
 
 def think(talk: Talk, word: str) -> None:
-    """Takes `show`, `fold`, `hide`, `keep`, `drop`, a number of tokens; shows the last reasoning without any."""
+    """Sets how reasoning is shown, if it is kept, or its budget in tokens; without a word shows the last reasoning."""
     word = {"on": "show", "off": "hide"}.get(word, word)
     if word in REASONING_VIEWS:
         talk.screen.reasoning = word
@@ -131,12 +135,12 @@ def think(talk: Talk, word: str) -> None:
             ui.print_note(line)
         return
     else:
-        raise UsageError(f"/think does not take {word!r}", hint=_THINK_HINT)
+        raise UsageError(f"/think: {word!r} is not one of its words", hint=_THINK_HINT)
     ui.print_note(f"reasoning: {f'at most {word} tokens' if word.isdecimal() else word}")
 
 
 def set_option(talk: Talk, text: str) -> None:
-    """Changes all settings of a line, or none if one of them is wrong; shows how they are."""
+    """Changes all settings of a line, or none if one of them is wrong; then shows all settings."""
     sampling, options = talk.sampling, talk.options
     words = re.sub(r"\s*=\s*", "=", text).split()
     while words:
@@ -149,13 +153,14 @@ def set_option(talk: Talk, text: str) -> None:
 
 
 def mtp(talk: Talk, word: str) -> None:
+    """Switches MTP drafting on or off, and shows which it is."""
     session = talk.model.session
     if not talk.model.has_mtp:
-        raise UsageError("there is no MTP layer loaded", hint="use a file with one, without --no-mtp")
+        raise UsageError("no MTP layer is loaded", hint="use a file with one, without --no-mtp")
     if word in ("on", "off"):
         session.drafting_allowed = word == "on"
     elif word:
-        raise UsageError(f"/mtp does not take {word!r}", hint="/mtp on or /mtp off")
+        raise UsageError(f"/mtp: {word!r} is neither on nor off", hint="/mtp on or /mtp off")
     ui.print_note(f"MTP drafting is {'on' if session.drafting_allowed else 'off'}")
 
 
@@ -163,14 +168,14 @@ def mtp(talk: Talk, word: str) -> None:
 
 
 def model(talk: Talk, _: str) -> None:
-    """Shows what is loaded, and how it runs."""
+    """Shows the model that is loaded, and how it runs."""
     from mimo_gguf.core.ggml_types import ftype_name
 
     file, session = talk.model.file, talk.model.session
     number = file.value("general.file_type")
     ui.print_field("model", str(file.value("general.name", file.path.name)))
     ui.print_field("file", f"{file.path}, {format_size(sum(info.n_bytes for info in file.infos()))}")
-    ui.print_field("type", ftype_name(number) if isinstance(number, int) else "not said")
+    ui.print_field("type", ftype_name(number) if isinstance(number, int) else "unknown")
     ui.print_field("context", f"{session.window} tokens, KV cache {session.options.kv_type}")
     ui.print_field("mtp", "drafting" if talk.model.has_mtp and session.drafting_allowed else "not in use")
     if talk.model.plan is not None:
@@ -178,7 +183,7 @@ def model(talk: Talk, _: str) -> None:
 
 
 def fit(talk: Talk, _: str) -> None:
-    """Shows the plan it runs by, and what is free beside it now."""
+    """Shows the plan of this run, and the memory that is free now."""
     from mimo_gguf.cli.fit import print_plan
     from mimo_gguf.fit.weigh import plan_fit
     from mimo_gguf.hardware.devices import list_devices
@@ -209,7 +214,7 @@ def stats(talk: Talk, _: str) -> None:
             )
     if talk.model.has_mtp:
         drafting = "in use" if verdict.drafting else "switched off: slower here"
-        drafting = drafting if talk.model.session.drafting_allowed else "off, as you wished"
+        drafting = drafting if talk.model.session.drafting_allowed else "off, as you asked"
         rows += [
             ("plain", "measured meanwhile", _rate(verdict.plain_tokens_per_s)),
             ("drafted", drafting, _rate(verdict.drafted_tokens_per_s)),
@@ -218,7 +223,7 @@ def stats(talk: Talk, _: str) -> None:
 
 
 def tokens(talk: Talk, text: str) -> None:
-    """Shows the tokens of a text, or how many the conversation takes."""
+    """Shows the tokens of a text, or the number of tokens in the conversation."""
     if text:
         ids = talk.model.vocabulary.tokenize(text)
         ui.print_joined([f"{i} {talk.model.vocabulary.name(i)!r}" for i in ids], separator="  ")
@@ -239,7 +244,7 @@ COMMANDS: Final[dict[str, ChatCommand]] = {
     "file": ChatCommand("[FILE]", "add a file's text to the next question", chat_files.attach),
     "regen": ChatCommand("", "answer the last question again, differently", regenerate),
     "edit": ChatCommand("", "change the last question and ask again", edit),
-    "undo": ChatCommand("", "take the last question and answer back", undo),
+    "undo": ChatCommand("", "remove the last question and answer", undo),
     "clear": ChatCommand("", "begin a new conversation", clear),
     "save": ChatCommand("FILE [kv]", "save the conversation; kv: with its cache", chat_files.save),
     "load": ChatCommand("[FILE|N]", "go on with a saved one, or with N of the last ten", chat_files.load),
@@ -256,7 +261,7 @@ COMMANDS: Final[dict[str, ChatCommand]] = {
     ),
     "mtp": ChatCommand("[on|off]", "MTP drafting", mtp, ("on", "off")),
     "model": ChatCommand("", "what is loaded, and how it runs", model),
-    "fit": ChatCommand("", "the memory it takes, part by part", fit),
+    "fit": ChatCommand("", "the memory in use, part by part", fit),
     "quit": ChatCommand("", "leave (or Ctrl-D)", leave, other_names=("exit", "bye", "q")),
 }  # fmt: skip
 LEAVING: Final = ("exit", "quit", "bye")  # lines that mean /quit without its slash

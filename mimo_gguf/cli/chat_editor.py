@@ -1,4 +1,4 @@
-"""The line a conversation is typed on: history across runs, Tab, lines pasted together, several lines."""
+"""The prompt of a conversation: history across runs, Tab, pasted text, several lines."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from prompt_toolkit.styles import Style
 
 
 class Command(Protocol):
-    """What completion knows of a command."""
+    """The parts of a command that completion uses."""
 
     @property
     def arguments(self) -> str:
-        """With FILE in it if it takes a file's name; empty if nothing may follow."""
+        """The arguments: with FILE in it for a file's name, empty if nothing may follow."""
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Words that may follow, in the order they are offered."""
+        """The words that may follow, in the order in which they are offered."""
 
     @property
     def help(self) -> str: ...
 
 
 def matching(name: str, commands: Iterable[str]) -> list[str]:
-    """The command that `name` is, or those it is the beginning of."""
+    """Finds the command of this name, or else those that begin with it."""
     return [name] if name in commands else [command for command in commands if command.startswith(name)]
 
 
 class CommandCompleter(Completer):
-    """Completes `/name`, the words that may follow it, and file names; nothing in a question."""
+    """Completes `/name`, the words that may follow it, and file names. In a question it completes nothing."""
 
     def __init__(self, commands: Mapping[str, Command]) -> None:
         self._commands = commands
@@ -63,7 +63,7 @@ class CommandCompleter(Completer):
 
 
 def line_editor(commands: Mapping[str, Command]) -> PromptSession[str]:
-    """A prompt for questions and for `commands`."""
+    """Makes a prompt for questions and for `commands`."""
     keys = KeyBindings()
 
     @keys.add("escape", "enter")
@@ -82,7 +82,7 @@ def line_editor(commands: Mapping[str, Command]) -> PromptSession[str]:
 
 
 class _FileHistory(FileHistory):
-    """What can be neither read nor written is this run's history only: no conversation ends for its sake."""
+    """A history that only lasts for this run if its file cannot be read or written."""
 
     def load_history_strings(self) -> Iterable[str]:
         try:
@@ -96,7 +96,7 @@ class _FileHistory(FileHistory):
 
 
 def _history() -> History:
-    """Kept in the user's folder, readable to nobody else."""
+    """Makes the history. Its file is in the user's folder, and nobody else may read it."""
     folder = Path(typer.get_app_dir("mimo-gguf"))
     path = folder / "chat_history"
     with contextlib.suppress(OSError):

@@ -11,18 +11,19 @@ from typing import Final
 from mimo_gguf.chat.conversation import Conversation, shortened
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.chat_kept import KeptFile, kept_conversations, kept_folder, modified_ns
-from mimo_gguf.cli.chat_talk import Talk, counted
+from mimo_gguf.cli.chat_talk import Talk
 from mimo_gguf.cli.text_files import read_text
 from mimo_gguf.core.errors import OutputError, UsageError
 from mimo_gguf.core.output_file import atomic_output
 from mimo_gguf.core.paths import path_kind
+from mimo_gguf.core.units import counted
 from mimo_gguf.engine.state import load_state, save_state, state_key
 
 _CACHE: Final = ".kv"  # suffix of the file beside a saved conversation
 
 
 def save(talk: Talk, text: str) -> None:
-    """Saves the conversation; with `kv` behind the name also the caches, so that it need not be read again."""
+    """Saves the conversation; with `kv` after the name its cache as well, so that it need not be read again."""
     name = text.removesuffix(" kv")
     path = _path(name, ".json", "/save talk.json, or with the cache: /save talk.json kv")
     cache = path.with_suffix(_CACHE) if name != text else None
@@ -51,9 +52,9 @@ def load(talk: Talk, name: str) -> None:
     note, cache = counted(len(talk.conversation.turns), "turn") + " loaded", path.with_suffix(_CACHE)
     if path_kind(cache) == "file":
         session = talk.model.session
-        taken = load_state(session, session.slot, state_key(talk.model.file, session), cache)
-        talk.own_files.update([cache.resolve()] if taken else [])
-        note += " with the cache" if taken else "; the cache is of another model or damaged, so they are read again"
+        is_loaded = load_state(session, session.slot, state_key(talk.model.file, session), cache)
+        talk.own_files.update([cache.resolve()] if is_loaded else [])
+        note += " with the cache" if is_loaded else "; its cache is of another model or damaged, so it is read again"
     if talk.conversation.turns:
         note += f"; the last was {shortened(talk.conversation.turns[-1].question)}"
     ui.print_note(note)
@@ -90,7 +91,7 @@ def export(talk: Talk, name: str) -> None:
 
 
 def attach(talk: Talk, name: str) -> None:
-    """Adds a file's text to the next question; without a name, tells what waits there."""
+    """Adds a file's text to the next question; without a name, lists the files that wait."""
     if not name:
         waiting = ", ".join(f"{file} ({len(text)} characters)" for file, text in talk.files)
         ui.print_note(f"with the next question: {waiting}" if waiting else "no file waits; /file notes.txt adds one")
@@ -106,7 +107,11 @@ def attach(talk: Talk, name: str) -> None:
 
 @contextlib.contextmanager
 def _writing(talk: Talk, *paths: Path) -> Iterator[None]:
-    """Raises UsageError for files that this chat has neither written nor read, and if one cannot be written."""
+    """Refuses to overwrite files that this chat has neither written nor read; afterwards the files are its own.
+
+    Raises:
+        UsageError: a file exists already, or cannot be written.
+    """
     for path in paths:
         if path_kind(path) != "nothing" and path.resolve() not in talk.own_files:
             raise UsageError(f"{path}: exists already", hint="choose another name, or delete it first")
@@ -118,19 +123,19 @@ def _writing(talk: Talk, *paths: Path) -> Iterator[None]:
 
 
 def _path(name: str, suffix: str, example: str) -> Path:
-    """The file that a name means; `suffix` is added to a name without one."""
+    """The path that a name means; `suffix` is added to a name without one."""
     if not name:
         raise UsageError("a file name is missing", hint=example)
     path = _expanded(name)
     if not path.name or "\0" in name or path_kind(path) == "folder":
         raise UsageError(f"{name}: is not a file name", hint=example)
     if path.suffix == _CACHE:
-        raise UsageError(f"{name}: the cache goes there", hint=example)
+        raise UsageError(f"{name}: {_CACHE} is the ending of caches", hint=example)
     return path if path.suffix else path.with_suffix(suffix)
 
 
 def _expanded(name: str) -> Path:
-    """A path with its `~` replaced; quotes around it, as a shell would want them, are taken off."""
+    """The path that a name means: `~` is replaced, and quotes around it, as for a shell, are removed."""
     if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":
         name = name[1:-1]
     path = Path(name)

@@ -1,4 +1,4 @@
-"""The last ten conversations, each in a file of its own in the program's folder, for `--resume` and `/load`."""
+"""Keeps the last ten conversations, each in a file of its own in the program's folder, for `--resume` and `/load`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_KEPT: Final = 10
 
 
 def kept_folder() -> Path:
-    """Where the last conversations are."""
+    """The folder of the last conversations."""
     return Path(typer.get_app_dir("mimo-gguf")) / "conversations"
 
 
@@ -25,8 +25,8 @@ class KeptFile:
     """The file of one conversation, named after the time at which it began.
 
     Attributes:
-        folder: holds the other conversations, too.
-        path: the file; None: nothing has been kept yet.
+        folder: the folder of all kept conversations.
+        path: the file; None if nothing has been kept yet.
     """
 
     folder: Path
@@ -35,16 +35,16 @@ class KeptFile:
 
     @classmethod
     def of(cls, path: Path) -> KeptFile:
-        """The file of a conversation that was read and now goes on."""
+        """The file of a conversation that was loaded and now goes on."""
         return cls(path.parent, path, modified_ns(path))
 
     def keep(self, conversation: Conversation) -> None:
-        """Writes the conversation, and removes what is older than the last ten. One without turns leaves no file.
+        """Writes the conversation, and removes those older than the last ten. One without turns leaves no file.
 
-        If another chat went on with the same file meanwhile, this one takes a new file, and both are kept.
+        If another chat has written the same file meanwhile, this one goes into a new file, and both are kept.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         try:
             self._keep(conversation)
@@ -69,7 +69,7 @@ class KeptFile:
 
 
 def kept_conversations(folder: Path) -> list[tuple[Path, Conversation]]:
-    """The conversations in which something was said, the one of the last change first. A damaged file is skipped."""
+    """Loads the conversations that have turns, the last changed one first. Damaged files are left out."""
     found = []
     for path in _newest_first(folder):
         try:
@@ -82,10 +82,10 @@ def kept_conversations(folder: Path) -> list[tuple[Path, Conversation]]:
 
 
 def resumed_conversation(folder: Path, system: str) -> tuple[KeptFile, Conversation]:
-    """The last conversation and its file; a system message that is given replaces its own.
+    """Loads the last conversation and its file. A system message that is not empty replaces its own.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no conversation.
     """
     for path, conversation in kept_conversations(folder):
         conversation.system = system or conversation.system
@@ -98,7 +98,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def modified_ns(path: Path) -> int:
-    """When the file was written last; 0 if it is not there."""
+    """The time of the file's last change in nanoseconds; 0 if it does not exist."""
     try:
         return path.stat().st_mtime_ns
     except OSError:

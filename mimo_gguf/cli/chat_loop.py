@@ -1,4 +1,4 @@
-"""The conversation in the terminal: reads a line, and gives it to a command or asks it."""
+"""The conversation in the terminal: reads lines, and runs them as commands or asks them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from mimo_gguf.cli.chat_commands import COMMANDS, LEAVING, run_command
 from mimo_gguf.cli.chat_editor import line_editor
 from mimo_gguf.cli.chat_kept import KeptFile
 from mimo_gguf.cli.chat_screen import TerminalScreen
-from mimo_gguf.cli.chat_talk import Talk, counted
+from mimo_gguf.cli.chat_talk import Talk
 from mimo_gguf.core.errors import MimoGgufError
+from mimo_gguf.core.units import counted
 from mimo_gguf.engine.sampling import SamplingOptions
 from mimo_gguf.hardware.memory_watch import MemoryWatch
 from mimo_gguf.runtime.model import AnswerOptions, Model
@@ -32,11 +33,11 @@ class ChatLoop:
         self.talk = Talk(model, conversation, sampling, options, TerminalScreen(reasoning), watch, autosave)
 
     def run(self) -> None:
-        """The loop. Errors of one line are shown and the next line is read."""
+        """Runs until Ctrl-D or /quit. An error in a line is shown, and the next line is read."""
         session = line_editor(COMMANDS)
         self._greet()
         while self.talk.running:
-            self._look_at_memory()
+            self._warn_of_memory()
             start, self.talk.next_line = self.talk.next_line, ""
             ui.print_line()
             try:
@@ -48,14 +49,14 @@ class ChatLoop:
             except EOFError:
                 return
             try:
-                self.take(line)
+                self.run_line(line)
             except MimoGgufError as error:
                 ui.print_error(error)
             except KeyboardInterrupt:
                 ui.print_note("interrupted; Ctrl-D leaves")
 
-    def take(self, line: str) -> None:
-        """One line: a command or a question.
+    def run_line(self, line: str) -> None:
+        """Runs a line, which is a command or a question.
 
         Raises:
             MimoGgufError: as the command or the answer does.
@@ -77,6 +78,6 @@ class ChatLoop:
             last = shortened(turns[-1].question)
             ui.print_note(f"going on with {counted(len(turns), 'turn')}; the last was {last}")
 
-    def _look_at_memory(self) -> None:
+    def _warn_of_memory(self) -> None:
         for warning in self.talk.watch.poll() if self.talk.watch is not None else ():
             ui.print_warning(warning)

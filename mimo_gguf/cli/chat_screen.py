@@ -1,4 +1,4 @@
-"""How a streamed answer looks: Markdown in a terminal, the bare answer in a pipe, a line of JSON for programs."""
+"""Shows a streamed answer: Markdown in a terminal, the bare answer in a pipe, a line of JSON for programs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mimo_gguf.chat.reasoning import Kind, Piece
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.live_rows import Clock, LiveRows, Row, dimmed
 from mimo_gguf.cli.markdown import markdown_rows, split_blocks
+from mimo_gguf.core.units import counted
 from mimo_gguf.runtime.model import Answer, Model
 
 REASONING_VIEWS: Final = ("show", "fold", "hide")
@@ -21,29 +22,29 @@ _DRAWING_SHARE: Final = 0.03  # of the time at most: a long block is drawn less 
 
 
 class Screen(Protocol):
-    """Where an answer goes while it comes."""
+    """The display of an answer."""
 
     def begin(self) -> None:
-        """A prompt is about to be read."""
+        """Called before the prompt is read."""
 
     def progress(self, done: int, total: int) -> None:
-        """Prompt tokens read so far."""
+        """Called with the prompt tokens that are read so far, and their total."""
 
     def show(self, piece: Piece, n_tokens: int) -> None:
-        """A piece of the answer; `n_tokens` have been generated with it."""
+        """Shows a piece of the answer; `n_tokens` have been generated with it."""
 
     def warn(self, text: str) -> None:
-        """Something to know while the answer comes."""
+        """Shows a warning while the answer comes."""
 
-    def settle(self) -> None:
-        """Nothing more will come."""
+    def stop(self) -> None:
+        """Finishes what is shown, because nothing more will come; called after an error as well."""
 
     def end(self, answer: Answer, model: Model) -> None:
-        """The answer is complete, or was stopped; not called if an error or an interrupt ended it."""
+        """Called when the answer is complete or was stopped; not if an error or an interrupt ended it."""
 
 
 class PipeScreen:
-    """The answer on stdout as it comes, reasoning nowhere, one line of figures on stderr if they are wanted."""
+    """Writes the answer on stdout as it comes, without reasoning, and a line of figures on stderr if wanted."""
 
     def __init__(self, figures: bool) -> None:
         self._figures = figures
@@ -54,7 +55,7 @@ class PipeScreen:
     def progress(self, done: int, total: int) -> None:
         pass
 
-    def settle(self) -> None:
+    def stop(self) -> None:
         pass
 
     def warn(self, text: str) -> None:
@@ -76,7 +77,7 @@ class PipeScreen:
 
 
 class JsonScreen:
-    """One JSON object on one line when the answer is complete."""
+    """Writes one JSON object on one line when the answer is complete."""
 
     def begin(self) -> None:
         pass
@@ -84,7 +85,7 @@ class JsonScreen:
     def progress(self, done: int, total: int) -> None:
         pass
 
-    def settle(self) -> None:
+    def stop(self) -> None:
         pass
 
     def show(self, piece: Piece, n_tokens: int) -> None:
@@ -100,8 +101,10 @@ class JsonScreen:
 
 
 class TerminalScreen:
-    """Reasoning dimmed, the answer as Markdown. What may still change is redrawn in place: the row of reasoning that is
-    not full, the Markdown block that is not complete."""
+    """Shows reasoning dimmed and the answer as Markdown.
+
+    What may still change is redrawn in place: an unfinished row of reasoning, or an unfinished Markdown block.
+    """
 
     def __init__(self, reasoning: str = "show") -> None:
         self.reasoning = reasoning  # one of REASONING_VIEWS
@@ -186,7 +189,7 @@ class TerminalScreen:
             self._gap = False
 
     def _draw(self, make_rows: Callable[[], list[Row]], *, now: bool = False) -> None:
-        """Replaces what is drawn below the printed rows; not too often."""
+        """Replaces what is drawn below the printed rows, if it was not drawn a moment ago."""
         started_s = time.monotonic()
         if not now and started_s < self._next_draw_s:
             return
@@ -195,14 +198,14 @@ class TerminalScreen:
         drawn_s = time.monotonic()
         self._next_draw_s = drawn_s + max(_REDRAW_S, (drawn_s - started_s) / _DRAWING_SHARE)
 
-    def settle(self) -> None:
+    def stop(self) -> None:
         self._clock.stop()
         self._end_reasoning()
         self._kind, self._gap = None, False
 
     def end(self, answer: Answer, model: Model) -> None:
-        spared = [f"{self.n_left_out} tokens of earlier reasoning left out"] if self.n_left_out else []
-        for line in ui.joined(status_parts(answer, model) + spared, ui.err.width, _SEPARATOR):
+        left_out = [f"{self.n_left_out} tokens of earlier reasoning left out"] if self.n_left_out else []
+        for line in ui.joined(status_parts(answer, model) + left_out, ui.err.width, _SEPARATOR):
             ui.print_note(line)
         for warning in warnings(model, answer):
             if warning not in self._warned:
@@ -218,7 +221,7 @@ _CUT_OFF: Final = {"max_tokens": "stopped at --max-tokens", "window": "the conte
 
 
 def _ending(answer: Answer) -> str:
-    """Why the answer ended, in words; empty if the model ended it."""
+    """The reason why the answer ended; empty if the model ended it."""
     if answer.finish_reason == "length":
         return _CUT_OFF[str(answer.stop_reason or "max_tokens")]
     if answer.finish_reason == "abort":
@@ -227,7 +230,7 @@ def _ending(answer: Answer) -> str:
 
 
 def status_line(answer: Answer, model: Model) -> str:
-    """`42 tokens, 31.0 tok/s · MTP drafts 87% right, x1.52 · context 512 of 8192`."""
+    """The line below an answer: `42 tokens, 31.0 tok/s · MTP drafts 87% right, x1.52 · context 512 of 8192`."""
     return _SEPARATOR.join(status_parts(answer, model))
 
 
@@ -235,12 +238,12 @@ _SEPARATOR: Final = " · "
 
 
 def status_parts(answer: Answer, model: Model) -> list[str]:
-    """What `status_line` joins."""
+    """The parts that `status_line` joins."""
     n, rate = answer.stats.n_generated, answer.stats.tokens_per_s
     if not answer.tokens:
-        return [_ending(answer) or "nothing was said"]
-    parts = [f"{n} token" if n == 1 else f"{n} tokens"]
-    if rate and n >= _ENOUGH_TOLD:
+        return [_ending(answer) or "the answer is empty"]
+    parts = [counted(n, "token")]
+    if rate and n >= _ENOUGH_TOKENS:
         parts[0] += f", {rate:.1f} tok/s"
     if model.has_mtp:
         parts.append(_draft_text(answer, model))
@@ -248,7 +251,7 @@ def status_parts(answer: Answer, model: Model) -> list[str]:
     return parts + [text for text in (_ending(answer),) if text]
 
 
-_ENOUGH_TOLD: Final = 8  # tokens: the first comes with the prompt and takes no time, so fewer seem faster than they are
+_ENOUGH_TOKENS: Final = 8  # the first comes with the prompt and takes no time, so that fewer would seem too fast
 
 
 def _draft_text(answer: Answer, model: Model) -> str:
@@ -272,7 +275,7 @@ def is_cut_off_thinking(answer: Answer) -> bool:
 
 
 def warnings(model: Model, answer: Answer | None = None) -> list[str]:
-    """What people should know beyond the figures."""
+    """The warnings about a session and an answer, for people."""
     found = [] if model.session.stats.warning is None else [model.session.stats.warning]
     if answer is not None and is_cut_off_thinking(answer):
         more = "start with a larger --ctx" if answer.stop_reason == "window" else "raise --max-tokens"
@@ -281,7 +284,7 @@ def warnings(model: Model, answer: Answer | None = None) -> list[str]:
 
 
 def answer_json(answer: Answer, model: Model) -> dict[str, Any]:
-    """An answer for programs."""
+    """The JSON document of an answer, for programs."""
     stats, verdict = answer.stats, model.session.control.verdict
     return {
         "text": answer.text,

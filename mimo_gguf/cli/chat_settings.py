@@ -1,4 +1,4 @@
-"""What `/set` changes while a conversation goes on."""
+"""The settings that `/set` changes during a conversation."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _WHOLE_NUMBERS: Final = frozenset({"top_k", "seed", "max_tokens", "think_budget"
 def changed_option(
     sampling: SamplingOptions, options: AnswerOptions, name: str, value: str
 ) -> tuple[SamplingOptions, AnswerOptions]:
-    """Both with one setting changed; `none` takes a seed or a limit away.
+    """Changes one setting in copies of both; `none` removes a seed or a limit.
 
     Raises:
-        UsageError: no such setting, or a value it cannot have.
+        UsageError: no such setting, or a value that it cannot have.
     """
     field = SETTINGS.get(name, name)
     if field not in SETTINGS.values():
         raise UsageError(f"no setting {name!r}", hint=name_hint(name, SETTINGS))
     if not value:
-        raise UsageError(f"{name}: what value?", hint=f"/set {name}=1")
+        raise UsageError(f"{name}: the value is missing", hint=f"/set {name}=1")
     number: Any = None
     if value != "none" or field not in _WHOLE_NUMBERS - {"top_k"}:
         try:
@@ -44,15 +44,15 @@ def changed_option(
         try:
             return replace(sampling, **{field: number}), options
         except UsageError as error:
-            raise UsageError(error.message, hint="/set shows how all of them are set") from None
+            raise UsageError(error.message, hint="/set shows all settings") from None
     least = 0 if field == "think_budget" else 1
     if number is not None and number < least:
-        raise UsageError(f"{name}={value} is less than {least}", hint=f"/set {name}=none takes the limit away")
+        raise UsageError(f"{name}={value} is less than {least}", hint=f"/set {name}=none removes the limit")
     return sampling, replace(options, **{field: number})
 
 
 def settings_line(sampling: SamplingOptions, options: AnswerOptions) -> str:
-    """`temp=0.6  top_p=0.95  ...  max_tokens=none`."""
+    """The line of all settings: `temp=0.6  top_p=0.95  ...  max_tokens=none`."""
     values = {
         name: getattr(sampling if field in _SAMPLING_FIELDS else options, field) for name, field in SETTINGS.items()
     }

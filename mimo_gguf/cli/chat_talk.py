@@ -1,4 +1,4 @@
-"""A conversation in progress: what is set, what has been said, and answering a question in it."""
+"""A conversation in progress: its settings and its turns; it answers questions."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from mimo_gguf.cli.chat_asking import ask
 from mimo_gguf.cli.chat_kept import KeptFile
 from mimo_gguf.cli.chat_screen import TerminalScreen
 from mimo_gguf.core.errors import OutputError, UsageError
+from mimo_gguf.core.units import counted
 from mimo_gguf.engine.sampling import SamplingOptions
 from mimo_gguf.hardware.memory_watch import MemoryWatch
 from mimo_gguf.runtime.model import AnswerOptions, Model
 
-_ANSWER_ROOM: Final = 0.25  # share of the window kept free for an answer when old turns have to go
+_ANSWER_ROOM: Final = 0.25  # share of the window kept free for an answer when old turns are left out
 
 
 @dataclass(slots=True)
 class Talk:
-    """Everything that slash commands may look at and change.
+    """The state of a conversation, which slash commands read and change.
 
     Attributes:
-        autosave: keeps the conversation before and after every answer, for `--resume`; None keeps it nowhere.
-        files: texts that go with the next question: (name, text).
-        next_line: what the next line begins with (/edit).
-        editing: the next question replaces the last one.
-        own_files: written or read by this chat, so it may write them again.
+        autosave: keeps the conversation before and after every answer, for `--resume`; None keeps nothing.
+        files: (name, text) of files that are added to the next question.
+        next_line: what the next line begins with, for /edit.
+        editing: whether the next question replaces the last one.
+        own_files: files that this chat has written or read, so that it may write them again.
         running: False ends the loop.
     """
 
@@ -45,13 +46,13 @@ class Talk:
     editing: bool = False
     own_files: set[Path] = field(default_factory=set)
     running: bool = True
-    _told_not_kept: bool = False
+    _warned_not_kept: bool = False
 
     def ask(self, question: str, *, editing: bool = False) -> None:
-        """Answers a question, to which the waiting files are added, and keeps both.
+        """Answers a question, to which the waiting files are added, and keeps both in the conversation.
 
         Args:
-            editing: it takes the place of the last question.
+            editing: whether it replaces the last question.
         """
         files, self.files = self.files, []
         whole = "\n\n".join([question, *(text for _, text in files)])
@@ -61,7 +62,10 @@ class Talk:
             self.answer(whole)
 
     def answer(self, question: str, *, sampling: SamplingOptions | None = None) -> None:
-        """Answers a question as it stands and keeps both.
+        """Answers a question and keeps both in the conversation.
+
+        Args:
+            sampling: for this answer; None means the conversation's.
 
         Raises:
             UsageError: the question alone is longer than the window.
@@ -69,11 +73,11 @@ class Talk:
         self._make_room(question)
         messages = self.conversation.messages(question)
         self.screen.n_left_out = self.n_left_out(question)
-        self.keep(question)  # whatever ends the program now, /regen answers it later
+        self.keep(question)  # if the program ends now, /regen can answer it later
         try:
             answer = ask(self.model, messages, sampling or self.sampling, self.options, self.screen, self.watch)
         except KeyboardInterrupt:
-            self.keep()  # what was taken back on purpose is no open question
+            self.keep()  # a question that was interrupted on purpose is not kept
             raise
         if answer.tokens:
             self.conversation.add(question, answer)
@@ -81,10 +85,10 @@ class Talk:
         self._warn_when_full(answer.n_prompt + len(answer.tokens))
 
     def answer_last_again(self, question: str, *, sampling: SamplingOptions | None = None) -> None:
-        """Answers the last question, as it is worded now; the old turn stays if the new answer says nothing.
+        """Answers the last question again in its new wording. The old turn stays if the new answer is empty.
 
         Raises:
-            UsageError: as `answer`, or if nothing has been said.
+            UsageError: as `answer`, or if there is no turn yet.
         """
         turn, conversation = self.last_turn(), self.conversation
         conversation.undo()
@@ -92,12 +96,12 @@ class Talk:
         try:
             self.answer(question, sampling=sampling)
         finally:
-            if len(conversation.turns) == n_turns:  # stopped before it said anything
+            if len(conversation.turns) == n_turns:  # stopped before the first token
                 conversation.turns.append(turn)
                 self.keep()
 
     def keep(self, unanswered: str = "") -> None:
-        """Saves the conversation for `--resume`. No conversation ends because that is not possible.
+        """Saves the conversation for `--resume`, if that is possible.
 
         Args:
             unanswered: a question that is being answered; it is kept as a turn with an empty answer.
@@ -108,26 +112,26 @@ class Talk:
             try:
                 self.autosave.keep(kept)
             except OutputError as error:
-                if not self._told_not_kept:
+                if not self._warned_not_kept:
                     ui.print_warning(f"this conversation cannot be kept for --resume: {error.message}")
-                self._told_not_kept = True
+                self._warned_not_kept = True
 
     def last_turn(self) -> Turn:
         """The last question and its answer.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is no turn yet.
         """
         if not self.conversation.turns:
             raise UsageError("nothing has been said yet", hint="ask something first")
         return self.conversation.turns[-1]
 
     def count(self, messages: list[Message]) -> int:
-        """Tokens of the prompt that the messages make."""
+        """The number of tokens in the prompt that the messages make."""
         return len(self.model.prompt_tokens(messages))
 
     def n_left_out(self, question: str | None = None) -> int:
-        """Tokens by which the prompt is shorter because earlier reasoning is not in it."""
+        """The number of tokens of earlier reasoning that are left out of the prompt."""
         whole = replace(self.conversation, keep_reasoning=True, n_without_reasoning=0)
         return self.count(whole.messages(question)) - self.count(self.conversation.messages(question))
 
@@ -136,7 +140,7 @@ class Talk:
         alone = self.count(Conversation(self.conversation.system).messages(question))
         if alone >= window:
             raise UsageError(
-                f"the question alone takes {alone} tokens, the window holds {window}",
+                f"the question alone has {alone} tokens, the window holds {window}",
                 hint="ask less at a time, or start again with a larger --ctx",
             )
         room = int(window * (1 - _ANSWER_ROOM))
@@ -151,8 +155,3 @@ class Talk:
         first = self.conversation.next_to_leave_out()
         if used > FULL * window and first:
             ui.print_warning(f"{used} of {window} tokens used ({used / window:.0%}): next to be left out is {first}")
-
-
-def counted(n: int, what: str) -> str:
-    """`1 turn`, `2 turns`."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"

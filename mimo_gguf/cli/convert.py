@@ -1,4 +1,4 @@
-"""`mimo-gguf convert`: a Hugging Face checkpoint becomes GGUF files with its MTP layers."""
+"""`mimo-gguf convert`: makes GGUF files of a Hugging Face checkpoint, with its MTP layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def command(
     types: Types = None,
     layout: Annotated[
         str | None,
-        typer.Option(metavar="LAYOUT", help="step35: trunk and MTP (default where there is MTP). qwen2: trunk alone."),
+        typer.Option(metavar="LAYOUT", help="step35: trunk and MTP (default if there is MTP). qwen2: trunk alone."),
     ] = None,
     mtp: Mtp = None,
     mtp_layers: Annotated[
@@ -41,7 +41,7 @@ def command(
 ) -> None:
     """Convert a MiMo checkpoint to GGUF, its multi-token-prediction (MTP) layers kept.
 
-    Lossless by default, in memory bounded by a few rows, resumable: after a crash run the same command again.
+    It is lossless by default, and needs memory for a few rows only. After a crash run the same command again.
     """
     from mimo_gguf.cli.progress import open_progress
     from mimo_gguf.verbs import convert, plan_convert

@@ -1,4 +1,4 @@
-"""`mimo-gguf doctor`: what is installed here, what it sees, and what is wrong with it."""
+"""`mimo-gguf doctor`: shows what is installed, what it sees of this machine, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ _UNKNOWN: Final = "not installed"
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What turns weights into blocks, by type: name and note of each; or why that cannot be told."""
+    """The kernels that quantize weights.
+
+    Attributes:
+        by_type: type name -> name and note of its kernel.
+        problem: why no kernel can be used; empty if they can.
+    """
 
     by_type: dict[str, str]
     problem: str = ""
@@ -110,7 +115,7 @@ def _memory() -> dict[str, int]:
 
 
 def _kernels() -> Kernels:
-    """The kernels of the usual types, each proven against libggml now."""
+    """Loads the kernels of the usual types, which compares each with libggml."""
     try:
         from mimo_gguf.core.ggml_types import GgmlType, parse_ggml_type
         from mimo_gguf.quantization.kernels.registry import have_to_compile, kernel_for
@@ -118,7 +123,7 @@ def _kernels() -> Kernels:
         if have_to_compile():
             ui.print_note("compiling the quantization kernels, once: up to half a minute")
         found = [kernel_for(parse_ggml_type(name), GgmlType.BF16) for name in _KERNEL_TYPES]
-    except Exception as error:  # whatever is broken here, the rest is still worth telling
+    except Exception as error:  # whatever is broken here, the rest is still worth showing
         return Kernels({}, f"{type(error).__name__}: {error}")
     return Kernels({kernel.ggml_type.name: f"{kernel.name}; {kernel.note}" for kernel in found})
 
@@ -126,12 +131,12 @@ def _kernels() -> Kernels:
 def _about_kernels(kernels: Kernels) -> Iterator[tuple[str, str]]:
     if kernels.problem:
         yield "kernels", f"cannot be used: {kernels.problem}"
-    for said in dict.fromkeys(kernels.by_type.values()):
-        yield "kernels", f"{', '.join(name for name, text in kernels.by_type.items() if text == said)}: {said}"
+    for kernel in dict.fromkeys(kernels.by_type.values()):
+        yield "kernels", f"{', '.join(name for name, used in kernels.by_type.items() if used == kernel)}: {kernel}"
 
 
 def _cache_folders() -> dict[Path, int]:
-    """Folders that fill in time, and the bytes in them; those that are not there are left out."""
+    """Finds the cache folders that exist, and the bytes in them."""
     folders = [Path.home() / ".cache" / "mimo-gguf"]  # wheels that make install keeps
     try:
         from mimo_gguf.quantization.kernels.jit import cache_folder
@@ -149,7 +154,7 @@ def _cache_folders() -> dict[Path, int]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files below, each once: links are not followed."""
+    """The bytes of the files in `folder` and below. Links are not followed, so that each file counts once."""
     total = 0
     for inner, _, names in os.walk(folder):
         for name in names:
@@ -161,7 +166,7 @@ def _size(folder: Path) -> int:
 
 
 def _variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that decide how this program runs. What may be a secret is only said to be set."""
+    """The variables that decide how this program runs. The value of a possible secret is not shown."""
     return {
         name: "(set)" if _SECRET.search(name) else value
         for name, value in sorted(environment.items())
@@ -170,7 +175,7 @@ def _variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _problems(build: Build, versions: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(what is wrong, what helps)."""
+    """Finds problems of the installation: (what is wrong, what helps)."""
     if build.problem:
         yield build.problem, build.hint
     if versions["llama-cpp-python"] not in (LLAMA_CPP_PYTHON, _UNKNOWN):

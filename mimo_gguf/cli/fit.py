@@ -1,4 +1,4 @@
-"""`mimo-gguf fit`: what a run needs on this machine, or on a card you name, against what is free."""
+"""`mimo-gguf fit`: compares the memory that a run needs, here or on a card you name, with what is free."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def command(
 ) -> None:
     """Show what a run needs, part by part and device by device, against what is free.
 
-    Nothing is loaded. Exit code 3 when it does not fit; the error names what would.
+    Nothing is loaded. The exit code is 3 if it does not fit; the error names settings that would.
     """
     from mimo_gguf.core.ggml_types import parse_ggml_type
     from mimo_gguf.fit.refusal import check_fit, plan_json
@@ -107,12 +107,12 @@ def command(
 
 
 def _others(devices: Sequence[Device]) -> dict[str, tuple[OtherUse, ...]]:
-    """Device name -> other programs there; warns of a card of this machine that is not among `devices`."""
+    """Finds the other programs on each device, by its name; warns of cards that llama.cpp does not use."""
     from mimo_gguf.hardware.devices import loading_problem
     from mimo_gguf.hardware.nvml import nvidia_cards, other_uses, unused_cards
 
     if not any(device.pointer or not device.is_gpu for device in devices[:1]):
-        return {}  # imagined
+        return {}  # an imagined machine
     if problem := loading_problem():
         ui.print_warning(f"planned for the CPU alone: {problem.message}; {problem.hint}")
     cards = nvidia_cards()
@@ -183,13 +183,13 @@ def _expected_json(plan: FitPlan) -> dict[str, Any]:
 
 
 def _command_lines(solution: Solution, src: str | None, rpc: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(label, command): how to make the file, if there is none yet, and how to run it so."""
+    """The (label, command) lines that make the file, if it does not exist yet, and that run it with this plan."""
     from mimo_gguf.core.published_model import PUBLISHED_ID
 
     plan, s = solution.plan, solution.plan.settings
     src = src or PUBLISHED_ID
     file = plan.model.label
-    if file != src:  # a type it could be made into
+    if file != src:  # the file has still to be made
         verb = "quantize" if src.lower().endswith(".gguf") else "convert"
         file = str(Path(src).parent / Path(file).name) if verb == "quantize" else Path(file).name
         yield "to make it", f"mimo-gguf {verb} {shlex.quote(src)} --type {solution.file_type}"
@@ -241,7 +241,11 @@ def _show_comparison(plans: Sequence[FitPlan], *, as_json: bool) -> None:
 
 
 def print_plan(plan: FitPlan, answers: dict[str, int] | None = None) -> None:
-    """The plan part by part, a column per device; `answers` are llama.cpp's own totals by device."""
+    """Prints the plan part by part, a column per device.
+
+    Args:
+        answers: device name -> the bytes that llama.cpp itself counts.
+    """
     first, _ = plan.summary()
     kind = f" ({plan.file_type})" if plan.file_type not in ("", Path(plan.model.label).name) else ""
     ui.print_line(f"{Path(plan.model.label).name}{kind}: {first}")
@@ -261,7 +265,7 @@ def print_plan(plan: FitPlan, answers: dict[str, int] | None = None) -> None:
 
 
 def _rows(plan: FitPlan) -> Iterator[tuple[str, ...]]:
-    """A row for each part that any device has, the parts of a group below it, a column per device."""
+    """Makes a row for each part that any device has, the parts of a group below it, with a column per device."""
     columns = [fit.memory.rows() for fit in plan.devices]
     for path in columns[0]:
         if any(column[path] for column in columns):

@@ -1,4 +1,4 @@
-"""`mimo-gguf gpus`: which graphics cards run the model, and how well."""
+"""`mimo-gguf gpus`: shows which graphics cards run the model, and how well."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def command(
 ) -> None:
     """Show which graphics cards run it: fits or not, largest context, tokens per second, price.
 
-    Speeds are expected, from bandwidth and bytes read per token; prices are of the date shown.
+    Speeds are computed from bandwidth and bytes read per token; prices are of the date shown.
     """
     from mimo_gguf.fit.verdicts import MTP_ACCEPTANCE, Filters, best_picks, judge_cards, select
     from mimo_gguf.hardware.cards import find_card, find_cards

@@ -1,4 +1,4 @@
-"""The picture of `mimo-gguf gpus --plot`: memory on the card against context, a line per file type, the card across."""
+"""Draws the picture of `mimo-gguf gpus --plot`: memory against context, a line per file type and per card."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _N_POINTS: Final = 9
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What one file type needs on the card, all layers there: (context, bytes) pairs."""
+    """The memory that one file type needs with all layers on the card: (context in tokens, bytes) pairs."""
 
     label: str
     points: tuple[tuple[int, int], ...]
 
 
 def need_curves(models: Sequence[tuple[str, ModelSizes]]) -> list[Curve]:
-    """A curve per (file type, sizes): everything on a CUDA-like card, f16 cache, MTP, up to the trained context."""
+    """Computes a curve per (file type, sizes): all layers on a CUDA card, f16 cache, MTP, up to the trained context."""
     from mimo_gguf.fit.weigh import plan_model
     from mimo_gguf.hardware.devices import host_device, imagined_gpu
     from mimo_gguf.memory.run import RunSettings
@@ -52,7 +52,7 @@ def draw(curves: Sequence[Curve], cards: Sequence[Card], path: Path) -> None:
     Raises:
         UsageError: another ending, or no such folder.
         MimoGgufError: matplotlib is not installed.
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     kind = path.suffix.lower().lstrip(".")
     if kind not in _FORMATS:
@@ -85,7 +85,7 @@ def draw(curves: Sequence[Curve], cards: Sequence[Card], path: Path) -> None:
     axes.set(xlabel="context in tokens", ylabel="memory on the card in GiB", xlim=(0, 1.12 * widest), ylim=(0, None))
     ticks = range(0, int(widest) + 1, max(int(widest) // 8, 1))
     axes.set_xticks(list(ticks), [f"{tick}k" if tick else "0" for tick in ticks])
-    axes.set_title("What a chat takes on the card: all layers there, f16 cache, MTP")
+    axes.set_title("Memory of a chat with all layers on the card, f16 cache, MTP")
     axes.grid(alpha=0.3)
     with atomic_output(path) as file:
         figure.savefig(file, format=kind, dpi=150)

@@ -1,4 +1,4 @@
-"""`mimo-gguf inspect`: what a GGUF file is."""
+"""`mimo-gguf inspect`: describes a GGUF file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows at the end of a terminal's output that are drawn anew as often as they change."""
+"""Redraws rows at the end of a terminal's output whenever they change."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _ERASE: Final = (ControlType.ERASE_IN_LINE, 2)
 
 
 def dimmed(text: str, console: Console) -> list[Row]:
-    """The rows of `text`, broken between words."""
+    """Breaks `text` into dimmed rows, between words."""
     style = console.get_style("note")
     return [[Segment(line.plain, style)] for line in Text(text).wrap(console, console.width)]
 
 
 class LiveRows:
-    """The rows drawn last; what is drawn next replaces them.
+    """Draws rows that replace those drawn before.
 
-    Unlike rich's `Live` it counts what the rows take now: a terminal that has been made narrower has broken them into
-    more. And it hides no cursor, so that it may be left at any moment.
+    Unlike rich's `Live` it counts the rows again before it erases them: a terminal that was made narrower has broken
+    them into more. It does not hide the cursor, so that it may be left at any moment.
     """
 
     def __init__(self, console: Console) -> None:
@@ -36,11 +36,11 @@ class LiveRows:
 
     @property
     def possible(self) -> bool:
-        """Whether this is a terminal, and one whose rows can be taken back."""
+        """Whether this is a terminal whose rows can be erased."""
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def draw(self, rows: list[Row]) -> None:
-        """Replaces what is drawn, if that is `possible`. Of more rows than the window has, the last are shown."""
+        """Replaces what is drawn, if that is `possible`. If the window has fewer rows, the last ones are shown."""
         if not self.possible:
             return
         rows = rows[2 - max(self.console.height, 5) :]
@@ -51,7 +51,7 @@ class LiveRows:
         self._drawn = ["".join(segment.text for segment in row) for row in rows]
 
     def erase(self) -> None:
-        """Takes back what is drawn: the next output begins where it began."""
+        """Erases what is drawn. The next output begins in the same place."""
         if self._drawn:
             width = max(self.console.width, 1)
             n_rows = sum(max(len(chop_cells(text, width)), 1) for text in self._drawn)
@@ -61,7 +61,7 @@ class LiveRows:
 
 
 class Clock:
-    """`loading, 3 s`: a sign of life while the program waits for something that takes long."""
+    """Shows that the program is alive while something takes long: `loading, 3 s`."""
 
     def __init__(self, live: LiveRows, tick_s: float = 1.0) -> None:
         self._live = live
@@ -71,7 +71,10 @@ class Clock:
         self.text = ""
 
     def start(self, text: str) -> None:
-        """Draws `text`, which may be changed, and the seconds gone, at every tick until `stop`; nobody else may."""
+        """Draws `text` and the seconds gone at every tick until `stop`. Until then nothing else may draw.
+
+        `text` may be changed meanwhile.
+        """
         self.stop()
         self.text = text
         if self._live.possible:
@@ -80,7 +83,7 @@ class Clock:
             self._thread.start()
 
     def stop(self) -> None:
-        """Takes the line back."""
+        """Stops the clock and erases its line."""
         if self._thread is not None:
             self._stopped.set()
             self._thread.join()

@@ -1,4 +1,4 @@
-"""What is shown while a model loads: the plan, and a line that tells that the program is alive."""
+"""Shows the plan while a model loads, and a line that the program is alive."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def loading(shown: bool, alive: bool) -> Iterator[Callable[[FitPlan], None]]:
-    """Gives what is called with the plan: it is `shown`, and from then on a line shows that the program is `alive`.
+    """Gives the function to call with the plan. It prints the plan if `shown`, and starts a clock if `alive`.
 
-    Ctrl-C then ends the process at once: a KeyboardInterrupt would be raised, and lost, in a call back from llama.cpp.
+    From then on Ctrl-C ends the process at once: a KeyboardInterrupt would be lost in a callback from llama.cpp.
     """
     from mimo_gguf.cli.live_rows import Clock, LiveRows
 
@@ -38,7 +38,7 @@ def loading(shown: bool, alive: bool) -> Iterator[Callable[[FitPlan], None]]:
 
 
 def plan_printer(wanted: bool) -> Callable[[FitPlan], None]:
-    """Prints a plan's two lines on stderr before it is loaded, if somebody is there to read them."""
+    """Makes a function that prints a plan's two lines on stderr, or does nothing if they are not wanted."""
 
     def on_plan(plan: FitPlan) -> None:
         if wanted:
@@ -49,7 +49,7 @@ def plan_printer(wanted: bool) -> Callable[[FitPlan], None]:
 
 
 def print_advice(plan: FitPlan, gpu_layers: int | None) -> None:
-    """Warns of what a plan does that was perhaps not meant; `gpu_layers` as given, None if not."""
+    """Warns of what a plan does that was perhaps not meant; `gpu_layers` is None if it was not given."""
     from mimo_gguf.fit.advice import advice
 
     for text in advice(plan, gpu_layers):

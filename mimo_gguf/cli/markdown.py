@@ -1,7 +1,7 @@
-"""Markdown as models write it, for a terminal.
+"""Shows Markdown, as models write it, in a terminal.
 
-Maths (`\\( x_1 \\)`, `$x$`, `\\[ ... \\]`) and HTML stand as they were written, line ends are kept, links show where
-they lead, and the colours can be read on light and on dark backgrounds.
+Maths (`\\( x_1 \\)`, `$x$`, `\\[ ... \\]`) and HTML are shown as they were written, and line ends are kept. Links show
+their addresses. The colours can be read on light and on dark backgrounds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _THEME: Final = Theme(
 
 
 def _toned(style: Style) -> Style:
-    """`style` with its colour replaced by the tone of that name."""
+    """Replaces the colour of `style` by the tone of that name."""
     name = style.color.name.removeprefix("bright_") if style.color else ""
     return style + Style.parse(TONES[name]) if name in TONES else style.without_color
 
@@ -47,7 +47,7 @@ _CODE_THEME: Final = ANSISyntaxTheme({token: _toned(style) for token, style in A
 
 
 def markdown_rows(text: str, console: Console) -> list[list[Segment]]:
-    """The rows in which `text` is shown on `console`, with no blank one at either end."""
+    """Renders `text` in rows for `console`, without blank rows at either end."""
     with console.use_theme(_THEME):
         rows = [_without_end(row) for row in console.render_lines(_Document(text), pad=False)]
     shown = [i for i, row in enumerate(rows) if row]
@@ -55,15 +55,18 @@ def markdown_rows(text: str, console: Console) -> list[list[Segment]]:
 
 
 def _without_end(row: list[Segment]) -> list[Segment]:
-    """`row` without the spaces that only fill it."""
+    """Removes the spaces that only fill a row."""
     while row and not row[-1].text.strip():
         row = row[:-1]
     return [*row[:-1], Segment(row[-1].text.rstrip(), row[-1].style)] if row else []
 
 
 def split_blocks(text: str) -> tuple[str, str]:
-    """(complete Markdown blocks, the unfinished rest): cut at the last blank line outside a code fence that a line
-    without indent follows, for an indented one still belongs to the list item above."""
+    """Splits text into (complete Markdown blocks, the unfinished rest).
+
+    It cuts at the last blank line outside a code fence before a line without indent: an indented line would still
+    belong to the list item above.
+    """
     cut, at, blank, fence = 0, 0, False, ""
     for line in text.splitlines(keepends=True):
         if blank and not fence and line.strip() and not line[0].isspace():
@@ -98,7 +101,7 @@ def _inline_maths(state: StateInline, silent: bool) -> bool:
 
 
 def _block_maths(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """A paragraph of the lines from an opening mark to its closing one, whatever they begin with."""
+    """Makes one paragraph of the lines from an opening mark to its closing one, whatever they begin with."""
     begin = state.bMarks[start] + state.tShift[start]
     closing = _MATHS_END.get(state.src[begin : begin + 2])
     at = state.src.find(closing, begin + 2, state.eMarks[end - 1]) if closing else -1
@@ -132,7 +135,7 @@ class _Heading(Heading):
 
 
 class _Code(CodeBlock):
-    """Code two columns in, long lines wrapped, without a background."""
+    """A code block: indented by two columns, long lines wrapped, without a background."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         code = Syntax(str(self.text).rstrip(), self.lexer_name, theme=_CODE_THEME, word_wrap=True)
@@ -140,7 +143,7 @@ class _Code(CodeBlock):
 
 
 class _Item(ListItem):
-    """An item whose number stands as it was written: `1.` or `1)`."""
+    """A list item whose number is shown as it was written: `1.` or `1)`."""
 
     def __init__(self, mark: str) -> None:
         super().__init__()
@@ -169,7 +172,7 @@ class _Cell(TableDataElement):
 
 
 class _Table(TableElement):
-    """A table; if it would have to be squeezed until nobody can read it, each row as a list of its cells."""
+    """A table. If it is too wide to be readable, each row is shown as a list of its cells."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         head = [cell.content for cell in self.header.row.cells] if self.header and self.header.row else []
@@ -202,7 +205,7 @@ class _Document(Markdown):
 
 
 def _plainer(token: Token) -> Token:
-    """Line ends stay, and an image is its description and address."""
+    """Keeps line ends, and turns an image into its description and address."""
     if token.type == "image":
         return Token("text", "", 0, content=f"{token.content} ({token.attrs['src']})")
     if token.type == "softbreak":

@@ -1,6 +1,6 @@
 """The options that several commands share, each declared once: one name, one letter, one meaning everywhere.
 
-A command gives the default (mostly None, "not given") and takes the option as `threads: Threads = None`.
+A command declares the option with its default, which is mostly None for "not given": `threads: Threads = None`.
 """
 
 from __future__ import annotations
@@ -92,4 +92,4 @@ LogFile = Annotated[Path | None, typer.Option("--log-file", metavar="FILE", help
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     """Raises UsageError if an option's value is not one of its choices."""
     if value not in choices:
-        raise UsageError(f"{option} does not take {value!r}", hint=name_hint(value, choices))
+        raise UsageError(f"{option}: {value!r} is not one of its values", hint=name_hint(value, choices))

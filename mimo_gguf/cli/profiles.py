@@ -1,4 +1,4 @@
-"""`mimo-gguf profiles`: the file types there are, what each does, and a check of your own."""
+"""`mimo-gguf profiles`: lists the file types, shows one with its rules, or checks a profile of your own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long runs look: bars on a terminal, a plain line every few seconds in a log, nothing when asked for quiet."""
+"""Shows the progress of long runs: bars on a terminal, a plain line every few seconds in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LINE_EVERY_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How far one job is: its speed counts only what this run did, not what an earlier one had left."""
+    """The progress of one job. Its speed counts only what this run did, not what an earlier run had left."""
 
     job: Job
     done: int
@@ -31,7 +31,7 @@ class Pace:
         return 100.0 * self.done / max(1, self.job.n_bytes)
 
     def describe(self) -> str:
-        """`1.92 of 4.47 GiB  612 MB/s  1:05 left`: short, for it stands beside a file's name in 80 columns."""
+        """Describes it in few columns, for a line of 80: `1.92 of 4.47 GiB  612 MB/s  1:05 left`."""
         text = format_share(self.done, self.job.n_bytes)
         if self.bytes_per_s > 0 and self.done < self.job.n_bytes:
             left = format_clock((self.job.n_bytes - self.done) / self.bytes_per_s)
@@ -41,7 +41,7 @@ class Pace:
 
 @dataclass(slots=True)
 class Meter:
-    """Turns counts into paces."""
+    """Computes the pace of each job from the bytes that are done."""
 
     clock: Callable[[], float] = time.monotonic
     jobs: Sequence[Job] = ()
@@ -54,7 +54,7 @@ class Meter:
 
     def update(self, done: Sequence[int], resumed: Sequence[int]) -> None:
         now = self.clock()
-        if sum(done) == sum(resumed):  # time spent in reading what an earlier run had left says nothing about the rest
+        if sum(done) == sum(resumed):  # checking what an earlier run had left says nothing about the speed
             self.started = now
         elapsed = max(now - self.started, 1e-3)
         self.paces = tuple(
@@ -64,14 +64,14 @@ class Meter:
 
     @property
     def total(self) -> Pace:
-        """All jobs as one."""
+        """The pace of all jobs together."""
         job = Job("all files", sum(job.n_bytes for job in self.jobs))
         return Pace(job, sum(pace.done for pace in self.paces), sum(pace.bytes_per_s for pace in self.paces))
 
 
 @dataclass(slots=True)
 class Lines:
-    """A plain line every few seconds, for logs."""
+    """Writes a plain line every few seconds, for logs."""
 
     meter: Meter = field(default_factory=Meter)
     write: Callable[[str], None] = ui.print_note
@@ -99,7 +99,7 @@ class Lines:
 
 @dataclass(slots=True)
 class Bars:
-    """A bar per file, on a terminal."""
+    """Draws a bar per file on a terminal."""
 
     meter: Meter = field(default_factory=Meter)
     _rich: RichProgress | None = None
@@ -135,7 +135,7 @@ class Bars:
 
 
 class Notes(Silence):
-    """Nothing but the lines about steps that take a moment: for `--json`, whose reader waits, too."""
+    """Writes only the notes about steps that take a moment, for people who wait for `--json`."""
 
     def note(self, text: str) -> None:
         ui.print_note(text)
@@ -143,7 +143,7 @@ class Notes(Silence):
 
 @contextmanager
 def open_progress(*, quiet: bool = False, as_json: bool = False) -> Iterator[Progress]:
-    """The progress display that suits where stderr goes; after Ctrl-C it says how far the run came."""
+    """Opens the display that suits stderr; after Ctrl-C it shows how far the run came."""
     if quiet or as_json:
         yield Silence() if quiet else Notes()
         return

@@ -1,4 +1,4 @@
-"""`mimo-gguf quantize`: one read of a model becomes files of any types."""
+"""`mimo-gguf quantize`: makes files of any types in one read of a model."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def command(
 ) -> None:
     """Quantize a model: any number of file types in one read, byte for byte what llama.cpp makes.
 
-    Resumable: after a crash or Ctrl-C run the same command again.
+    After a crash or Ctrl-C run the same command again: it goes on where it stopped.
     """
     from mimo_gguf.cli.progress import open_progress
     from mimo_gguf.verbs import plan_quantize, quantize
@@ -98,7 +98,7 @@ def _print_preview(preview: QuantizePreview) -> None:
     )
     ui.print_notes([(output.profile.name, output.notes) for output in plan.outputs])
     if preview.free_bytes < total:
-        ui.print_warning("the disk has not that much free")
+        ui.print_warning("the disk does not have that much free")
     for path in preview.complete:
         ui.print_note(f"{path}: complete already")
     if preview.existing and not plan.options.force:

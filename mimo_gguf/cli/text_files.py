@@ -1,4 +1,4 @@
-"""Text that comes from files, pipes and arguments: UTF-8, or one clear error."""
+"""Reads text from files, pipes and arguments: UTF-8, or one clear error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mimo_gguf.core.errors import UsageError
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, or of a pipe that the shell opened (`<(...)`).
+    """Reads the text of a file, or of a pipe that the shell opened (`<(...)`).
 
     Raises:
         UsageError: it cannot be read, is larger than any window, or is not UTF-8.
@@ -22,7 +22,7 @@ def read_text(path: Path) -> str:
 
 
 def read_stdin() -> str:
-    """All that comes through stdin.
+    """Reads all text from stdin.
 
     Raises:
         UsageError: it is not UTF-8.
@@ -31,15 +31,22 @@ def read_stdin() -> str:
 
 
 def argument_text(text: str, option: str) -> str:
-    """An argument as UTF-8 text, whatever encoding the locale says its bytes are in."""
+    """Decodes an argument as UTF-8, whatever the locale's encoding.
+
+    Raises:
+        UsageError: it is not UTF-8.
+    """
     return decoded(os.fsencode(text), option)
 
 
 def decoded(data: bytes, source: str) -> str:
-    """Bytes as text, without a byte order mark and with plain line ends.
+    """Decodes bytes as UTF-8, without a byte order mark and with plain line ends.
+
+    Args:
+        source: where the bytes come from, for the message.
 
     Raises:
-        UsageError: they are not UTF-8; `source` is where they come from.
+        UsageError: they are not UTF-8.
     """
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")

@@ -1,4 +1,4 @@
-"""How things look in the terminal: colours, tables, errors. Results go to stdout, everything else to stderr."""
+"""Prints to the terminal: colours, tables, errors. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from mimo_gguf.quantization.report import QuantizeReport
 
-# Colours in the middle between black and white: the terminal's own yellow and cyan cannot be read on a light
-# background, its blue not on a dark one.
+# Colours of middle brightness: the terminal's own yellow and cyan cannot be read on a light background, its blue not on
+# a dark one.
 TONES: Final = {
     "red": "color(160)",
     "green": "color(29)",
@@ -33,7 +33,7 @@ TONES: Final = {
     "magenta": "color(133)",
     "cyan": "color(30)",
 }
-# Names of meanings, so that one place decides colours.
+# Styles are named by meaning, so that colours are chosen in one place.
 _THEME: Final = Theme(
     {
         "error": f"bold {TONES['red']}",
@@ -50,30 +50,31 @@ err = Console(theme=_THEME, highlight=False, soft_wrap=True, stderr=True)
 
 
 def print_error(error: MimoGgufError) -> None:
-    """`error: what and where`, then `hint: what to do`, on stderr."""
+    """Prints `error: what and where`, then `hint: what to do`, on stderr."""
     _print_labelled("error", error.message)
     if error.hint:
         _print_labelled("hint", error.hint)
 
 
 def print_warning(text: str) -> None:
+    """Prints `warning: text` on stderr."""
     _print_labelled("warning", text)
 
 
 def _print_labelled(label: str, text: str) -> None:
-    """Broken between words; but a hint with a command is one line, however long, so that it can be copied."""
+    """Prints a labelled text, broken between words. A hint with a command stays on one line, to be copied."""
     text = f"{label}: {harmless(text)}"
     first, *more = [text] if label == "hint" and _COMMAND.search(text) else _between_words(text, err).split("\n")
     err.print(Text.assemble((f"{label}:", label), first.removeprefix(f"{label}:"), *(f"\n{line}" for line in more)))
 
 
 def print_note(text: str) -> None:
-    """A line about what is going on, on stderr; broken between words on a terminal."""
+    """Prints a line about what is going on, on stderr; on a terminal it is broken between words."""
     err.print(Text(_between_words(harmless(text), err), style="note"))
 
 
 def _between_words(text: str, console: Console) -> str:
-    """The text in lines as wide as the terminal; elsewhere, and if a word is wider, it stays in one piece."""
+    """Breaks a text into lines as wide as the terminal. Words, and texts that go elsewhere, are not broken."""
     if not console.is_terminal or cell_len(text) <= console.width:
         return text
     return "\n".join(line.strip() for line in joined(text.split(" "), console.width, " "))
@@ -83,7 +84,7 @@ _COMMAND: Final = re.compile(r"mimo-gguf \w|pip install ")
 
 
 def print_joined(parts: Sequence[str], separator: str, *, note: bool = False) -> None:
-    """The parts on stdout (a note: on stderr), on a terminal in lines that break between them only."""
+    """Prints parts on stdout, or a note on stderr; on a terminal lines break only between parts."""
     console = err if note else out
     width = console.width if console.is_terminal else sys.maxsize
     text = "\n".join(joined([harmless(part) for part in parts], width, separator))
@@ -91,7 +92,7 @@ def print_joined(parts: Sequence[str], separator: str, *, note: bool = False) ->
 
 
 def joined(parts: Sequence[str], width: int, separator: str) -> list[str]:
-    """The parts in lines of at most `width` columns, each part in one piece."""
+    """Joins parts into lines of at most `width` columns; no part is broken."""
     lines = list(parts[:1])
     for part in parts[1:]:
         if cell_len(lines[-1]) + cell_len(separator) + cell_len(part) <= width:
@@ -105,7 +106,7 @@ def joined(parts: Sequence[str], width: int, separator: str) -> list[str]:
 
 
 def harmless(text: str) -> str:
-    """The text on one line, without what would move the cursor, hide, turn text around or end the encoding.
+    """Spells out the characters that would move the cursor, be invisible, reverse text, or cannot be encoded.
 
     Names and values come from files that anybody may have made. A line break becomes `\\n`, an escape `\\x1b`, half a
     character `\\ud800`.
@@ -114,14 +115,14 @@ def harmless(text: str) -> str:
 
 
 def harmless_lines(text: str) -> str:
-    """`harmless`, line by line: line breaks and tabs stay."""
+    """Does the same as `harmless`, but keeps line breaks and tabs."""
     return _UNPLAIN.sub(lambda found: found[0] if found[0] in "\n\t" else _spelled_out(found[0]), text)
 
 
 def visible(text: str) -> str:
-    """The text with its lines, but with pictures for control characters: a model may say anything.
+    """Replaces control characters by pictures of them, because a model may write anything. Line breaks stay.
 
-    What joins letters (U+200C, U+200D) stays, because some languages are written with it.
+    Joiners of letters (U+200C, U+200D) stay, because some languages are written with them.
     """
     return _CONTROLS.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text)
 
@@ -131,7 +132,7 @@ def _spelled_out(letter: str) -> str:
 
 
 _UNPLAIN: Final = re.compile(r"[^ -~]")
-# C0 and C1 controls; invisible and turning characters, line separators, halves of characters, tags.
+# C0 and C1 controls; invisible and text-reversing characters, line separators, halves of characters, tags.
 _CONTROLS: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -139,13 +140,13 @@ _CONTROLS: Final = re.compile(
 
 
 class HarmlessLines:
-    """A stream that writes to another what is `harmless`, for llama.cpp's log."""
+    """A stream that writes `harmless_lines` to another stream, for llama.cpp's log."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        """Writes the text, spelled out where that is necessary."""
+        """Writes the text, with harmful characters spelled out."""
         self._stream.write(harmless_lines(text))
 
     def flush(self) -> None:
@@ -154,14 +155,14 @@ class HarmlessLines:
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What Python says of an error that nobody foresaw, on stderr; for `sys.excepthook`."""
+    """Prints Python's traceback of an unexpected error on stderr; for `sys.excepthook`."""
     import traceback
 
     sys.stderr.write(harmless_lines("".join(traceback.format_exception(kind, error, trace))))
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
-    """One JSON document on stdout, indented for people, parseable by programs; on one line without `indent`."""
+    """Prints one JSON document on stdout; on one line if `indent` is None."""
     value = _with_finite_numbers(value)
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     text = _UNPLAIN.sub(lambda found: _escaped_in_json(found[0]), text)
@@ -173,12 +174,12 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
 
 
 def _escaped_in_json(letter: str) -> str:
-    """A letter of a JSON text, by its number if it does not show; the line breaks of the form stay."""
+    """Escapes a letter of a JSON text if it is not printable; the line breaks between values stay."""
     return letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1]
 
 
 def _with_finite_numbers(value: Any) -> Any:
-    """`value` with NaN and the infinities, which JSON does not have, as text: "nan", "inf", "-inf"."""
+    """Replaces NaN and the infinities, which JSON does not have, by the texts "nan", "inf" and "-inf"."""
     if isinstance(value, dict):
         return {key: _with_finite_numbers(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -187,7 +188,7 @@ def _with_finite_numbers(value: Any) -> Any:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
-    """A plain table on stdout; columns after the first are right-aligned when all their cells start with a digit."""
+    """Prints a plain table on stdout. Columns after the first are right-aligned if all their cells are numbers."""
     cells = [list(row) for row in rows]
     table = Table(title=title, title_justify="left", title_style="heading", box=None, pad_edge=False)
     for i, column in enumerate(columns):
@@ -199,12 +200,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
 
 
 def print_line(text: str = "", style: str = "") -> None:
-    """A line on stdout, on a terminal broken between words."""
+    """Prints a line on stdout; on a terminal it is broken between words."""
     out.print(Text(_between_words(harmless(text), out), style=style))
 
 
 def print_field(label: str, text: str, *, width: int = 11, style: str = "heading") -> None:
-    """`label      text` on stdout, as in a record; on a terminal broken between words, what follows below the text."""
+    """Prints `label      text` on stdout; on a terminal it is broken between words, the lines aligned."""
     text = harmless(text)
     if out.is_terminal:
         rows = joined(text.split(" "), max(out.width - width, 20), " ")
@@ -213,7 +214,7 @@ def print_field(label: str, text: str, *, width: int = 11, style: str = "heading
 
 
 def print_report(report: QuantizeReport) -> None:
-    """What a finished run wrote: a line per output, then time, throughput and the kernels used."""
+    """Prints what a finished run wrote: a line per output, then time, throughput and the kernels used."""
     for output in report.outputs:
         parts = f" in {len(output.paths)} parts" if len(output.paths) > 1 else ""
         resumed = f", {format_size(output.resumed_bytes)} from an earlier run" if output.resumed_bytes else ""
@@ -232,7 +233,11 @@ def print_report(report: QuantizeReport) -> None:
 
 
 def print_notes(outputs: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """The notes of each output (its profile, its notes): once each, with the profiles they are about unless all are."""
+    """Prints every note once, with the profiles that it is about unless it is about all.
+
+    Args:
+        outputs: (profile name, its notes) for each output.
+    """
     about: dict[str, list[str]] = {}
     for profile, notes in outputs:
         for note in notes:

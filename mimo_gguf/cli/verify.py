@@ -1,4 +1,4 @@
-"""`mimo-gguf verify`: is a file still what was written?"""
+"""`mimo-gguf verify`: checks that a file is still what was written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def command(
 ) -> None:
     """Check a GGUF file against its checksums: any flipped bit, missing or added byte is found.
 
-    Its sha256, which the Hub shows for an uploaded file, is printed, and kept with the checksums. Exit code 1 if
+    Its sha256, which the Hub shows for an uploaded file, is printed and added to the checksums. The exit code is 1 if
     something is wrong.
     """
     from mimo_gguf.cli.progress import open_progress

@@ -1,4 +1,4 @@
-"""`mimo-gguf worker`: lend this machine's memory and processors to a run elsewhere."""
+"""`mimo-gguf worker`: lends this machine's memory and processors to a run elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mimo_gguf.core.units import format_size
 
 
 def command(
-    host: Annotated[str, typer.Option("--host", help="Address to listen on. Never one that strangers reach.")] = (
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; strangers must not reach it.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 50052,

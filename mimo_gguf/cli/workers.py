@@ -1,4 +1,4 @@
-"""Runs over RPC workers: connected to, and one clear line if one of them goes away, which ends the process."""
+"""Connects to RPC workers. If one goes away, one clear error ends the process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SHOW_CURSOR: Final = "\x1b[?25h"
 
 
 def use_workers(endpoints: Sequence[str], *, resumes: bool = False) -> None:
-    """Connects to the workers, if there are any; if one goes away later, one error says so and how to go on.
+    """Connects to the workers, if there are any. If one goes away later, an error says how to go on.
 
     Args:
-        resumes: the conversation is kept as it goes, for `--resume`.
+        resumes: whether the conversation is saved after every answer, for `--resume`.
 
     Raises:
         UsageError, BackendError: as `add_workers`.
@@ -27,11 +27,11 @@ def use_workers(endpoints: Sequence[str], *, resumes: bool = False) -> None:
     if endpoints:
         add_workers(endpoints)
         kept = "; then go on with the conversation: mimo-gguf chat FILE --resume" if resumes else ""
-        tell_before_abort(f"start the worker again: mimo-gguf worker{kept}")
+        report_aborts(f"start the worker again: mimo-gguf worker{kept}")
 
 
-def tell_before_abort(hint: str) -> None:
-    """Makes an abort of llama.cpp an error with exit code 1, like any other; `hint` says how to go on.
+def report_aborts(hint: str) -> None:
+    """Reports an abort of llama.cpp as an error with exit code 1, like any other; `hint` says how to go on.
 
     Raises:
         BackendError: llama.cpp cannot be loaded.
@@ -52,7 +52,7 @@ def tell_before_abort(hint: str) -> None:
 
 
 def _in_words(reason: str) -> str:
-    """`/build/ggml-rpc.cpp:567: Remote RPC server crashed ...` in the user's terms."""
+    """Explains the reason of an abort, like `/build/ggml-rpc.cpp:567: Remote RPC server crashed ...`."""
     where, _, what = reason.partition(": ")
     if "rpc" in where.lower():
         return f"a worker went away, and llama.cpp cannot go on without it ({what})"

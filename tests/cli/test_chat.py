@@ -159,28 +159,28 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
     first = loop.talk.conversation.turns[0]
     assert "MiMo" in first.answer and first.reasoning
-    loop.take("What is 1 + 1?")
-    loop.take(f"/save {tmp_path / 'talk'}")
-    loop.take(f"/save {tmp_path / 'talk'} kv")
-    loop.take(f"/export {tmp_path / 'talk'}")
+    loop.run_line("What is 1 + 1?")
+    loop.run_line(f"/save {tmp_path / 'talk'}")
+    loop.run_line(f"/save {tmp_path / 'talk'} kv")
+    loop.run_line(f"/export {tmp_path / 'talk'}")
     assert "## Who are you?" in (tmp_path / "talk.md").read_text()
-    loop.take("/undo")
+    loop.run_line("/undo")
     assert loop.talk.conversation.turns == [first]
-    loop.take("/regen")
+    loop.run_line("/regen")
     assert loop.talk.conversation.turns == [first]  # greedy: the same again
-    loop.take("/edit")
+    loop.run_line("/edit")
     assert loop.talk.next_line == "Who are you?"
-    loop.take("Who are you, then?")
+    loop.run_line("Who are you, then?")
     assert [turn.question for turn in loop.talk.conversation.turns] == ["Who are you, then?"]
-    loop.take(f"/load {tmp_path / 'talk.json'}")
+    loop.run_line(f"/load {tmp_path / 'talk.json'}")
     assert len(loop.talk.conversation.turns) == 2
     assert "with the cache" in capsys.readouterr().err and len(loop.talk.model.session.slot.tokens) > 50
-    loop.take("/set temp=0.5 top_k=3 max_tokens=7 seed=none")
+    loop.run_line("/set temp=0.5 top_k=3 max_tokens=7 seed=none")
     assert (loop.talk.sampling.temperature, loop.talk.sampling.top_k, loop.talk.options.max_tokens) == (0.5, 3, 7)
-    loop.take("/mtp off")
+    loop.run_line("/mtp off")
     assert not loop.talk.model.session.drafting_allowed
     for line in (
         "/stats",
@@ -194,15 +194,15 @@ def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[
         "/help",
         "/system Be kind",
     ):
-        loop.take(line)
+        loop.run_line(line)
     assert loop.talk.options.think_budget == 5 and loop.talk.conversation.system == "Be kind"
-    loop.take("/think 0")
+    loop.run_line("/think 0")
     assert loop.talk.options.think_budget == 0
-    loop.take("/clear")
+    loop.run_line("/clear")
     assert not loop.talk.conversation.turns
-    loop.take("//x is no command")
+    loop.run_line("//x is no command")
     assert loop.talk.conversation.turns[0].question == "/x is no command"
-    loop.take("/quit")
+    loop.run_line("/quit")
     assert not loop.talk.running
     assert "Traceback" not in capsys.readouterr().out
 
@@ -217,7 +217,7 @@ def test_commands(loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_mistakes_in_commands(loop: ChatLoop, line: str, tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("no folder")
     with pytest.raises(UsageError) as caught:
-        loop.take(line.format(here=tmp_path, long="n" * 300))
+        loop.run_line(line.format(here=tmp_path, long="n" * 300))
     assert caught.value.hint and " -o" not in caught.value.hint
     assert [file.name for file in tmp_path.iterdir()] == ["plain"]
     assert loop.talk.sampling.greedy  # of a line that is wrong nothing counts
@@ -229,28 +229,28 @@ def test_what_was_meant(loop: ChatLoop) -> None:
         ("/s", "/s may be several commands", "/system or /save or /stats or /set?"),
     ):
         with pytest.raises(UsageError, match=said) as caught:
-            loop.take(line)
+            loop.run_line(line)
         assert hint in (caught.value.hint or "")
 
 
 def test_a_file_of_somebody_else_is_kept(loop: ChatLoop, tmp_path: Path) -> None:
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
     (tmp_path / "mine.json").write_text("{}")
     for line in (f"/save {tmp_path / 'mine'}", f"/export {tmp_path / 'mine.json'}"):
         with pytest.raises(UsageError, match="exists already"):
-            loop.take(line)
+            loop.run_line(line)
     assert (tmp_path / "mine.json").read_text() == "{}"
     for _ in range(2):  # what the chat wrote it may write again
-        loop.take(f"/save {tmp_path / 'new'}")
+        loop.run_line(f"/save {tmp_path / 'new'}")
 
 
 def test_a_cache_of_somebody_else_is_kept_too(loop: ChatLoop, tmp_path: Path) -> None:
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
     (tmp_path / "talk.kv").write_text("mine")
     with pytest.raises(UsageError, match=r"talk\.kv: exists already"):
-        loop.take(f"/save {tmp_path / 'talk'} kv")
+        loop.run_line(f"/save {tmp_path / 'talk'} kv")
     assert [file.name for file in tmp_path.iterdir()] == ["talk.kv"]
-    loop.take(f"/save {tmp_path / 'a talk about kv'} kv")
+    loop.run_line(f"/save {tmp_path / 'a talk about kv'} kv")
     assert {file.name for file in tmp_path.iterdir()} == {"talk.kv", "a talk about kv.json", "a talk about kv.kv"}
 
 
@@ -269,69 +269,69 @@ SAVED = {
     )],
 )  # fmt: skip
 def test_what_no_chat_saved_is_not_loaded(loop: ChatLoop, tmp_path: Path, content: bytes) -> None:
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
     turns = loop.talk.conversation.turns
     (tmp_path / "talk.json").write_bytes(content)
     with pytest.raises(UsageError, match=r"talk\.json: (not |nested)"):
-        loop.take(f"/load {tmp_path / 'talk'}")
+        loop.run_line(f"/load {tmp_path / 'talk'}")
     assert loop.talk.conversation.turns is turns
 
 
 def test_half_characters_are_saved_as_far_as_they_can(loop: ChatLoop, tmp_path: Path) -> None:
     """What a terminal passes on of bytes that are no text."""
-    loop.take("Who are you \udcff?")
+    loop.run_line("Who are you \udcff?")
     for command in ("save", "export"):
-        loop.take(f"/{command} {tmp_path / 'talk'}")
+        loop.run_line(f"/{command} {tmp_path / 'talk'}")
     assert "## Who are you ??" in (tmp_path / "talk.md").read_text()
-    loop.take(f"/load {tmp_path / 'talk'}")
+    loop.run_line(f"/load {tmp_path / 'talk'}")
     assert loop.talk.conversation.turns[0].question == "Who are you ??"
 
 
 def test_counts_of_what_is_left_out_are_within_the_conversation(loop: ChatLoop, tmp_path: Path) -> None:
     for given, taken in ((-3, 0), (5, 1)):
         (tmp_path / "talk.json").write_text(json.dumps(SAVED | {"n_left_out": given, "n_without_reasoning": given}))
-        loop.take(f"/load {tmp_path / 'talk'}")
+        loop.run_line(f"/load {tmp_path / 'talk'}")
         assert (loop.talk.conversation.n_left_out, loop.talk.conversation.n_without_reasoning) == (taken, taken)
 
 
 def test_capitals_do_not_matter_in_a_command(loop: ChatLoop) -> None:
-    loop.take("/Quit")
+    loop.run_line("/Quit")
     assert not loop.talk.running
 
 
 def test_a_stopped_regeneration_keeps_the_answer(loop: ChatLoop, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
     (turn,) = loop.talk.conversation.turns
     monkeypatch.setattr(loop.talk.model.session, "step", lambda samplers: dict.fromkeys(samplers, Ended("cancelled")))
-    loop.take("/regen")
+    loop.run_line("/regen")
     assert loop.talk.conversation.turns == [turn]
 
 
 def test_editing_ends_with_any_other_line(loop: ChatLoop) -> None:
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
     for line in ("", "/tokens"):
-        loop.take("/edit")
-        loop.take(line)
-    loop.take("Hi!")
+        loop.run_line("/edit")
+        loop.run_line(line)
+    loop.run_line("Hi!")
     assert [turn.question for turn in loop.talk.conversation.turns] == ["Who are you?", "Hi!"]
 
 
 def test_left_out_reasoning_is_counted(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
     assert "left out" not in capsys.readouterr().err
     reasoning = loop.talk.model.vocabulary.tokenize(
         f"<think>\n{loop.talk.conversation.turns[0].reasoning}\n</think>\n\n"
     )
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
     found = re.search(r"(\d+) tokens of earlier reasoning left out", capsys.readouterr().err)
     assert found and abs(int(found[1]) - len(reasoning)) <= 2  # tokens may join at its ends
-    loop.take("/think keep")
-    loop.take("/regen")
+    loop.run_line("/think keep")
+    loop.run_line("/regen")
     assert "left out" not in capsys.readouterr().err
 
 
 def test_a_window_nearly_full_names_what_goes(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
     loop.talk._warn_when_full(round(0.84 * 512))
     assert "warning" not in capsys.readouterr().err
     loop.talk._warn_when_full(round(0.86 * 512))
@@ -342,7 +342,7 @@ def test_a_window_nearly_full_names_what_goes(loop: ChatLoop, capsys: pytest.Cap
 
 def test_a_long_conversation_leaves_the_oldest_out(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
     for n in range(12):
-        loop.take(f"Tell me a story about number {n}.")
+        loop.run_line(f"Tell me a story about number {n}.")
     assert loop.talk.conversation.n_left_out > 0
     assert len(loop.talk.conversation.turns) == 12
     assert all(turn.answer or turn.reasoning for turn in loop.talk.conversation.turns)
@@ -350,9 +350,9 @@ def test_a_long_conversation_leaves_the_oldest_out(loop: ChatLoop, capsys: pytes
 
 
 def test_a_question_too_long_for_the_window_drives_nothing_out(loop: ChatLoop) -> None:
-    loop.take("Who are you?")
-    with pytest.raises(UsageError, match=r"the question alone takes \d+ tokens, the window holds 512"):
-        loop.take("word " * 600)
+    loop.run_line("Who are you?")
+    with pytest.raises(UsageError, match=r"the question alone has \d+ tokens, the window holds 512"):
+        loop.run_line("word " * 600)
     assert loop.talk.conversation.n_left_out == 0 and len(loop.talk.conversation.turns) == 1
 
 
@@ -360,18 +360,18 @@ def test_an_answer_stopped_before_it_began_is_told_shortly(
     loop: ChatLoop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loop.talk.model.session, "step", lambda samplers: dict.fromkeys(samplers, Ended("cancelled")))
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
     assert capsys.readouterr().err == "stopped\n"
 
 
 def test_reasoning_is_folded_into_a_line(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
-    loop.take("/think fold")
-    loop.take("Who are you?")
+    loop.run_line("/think fold")
+    loop.run_line("Who are you?")
     shown, reasoning = capsys.readouterr().out, loop.talk.conversation.turns[0].reasoning
     assert re.search(r"^thought for \d+ tokens, [\d.]+ s$", shown, re.MULTILINE)
     assert reasoning and reasoning not in shown
-    loop.take("/think show")
-    loop.take("/regen")
+    loop.run_line("/think show")
+    loop.run_line("/regen")
     assert reasoning in capsys.readouterr().out
 
 
@@ -380,13 +380,13 @@ def test_little_memory_is_told_once(loop: ChatLoop, capsys: pytest.CaptureFixtur
 
     host = Device("CPU", "host memory", CPU, "CPU", 1 << 20, 1 << 30)
     loop.talk.watch = MemoryWatch(["CPU"], interval_s=0, read=lambda: [host])
-    loop.take("Who are you?")
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
+    loop.run_line("Who are you?")
     assert capsys.readouterr().err.count("are left on CPU") == 1
 
 
 def test_tokens_of_a_text(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
-    loop.take("/tokens to be 文<|im_end|>")
+    loop.run_line("/tokens to be 文<|im_end|>")
     shown, notes = capsys.readouterr()
     (row,) = shown.splitlines()
     names = [entry.partition(" ")[2] for entry in row.split("  ")]
@@ -395,7 +395,7 @@ def test_tokens_of_a_text(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_help_fits_into_80_columns(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
-    loop.take("/help")
+    loop.run_line("/help")
     shown, notes = capsys.readouterr()
     assert all(len(line) <= 80 for line in [*shown.splitlines(), *notes.splitlines()])
     assert all(f"/{name}" in shown for name in COMMANDS)

@@ -35,28 +35,28 @@ def test_the_documentation_has_the_table() -> None:
 
 @pytest.mark.parametrize("line", ["exit", "quit", "bye", "EXIT", "/bye", "/exit", "/q", "/quit"])
 def test_every_way_to_leave(loop: ChatLoop, line: str) -> None:
-    loop.take(line)
+    loop.run_line(line)
     assert not loop.talk.running and not loop.talk.conversation.turns
 
 
 def test_a_question_mark_is_help(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
-    loop.take("/?")
+    loop.run_line("/?")
     assert "/regen" in capsys.readouterr().out
 
 
 def test_system_alone_shows_it(loop: ChatLoop, capsys: pytest.CaptureFixture[str]) -> None:
-    loop.take("/system Be brief")
-    loop.take("/system")
+    loop.run_line("/system Be brief")
+    loop.run_line("/system")
     assert loop.talk.conversation.system == "Be brief"
     assert capsys.readouterr().err.count("system message: Be brief") == 2
-    loop.take("/system none")
+    loop.run_line("/system none")
     assert loop.talk.conversation.system == ""
     assert "the system message is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", ["temp=0.5 top_k=3", "temp 0.5 top_k 3", "temp = 0.5 top_k= 3", "temp 0.5 top_k=3"])
 def test_settings_with_and_without_an_equals_sign(loop: ChatLoop, line: str) -> None:
-    loop.take(f"/set {line}")
+    loop.run_line(f"/set {line}")
     assert (loop.talk.sampling.temperature, loop.talk.sampling.top_k) == (0.5, 3)
     assert "temp=0.5" in settings_line(loop.talk.sampling, loop.talk.options)
 
@@ -64,12 +64,12 @@ def test_settings_with_and_without_an_equals_sign(loop: ChatLoop, line: str) -> 
 @pytest.mark.parametrize(("line", "hint"), [("tmep=1", "did you mean temp?"), ("temp", "/set temp=1")])
 def test_a_setting_that_was_meant(loop: ChatLoop, line: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        loop.take(f"/set {line}")
+        loop.run_line(f"/set {line}")
     assert caught.value.hint == hint
 
 
 def test_what_is_loaded(loop: ChatLoop, mimo_tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loop.take("/model")
+    loop.run_line("/model")
     shown = capsys.readouterr().out
     assert str(mimo_tiny) in shown and "BF16" in shown and "512 tokens, KV cache f16" in shown
 
@@ -78,13 +78,13 @@ def test_a_file_goes_with_the_next_question_only(
     loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "my notes.txt").write_text("1 + 1", encoding="utf-8")
-    loop.take(f'/file "{tmp_path / "my notes.txt"}"')
-    loop.take("/file")
+    loop.run_line(f'/file "{tmp_path / "my notes.txt"}"')
+    loop.run_line("/file")
     assert "with the next question: my notes.txt (5 characters)" in capsys.readouterr().err
-    loop.take("What is")
-    loop.take("Who are you?")
+    loop.run_line("What is")
+    loop.run_line("Who are you?")
     assert [turn.question for turn in loop.talk.conversation.turns] == ["What is\n\n1 + 1", "Who are you?"]
-    loop.take("/file")
+    loop.run_line("/file")
     assert "no file waits" in capsys.readouterr().err
 
 
@@ -93,7 +93,7 @@ def test_a_file_that_is_no_text(loop: ChatLoop, tmp_path: Path, content: bytes |
     if content is not None:
         (tmp_path / "x").write_bytes(content)
     with pytest.raises(UsageError):
-        loop.take(f"/file {tmp_path / 'x'}")
+        loop.run_line(f"/file {tmp_path / 'x'}")
     assert not loop.talk.files
 
 
@@ -101,15 +101,15 @@ def test_the_last_conversation_is_kept_and_resumed(
     loop: ChatLoop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loop.talk.autosave = KeptFile(tmp_path / "there")
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
     kept, again = resumed_conversation(tmp_path / "there", "")
     assert again.turns == loop.talk.conversation.turns and kept.path is not None
     if os.name != "nt":
         assert stat.S_IMODE(kept.path.stat().st_mode) == 0o600
     (tmp_path / "plain").write_text("")
     loop.talk.autosave = KeptFile(tmp_path / "plain")  # cannot be written: the conversation goes on
-    loop.take("Who are you?")
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
+    loop.run_line("Who are you?")
     assert len(loop.talk.conversation.turns) == 3
     assert capsys.readouterr().err.count("cannot be kept for --resume") == 1
 
@@ -119,7 +119,7 @@ def test_a_question_is_kept_before_it_is_answered(
 ) -> None:
     """A worker that goes away takes the process with it."""
     loop.talk.autosave = KeptFile(tmp_path)
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
 
     def lose(*_: object) -> None:
         first, open_turn = resumed_conversation(tmp_path, "")[1].turns
@@ -129,9 +129,9 @@ def test_a_question_is_kept_before_it_is_answered(
     with monkeypatch.context() as patch:
         patch.setattr(chat_talk, "ask", lose)
         with pytest.raises(BackendError):
-            loop.take("And now?")
+            loop.run_line("And now?")
     loop.talk.autosave, loop.talk.conversation = resumed_conversation(tmp_path, "")
-    loop.take("/regen")
+    loop.run_line("/regen")
     assert [turn.question for turn in loop.talk.conversation.turns] == ["Who are you?", "And now?"]
     assert loop.talk.conversation.turns[1].answer
     assert resumed_conversation(tmp_path, "")[1].turns == loop.talk.conversation.turns
@@ -164,7 +164,7 @@ def test_a_first_question_that_was_cancelled_leaves_the_last_conversation(
     answered = loop.talk.model.chat([{"role": "user", "content": "1"}], options=AnswerOptions(max_tokens=1))
     monkeypatch.setattr(chat_talk, "ask", cancel)
     with contextlib.suppress(KeyboardInterrupt):
-        loop.take("And today?")
+        loop.run_line("And today?")
     assert questions(tmp_path) == [["Yesterday?"]]
 
 
@@ -173,7 +173,7 @@ def test_an_answer_stays_kept_if_the_next_try_is_cancelled(
     loop: ChatLoop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
     loop.talk.autosave = KeptFile(tmp_path)
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
     turns = list(loop.talk.conversation.turns)
 
     def cancel(*_: object) -> None:
@@ -182,19 +182,19 @@ def test_an_answer_stays_kept_if_the_next_try_is_cancelled(
     monkeypatch.setattr(chat_talk, "ask", cancel)
     with pytest.raises(KeyboardInterrupt):
         for line in lines:
-            loop.take(line)
+            loop.run_line(line)
     assert loop.talk.conversation.turns == turns
     assert resumed_conversation(tmp_path, "")[1].turns == turns
 
 
 def test_clear_and_load_begin_a_file_of_their_own(loop: ChatLoop, tmp_path: Path) -> None:
     loop.talk.autosave = KeptFile(tmp_path / "kept")
-    loop.take("Who are you?")
-    loop.take("/clear")
-    loop.take("What is 1 + 1?")
-    loop.take(f"/save {tmp_path / 'talk'}")
-    loop.take(f"/load {tmp_path / 'talk'}")
-    loop.take("And 2 + 2?")
+    loop.run_line("Who are you?")
+    loop.run_line("/clear")
+    loop.run_line("What is 1 + 1?")
+    loop.run_line(f"/save {tmp_path / 'talk'}")
+    loop.run_line(f"/load {tmp_path / 'talk'}")
+    loop.run_line("And 2 + 2?")
     assert sorted(questions(tmp_path / "kept")) == [
         ["What is 1 + 1?"], ["What is 1 + 1?", "And 2 + 2?"], ["Who are you?"]
     ]  # fmt: skip
@@ -207,18 +207,18 @@ def test_an_older_conversation_by_its_number(
     monkeypatch.setattr(chat_files, "kept_folder", lambda: tmp_path)
     loop.talk.autosave = KeptFile(tmp_path)
     with pytest.raises(UsageError, match="no conversation is kept yet"):
-        loop.take("/load")
+        loop.run_line("/load")
     for question in ("First?", "Second?\x1b[2J"):
         keep_one(tmp_path, question)
     (tmp_path / "damaged.json").write_text("{")
-    loop.take("/load")
+    loop.run_line("/load")
     shown = capsys.readouterr().out
     assert shown.index("Second?") < shown.index("First?") and "\x1b" not in shown
     for wrong in ("3", "0", "9" * 5000):
         with pytest.raises(UsageError, match="no conversation number"):
-            loop.take(f"/load {wrong}")
-    loop.take("/load 2")
-    loop.take("And now?")
+            loop.run_line(f"/load {wrong}")
+    loop.run_line("/load 2")
+    loop.run_line("And now?")
     assert questions(tmp_path) == [["First?", "And now?"], ["Second?\x1b[2J"]]
 
 

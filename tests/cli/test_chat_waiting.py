@@ -70,7 +70,7 @@ def test_a_prompt_being_read_is_told(loop: ChatLoop, monkeypatch: pytest.MonkeyP
         return evaluate(slots)
 
     monkeypatch.setattr(loop.talk.model.session, "evaluate", slowly)
-    loop.take("Who are you?")
+    loop.run_line("Who are you?")
     assert out.getvalue().endswith("\r\x1b[2K")
 
 
@@ -125,8 +125,8 @@ class Editor:
 def test_an_interrupt_costs_neither_conversation_nor_exactness(
     loop: ChatLoop, at: str, call: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loop.take("Who are you?")
-    loop.take("What is 1 + 1?")
+    loop.run_line("Who are you?")
+    loop.run_line("What is 1 + 1?")
     expected = loop.talk.conversation.turns.pop()
     owner: Any = loop.talk.screen if at == "show" else loop.talk.model.session
     really = getattr(owner, at)

@@ -74,7 +74,7 @@ def test_a_dry_run_tells_what_a_run_would_meet(source: Path, tmp_path: Path, mon
     assert done.returncode == 0
     assert "5 B free there" in done.stdout
     assert "Random-Q8_0.gguf: there already; a run needs --force" in done.stderr
-    assert "the disk has not that much free" in done.stderr
+    assert "the disk does not have that much free" in done.stderr
     document = json.loads(run_here(tmp_path, *command, "-o", "none/yet/", "--json").stdout)
     assert (document["free_bytes"], document["existing"]) == (5, [])
     monkeypatch.undo()

@@ -67,7 +67,7 @@ def test_closed_stdin(mimo_tiny: Path, arguments: str, code: int) -> None:
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
     if code:
-        assert_clear_error(done, "nothing to answer", code=code)
+        assert_clear_error(done, "the prompt is empty", code=code)
 
 
 @pytest.mark.parametrize(
