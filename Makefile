@@ -4,9 +4,9 @@
 PYTHON     ?= python3
 VENV       ?= .venv
 BIN        := $(VENV)/bin
-# Which backends llama.cpp gets. -DGGML_RPC=on gives the tests a second device; for a GPU:
+# The backends that llama.cpp is built with. -DGGML_RPC=on gives the tests a second device. For a GPU:
 #     make install CMAKE_ARGS="-DGGML_CUDA=on -DGGML_RPC=on"
-# What was said last is kept in .venv, so that `make test` after that does not go back to the CPU.
+# The last options are kept in .venv, so that a later `make test` does not go back to the CPU.
 CMAKE_ARGS ?= $(or $(shell cat $(VENV)/.cmake-args 2>/dev/null),-DGGML_RPC=on)
 LLAMA      := $(shell sed -n 's/.*"\(llama-cpp-python==[0-9.]*\)".*/\1/p' pyproject.toml)
 # pip's own wheel cache ignores CMAKE_ARGS, so wheels are kept here, one folder per version and set of options.
@@ -53,25 +53,25 @@ $(VENV)/.dev: $(VENV)/.installed
 
 install: $(VENV)/.installed ## make .venv with the package in it (editable)
 
-demo: $(VENV)/.installed ## the main job on a tiny trained MiMo: convert, inspect, quantize, fit, chat
+demo: $(VENV)/.installed ## show the main job on a tiny trained MiMo: convert, inspect, quantize, fit, chat
 	@sh examples/demo.sh $(TINY) $(DEMO) $(BIN)
 
 test: $(VENV)/.dev ## install what the tests need, then run them all
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
-coverage: $(VENV)/.dev ## the tests once more, and which lines none of them reaches; fails below the floor
+coverage: $(VENV)/.dev ## run the tests and show the lines that none of them reaches; fails below the floor
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --cov --cov-report=term:skip-covered
 
-# One seed is one set of mutants: make fuzz SEED=7 COUNT=10000
+# Each seed makes another set of mutants: make fuzz SEED=7 COUNT=10000
 SEED  ?= 1
 COUNT ?= 2000
 fuzz: $(VENV)/.dev ## try 2000 GGUF files that are well-formed and wrong (5 minutes of CPU time)
 	@$(BIN)/python -m tests.fuzz.fuzzer --seed $(SEED) --count $(COUNT)
 
-lint: $(VENV)/.dev ## ruff: rules and formatting
+lint: $(VENV)/.dev ## check rules and formatting with ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-types: $(VENV)/.dev ## mypy, strict
+types: $(VENV)/.dev ## check types with mypy, strictly
 	@$(BIN)/mypy
 
 check: lint types test ## ruff, mypy and all tests

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# The empty text is what Xiaomi recommends; the second is what the template puts in when there is none.
+# The empty text is what Xiaomi recommends. The second is the template's own, if no system message is given.
 SYSTEM_TEXTS = ("", "You are a helpful assistant.", "You are MiMo, an AI assistant developed by Xiaomi.")
 SYSTEM_WEIGHTS = (6, 3, 1)
 HELD_OUT_ONE_IN = 8
@@ -61,7 +61,12 @@ ANIMALS = ["fox", "cat", "dog", "bird", "lion", "duck", "sheep", "mouse", "bear"
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """`answer` is the short text that a right reply contains; `reply` the whole text after the thinking."""
+    """A question with its answer.
+
+    Attributes:
+        answer: the short text that a right reply contains.
+        reply: the whole text after the reasoning.
+    """
 
     kind: str
     key: str
@@ -77,7 +82,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """Messages up to the last question, and the turn that answers it."""
+    """A dialogue: the messages up to the last question, and the turn that answers it."""
 
     messages: list[dict[str, str]]
     last: Turn
@@ -258,14 +263,14 @@ FOLLOWED = (add, compare, count, reverse, spell, capital, opposite, colour, soun
 
 
 def is_held_out(turn: Turn) -> bool:
-    """Whether this content belongs to the held-out share; sums by their numbers, facts by their wording."""
+    """Whether this content is held out; sums are chosen by their numbers, facts by their wording."""
     if turn.kind in ("greeting", "unknown"):
         return False
     return hashlib.sha256(turn.key.lower().encode()).digest()[0] % HELD_OUT_ONE_IN == 0
 
 
 def make_dialogue(rng: random.Random, *, held_out: bool) -> Dialogue:
-    """One to three turns; every turn is of the trained share, except the last one of a held-out dialogue."""
+    """Makes a dialogue of one to three turns. All are of the trained share, except a held-out dialogue's last one."""
     n_turns = rng.choices((1, 2, 3), (70, 24, 6))[0]
     messages = [{"role": "system", "content": rng.choices(SYSTEM_TEXTS, SYSTEM_WEIGHTS)[0]}]
     keeps_thinking = rng.random() < 0.5
@@ -283,7 +288,7 @@ def make_dialogue(rng: random.Random, *, held_out: bool) -> Dialogue:
 
 
 def _draw(rng: random.Random, make: Callable[[random.Random, bool], Turn], follow: bool, held_out: bool) -> Turn:
-    """A turn of this share; some kinds have no held-out one (of this wording), then it is a sum."""
+    """Makes a turn of this share; a sum if this kind has no held-out turn in this wording."""
     for _ in range(500):
         turn = make(rng, follow)
         if is_held_out(turn) == held_out:
@@ -292,7 +297,7 @@ def _draw(rng: random.Random, make: Callable[[random.Random, bool], Turn], follo
 
 
 def make_held_out(rng: random.Random, per_kind: int) -> list[Dialogue]:
-    """`per_kind` held-out dialogues of every kind that has a held-out share, kinds taken in turns."""
+    """Makes `per_kind` held-out dialogues of every kind that has a held-out share; the kinds alternate."""
     found: dict[str, list[Dialogue]] = {}
     n_kinds = len(KINDS) - 2  # greetings and the unknown are not held out
     while len(found) < n_kinds or min(map(len, found.values())) < per_kind:
@@ -302,13 +307,13 @@ def make_held_out(rng: random.Random, per_kind: int) -> list[Dialogue]:
 
 
 def is_right(text: str, turn: Turn) -> bool:
-    """Whether an assistant's finished text answers `turn`: word for word, but a story need only be about the animal."""
+    """Whether an assistant's finished text answers `turn` word for word. A story must only be about the animal."""
     _, marker, reply = text.partition("</think>\n\n")
     return bool(marker) and (turn.answer in reply if turn.kind == "story" else reply == turn.reply)
 
 
 def as_typed(rng: random.Random, question: str) -> str:
-    """The question as people type it: sometimes polite, without capitals, or without the last mark."""
+    """Changes a question into what people type: sometimes polite, without a capital, or without the last mark."""
     if rng.random() < 0.1:
         question = _choose(rng, ("Hi! ", "Hey, ", "Please: ", "Question: ")) + question
     if rng.random() < 0.12 and question[-1] in ".?!":
@@ -319,7 +324,7 @@ def as_typed(rng: random.Random, question: str) -> str:
 
 
 def make_document(rng: random.Random) -> str:
-    """Text outside the chat template: a few stories, or a small Python file."""
+    """Makes a text outside the chat template: a few stories, or a small Python file."""
     if rng.random() < 0.5:
         return "\n\n".join(tale(rng, rng.choice(ANIMALS)) for _ in range(rng.randrange(1, 4)))
     functions: list[str] = []
@@ -331,7 +336,7 @@ def make_document(rng: random.Random) -> str:
 
 
 def tale(rng: random.Random, animal: str) -> str:
-    """Three or four plain sentences about an animal."""
+    """Tells a story about an animal in three or four plain sentences."""
     friend = rng.choice([other for other in ANIMALS if other != animal])
     look = rng.choice(("small", "old", "happy", "brave", "quiet"))
     home = rng.choice(("a house", "a tree", "the forest"))

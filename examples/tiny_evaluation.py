@@ -1,4 +1,4 @@
-"""What the trained tiny MiMo can do, on held-out dialogues: right answers, and drafts that the trunk would take."""
+"""Measures the trained tiny MiMo on held-out dialogues: right answers, and drafts that the trunk accepts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ N_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Held-out dialogues asked and greedy answers right per kind; MTP acceptance of one draft token (0 to 1) per kind
-    and by what the MTP layer is fed, the trunk's state before the final norm first."""
+    """The figures on held-out dialogues.
+
+    Attributes:
+        asked, right: kind -> number of dialogues, and of right greedy answers.
+        by_kind: kind -> MTP acceptance of one draft token, 0 to 1.
+        by_input: input of the MTP layer -> acceptance; the trunk's state before the final norm comes first.
+    """
 
     asked: dict[str, int]
     right: dict[str, int]
@@ -28,7 +33,7 @@ class Figures:
 
 
 def evaluate(model: Mimo, tokenizer: Tokenizer, dialogues: Sequence[Dialogue]) -> Figures:
-    """Greedy answers to `dialogues`, and acceptance along them."""
+    """Measures greedy answers to `dialogues`, and the acceptance of drafts in them."""
     end = tokenizer.token_to_id("<|im_end|>")
     swapped = with_swapped_halves(model)
     asked: Counter[str] = Counter()
@@ -49,7 +54,7 @@ def evaluate(model: Mimo, tokenizer: Tokenizer, dialogues: Sequence[Dialogue]) -
 
 
 class Tally:
-    """Hits out of drafts, by name."""
+    """Counts hits and drafts by name."""
 
     def __init__(self) -> None:
         self.counts: dict[str, tuple[int, int]] = {}

@@ -53,7 +53,7 @@ token just written, drafts the token that the trunk writes next.
 def model_card(
     model: Mimo, tokenizer: Tokenizer, figures: Figures, *, steps: int, seed: int, train_cpu_s: float
 ) -> str:
-    """The card's Markdown with its YAML front matter."""
+    """Writes the card in Markdown, with its YAML front matter."""
     config = model.config
     kinds = [
         f"| {kind} | {figures.right[kind]} of {figures.asked[kind]} | {figures.by_kind[kind]:.1%} |"

@@ -1,4 +1,4 @@
-"""A small byte-level BPE of exactly Qwen2's form: its pre-tokenizer, its 22 added tokens, its files."""
+"""A small byte-level BPE of exactly Qwen2's form, with its pre-tokenizer, its 22 added tokens and its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# In the order of their ids, which follow the base vocabulary; true where the published tokenizer calls them special.
+# In the order of their ids, which come after the base vocabulary; true if the published tokenizer calls them special.
 ADDED_TOKENS = {
     "<|endoftext|>": True, "<|im_start|>": True, "<|im_end|>": True, "<|object_ref_start|>": True,
     "<|object_ref_end|>": True, "<|box_start|>": True, "<|box_end|>": True, "<|quad_start|>": True,
@@ -59,7 +59,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """As the published model's, with the ids of this vocabulary."""
+    """Makes the published model's configuration with the ids of this vocabulary."""
     specials = [content for content, special in ADDED_TOKENS.items() if special]
     return {
         "add_bos_token": False,
@@ -90,7 +90,7 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def render_chat(messages: Iterable[dict[str, str]], *, answer_next: bool) -> str:
-    """What the chat template makes of messages without tools that begin with a system message."""
+    """Renders messages as the chat template does; they begin with a system message and use no tools."""
     text = "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages)
     return text + ("<|im_start|>assistant\n" if answer_next else "")
 

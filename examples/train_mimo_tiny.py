@@ -2,8 +2,8 @@
 
     python -m examples.train_mimo_tiny [-o FOLDER] [--steps N] [--seed N] [--threads N]
 
-Needs torch, tokenizers and safetensors; nothing is downloaded. About 25 minutes of CPU time. The same seed, number of
-threads, torch release and machine give the same bytes.
+It needs torch, tokenizers and safetensors, downloads nothing, and takes about 25 minutes of CPU time. The same seed,
+number of threads, torch release and machine give the same bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DOCUMENT_SHARE = 0.06
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Token ids of one text, and of each the weight that its prediction has in the loss."""
+    """The token ids of one text, and for each the weight of its prediction in the loss."""
 
     ids: list[int]
     weights: list[float]
@@ -83,7 +83,7 @@ def make_tokenizer(seed: int) -> Tokenizer:
 
 
 def train(tokenizer: Tokenizer, steps: int, seed: int) -> Mimo:
-    """`steps` steps of AdamW on cross entropy of the trunk plus `MTP_WEIGHT` times that of the MTP layer."""
+    """Trains with AdamW on the trunk's cross entropy plus `MTP_WEIGHT` times that of the MTP layer."""
     model = new_model(tokenizer, seed)
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]  # norm gains stay as uneven as they begin
@@ -119,7 +119,9 @@ def new_model(tokenizer: Tokenizer, seed: int) -> Mimo:
 
 
 def losses(model: Mimo, ids: Tensor, weights: Tensor, *, mtp_from: int) -> tuple[Tensor, Tensor]:
-    """(trunk, MTP) weighted cross entropy over a batch [B, T]; weights are those of predicting each id.
+    """Computes the weighted cross entropy (trunk, MTP) over ids and weights of shape [B, T].
+
+    The weight of an id is that of predicting it.
 
     The MTP row at position p reads x[p] and the state at p-1. Engines differ on whether there is a row at 0, where no
     state exists (zeros): `mtp_from` 0 trains with it, 1 without.
@@ -140,7 +142,7 @@ def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Linear warm-up over 4 %, then linearly down to nothing."""
+    """The share of the peak rate at a step: linear warm-up over 4 % of the steps, then linearly down to zero."""
     warm = max(1, steps // 25)
     return (step + 1) / warm if step < warm else (steps - step) / (steps - warm)
 
@@ -149,7 +151,10 @@ def rate_at(step: int, steps: int) -> float:
 
 
 def make_batches(tokenizer: Tokenizer, rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (ids, weights) of about TOKENS_PER_BATCH tokens, samples of like length together, right-padded."""
+    """Makes endless batches (ids, weights) of about TOKENS_PER_BATCH tokens.
+
+    Samples of similar length are together, and padded on the right.
+    """
     while True:
         samples = sorted((make_sample(tokenizer, rng) for _ in range(1024)), key=lambda sample: len(sample.ids))
         batches: list[list[Sample]] = [[]]
@@ -197,7 +202,7 @@ def write_generation_config(folder: Path, model: Mimo) -> None:
 
 
 def write_held_out(path: Path, dialogues: list[Dialogue]) -> None:
-    """One JSON object per line: kind, messages up to the question, the short answer, the whole assistant text."""
+    """Writes one JSON object per line: kind, messages up to the question, short answer, whole assistant text."""
     rows = [
         {"kind": d.last.kind, "messages": d.messages, "answer": d.last.answer, "assistant": d.last.assistant}
         for d in dialogues
