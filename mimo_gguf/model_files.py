@@ -158,6 +158,7 @@ class _Chooser:
             n_ubatch=load.get("n_ubatch"),
             n_gpu_layers=load.get("n_gpu_layers"),
             n_seq_max=self._n_parallel,
+            exact=bool(load.get("exact")),
         )
         return solve(candidates, load.get("devices") or list_devices(), wishes)
 

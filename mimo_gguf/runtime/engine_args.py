@@ -53,7 +53,7 @@ _KV_TYPES: Final = {
     "auto": None, "float16": "f16", "half": "f16", "bfloat16": "bf16", "float32": "f32",
     "fp8": "q8_0", "fp8_e4m3": "q8_0", "fp8_e5m2": "q8_0", "int8": "q8_0",
 }  # fmt: skip
-_LOAD: Final = ("kv_type", "mtp", "n_ubatch", "n_gpu_layers", "devices", "force", "on_plan")  # of `Model.load`
+_LOAD: Final = ("kv_type", "mtp", "n_ubatch", "n_gpu_layers", "devices", "exact", "force", "on_plan")  # of `Model.load`
 
 
 @dataclass(frozen=True, slots=True)

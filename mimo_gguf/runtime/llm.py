@@ -75,7 +75,8 @@ class LLM:
         if not _is_gguf(source):
             from mimo_gguf.model_files import find_model_file  # converts: the one thing here that reaches beyond a GGUF
 
-            source = str(find_model_file(source, quantization, revision, download_dir, session.n_parallel, load))
+            planned = {**load, "exact": load.get("exact", False) or session.exact}
+            source = str(find_model_file(source, quantization, revision, download_dir, session.n_parallel, planned))
         self.model = Model.load(source, options=session, **load)
         self._seeds = Seeds(args.seed)
         self._next_id = request_ids()

@@ -47,6 +47,13 @@ def test_drafts_window_cache_and_batch(trained_path: Path, given: dict[str, Any]
         assert model.session.options.n_batch == 96
 
 
+@pytest.mark.parametrize("how", [{"exact": True}, {"options": SessionOptions(exact=True)}], ids=["argument", "option"])
+def test_an_exact_llm(trained_path: Path, how: dict[str, Any]) -> None:
+    with LLM(trained_path, max_model_len=300, max_num_seqs=2, **how) as llm:
+        assert llm.model.plan is not None and llm.model.plan.settings.is_exact
+        assert llm.model.session.options.exact
+
+
 def test_shares_of_memory(trained_path: Path) -> None:
     assert [device.name for device in chosen_devices((*CARDS, HOST), 1, None)] == ["GPU0", "CPU"]
     limited = chosen_devices((*CARDS, HOST), 2, 0.5)
