@@ -64,6 +64,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_headings(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        aim = (page.parent / target if target else page).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.*)$", aim, re.MULTILINE)
+        anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert anchor in anchors, f"{page.name}: {target}#{anchor}"
+
+
 FORMS = sorted([*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml"])
 
 
@@ -114,9 +123,7 @@ def test_the_trips_lead_through_what_exists() -> None:
 
 
 LONGEST_SENTENCE = 30  # words
-PROSE = [page for page in PAGES if page.name not in ("LOG.md", "engine.md")] + [
-    ROOT / "examples" / "mimo-tiny" / "README.md"
-]
+PROSE = [page for page in PAGES if page.name != "LOG.md"] + [ROOT / "examples" / "mimo-tiny" / "README.md"]
 
 
 def paragraphs(text: str) -> Iterator[str]:
