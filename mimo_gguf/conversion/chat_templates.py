@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from gguf import GGUFValueType
 
-from mimo_gguf.conversion.checkpoint_files import read_optional_json, read_text, some
+from mimo_gguf.conversion.checkpoint_files import read_optional_json, read_text
 from mimo_gguf.core.model_source import Metadata, array, string
 from mimo_gguf.core.paths import path_kind
+from mimo_gguf.core.units import listed
 
 _DEFAULT: Final = "default"
 _KEY: Final = "tokenizer.chat_template"
@@ -36,13 +37,13 @@ class ChatTemplates:
 
 
 def read_chat_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplates:
-    """The templates of a checkpoint.
+    """The templates of the checkpoint in `folder`.
 
-    A template file wins over tokenizer_config.json, and that over chat_template.json. If several templates have names
-    and none is the default, there is no default: transformers does not choose either.
+    A template file wins over tokenizer_config.json, and that wins over chat_template.json. If several templates have
+    names and none is the default, there is no default: transformers does not choose either.
 
     Raises:
-        CheckpointError: a template file that cannot be read.
+        CheckpointError: a template file cannot be read.
     """
     named = _from_files(folder) or _by_name(tokenizer_config.get("chat_template"))
     if not named:
@@ -53,15 +54,15 @@ def read_chat_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> Ch
         return ChatTemplates(default, others)
     if len(others) == 1:
         ((name, text),) = others.items()
-        return ChatTemplates(text, {}, (f"the only chat template is named {name!r}; it is taken as the default",))
-    listed = some(map(repr, sorted(others)))
+        return ChatTemplates(text, {}, (f"the only chat template is named {name!r}; it is used as the default",))
+    names = listed([repr(name) for name in sorted(others)])
     return ChatTemplates(
-        None, others, (f"no chat template is the default ({listed} are there), so chats will use plain ChatML",)
+        None, others, (f"no chat template is the default ({names} are there), so chats will use plain ChatML",)
     )
 
 
 def _from_files(folder: Path) -> dict[str, str]:
-    """chat_template.jinja is the default; further ones lie in a folder of their own."""
+    """The templates in files: chat_template.jinja is the default, the others lie in additional_chat_templates/."""
     paths = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     if path_kind(folder / "chat_template.jinja") != "nothing":
         paths[_DEFAULT] = folder / "chat_template.jinja"
@@ -69,7 +70,7 @@ def _from_files(folder: Path) -> dict[str, str]:
 
 
 def _by_name(stated: Any) -> dict[str, str]:
-    """One template, a table of them by name, or a list of `{"name": ..., "template": ...}`."""
+    """The templates by name, from one template, a table of them, or a list of `{"name": ..., "template": ...}`."""
     if isinstance(stated, str):
         return {_DEFAULT: stated}
     if isinstance(stated, list):
@@ -81,5 +82,5 @@ def _by_name(stated: Any) -> dict[str, str]:
 
 
 def _safe(name: str) -> str:
-    """The name as a part of a metadata key; the gguf library replaces the same characters."""
+    """The name with the characters replaced that a metadata key cannot have, as the gguf library does it."""
     return re.sub(r"[^a-z0-9_]", "_", name.lower())

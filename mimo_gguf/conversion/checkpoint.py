@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimo_gguf.conversion import foreign
-from mimo_gguf.conversion.checkpoint_files import read_json, some
+from mimo_gguf.conversion.checkpoint_files import read_json
 from mimo_gguf.conversion.safetensors_file import StoredWeights, read_header
 from mimo_gguf.core.errors import CheckpointError
 from mimo_gguf.core.paths import path_kind
+from mimo_gguf.core.units import listed
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 SINGLE_NAME: Final = "model.safetensors"
 # A plain file name: an index must not lead out of its folder.
 _SHARD_NAME: Final = re.compile(r"[^/\\\x00-\x1f]+\.safetensors")
 _SHARDS: Final = "model-*-of-*.safetensors"
-_LONGEST_NAME: Final = 255  # bytes; more is no file's name on any system
+_LONGEST_NAME: Final = 255  # bytes; no system allows more
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path, *, model_id: str | None = None, revision: str | None = None) -> Checkpoint:
-    """Reads the configuration and all shard headers of `folder`; no weights.
+    """Reads the configuration and all shard headers of `folder`, but no weights.
 
     Raises:
         CheckpointError: not a folder, no config.json, no weights, a shard missing, truncated or at odds with the index.
@@ -77,7 +78,7 @@ def _not_a_folder(folder: Path) -> CheckpointError:
 
 
 def _identity(folder: Path) -> tuple[str, str | None]:
-    """Id and revision of the checkpoint in `folder`: of a snapshot in the Hub's cache, or else the folder's name.
+    """The id and the revision of the checkpoint in `folder`; outside the Hub's cache, the folder's name and None.
 
     Layout of the cache: https://huggingface.co/docs/huggingface_hub/guides/manage-cache.
     """
@@ -99,7 +100,7 @@ def read_weights(folder: Path) -> dict[str, StoredWeights]:
     others = {path.name for path in folder.glob(_SHARDS)} | set(weight_map.values()) - {SINGLE_NAME}
     if has_single and others:
         raise CheckpointError(
-            f"{folder}: two sets of weights: {SINGLE_NAME}, and the shards {some(sorted(others))}",
+            f"{folder}: two sets of weights: {SINGLE_NAME}, and the shards {listed(sorted(others))}",
             hint=f"move one set away; transformers would read {SINGLE_NAME}",
         )
     if not weight_map:
@@ -120,10 +121,10 @@ def _only_shard(folder: Path) -> Path:
 
 
 def read_weight_map(index_path: Path) -> dict[str, str]:
-    """The shard that each tensor lies in, as the index says.
+    """The file name of each tensor's shard, from the index.
 
     Raises:
-        CheckpointError: no index, or one that names anything but files beside it.
+        CheckpointError: there is no index, or it names anything but files beside it.
     """
     weight_map = read_json(index_path, "no index").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -142,14 +143,15 @@ def _check_no_strangers(folder: Path, named: set[str]) -> None:
     strangers = sorted(path.name for path in folder.glob(_SHARDS) if path.name not in named)
     if strangers:
         raise CheckpointError(
-            f"{folder}: {some(strangers)} not in {INDEX_NAME}", hint="two downloads are mixed; start with a new folder"
+            f"{folder}: {listed(strangers)} not in {INDEX_NAME}",
+            hint="two downloads are mixed; start with a new folder",
         )
 
 
 def _read_indexed(folder: Path, weight_map: Mapping[str, str]) -> dict[str, StoredWeights]:
     missing = sorted({shard for shard in weight_map.values() if path_kind(folder / shard) != "file"})
     if missing:
-        raise CheckpointError(f"{folder}: {some(missing)} missing", hint="download the checkpoint again; it resumes")
+        raise CheckpointError(f"{folder}: {listed(missing)} missing", hint="download the checkpoint again; it resumes")
     expected: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
         expected.setdefault(shard, set()).add(name)
@@ -160,7 +162,7 @@ def _read_indexed(folder: Path, weight_map: Mapping[str, str]) -> dict[str, Stor
         for names, what in ((lacking, "lacks"), (extra, "holds, against the index,")):
             if names:
                 raise CheckpointError(
-                    f"{folder / shard}: {what} {some(sorted(names))}", hint="shard and index are of two models"
+                    f"{folder / shard}: {what} {listed(sorted(names))}", hint="shard and index are of two models"
                 )
         weights.update(found)
     return weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,15 +9,13 @@ from mimo_gguf.core.documents import MEGABYTE, DocumentKind
 from mimo_gguf.core.errors import CheckpointError
 from mimo_gguf.core.paths import path_kind
 
-# A tokenizer.json has 10 to 20 MB. Trainers write NaN into entries that nothing reads; what is read is checked there.
+# A tokenizer.json has 10 to 20 MB. Trainers write NaN into entries that nothing reads; entries are checked when read.
 _DOCUMENT: Final = DocumentKind(CheckpointError, "download this file again", most_bytes=256 * MEGABYTE, bounded=False)
-
-
 _LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
 
 
 def is_lfs_pointer(data: bytes) -> bool:
-    """Whether a file holds only the note of git-lfs that says which content belongs there."""
+    """Whether `data` is a pointer of git-lfs, which stands for a file until that is fetched."""
     return data.startswith(_LFS_POINTER)
 
 
@@ -47,7 +44,7 @@ def _is_missing(path: Path) -> bool:
         path.lstat()
     except FileNotFoundError:
         return True
-    except OSError:  # a folder that may not be looked into, say: reading will tell
+    except OSError:  # such as a folder without permission: reading it gives the error
         return False
     return False
 
@@ -73,10 +70,3 @@ def read_optional_json(path: Path) -> dict[str, Any]:
         CheckpointError: as `read_json`.
     """
     return {} if path_kind(path) == "nothing" else read_json(path, "missing")
-
-
-def some(names: Iterable[str], most: int = 4) -> str:
-    """`a, b, c, d and 7 more`."""
-    names = list(names)
-    text = ", ".join(names[:most])
-    return f"{text} and {len(names) - most} more" if len(names) > most else text

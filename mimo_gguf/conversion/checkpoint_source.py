@@ -1,7 +1,7 @@
-"""A checkpoint seen through its recipe: the ModelSource a conversion writes.
+"""A checkpoint seen through its recipe: the ModelSource that a conversion writes.
 
-The source is lossless: matrices keep the checkpoint's float type, vectors (norm gains, biases) are widened to F32 as
-llama.cpp wants them. Which type each tensor gets in the output is the quantization's business.
+The source is lossless: matrices keep the checkpoint's float type, and vectors (norm gains, biases) are widened to F32,
+which llama.cpp requires. Quantization decides which type each tensor gets in the output.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class ConversionOptions:
     """What the user may choose about a conversion.
 
     Attributes:
-        layout: `step35` or `qwen2`; None takes step35 if there are MTP layers to keep.
-        mtp: False leaves the MTP layers out.
-        mtp_layers: folder of a MiMo-7B-MTPs checkpoint whose further heads are added.
+        layout: `step35` or `qwen2`; None means step35 if there are MTP layers to keep, else qwen2.
+        mtp: whether to keep the MTP layers.
+        mtp_layers: folder of a MiMo-7B-MTPs checkpoint whose further MTP layers are added.
     """
 
     layout: str | None = None
@@ -63,7 +63,7 @@ class ConversionOptions:
 
 @dataclass(frozen=True, slots=True)
 class ConversionPlan:
-    """Everything about a conversion that the headers decide. It needs no weights and changes nothing."""
+    """A conversion, planned from headers alone: the recipe, the layout, and what each tensor becomes."""
 
     checkpoint: Checkpoint
     recipe: Recipe
@@ -82,7 +82,7 @@ class ConversionPlan:
     def matrix_types(self) -> tuple[tuple[GgmlType, int], ...]:
         """The float types of the checkpoint's matrices and how many have each, the commonest first.
 
-        With one type, an output of that type is lossless. If a checkpoint mixes them, only the widest is.
+        If there is one type, an output of that type is lossless. If there are several, only one of the widest is.
         """
         matrices = (tensor.hf for tensor in self.mapping.mapped if len(tensor.shape) > 1)
         return tuple(Counter(self.weights[name].ggml_type for name in matrices).most_common())
@@ -111,7 +111,8 @@ def plan_conversion(checkpoint: Checkpoint, options: ConversionOptions = Convers
     """Plans what `checkpoint` becomes.
 
     Raises:
-        CheckpointError: another model; tensors missing, unknown, of a wrong shape or dtype; no tokenizer.
+        CheckpointError: it is another model, has no tokenizer, or tensors are missing, unknown, or of a wrong shape or
+            dtype.
         UsageError: options that contradict each other or the checkpoint.
     """
     where = str(checkpoint.folder)
@@ -141,10 +142,10 @@ def plan_conversion(checkpoint: Checkpoint, options: ConversionOptions = Convers
 
 
 def _check_runnable(metadata: Metadata, infos: Sequence[TensorInfo], where: str, n_found: int) -> None:
-    """Refuses what no llama.cpp could run, by the rules that a GGUF is loaded by, before anything is written.
+    """Raises CheckpointError if llama.cpp could not run the output, by the rules for loading a GGUF.
 
     Args:
-        n_found: MTP layers of the checkpoint.
+        n_found: number of MTP layers of the checkpoint.
     """
     n_rows = next(info.shape[0] for info in infos if info.name == "token_embd.weight")
     fault = model_fault(metadata, infos, where=where) or vocabulary_fault(metadata, n_rows)
@@ -161,13 +162,13 @@ def _check_runnable(metadata: Metadata, infos: Sequence[TensorInfo], where: str,
 
 
 def _output_info(tensor: MappedTensor, weights: StoredWeights) -> TensorInfo:
-    """What a tensor is in the output: matrices keep their float type, vectors are in F32."""
+    """The tensor as it is in the output: a matrix keeps its float type, a vector is in F32."""
     is_vector = len(tensor.shape) == 1
     return TensorInfo(tensor.gguf, tensor.shape, GgmlType.F32 if is_vector else weights.ggml_type)
 
 
 def choose_layout(options: ConversionOptions, n_found: int, where: str) -> tuple[str, int]:
-    """Chooses the layout and the number of MTP layers to write, from what is asked and what the checkpoint has.
+    """Chooses the layout and the number of MTP layers to write, from the options and the checkpoint.
 
     Raises:
         UsageError: the options contradict each other or the checkpoint.
@@ -186,7 +187,14 @@ def choose_layout(options: ConversionOptions, n_found: int, where: str) -> tuple
 
 
 def as_model_source(plan: ConversionPlan, label: str) -> ModelSource:
-    """The planned conversion as a lazy ModelSource. It opens the shards and reads no weights yet."""
+    """The planned conversion as a ModelSource. It opens the shards, and reads weights when rows are asked for.
+
+    Args:
+        label: what the user called the model, for messages.
+
+    Raises:
+        CheckpointError: a shard cannot be opened.
+    """
     files: dict[Path, DataFile] = {}
 
     def close() -> None:
@@ -234,12 +242,12 @@ def _architecture(checkpoint: Checkpoint) -> str:
 
 
 def _all_weights(checkpoint: Checkpoint, mtp_layers: Path | None) -> dict[str, StoredWeights]:
-    """The checkpoint's tensors and those of the further MTP layers; the checkpoint's own win."""
+    """The tensors of the checkpoint and of the further MTP layers; of equal names the checkpoint's is used."""
     if mtp_layers is None:
         return dict(checkpoint.weights)
     if (kind := path_kind(mtp_layers)) != "folder":
         what = "no such folder" if kind == "nothing" else "is a file, not a folder"
-        raise CheckpointError(f"{mtp_layers}: {what}", hint="--mtp-layers takes a MiMo-7B-MTPs folder")
+        raise CheckpointError(f"{mtp_layers}: {what}", hint="give --mtp-layers a MiMo-7B-MTPs folder")
     further = {name: weights for name, weights in read_weights(mtp_layers).items() if "mtp_layers." in name}
     if not further.keys() - checkpoint.weights.keys():
         raise CheckpointError(f"{mtp_layers}: no MTP layers that {checkpoint.folder} lacks", hint="drop --mtp-layers")
@@ -247,7 +255,7 @@ def _all_weights(checkpoint: Checkpoint, mtp_layers: Path | None) -> dict[str, S
 
 
 def _count_mtp_layers(recipe: Recipe, checkpoint: Checkpoint, weights: Mapping[str, StoredWeights]) -> int:
-    """Counts the MTP layers: one more than the highest number, or what config.json declares if that is more.
+    """Counts the MTP layers: one more than the highest number among them, or what config.json declares if that is more.
 
     So a gap shows up as missing tensors.
     """

@@ -1,7 +1,7 @@
-"""config.json against the recipe: every key is used, must have a known value, or is harmless; the rest is told.
+"""The check of config.json against the recipe: every key is used, must have a known value, or is harmless.
 
-transformers reads these keys, so an unknown one may change the arithmetic. What is known to change it is refused; what
-is not known at all is told to the user. The table itself is `[config]` in the recipe.
+transformers reads these keys, so another one may change the arithmetic. A value that is known to change it is refused;
+an unknown key is reported to the user. The table of keys is `[config]` in the recipe.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from mimo_gguf.conversion.recipe import Recipe
 from mimo_gguf.core.errors import CheckpointError
 
 _NEWER: Final = "this is another model, or a variant newer than this program"
-# Where transformers states rope settings: version 5 in the first, version 4 in the second.
+# The keys under which transformers states rope settings: version 5 the first, version 4 the second.
 _ROPE_TABLES: Final = ("rope_parameters", "rope_scaling")
 
 
 def resolve_config(recipe: Recipe, config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """config.json as the recipe reads it, with rope_theta at its place, and notes for the user.
+    """config.json with rope_theta at the top level, and notes for the user.
 
     Raises:
         CheckpointError: config.json asks for arithmetic that the recipe does not know, or contradicts itself.
@@ -31,7 +31,7 @@ def resolve_config(recipe: Recipe, config: Mapping[str, Any], where: str) -> tup
     known = {*recipe.used, *recipe.equals, *recipe.harmless, *_ROPE_TABLES}
     unknown = sorted(key for key, value in config.items() if key not in known and value is not None)
     notes = tuple(
-        f"config.json has {key} = {_short(config[key])}, which is not known here and ignored" for key in unknown
+        f"config.json has {key} = {_short(config[key])}, which is unknown here and ignored" for key in unknown
     )
     return {**config, "rope_theta": theta}, notes
 
@@ -48,7 +48,7 @@ def _check_value(recipe: Recipe, key: str, value: Any, allowed: tuple[Any, ...],
 
 
 def _rope_theta(config: Mapping[str, Any], where: str) -> Any:
-    """The base of the rotary frequencies, which may be stated in three places, all of which must agree.
+    """The base of the rotary frequencies. It may be stated in three places, which must agree.
 
     Source: RotaryEmbeddingConfigMixin in transformers/modeling_rope_utils.py (version 5).
     """
@@ -69,7 +69,7 @@ def _rope_theta(config: Mapping[str, Any], where: str) -> Any:
 
 
 def _flat_tables(name: str, stated: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """The tables of rope settings in one entry: transformers may nest one for each type of layer."""
+    """The tables of rope settings in one entry, by name: transformers may nest one for each type of layer."""
     if not stated:
         return []
     if not isinstance(stated, Mapping):

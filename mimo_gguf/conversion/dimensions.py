@@ -1,4 +1,4 @@
-"""The numbers a checkpoint states, and sums and products of them: how a recipe writes shapes, counts and metadata."""
+"""The numbers that a checkpoint states, and the sums and products of them in which a recipe writes sizes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _LARGEST: Final = (1 << 31) - 1  # llama.cpp keeps sizes in 32 bits; anything ne
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """The numbers of a checkpoint by name. config.json is untrusted, so a number is checked when something needs it.
+    """The numbers of a checkpoint by name. config.json is untrusted, so each number is checked when it is needed.
 
     Attributes:
         config: config.json.
         defaults: expressions for names that config.json may leave out.
-        counts: what the tensors say rather than config.json (`mtp_layers`); only these may be 0.
+        counts: numbers from the tensors instead of config.json (`mtp_layers`); only these may be 0.
         where: the checkpoint, for messages.
     """
 
@@ -31,15 +31,15 @@ class Dimensions:
     where: str
 
     def number(self, expression: str) -> float:
-        """The value of a product or a sum of products: `2 * head_dim`, `hidden_size / num_attention_heads`, `n + 1`.
+        """The value of a sum of products: `2 * head_dim`, `hidden_size / num_attention_heads`, `n + 1`.
 
         Raises:
-            CheckpointError: a name is missing, no number, not positive or absurdly large; a quotient is not whole.
+            CheckpointError: a name is missing, or not a positive number below 2**31; a quotient is not whole.
         """
         return sum(self._product(part.strip()) for part in expression.split("+"))
 
     def whole(self, expression: str) -> int:
-        """The value of `number` as an int; 4096.0 counts as whole.
+        """The value of `expression`, as in `number`, as an int; 4096.0 counts as whole.
 
         Raises:
             CheckpointError: as `number`, or it has a fraction.

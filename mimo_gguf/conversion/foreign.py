@@ -1,7 +1,7 @@
-"""Folders that look like checkpoints and are something else: what each is called, and what to do with it.
+"""Folders that look like checkpoints but are something else: the name of each kind, and what to do with it.
 
-People hand in LoRA adapters, quantized models, clones without git-lfs and half-finished training states. A list of
-missing tensors helps none of them, so these tables recognise the kind first, by files, by config.json, by tensor names.
+People give LoRA adapters, quantized models and unfinished training states. A list of missing tensors would not help
+them, so these tables recognise the kind first: by files, by config.json, by tensor names.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _FILE_KINDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _NameKind:
-    """A kind of checkpoint recognised by how tensors are named."""
+    """A kind of checkpoint, recognised by the names of its tensors."""
 
     pattern: re.Pattern[str]
     what: str
@@ -70,7 +70,7 @@ _NAME_KINDS: Final = (
               _ORIGINAL_HINT),
 )  # fmt: skip
 
-# Where else the embedding lies: what that prefix comes from, and what to do.
+# Another prefix of the embedding's name: where it comes from, and what to do.
 _EMBEDDING: Final = "embed_tokens.weight"
 _PREFIXES: Final[Mapping[str, tuple[str, str]]] = {
     "module.": ("the wrapper of parallel training", "save model.module instead of model"),
@@ -85,7 +85,7 @@ _QUANTIZED_KEYS: Final = ("quantization_config", "quantization", "compression_co
 
 
 def check_folder(folder: Path) -> None:
-    """Raises CheckpointError if `folder` has no weights that are read here, but those of a kind that is known."""
+    """Raises CheckpointError if `folder` has no safetensors weights, but files of a known other kind."""
     if any(path.name.split(".")[0] != "adapter_model" for path in folder.glob("*.safetensors*")):
         return
     if any(_first(folder, glob) for glob in _ADAPTER_FILES):
@@ -113,7 +113,7 @@ def check_not_quantized(config: Mapping[str, Any], where: str) -> None:
 
 
 def check_names(names: Collection[str], where: str) -> None:
-    """Raises CheckpointError if tensors are named as in a kind of checkpoint that is known not to be a plain model."""
+    """Raises CheckpointError if tensors are named as in a known kind of checkpoint that is not a plain model."""
     for kind in _NAME_KINDS:
         if (name := next((name for name in names if kind.pattern.search(name)), None)) is not None:
             raise CheckpointError(f"{where}: {kind.what}: it holds the tensor {name}", hint=kind.hint)
@@ -125,7 +125,7 @@ def check_names(names: Collection[str], where: str) -> None:
 
 
 def _strange_embedding(names: Iterable[str]) -> str | None:
-    """The embedding's name if it is another than usual; None if it is the usual one, or if there is no embedding."""
+    """The embedding's name if it is not the usual one; None if it is, or if there is no embedding."""
     found = [name for name in names if name.endswith(_EMBEDDING)]
     return None if f"model.{_EMBEDDING}" in found else min(found, key=len, default=None)
 
@@ -139,7 +139,7 @@ def _base_of(folder: Path) -> str:
 
 
 def _method(stated: Any) -> str:
-    """` (gptq, 4 bits)`."""
+    """The method of quantization as a suffix of a message: ` (gptq, 4 bits)`; empty if unknown."""
     if not isinstance(stated, Mapping):
         return ""
     method = stated.get("quant_method") or stated.get("quantization_method") or stated.get("quant_type")

@@ -1,6 +1,6 @@
 """Checkpoints on the Hugging Face Hub, through huggingface_hub: only the files that a conversion needs.
 
-A download that broke off is resumed. If only sizes are asked for, only the headers are read (kilobytes).
+An interrupted download is resumed. If only sizes are needed, only the headers are read (kilobytes).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mimo_gguf.core.errors import HubError, first_line
 if TYPE_CHECKING:
     from huggingface_hub.utils._safetensors import SafetensorsFileMetadata
 
-# All of a checkpoint but its weights.
+# The files of a checkpoint without its weights.
 SMALL_FILES: Final = (
     "config.json",
     "generation_config.json",
@@ -58,18 +58,19 @@ def parse_hub_id(text: str) -> HubId | None:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """Where a checkpoint lies after fetching, and the commit it is of."""
+    """The folder of a downloaded checkpoint, and its commit."""
 
     folder: Path
     commit: str
 
 
 def fetch(hub_id: HubId) -> Download:
-    """Downloads what a conversion needs into the Hub cache (or finds it there): small files first, then the shards the
-    index names. A download that broke off is resumed.
+    """Downloads what a conversion needs into the Hub cache, if it is not there yet.
+
+    The small files come first, then the shards that the index names. An interrupted download is resumed.
 
     Raises:
-        HubError: no such repository or revision, gated, no connection, no space.
+        HubError: no such repository or revision, no access, no connection, or no space.
     """
     from huggingface_hub import snapshot_download
 
@@ -81,9 +82,9 @@ def fetch(hub_id: HubId) -> Download:
 
 
 def fetch_headers(hub_id: HubId, folder: Path) -> Download:
-    """Puts the small files and *hollow* shards into `folder`: shards with their true header and size, and no data.
+    """Puts the small files and *hollow* shards into `folder`: shards with their true header and size, but no data.
 
-    Enough to plan a conversion, its sizes and its memory before 15 GB are downloaded. Reads a few hundred kilobytes.
+    They are enough to plan a conversion, its sizes and its memory. Some hundred kilobytes are read instead of 15 GB.
 
     Raises:
         HubError: as `fetch`.
@@ -120,7 +121,7 @@ def _write_hollow(path: Path, header: SafetensorsFileMetadata) -> None:
 
 @contextlib.contextmanager
 def _translated(hub_id: HubId) -> Iterator[None]:
-    """Turns huggingface_hub's errors into one line and a way on."""
+    """Turns huggingface_hub's errors into a HubError with a hint."""
     from huggingface_hub import errors
 
     try:
@@ -133,7 +134,7 @@ def _translated(hub_id: HubId) -> Iterator[None]:
             hint="check the name; hf auth login if private",
         ) from None
     except errors.RevisionNotFoundError:
-        raise HubError(f"{hub_id}: no such revision", hint="leave @revision away for the newest") from None
+        raise HubError(f"{hub_id}: no such revision", hint="leave @revision out for the newest") from None
     except (errors.HfHubHTTPError, errors.SafetensorsParsingError, errors.HFValidationError) as error:
         raise HubError(f"{hub_id}: {first_line(error)}", hint="run it again, it resumes") from None
     except (errors.LocalEntryNotFoundError, errors.HTTPError) as error:  # type: ignore[attr-defined]
@@ -146,7 +147,7 @@ def _translated(hub_id: HubId) -> Iterator[None]:
 
 
 def hub_cache_folder() -> Path:
-    """Where downloads are kept (HF_HUB_CACHE and HF_HOME decide), whether it is there or not.
+    """The folder of the Hub's cache, which need not exist; HF_HUB_CACHE and HF_HOME decide.
 
     Raises:
         ImportError: huggingface_hub is not installed.

@@ -1,4 +1,4 @@
-"""What becomes of a checkpoint by its recipe: the table of all tensors, and the layout's metadata. Pure: no weights."""
+"""The plan of what a checkpoint becomes by its recipe: all tensors, and the layout's metadata. It needs no weights."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from typing import Final
 
 from gguf import GGUFValueType
 
-from mimo_gguf.conversion.checkpoint_files import some
 from mimo_gguf.conversion.dimensions import Dimensions
 from mimo_gguf.conversion.recipe import Recipe, TensorGroup, TensorRule
 from mimo_gguf.core.errors import CheckpointError, RecipeError
 from mimo_gguf.core.model_source import Metadata, MetaValue, array, float32, uint32
-from mimo_gguf.core.units import counted
+from mimo_gguf.core.units import counted, listed
 
 _LISTED: Final = 8  # names in an error; a wall of hundreds hides the first
 
 
 @dataclass(frozen=True, slots=True)
 class MappedTensor:
-    """One output tensor: its checkpoint tensor, the shape both must have (row-major), the transform in between."""
+    """One output tensor: its checkpoint tensor, the row-major shape of both, and the transform between them."""
 
     hf: str
     gguf: str
@@ -58,7 +57,7 @@ def plan_mapping(recipe: Recipe, names: Sequence[str], dims: Dimensions, layout:
     """
     outcomes = list(_Mapper(recipe, frozenset(names), dims, layout, tied).outcomes())
     mapped = tuple(outcome for outcome in outcomes if isinstance(outcome, MappedTensor))
-    # A tensor may be dropped for two reasons; the first is told.
+    # A tensor may be dropped for two reasons; the first is kept.
     reasons = {outcome.hf: outcome for outcome in reversed(outcomes) if isinstance(outcome, DroppedTensor)}
     mapping = TensorMapping(mapped, tuple(reasons[name] for name in sorted(reasons)))
     _check_complete(recipe, mapping, frozenset(names), dims.where)
@@ -74,7 +73,7 @@ class _Mapper:
     tied: bool
 
     def outcomes(self) -> Iterator[MappedTensor | DroppedTensor]:
-        """Every rule applied, in the order an output lists its tensors: as groups and rules stand in the recipe."""
+        """The outcomes of all rules, in the order of groups and rules in the recipe, which is that of an output."""
         for group in self.recipe.groups.values():
             if group.layouts is not None and self.layout not in group.layouts:
                 yield from (DroppedTensor(name, group.else_dropped) for name in self.present if group.holds(name))
@@ -89,7 +88,7 @@ class _Mapper:
 
     def _count(self, group: TensorGroup) -> int:
         count = self.dims.whole(group.count) if group.count else 1
-        if count > max(len(self.present), 1):  # before a billion names are made up to be missed
+        if count > max(len(self.present), 1):  # a billion missing names would fill the memory
             raise CheckpointError(
                 f"{self.dims.where}: {group.count} is {count}, with only {len(self.present)} tensors in the checkpoint",
                 hint="download config.json again",
@@ -100,7 +99,7 @@ class _Mapper:
         dims = self.dims.with_count(n=n)
         hf, gguf = _numbered(group.hf, dims) + rule.hf, _numbered(group.gguf, dims) + rule.gguf
         shape = tuple(self.dims.whole(extent) for extent in rule.shape)
-        # A matrix that is stored is used, even if config.json ties it: transformers 5 does so if the two differ.
+        # A stored matrix is used even if config.json ties it, as transformers 5 does if the two differ.
         if rule.tied_to is None or not self.tied or hf in self.present:
             yield MappedTensor(hf, gguf, shape, rule.transform)
             return
@@ -109,7 +108,7 @@ class _Mapper:
 
 
 def _numbered(prefix: str, dims: Dimensions) -> str:
-    """The prefix with its number put in: `blk.{n + num_hidden_layers}.` becomes `blk.36.`."""
+    """The prefix with its number filled in: `blk.{n + num_hidden_layers}.` becomes `blk.36.`."""
     return re.sub(r"\{([^}]*)\}", lambda match: str(dims.whole(match[1])), prefix)
 
 
@@ -119,9 +118,9 @@ def _check_complete(recipe: Recipe, mapping: TensorMapping, present: frozenset[s
     unknown = sorted(present - used - {tensor.hf for tensor in mapping.dropped})
     if missing and not unknown:
         raise _missing(recipe, missing, present, where)
-    wrong = [f"{counted(len(missing), 'tensor')} missing: {some(missing, _LISTED)}"] if missing else []
+    wrong = [f"{counted(len(missing), 'tensor')} missing: {listed(missing, _LISTED)}"] if missing else []
     if unknown:
-        wrong.append(f"the recipe has no place for {counted(len(unknown), 'tensor')}: {some(unknown, _LISTED)}")
+        wrong.append(f"the recipe has no place for {counted(len(unknown), 'tensor')}: {listed(unknown, _LISTED)}")
         raise CheckpointError(
             f"{where}: {'; '.join(wrong)}",
             hint="add a row to a recipe in convert/ for each, mapped or dropped with a reason",
@@ -129,7 +128,7 @@ def _check_complete(recipe: Recipe, mapping: TensorMapping, present: frozenset[s
 
 
 def _missing(recipe: Recipe, missing: Sequence[str], present: frozenset[str], where: str) -> CheckpointError:
-    """The error for missing tensors, with the way out if they are all of one group or of the output matrix."""
+    """The error for missing tensors; its hint is special if all are of one group, or if it is the output matrix."""
     group = next(
         (group for group in recipe.groups.values() if group.declared_by and all(map(group.holds, missing))), None
     )
@@ -137,9 +136,9 @@ def _missing(recipe: Recipe, missing: Sequence[str], present: frozenset[str], wh
         return CheckpointError(
             f"{where}: config.json declares MTP layers ({group.declared_by}) that the checkpoint does not have: "
             "many trainers drop them",
-            hint="--no-mtp converts the trunk alone; --mtp-layers DIR takes them from the model it was tuned from",
+            hint="--no-mtp converts the trunk alone; --mtp-layers DIR adds those of the model that it was tuned from",
         )
-    what = f"{where}: {counted(len(missing), 'tensor')} missing: {some(missing, _LISTED)}"
+    what = f"{where}: {counted(len(missing), 'tensor')} missing: {listed(missing, _LISTED)}"
     if group is not None:
         return CheckpointError(what, hint="download the checkpoint again, or leave the MTP layers out: --no-mtp")
     if all(rule.tied_to for rule in recipe.tensors if rule.hf in missing) and len(missing) == 1:
@@ -152,8 +151,8 @@ def plan_metadata(recipe: Recipe, layout: str, dims: Dimensions) -> Metadata:
     """Plans the `<layout>.*` keys of the metadata.
 
     Raises:
-        CheckpointError: config.json lacks a number, or it is a senseless one.
-        RecipeError: the recipe asks for a kind of value there is not.
+        CheckpointError: config.json lacks a number, or the number makes no sense.
+        RecipeError: the recipe names an unknown kind of value.
     """
     return {f"{layout}.{key}": _meta_value(recipe, key, entry, dims) for key, entry in recipe.metadata[layout].items()}
 

@@ -1,7 +1,7 @@
-"""What a model page shows, as `general.*` metadata: name, size, licence, base model, source, tags, languages.
+"""The `general.*` metadata, which a model page shows: name, size, licence, base model, source, tags, languages.
 
-The gguf library reads model cards and takes names apart; this module gives it the right name (a Hub download lies in a
-folder named after a commit) and catches its answer.
+The gguf library reads model cards and splits names. This module gives it the right name, because a Hub download lies in
+a folder named after a commit, and collects its answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mimo_gguf.core.errors import CheckpointError
 from mimo_gguf.core.model_source import Metadata, MetaValue
 
 _CARD: Final = DocumentKind(CheckpointError, "correct the model card", most_bytes=2 * MEGABYTE)
-# Entries of a card that are lists; of any other the first item is taken.
+# Entries of a card that are lists; of any other, the first item is used.
 _LISTS: Final = frozenset(
     {"base_model", "base_models", "base_model_sources", "datasets", "dataset", "dataset_sources", "tags"}
     | {"pipeline_tag", "languages", "language"}
@@ -51,7 +51,7 @@ def read_general(checkpoint: Checkpoint, n_parameters: int, architecture: str) -
 def _read_card(folder: Path) -> dict[str, Any]:
     """The card's YAML as the gguf library expects it: texts, and lists of texts.
 
-    A model card is prose for people: what is broken or odd in it costs that entry, never the conversion.
+    A model card is prose for people: an entry that is broken or odd is left out, and the conversion goes on.
     """
     path = folder / "README.md"
     try:
@@ -67,7 +67,7 @@ def _read_card(folder: Path) -> dict[str, Any]:
 
 
 def _front_matter(text: str) -> str:
-    """The YAML between the first line `---` and the next, mended as the gguf library mends it."""
+    """The YAML between the first line `---` and the next, with the gguf library's corrections."""
     first, *lines = text.splitlines() or [""]
     if first != "---":
         return ""
@@ -94,7 +94,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _read_sampling(described: gguf.Metadata, folder: Path) -> None:
-    """Takes over the recommended sampling, if generation_config.json states it for sampled (not greedy) generation."""
+    """Adds the recommended sampling, if generation_config.json states it for sampled (not greedy) generation."""
     stated = read_optional_json(folder / "generation_config.json")
     if stated.get("do_sample", True) is not True:
         return
@@ -106,7 +106,7 @@ def _read_sampling(described: gguf.Metadata, folder: Path) -> None:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a number that a 32-bit metadata value can hold."""
+    """Whether `value` is a number that a 32-bit metadata value can hold."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1 << 31
 
 

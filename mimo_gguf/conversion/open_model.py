@@ -1,4 +1,4 @@
-"""One door for everything a command takes as SRC: a GGUF file, a checkpoint folder, or a Hub id."""
+"""Opening whatever a command accepts as SRC: a GGUF file, a checkpoint folder, or a Hub id."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from mimo_gguf.core.paths import path_kind
 
 
 def open_model(src: str, options: ConversionOptions | None = None, *, headers_only: bool = False) -> ModelSource:
-    """The model `src` names, as a ModelSource; close it after use.
+    """The model that `src` names, as a ModelSource; close it after use.
 
     Args:
         src: a .gguf file, a checkpoint folder, or `org/name[@revision]` on the Hub.
-        options: how a checkpoint is converted; a GGUF is taken as it is.
-        headers_only: for a Hub id fetch headers, not weights: good for planning, not for reading rows.
+        options: how a checkpoint is converted; a GGUF is not converted.
+        headers_only: whether to fetch only headers for a Hub id: enough for planning, but not for reading rows.
 
     Raises:
-        GgufError, CheckpointError, HubError, UsageError: as the source demands.
+        GgufError: as `open_gguf`.
+        HubError: as `fetch`.
+        CheckpointError, UsageError: as `read_checkpoint` and `plan_conversion`.
     """
     if is_gguf(src):
         return open_gguf(src)
@@ -39,17 +41,19 @@ def open_model(src: str, options: ConversionOptions | None = None, *, headers_on
 
 
 def is_gguf(src: str) -> bool:
-    """Whether `src` names a GGUF file rather than a checkpoint."""
+    """Whether `src` names a GGUF file: any file, or a name that ends in .gguf."""
     return Path(src).suffix.lower() == ".gguf" or path_kind(src) == "file"
 
 
 def find_checkpoint(src: str, stack: ExitStack, *, headers_only: bool = False) -> Checkpoint:
-    """The checkpoint that `src` names: a folder, or downloaded from the Hub.
+    """The checkpoint that `src` names: a folder, or a Hub id, which is downloaded.
 
-    With `headers_only` it is downloaded into a folder of hollow shards that `stack` removes.
+    Args:
+        stack: removes the folder of hollow shards into which `headers_only` downloads.
 
     Raises:
-        CheckpointError, HubError.
+        CheckpointError: as `read_checkpoint`.
+        HubError: as `fetch`.
     """
     hub_id = None if path_kind(src) != "nothing" else parse_hub_id(src)
     if hub_id is None:
@@ -62,7 +66,7 @@ def find_mtp_layers(src: str, stack: ExitStack, *, headers_only: bool = False) -
     """The folder of further MTP layers that `src` names, downloaded if it is a Hub id.
 
     Raises:
-        HubError.
+        HubError: as `fetch`.
     """
     hub_id = None if path_kind(src) != "nothing" else parse_hub_id(src)
     return Path(src) if hub_id is None else _fetch(hub_id, stack, headers_only=headers_only).folder

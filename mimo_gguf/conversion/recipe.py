@@ -16,10 +16,11 @@ from mimo_gguf.core.errors import CheckpointError, RecipeError
 
 @dataclass(frozen=True, slots=True)
 class TensorGroup:
-    """A group of tensors and where it stands in both namings; `{n}` in a prefix counts within the group.
+    """A group of tensors, such as the blocks of the trunk.
 
     Attributes:
-        count: expression for how many there are; None for one.
+        hf, gguf: prefix of their names in a checkpoint and in GGUF; `{n}` in it counts the members of the group.
+        count: expression for the number of members; None for one.
         declared_by: config.json's name for that number, if the tensors themselves are counted.
         layouts: the layouts that have it; None for all. In others its tensors are dropped: `else_dropped` says why.
     """
@@ -33,7 +34,7 @@ class TensorGroup:
     else_dropped: str
 
     def numbers(self, names: Iterable[str]) -> set[int]:
-        """The numbers `{n}` that occur among checkpoint tensors of these names."""
+        """The values of `{n}` in those of the checkpoint tensors `names` that belong to the group."""
         return {int(match["n"]) for match in map(self._pattern().match, names) if match}
 
     def holds(self, name: str) -> bool:
@@ -46,7 +47,12 @@ class TensorGroup:
 
 @dataclass(frozen=True, slots=True)
 class TensorRule:
-    """One row of the recipe: a checkpoint tensor, its GGUF name, its shape, the transform between."""
+    """One row of the recipe: a checkpoint tensor, its GGUF name, its shape, and the transform between them.
+
+    Attributes:
+        tied_to: the checkpoint tensor that it equals if it is not stored and config.json ties them.
+        tied_layouts: the layouts that need it written out then.
+    """
 
     groups: tuple[str, ...]
     hf: str

@@ -1,4 +1,4 @@
-"""Tensor tables of safetensors files: the safetensors library judges the header, we keep the byte offsets.
+"""Tensor tables of safetensors files: the safetensors library checks the header, this module keeps the offsets.
 
 Format: https://github.com/huggingface/safetensors#format.
 """
@@ -22,7 +22,7 @@ _DTYPES: Final = {"BF16": GgmlType.BF16, "F16": GgmlType.F16, "F32": GgmlType.F3
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights:
-    """One tensor in a safetensors file: `shape` row-major, `offset` from the start of the file."""
+    """One tensor in a safetensors file; `shape` is row-major, `offset` is in bytes from the start of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,7 +32,7 @@ class StoredWeights:
 
     @property
     def ggml_type(self) -> GgmlType:
-        """The ggml type with the same bytes.
+        """The ggml type whose values have the same bytes.
 
         Raises:
             CheckpointError: the dtype is not a float of 16 or 32 bits.
@@ -57,7 +57,7 @@ def read_header(path: Path) -> dict[str, StoredWeights]:
 
     if path_kind(path) == "nothing":
         raise CheckpointError(f"{path}: no such file", hint="download the checkpoint again, all of it")
-    if path_kind(path) != "file":  # a pipe would be waited for
+    if path_kind(path) != "file":  # opening a pipe waits for its writer
         raise CheckpointError(f"{path}: not a file", hint="download the checkpoint again, all of it")
     try:
         with path.open("rb") as file:

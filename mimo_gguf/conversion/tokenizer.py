@@ -1,7 +1,7 @@
 """A checkpoint's byte-level BPE tokenizer as GGUF metadata: tokens, types, merges, special ids, chat templates.
 
-The keys and their meaning: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer. What llama.cpp's own
-converter writes for the same files is the measure (conversion/base.py, `get_vocab_base`).
+The keys and their meaning: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer. The output equals what
+llama.cpp's own converter writes for the same files (conversion/base.py, `get_vocab_base`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mimo_gguf.core.errors import CheckpointError
 from mimo_gguf.core.model_source import Metadata, array, boolean, string, uint32
 from mimo_gguf.core.tokenizer_keys import ADDED_IDS, END_IDS, NORMALIZED_IDS, format_ids
 
-# Added tokens of this look are control tokens in llama.cpp even if the checkpoint does not call them special.
+# llama.cpp treats added tokens of this form as control tokens, even if the checkpoint does not call them special.
 _LOOKS_SPECIAL: Final = re.compile(r"<\|.*\|>|<｜.*｜>", re.DOTALL)
 
 _ID_KEYS: Final = {
@@ -48,7 +48,7 @@ def read_tokenizer(
     """The metadata for the tokenizer files in `folder`, padded to the embedding's `vocab_size` rows.
 
     Raises:
-        CheckpointError: as `read_tokenizer_files`; ids outside the embedding or used twice.
+        CheckpointError: as `read_tokenizer_files`; also ids that are outside the embedding or used twice.
     """
     files = read_tokenizer_files(folder, config, pre_tokenizers)
     tokens, types = _rows(files, vocab_size, folder)
@@ -78,7 +78,7 @@ def read_tokenizer(
 
 
 def _rows(files: TokenizerFiles, vocab_size: int, folder: Path) -> tuple[list[str], list[int]]:
-    """Text and type of the token of each row of the embedding; rows that no token claims are padding."""
+    """The text and the type of the token of each row of the embedding; rows without a token are padding."""
     tokens = [f"[PAD{row}]" for row in range(vocab_size)]
     types = [int(TokenType.UNUSED)] * vocab_size
     claims = [(token_id, content, TokenType.NORMAL) for content, token_id in files.ids.items()]
@@ -137,7 +137,7 @@ def _special_ids(
 
 
 def _further_end_ids(first: int | None, sources: Sequence[Mapping[str, Any]], vocab_size: int) -> list[int]:
-    """The ends of an answer that `sources` state besides `first`, each once.
+    """The ids besides `first` that end an answer by one of `sources`, each once.
 
     transformers ends an answer at any id of generation_config.json's `eos_token_id`, which may be a list.
     """
@@ -146,6 +146,6 @@ def _further_end_ids(first: int | None, sources: Sequence[Mapping[str, Any]], vo
 
 
 def _as_ids(stated: Any, vocab_size: int) -> list[int]:
-    """The ids in an id or a list of ids, without those that are not a row of the embedding."""
+    """The ids in `stated`, an id or a list of ids; those that are not a row of the embedding are left out."""
     ids = stated if isinstance(stated, list) else [stated]
     return [token_id for token_id in ids if type(token_id) is int and 0 <= token_id < vocab_size]

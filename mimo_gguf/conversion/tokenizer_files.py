@@ -1,7 +1,7 @@
-"""The tokenizer files of a checkpoint: which token has which id, wherever the files state it.
+"""The tokenizer files of a checkpoint: tokens with their ids, and merges.
 
 Added tokens stand in up to three files: tokenizer.json, `added_tokens_decoder` in tokenizer_config.json, and (older
-transformers) added_tokens.json. What is read here is what `AutoTokenizer` of transformers 5 makes of the same files.
+transformers) added_tokens.json. The result equals what `AutoTokenizer` of transformers 5 reads from the same files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from mimo_gguf.conversion.checkpoint_files import read_json, read_optional_json, read_text, some
+from mimo_gguf.conversion.checkpoint_files import read_json, read_optional_json, read_text
 from mimo_gguf.conversion.recipe import PreTokenizer
 from mimo_gguf.conversion.tokenizer_settings import (
     check_model,
@@ -22,14 +22,15 @@ from mimo_gguf.conversion.tokenizer_settings import (
 )
 from mimo_gguf.core.errors import CheckpointError
 from mimo_gguf.core.paths import path_kind
+from mimo_gguf.core.units import listed
 
 # Tokens with a role, in the order in which transformers adds those that no file has an id for.
 NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# What Qwen2Tokenizer takes if tokenizer_config.json does not name these.
+# The texts that Qwen2Tokenizer uses if tokenizer_config.json does not name these tokens.
 _OWN_DEFAULTS: Final = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
 _FURTHER_TOKENS: Final = ("additional_special_tokens", "extra_special_tokens")
-_FLAGS: Final = ("lstrip", "rstrip", "single_word")  # of an added token, without a counterpart in llama.cpp
-# Bytes that no UTF-8 text holds; a vocabulary may do without them.
+_FLAGS: Final = ("lstrip", "rstrip", "single_word")  # of an added token; llama.cpp has no counterpart
+# Bytes that no UTF-8 text holds; a vocabulary may lack them.
 _NEVER_IN_TEXT: Final = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 
 
@@ -38,8 +39,8 @@ class AddedToken:
     """A token that is matched as a whole before BPE runs.
 
     Attributes:
-        special: has a role in conversations; left out when text is shown.
-        normalized: matched in the text after normalization, not before.
+        special: it has a role in conversations, and is left out when text is shown.
+        normalized: it is matched in the text after normalization, not before.
     """
 
     token_id: int
@@ -53,9 +54,9 @@ class TokenizerFiles:
     """A byte-level BPE tokenizer as a checkpoint's files state it.
 
     Attributes:
-        ids: of the tokens that merging makes.
-        merges: in order of rank, each `left right`.
-        pre_tokenizer: name that llama.cpp has for the way text is split.
+        ids: the id of each token that merges make, by its text.
+        merges: in order of rank, each as `left right`.
+        pre_tokenizer: llama.cpp's name for the way text is split.
         settings: tokenizer_config.json, with special_tokens_map.json if transformers reads that.
         notes: what the user should know, in words.
     """
@@ -99,7 +100,7 @@ def read_tokenizer_files(
     _check_bytes(ids, folder)
     if "added_tokens_decoder" not in settings:
         settings = settings | read_optional_json(folder / "special_tokens_map.json")
-    by_itself = any(name in entry.tokenizer_classes for name in classes)  # the class rebuilds itself from few files
+    by_itself = any(name in entry.tokenizer_classes for name in classes)  # such a class reads only some files
     stated, notes = _stated_tokens(folder, settings, in_json, ids, by_itself=by_itself)
     defaults = _OWN_DEFAULTS if by_itself else {}
     added = _numbered(stated, defaults | dict(settings), ids, folder)
@@ -155,12 +156,12 @@ def _checked_ids(vocab: Any, path: Path) -> Mapping[str, int]:
 
 
 def _merge_line(merge: Any) -> str:
-    """`["h", "e"]` -> `h e`; older files have the line itself."""
+    """The merge as a line: `["h", "e"]` -> `h e`. Older files have the line itself."""
     return merge if isinstance(merge, str) else " ".join(merge)
 
 
 def _checked_merges(merges: Sequence[str], ids: Mapping[str, int], path: Path) -> Sequence[str]:
-    """The merges, if each joins two tokens of the vocabulary to a third, as Hugging Face's tokenizers demand too."""
+    """Refuses merges that do not join two tokens of the vocabulary to a third, as Hugging Face's tokenizers do."""
     for merge in merges:
         left, space, right = merge.partition(" ")
         if not space or left not in ids or right not in ids or left + right not in ids:
@@ -171,12 +172,12 @@ def _checked_merges(merges: Sequence[str], ids: Mapping[str, int], path: Path) -
 
 
 def _check_bytes(ids: Mapping[str, int], folder: Path) -> None:
-    """Raises CheckpointError if a byte of text has no token: Hugging Face leaves it out, llama.cpp does not."""
+    """Raises CheckpointError if a byte has no token: Hugging Face leaves such a byte out, llama.cpp does not."""
     letters = _byte_letters()
     missing = [f"{byte:02X}" for byte in range(256) if byte not in _NEVER_IN_TEXT and letters[byte] not in ids]
     if missing:
         raise CheckpointError(
-            f"{folder}: the vocabulary has no token for the byte {some(missing)}", hint="download the tokenizer files"
+            f"{folder}: the vocabulary has no token for the byte {listed(missing)}", hint="download the tokenizer files"
         )
 
 
@@ -213,9 +214,9 @@ def _stated_tokens(
     notes: tuple[str, ...] = ()
     lacking = {token.content for token in others} - {token.content for token in winners} if table is not None else set()
     if lacking and by_itself:
-        listed = some(sorted(map(repr, lacking)))
+        texts = listed(sorted(map(repr, lacking)))
         notes = (
-            f"tokenizer_config.json lacks added tokens of tokenizer.json, so transformers 5 reads {listed} as text",
+            f"tokenizer_config.json lacks added tokens of tokenizer.json, so transformers 5 reads {texts} as text",
         )
     return sorted(tokens.values(), key=_sort_key), notes
 
@@ -225,7 +226,7 @@ def _sort_key(token: AddedToken) -> tuple[bool, Any]:
 
 
 def _legacy_tokens(folder: Path, settings: Mapping[str, Any]) -> list[AddedToken]:
-    """added_tokens.json: text to id, without flags. A token with a role is special; any other is normalized."""
+    """The tokens in added_tokens.json, which has no flags: those with a role are special, the others normalized."""
     special = set(_special_texts(settings))
     table = read_optional_json(folder / "added_tokens.json")
     return [AddedToken(number, text, text in special, text not in special) for text, number in table.items()]
@@ -305,7 +306,7 @@ def _added_token(token_id: Any, token: Mapping[str, Any], path: Path) -> AddedTo
 # ---- mistakes
 
 
-# What taking apart JSON of another form than expected raises.
+# The errors of reading JSON of an unexpected form.
 _MALFORMED: Final = (KeyError, TypeError, AttributeError, ValueError)
 
 

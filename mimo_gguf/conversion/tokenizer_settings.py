@@ -1,7 +1,7 @@
-"""Settings of a Hugging Face tokenizer that change token ids, held to what llama.cpp does; any other is refused.
+"""Checks of the settings of a Hugging Face tokenizer that change token ids: only llama.cpp's values are accepted.
 
-llama.cpp knows a byte-level BPE by the name of its pre-tokenizer and has no switches for these settings, so a file
-made in spite of one would read text as other tokens than the model was trained on. Source of the defaults: the
+llama.cpp knows a byte-level BPE by the name of its pre-tokenizer, and has no such settings. A file made in spite of one
+would turn text into other tokens than the model was trained on. Source of the defaults: the
 serialisation of huggingface/tokenizers 0.23, and `Qwen2Tokenizer` in transformers 5.
 """
 
@@ -32,7 +32,7 @@ _CONFIG: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 _SPLIT: Final = {"type": "Split", "behavior": "Isolated", "invert": False}
 _BYTE_LEVEL: Final = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
-# Tokenizer classes that take tokenizer.json as it is.
+# Tokenizer classes that use tokenizer.json unchanged.
 _GENERIC_CLASSES: Final = frozenset(
     {"PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokenizer", "LlamaTokenizerFast"}
 )
@@ -60,13 +60,13 @@ def _check_settings(stated: Mapping[str, Any], neutral: Mapping[str, tuple[Any, 
 def find_pre_tokenizer(
     table: Mapping[str, Any], classes: Sequence[str], path: Path, known: Sequence[PreTokenizer]
 ) -> PreTokenizer:
-    """The entry of the recipe for how tokenizer.json normalizes and splits text.
+    """The recipe's entry for the way in which tokenizer.json normalizes and splits text.
 
     Args:
         classes: names of the tokenizer's class, as tokenizer_config.json or config.json states them.
 
     Raises:
-        CheckpointError: another way, or a further stage; the message says which.
+        CheckpointError: the recipe has none, or there is a further stage; the message names it.
     """
     entry = _find_split(table.get("pre_tokenizer"), path, known)
     _check_normalizer(table.get("normalizer"), classes, path, entry)
@@ -78,7 +78,7 @@ def find_pre_tokenizer(
 
 
 def find_by_class(classes: Sequence[str], known: Sequence[PreTokenizer]) -> PreTokenizer | None:
-    """The entry of the recipe for a tokenizer class, or None."""
+    """The recipe's entry for one of the tokenizer classes; None if there is none."""
     return next((entry for entry in known if any(name in classes for name in entry.tokenizer_classes)), None)
 
 
@@ -103,7 +103,10 @@ def _find_split(stage: Any, path: Path, known: Sequence[PreTokenizer]) -> PreTok
 
 
 def _check_normalizer(stage: Any, classes: Sequence[str], path: Path, entry: PreTokenizer) -> None:
-    """Raises CheckpointError for any normalizer but the known one, which its own classes apply whatever is stated."""
+    """Raises CheckpointError for any normalizer but the recipe's.
+
+    The recipe's tokenizer classes apply theirs even if none is stated.
+    """
     found = [inner.get("type") for inner in _flat(stage, "normalizers")]
     if found == [entry.normalizer] or (not found and any(name in entry.tokenizer_classes for name in classes)):
         return
@@ -121,7 +124,7 @@ def _check_post_processor(stage: Any, path: Path) -> None:
 
 
 def _flat(stage: Any, key: str) -> list[Mapping[str, Any]]:
-    """The stages of a `Sequence`, of those within it, or the one stage."""
+    """The stages without nesting: those of a `Sequence` and of those within it, or the one stage."""
     if stage is None:
         return []
     if stage.get("type") == "Sequence":

@@ -1,4 +1,4 @@
-"""The named, invertible changes a recipe may make to a tensor, applied in place to rows as they are read."""
+"""The named, invertible changes that a recipe may make to a tensor, in place, while its rows are read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# It takes rows as raw bytes, uint8 [rows, row_bytes], and changes them in place.
+# It changes rows in place; they are raw bytes, uint8 [rows, row_bytes].
 RowTransform = Callable[[NDArray[np.uint8]], None]
 
 
