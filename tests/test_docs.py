@@ -123,7 +123,7 @@ def test_the_trips_lead_through_what_exists() -> None:
 
 
 LONGEST_SENTENCE = 30  # words
-PROSE = [page for page in PAGES if page.name != "LOG.md"] + [ROOT / "examples" / "mimo-tiny" / "README.md"]
+PROSE = [*PAGES, ROOT / "examples" / "mimo-tiny" / "README.md"]
 
 
 def paragraphs(text: str) -> Iterator[str]:
