@@ -19,6 +19,7 @@ from mimo_gguf.core.progress import Progress, Silence
 from mimo_gguf.quantization.chunks import CHUNK_WEIGHTS, chunk_rows
 from mimo_gguf.quantization.kernel_loading import load_kernels
 from mimo_gguf.quantization.kernels import Kernel
+from mimo_gguf.quantization.kernels.probe import stored_as
 from mimo_gguf.quantization.plan import QuantizePlan
 
 _COLUMNS: Final = 4096
@@ -29,7 +30,6 @@ _SAMPLE_READERS: Final = 4
 _READ_S_PER_BYTE: Final = 0.29e-9
 _WRITE_S_PER_BYTE: Final = 0.9e-9
 _START_S: Final = 1.5
-_SIZES: Final = {GgmlType.F32: np.float32, GgmlType.F16: np.float16, GgmlType.BF16: np.uint16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def _weights_per_second(kernel: Kernel, with_importance: bool) -> float:
     n_rows = 1
     while True:
         values = rng.standard_normal((n_rows, n_columns), np.float32)
-        rows = _stored_as(values, kernel.source_type)
+        rows = stored_as(values, kernel.source_type)
         out = np.empty((n_rows, row_bytes(kernel.ggml_type, n_columns)), np.uint8)
         kernel(rows, out, importance)
         started = time.perf_counter()
@@ -130,11 +130,3 @@ def _weights_per_second(kernel: Kernel, with_importance: bool) -> float:
         if elapsed > _SAMPLE_S or n_rows >= 512:
             return n_rows * n_columns / max(elapsed, 1e-9)
         n_rows *= 4
-
-
-def _stored_as(
-    values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], source_type: GgmlType
-) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-    if source_type is GgmlType.BF16:
-        return (values.view(np.uint32) >> 16).astype(np.uint16)
-    return values.astype(_SIZES[source_type])

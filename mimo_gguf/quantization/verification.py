@@ -206,7 +206,7 @@ def _by_checksums(known: Mapping[Path, Checksums], read: ReadParts) -> _Found:
         for path, sums in known.items()
     }
     files = read(tensors, _digest)
-    problems = [line for file in files for line in _check_frame(file, known[file.path])]
+    problems = [line for file in files for line in _frame_problems(file, known[file.path])]
     problems += [
         f"{file.path.name}: the data of {tensor.name} changed"
         for file in files
@@ -219,16 +219,16 @@ def _by_checksums(known: Mapping[Path, Checksums], read: ReadParts) -> _Found:
     return _Found(CHECKSUMS, files, problems)
 
 
-def _check_frame(file: FileRead, sums: Checksums) -> list[str]:
+def _frame_problems(file: FileRead, sums: Checksums) -> list[str]:
     """The problems of everything that is not tensor data: length, header, and the zeros between tensors."""
     return [
-        *_check_length(file.path, sums.n_bytes),
-        *_check_header(file.path, sums),
-        *_check_padding(file, sums.header_bytes),
+        *_length_problems(file.path, sums.n_bytes),
+        *_header_problems(file.path, sums),
+        *_padding_problems(file, sums.header_bytes),
     ]
 
 
-def _check_length(path: Path, expected: int) -> list[str]:
+def _length_problems(path: Path, expected: int) -> list[str]:
     size = path.stat().st_size
     if size == expected:
         return []
@@ -236,7 +236,7 @@ def _check_length(path: Path, expected: int) -> list[str]:
     return [f"{path.name}: {what}"]
 
 
-def _check_header(path: Path, sums: Checksums) -> list[str]:
+def _header_problems(path: Path, sums: Checksums) -> list[str]:
     hasher, left = HEADER.start(), sums.header_bytes
     with path.open("rb") as file:
         while left and (data := file.read(min(left, _READ_AT_ONCE))):
@@ -246,15 +246,15 @@ def _check_header(path: Path, sums: Checksums) -> list[str]:
     return [] if intact else [f"{path.name}: the header changed (metadata or tensor table)"]
 
 
-def _check_padding(file: FileRead, header_bytes: int) -> list[str]:
+def _padding_problems(file: FileRead, header_bytes: int) -> list[str]:
     dirty = [offset for offset in file.dirty if offset >= header_bytes]
     return [f"{file.path.name}: bytes between tensors changed (at {dirty[0]})"] if dirty else []
 
 
-def _check_gaps(file: FileRead, part: GgufPart) -> list[str]:
+def _gap_problems(file: FileRead, part: GgufPart) -> list[str]:
     """The problems of the length and the zeros between tensors, by the file's own table."""
     end = max((tensor.offset + tensor.info.n_bytes for tensor in part.tensors), default=part.data_offset)
-    return _check_length(file.path, -(-end // part.alignment) * part.alignment) or _check_padding(
+    return _length_problems(file.path, -(-end // part.alignment) * part.alignment) or _padding_problems(
         file, part.data_offset
     )
 
@@ -274,8 +274,8 @@ def _by_embedded_digest(model: GgufFile, known: Mapping[Path, Checksums], read: 
         for file, part in zip(files, model.parts, strict=True)
         for tensor, pieces in zip(part.tensors, file.seen, strict=True)
     ]
-    problems = [line for file, part in zip(files, model.parts, strict=True) for line in _check_gaps(file, part)]
-    problems += [line for path, sums in known.items() for line in _check_header(path, sums)]
+    problems = [line for file, part in zip(files, model.parts, strict=True) for line in _gap_problems(file, part)]
+    problems += [line for path, sums in known.items() for line in _header_problems(path, sums)]
     if digest_tensors({name: digest for _, name, digest in digests}) == model.value(TENSORS_DIGEST):
         return _Found(EMBEDDED, files, problems)
     if not known and _table_of(model) != model.value(TABLE_DIGEST):
@@ -307,7 +307,7 @@ def _foreign(model: GgufFile) -> str:
 
 def _by_structure(model: GgufFile, read: ReadParts) -> _Found:
     files = read(_tensors_of(model, CHUNK_WEIGHTS), _bad_row)
-    problems = [line for file, part in zip(files, model.parts, strict=True) for line in _check_gaps(file, part)]
+    problems = [line for file, part in zip(files, model.parts, strict=True) for line in _gap_problems(file, part)]
     return _Found(STRUCTURE, files, problems + _bad_rows(model, [pieces for file in files for pieces in file.seen]))
 
 
