@@ -27,11 +27,16 @@ TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0")
 MODELS_VARIABLE: Final = "MIMO_GGUF_MODELS"
 
 
+def program_cache() -> Path:
+    """The folder of everything large that this program keeps, except for compiled kernels on some systems."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimo-gguf"
+
+
 def models_folder() -> Path:
     """The folder of the files that are made of checkpoints: `MIMO_GGUF_MODELS`, or one in the user's cache."""
     if given := os.environ.get(MODELS_VARIABLE):
         return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimo-gguf" / "models"
+    return program_cache() / "models"
 
 
 def find_model_file(

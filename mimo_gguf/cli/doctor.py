@@ -136,8 +136,10 @@ def _about_kernels(kernels: Kernels) -> Iterator[tuple[str, str]]:
 
 
 def _cache_folders() -> dict[Path, int]:
-    """Finds the cache folders that exist, and the bytes in them."""
-    folders = [Path.home() / ".cache" / "mimo-gguf"]  # wheels that make install keeps
+    """Finds the cache folders that exist, and the bytes in them. A folder inside another one is not listed."""
+    from mimo_gguf.model_files import models_folder, program_cache
+
+    folders = [program_cache(), models_folder()]
     try:
         from mimo_gguf.quantization.kernels.jit import cache_folder
 
@@ -150,7 +152,8 @@ def _cache_folders() -> dict[Path, int]:
         folders.append(hub_cache_folder())
     except ImportError:
         pass
-    return {folder: _size(folder) for folder in dict.fromkeys(folders) if folder.is_dir()}
+    outer = [folder for folder in dict.fromkeys(folders) if not any(other in folder.parents for other in folders)]
+    return {folder: _size(folder) for folder in outer if folder.is_dir()}
 
 
 def _size(folder: Path) -> int:

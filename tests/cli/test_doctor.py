@@ -38,6 +38,19 @@ def test_it_tells_what_is_here(tmp_path: Path) -> None:
         assert words in shown.stdout, words
 
 
+def test_it_finds_the_caches_that_variables_moved(tmp_path: Path) -> None:
+    cache, models = tmp_path / "cache" / "mimo-gguf", tmp_path / "models"
+    for folder in (cache / "wheels", cache / "models", models):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(bytes(1000))
+    variables = KERNELS | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
+    found = json.loads(run(tmp_path, "doctor", "--json", **variables).stdout)["cache_folders"]
+    assert found.pop(str(cache)) == 2000 and str(cache / "models") not in found  # the models are in it, and count once
+    moved = variables | {"MIMO_GGUF_MODELS": str(models), "HF_HUB_CACHE": str(tmp_path / "none")}
+    found = json.loads(run(tmp_path, "doctor", "--json", **moved).stdout)["cache_folders"]
+    assert found == {str(cache): 2000, str(models): 1000}
+
+
 @pytest.mark.parametrize(
     ("code", "said"),
     [
