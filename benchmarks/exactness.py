@@ -2,10 +2,10 @@
 
     python -m benchmarks.exactness MODEL.gguf [MODEL.gguf ...] [--rows 2 4 8 ...] [--tokens 512] [--threads 1]
 
-For each file, kind of attention and type of cache it shows the largest difference of any logit at any place of the
-text, and counts the places with another likeliest token. `exact` is what `SessionOptions.exact` sets: batches are read,
-but llama.cpp computes them one row at a time. `slots` is the same text beside three others in one buffer of cells, one
-row of each in a pass. The text is the tiny model's held-out dialogues. The last line is one JSON document.
+For each file, attention and type of cache it shows the largest difference of any logit at any place of the text. It
+also counts the places with another likeliest token. `exact` is what `SessionOptions.exact` sets: batches are read, but
+llama.cpp computes them one row at a time. `slots` is the same text beside three others in one buffer of cells, one row
+of each in a pass. The text is the tiny model's held-out dialogues. The last line is one JSON document.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ def losses(model: Mimo, ids: Tensor, weights: Tensor, *, mtp_from: int) -> tuple
 
     The weight of an id is that of predicting it.
 
-    The MTP row at position p reads x[p] and the state at p-1. Engines differ on whether there is a row at 0, where no
-    state exists (zeros): `mtp_from` 0 trains with it, 1 without.
+    The MTP row at position p reads x[p] and the state at p-1. Some engines have a row at position 0, whose state is
+    zeros: `mtp_from` 0 trains with it, 1 without.
     """
     logits, hidden = model.trunk(ids)
     before = F.pad(hidden, (0, 0, 1, 0))[:, :-1]

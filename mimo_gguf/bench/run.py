@@ -105,7 +105,7 @@ class GenerationFigure:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """All figures of one model on this machine, or those taken so far.
+    """All figures of one model on this machine, or those measured so far.
 
     Attributes:
         devices: the devices that hold the layers.

@@ -69,10 +69,8 @@ def command(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer here; may be repeated.")
     ] = None,
-    grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="GBNF grammar the answer must follow.")] = None,
-    json_schema: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON schema the answer must follow.")
-    ] = None,
+    grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="GBNF grammar of the answer.")] = None,
+    json_schema: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON schema of the answer.")] = None,
     mtp: Mtp = None,
     draft: Annotated[int, typer.Option(metavar="N", help="Tokens drafted at a time.")] = 1,
     always_draft: Annotated[

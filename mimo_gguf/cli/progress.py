@@ -28,6 +28,7 @@ class Pace:
 
     @property
     def percent(self) -> float:
+        """The share that is done, from 0 to 100."""
         return 100.0 * self.done / max(1, self.job.n_bytes)
 
     def describe(self) -> str:
@@ -49,10 +50,12 @@ class Meter:
     paces: tuple[Pace, ...] = ()
 
     def start(self, jobs: Sequence[Job]) -> None:
+        """Starts the clock for these jobs."""
         self.jobs, self.started = jobs, self.clock()
         self.paces = tuple(Pace(job, 0, 0.0) for job in jobs)
 
     def update(self, done: Sequence[int], resumed: Sequence[int]) -> None:
+        """Computes the paces from the bytes of each job that are done, and those that an earlier run had done."""
         now = self.clock()
         if sum(done) == sum(resumed):  # checking what an earlier run had left says nothing about the speed
             self.started = now

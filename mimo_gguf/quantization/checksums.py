@@ -60,6 +60,7 @@ class Checksums:
 
     @classmethod
     def of(cls, file: str, layout: GgufLayout, tensors: Sequence[TensorSum], run: str) -> Checksums:
+        """Makes the checksums of a file from its layout and the checksums of its tensors."""
         text = file.encode(errors="replace").decode()  # a file's name may not be UTF-8
         return cls(text, layout.n_bytes, len(layout.header), HEADER.of(layout.header), tuple(tensors), run)
 

@@ -173,6 +173,8 @@ class _Buffers:
 
     @classmethod
     def for_plan(cls, plan: QuantizePlan) -> _Buffers:
+        """Allocates buffers for the largest chunks of the source and of any output."""
+
         def largest_chunk(infos: Sequence[TensorInfo]) -> int:
             rows = (min(chunk_rows(info, plan.options.chunk_weights), info.n_rows) for info in infos)
             return max((n_rows * info.row_bytes for n_rows, info in zip(rows, infos, strict=True)), default=0)
@@ -183,11 +185,13 @@ class _Buffers:
         )
 
     def source(self, chunk: Chunk, tensor: SourceTensor) -> Bytes:
+        """The buffer for a chunk's rows as they are stored in the source: uint8, rows x row bytes."""
         n_rows, row_bytes = chunk.last - chunk.first, tensor.info.row_bytes
         rows = self._source.at(tensor.offset + chunk.first * row_bytes, n_rows * row_bytes)
         return rows.reshape(n_rows, row_bytes)
 
     def output(self, number: int, writer: OutputWriter) -> Bytes:
+        """The buffer for a chunk's rows in an output: uint8, rows x row bytes."""
         chunk = writer.chunks[number]
         return self._output[: writer.places[number].n_bytes].reshape(chunk.last - chunk.first, -1)
 

@@ -1,7 +1,7 @@
 """Cuts a model's tensors into pieces of work.
 
 A chunk is a range of rows of about two million weights. It is small enough that a lost one costs nothing. It is large
-enough that the Python around it costs nothing either, and that a disk reads it at full speed: with 4 MiB of bf16 the
+enough that the Python around it costs nothing either, and that a disk reads it at full speed. With 4 MiB of bf16 the
 whole model took 37 s, with smaller chunks 47 s. Checksums are computed per chunk while its bytes are in the cache; a
 tensor's digest is the digest of its chunks' digests.
 """

@@ -145,11 +145,13 @@ class _Pass:
             raise
 
     def stop(self) -> None:
+        """Makes every thread stop, even one that waits for its turn."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     def seen(self) -> tuple[tuple[Any, ...], ...]:
+        """The results of `look`, for each tensor in the order of its pieces."""
         found: list[list[Any]] = [[] for _ in self.tensors]
         for number, piece in enumerate(self.pieces):
             if piece.tensor is not None:
@@ -157,6 +159,7 @@ class _Pass:
         return tuple(map(tuple, found))
 
     def dirty(self, header_bytes: int) -> tuple[int, ...]:
+        """The offsets of pieces after the header that belong to no tensor and are not all zeros."""
         return tuple(
             piece.offset
             for number, piece in enumerate(self.pieces)

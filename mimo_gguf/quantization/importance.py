@@ -177,12 +177,15 @@ class _Reader:
         return self.data[self.at - n_bytes : self.at]
 
     def number(self) -> int:
+        """Reads a 32-bit number."""
         return int.from_bytes(self.bytes_of(4), "little", signed=True)
 
     def text(self) -> str:
+        """Reads a text with its length before it."""
         return self.bytes_of(self.number()).decode(errors="replace")
 
     def at_end(self) -> bool:
+        """Whether the whole file is read."""
         return self.at == len(self.data)
 
 

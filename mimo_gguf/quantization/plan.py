@@ -111,14 +111,17 @@ class OutputPlan:
 
     @property
     def n_bytes(self) -> int:
+        """The size of all its files in bytes."""
         return sum(part.layout.n_bytes for part in self.parts)
 
     @property
     def n_parameters(self) -> int:
+        """The number of weights in all its tensors."""
         return sum(tensor.info.n_elements for tensor in self.tensors)
 
     @property
     def bits_per_weight(self) -> float:
+        """The average size of a weight in bits, without headers."""
         return 8 * sum(tensor.info.n_bytes for tensor in self.tensors) / max(1, self.n_parameters)
 
 
