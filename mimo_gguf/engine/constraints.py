@@ -1,4 +1,4 @@
-"""Which tokens may not come next: the same ones always, some only at first, or the last of a sequence."""
+"""Rules on which tokens may come next: some are never allowed, some not at first, some not at the end of a sequence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mimo_gguf.llama.api import Floats
 
 
 class Constraints:
-    """Rules over the tokens of one answer; whatever comes is noted, drawn or put in."""
+    """The rules for one answer. Each of its tokens must be noted, whether it was drawn or inserted."""
 
     def __init__(
         self,
@@ -23,15 +23,15 @@ class Constraints:
         at_first: Collection[int] = (),
         n_first: int = 0,
     ) -> None:
-        """Rules for an answer that has not begun.
+        """Makes the rules for an answer that has not begun.
 
         Args:
-            allowed: the only tokens that may come; None: all.
-            bad: sequences that may not come: the last token of one is forbidden after its others.
+            allowed: the only tokens that may come; None allows all.
+            bad: sequences that may not come: the last token of each is forbidden after the others.
             at_first: tokens that may not be among the first `n_first`.
 
         Raises:
-            UsageError: the model has no such token.
+            UsageError: a rule names a token that the model does not have.
         """
         _check_tokens([*(allowed or ()), *(token for each in bad for token in each)], n_vocab)
         self._others: np.ndarray[tuple[int], np.dtype[np.intp]] | None = None
@@ -41,23 +41,23 @@ class Constraints:
         self._longest = max(map(len, self._bad), default=1)
         self._at_first, self._n_first = list(at_first), n_first
         self._n_tokens = 0
-        self._last: list[int] = []  # as many as a bad sequence can look back on
+        self._last: list[int] = []  # as many as the longest bad sequence has
 
     @property
-    def are_asked(self) -> bool:
-        """Whether anything is forbidden here."""
+    def are_active(self) -> bool:
+        """Whether a token is forbidden here."""
         return self._others is not None or self._n_tokens < self._n_first or bool(self._forbidden_here())
 
     def note(self, token: int) -> None:
-        """Counts a token of the answer."""
+        """Notes the next token of the answer."""
         self._n_tokens += 1
         self._last = [*self._last, token][-self._longest :]
 
-    def applied(self, logits: Floats) -> Floats:
-        """A copy of `logits` in which what is forbidden is impossible.
+    def masked(self, logits: Floats) -> Floats:
+        """A copy of `logits`, shape (n_vocab,), in which forbidden tokens have minus infinity.
 
         Raises:
-            BackendError: that is everything.
+            BackendError: every token is forbidden.
         """
         logits = logits.copy()
         if self._others is not None:
@@ -70,7 +70,7 @@ class Constraints:
         return logits
 
     def _forbidden_here(self) -> list[int]:
-        """Last tokens of the bad sequences whose others have just come."""
+        """The last tokens of the bad sequences whose other tokens have just come."""
         last = tuple(self._last)
         return [each[-1] for each in self._bad if last[len(last) - len(each) + 1 :] == each[:-1] or len(each) == 1]
 

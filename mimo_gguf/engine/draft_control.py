@@ -1,13 +1,12 @@
-"""Whether to draft at all: MTP must never make generation slower than it is without.
+"""Decides whether to draft: MTP must never make generation slower than it is without.
 
-Pure arithmetic on timings somebody else measures. Two ways of making tokens are compared: plain (one token per pass)
-and drafted (a draft, one pass over draft and token, and what was accepted). Each keeps a window of its last cycles; its
-speed is mean tokens per cycle over median seconds per cycle, so that one slow cycle (a page fault, a busy machine)
-decides nothing.
+This is pure arithmetic on timings that the session measures. It compares two ways of generating: plain (one token per
+pass) and drafted (a draft, and one pass over token and draft). The last cycles of each way are kept. A way's speed is
+its mean tokens per cycle over its median seconds per cycle, so that one slow cycle (a page fault) decides nothing.
 
-Measuring must cost next to nothing, too. Plain speed is measured first, and a trial of drafting ends as soon as not
-even the largest share of right drafts that its few cycles agree with would pay: where drafts are all wrong and two
-tokens cost nearly twice as much as one, after three cycles.
+Measuring must cost almost nothing. Plain speed is measured first. A trial of drafting ends as soon as even the highest
+acceptance that its cycles allow would not pay. If all drafts are wrong and two tokens cost nearly twice as much as one,
+that is after three cycles.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ from typing import Final
 
 from mimo_gguf.engine.stats import upper_bound
 
-WINDOW: Final = 48  # cycles remembered of each way
-ENOUGH_PLAIN: Final = 4  # cycles before a speed is believed
+WINDOW: Final = 48  # cycles of each way that are kept
+ENOUGH_PLAIN: Final = 4  # cycles before a speed counts
 ENOUGH_DRAFTED: Final = 8
 FIRST_INTERVAL: Final = 48  # cycles of the chosen way before the other is measured again; doubles up to the last
 LAST_INTERVAL: Final = 768
-AFTER_NO_HOPE: Final = 144  # the first such interval where a trial showed at once that drafting cannot pay
-SOON: Final = 16  # the same when drafting has become slower than plain was
-WARM_UP: Final = 32  # cycles before a trial of drafting from which on the MTP blocks are shown the text again
+AFTER_NO_HOPE: Final = 144  # the first such interval if a trial showed at once that drafting cannot pay
+SOON: Final = 16  # the same if drafting has become slower than plain was
+WARM_UP: Final = 32  # cycles before a trial of drafting in which the MTP blocks see the text again
 PROBE_PLAIN: Final = 3  # cycles of one such measurement
 PROBE_DRAFTED: Final = 6
 FEWEST_DRAFTED: Final = 3  # cycles of a trial before it may be given up
 HOPE_Z: Final = 1.64  # normal quantile of 95 %: how sure to be that drafting cannot pay
-OFF_BELOW: Final = 0.98  # of plain speed: drafting goes off
-ON_ABOVE: Final = 1.03  # and on again; the gap keeps it from flickering
-TOLD: Final = 24  # cycles of each way of which people are told the speed
-ENOUGH_TOLD: Final = 8  # fewer may all have been slow on a busy machine: no figure
+OFF_BELOW: Final = 0.98  # of plain speed: below it drafting is switched off
+ON_ABOVE: Final = 1.03  # of plain speed: above it drafting is switched on again; the gap prevents flickering
+SHOWN: Final = 24  # cycles of each way from which the speed shown to people is computed
+ENOUGH_SHOWN: Final = 8  # with fewer, which may all have been slow on a busy machine, no speed is shown
 
 
 class _Window:
-    """The last cycles of one way."""
+    """The last cycles of one way: (seconds, tokens) each."""
 
     def __init__(self, n_cycles: int = WINDOW) -> None:
         self._cycles: collections.deque[tuple[float, int]] = collections.deque(maxlen=n_cycles)
@@ -54,7 +53,7 @@ class _Window:
         return self._tokens_per_cycle / self._seconds_per_cycle if self._cycles else None
 
     def most_tokens_per_s(self, n_drawing: int, n_draft: int) -> float:
-        """The same with the largest share of right drafts, `n_draft` for each of `n_drawing`, that the cycles allow."""
+        """The highest speed that these cycles allow, with `n_draft` drafts for each of `n_drawing` conversations."""
         share = (self._tokens_per_cycle / n_drawing - 1) / n_draft
         most = upper_bound(share, n_drawing * len(self._cycles), HOPE_Z)
         return n_drawing * (1 + most * n_draft) / self._seconds_per_cycle
@@ -68,16 +67,16 @@ class _Window:
         return max(statistics.median(seconds for seconds, _ in self._cycles), 1e-9)
 
     def halve(self) -> None:
-        """Forgets the older half, before a fresh measurement is to count."""
+        """Forgets the older half, so that a new measurement counts."""
         for _ in range(len(self._cycles) // 2):
             self._cycles.popleft()
 
 
 @dataclass(frozen=True, slots=True)
 class DraftVerdict:
-    """Whether drafting is on, and the speeds measured, in tokens per second (None: on too few tokens to be told).
+    """Whether drafting is on, and the measured speeds in tokens per second; None if too few cycles were measured.
 
-    Decisions are made on fewer: an interval later a wrong one is put right, while a figure stands on the screen.
+    Decisions need fewer cycles than shown speeds: a wrong decision is corrected later, a shown speed is not.
     """
 
     drafting: bool
@@ -94,7 +93,7 @@ class DraftVerdict:
 
 @dataclass(slots=True)
 class _Measurement:
-    """Cycles of one way that are to be made before the verdict; those of a trial of drafting are kept."""
+    """The cycles of one way that must be made before the next decision, and those made already."""
 
     drafted: bool
     n_left: int
@@ -104,16 +103,16 @@ class _Measurement:
 class DraftControl:
     """Decides before each cycle whether to draft, from the cycles recorded so far.
 
-    After a few plain cycles it drafts. While one way is in use the other is measured now and then, ever more rarely
-    while the verdict stands. `adaptive=False` always drafts (bench, tests).
+    The first few cycles are plain, the next ones drafted. The way that is not in use is measured now and then, and more
+    rarely each time the decision stays the same. With `adaptive=False` every cycle drafts (bench, tests).
     """
 
     def __init__(self, *, adaptive: bool = True, n_drawing: int = 1, n_draft: int = 1) -> None:
-        """`n_drawing` conversations draw from each cycle: so many tokens give a plain one."""
+        """Makes a control for cycles from which `n_drawing` conversations draw: a plain one gives that many tokens."""
         self._adaptive = adaptive
         self._n_drawing, self._n_draft = n_drawing, n_draft
         self._plain, self._drafted = _Window(), _Window()
-        self._told = {drafted: _Window(TOLD) for drafted in (False, True)}
+        self._shown = {drafted: _Window(SHOWN) for drafted in (False, True)}
         self._drafting = True
         self._interval = FIRST_INTERVAL
         self._until_measured = 0
@@ -126,13 +125,13 @@ class DraftControl:
 
     @property
     def wants_rows(self) -> bool:
-        """Whether drafts are made, or will be so soon that the MTP blocks should see what is evaluated."""
+        """Whether drafts are made now, or so soon that the MTP blocks should see what is evaluated."""
         return not self._adaptive or self._drafting or bool(self._measuring) or self._until_measured <= WARM_UP
 
     def record(self, *, drafted: bool, seconds: float, n_tokens: int) -> None:
-        """Takes one finished cycle: how long it took and how many tokens it gave."""
+        """Records one finished cycle: the seconds that it lasted and the tokens that it gave."""
         (self._drafted if drafted else self._plain).add(seconds, n_tokens)
-        self._told[drafted].add(seconds, n_tokens)
+        self._shown[drafted].add(seconds, n_tokens)
         if not self._adaptive:
             return
         if self._measuring and drafted == self._measuring[0].drafted:
@@ -181,12 +180,15 @@ class DraftControl:
 
     @property
     def verdict(self) -> DraftVerdict:
+        """The present decision and the measured speeds."""
         drafting = self._drafting or not self._adaptive
-        plain, drafted = (window.tokens_per_s if len(window) >= ENOUGH_TOLD else None for window in self._told.values())
+        plain, drafted = (
+            window.tokens_per_s if len(window) >= ENOUGH_SHOWN else None for window in self._shown.values()
+        )
         return DraftVerdict(drafting, plain, drafted, self._n_switches)
 
     @property
     def _speed_up(self) -> float:
-        """By the windows that decisions are made on; 1 as long as one of them is empty."""
+        """The drafted speed over the plain speed, as decisions use it; 1 until both are measured."""
         plain, drafted = self._plain.tokens_per_s, self._drafted.tokens_per_s
         return drafted / plain if plain and drafted else 1.0

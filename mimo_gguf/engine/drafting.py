@@ -1,9 +1,9 @@
-"""Drafting tokens with the MTP blocks: what the MTP context has seen, and what it proposes.
+"""Drafts tokens with the MTP blocks: what the MTP context has seen, and what it proposes.
 
-An MTP row at position p pairs the token there with the trunk's state one position before: (x[p], h[p-1]) predicts
-x[p+1]. The trunk's states come from the target context. Rows wait here until a draft is wanted (or a batch is full),
-so that catching up after an accepted draft and drafting again is one decode, not two. Several sequences draft together:
-each step of a draft is one decode for all of them.
+An MTP row at position p pairs the token there with the trunk's hidden state one position before: (x[p], h[p-1])
+predicts x[p+1]. The trunk's states come from the target context. Rows wait here until a draft is wanted or the batch is
+full, so that the rows of an accepted draft and the next draft are one decode, not two. Several sequences draft
+together: each step of a draft is one decode for all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ StateNorm = Callable[[Floats], Floats]
 class Drafter:
     """Owns the MTP context and proposes up to `n_draft` tokens at a time for each of its sequences.
 
-    With several MTP blocks in the file, block i proposes the i-th token; with one, it is chained on its own state.
+    If the file has several MTP blocks, block i proposes the i-th token. A single block is fed with its own states.
     """
 
     def __init__(
@@ -45,27 +45,27 @@ class Drafter:
 
     @property
     def capacity(self) -> int:
-        """Rows of one decode."""
+        """The number of rows that one decode can have."""
         return self._batch.capacity
 
     def draft(self, wanted: Sequence[DraftRequest]) -> list[list[int]]:
-        """Proposes, for each request, what follows its token.
+        """Proposes tokens for each request: up to its limit, fewer if the block is not sure enough.
 
         Raises:
-            BackendError: the MTP context failed; nothing has changed.
+            BackendError: the MTP context failed; the rows are as they were before.
         """
         if not wanted:
             return []
         return self._draft_with_blocks(wanted) if self._n_blocks > 1 else self._draft_with_one_block(wanted)
 
     def _draft_with_one_block(self, wanted: Sequence[DraftRequest]) -> list[list[int]]:
-        """The row of each token is final (its state is the trunk's), so it joins the waiting ones and stays."""
+        """Drafts with one block. The row of each drawn token, whose state is the trunk's, stays in the cache."""
         room = self.capacity // len(wanted)
         for request in wanted:
             if request.rows.n_waiting >= room:
                 self.catch_up(request.rows)
         open_rows = self._decode([request.rows.with_token(request.token) for request in wanted])
-        positions = [request.rows.take_all(request.token) for request in wanted]
+        positions = [request.rows.note_cached(request.token) for request in wanted]
         drafts: list[list[int]] = [[] for _ in wanted]
         going = list(range(len(wanted)))
         while going:
@@ -84,12 +84,12 @@ class Drafter:
                 open_rows = self._decode(spans)
             going = still
         for request, position, drafted in zip(wanted, positions, drafts, strict=True):
-            if len(drafted) > 1:  # rows made from the block's own states
+            if len(drafted) > 1:  # remove the rows made from the block's own states
                 self.context.forget(position + 1, request.rows.seq_id)
         return drafts
 
     def _draft_with_blocks(self, wanted: Sequence[DraftRequest]) -> list[list[int]]:
-        """Block i must see the drafted span in its own layer's cache, so each runs it from the token on."""
+        """Drafts with several blocks. Each has a cache of its own layer, so each evaluates the span from the start."""
         for request in wanted:
             self.catch_up(request.rows)
         spans = [request.rows.with_token(request.token) for request in wanted]
@@ -116,7 +116,7 @@ class Drafter:
         return drafts
 
     def _proposal(self, row: int) -> int | None:
-        """The most likely token of a row of the MTP context's logits; None where it is not likely enough."""
+        """The most likely token of a row of the MTP context's logits; None if it is less likely than `p_min`."""
         logits = self.context.logits(row)
         best = int(logits.argmax())
         if self.p_min > 0 and 1.0 / float(np.exp(logits - logits[best]).sum()) < self.p_min:
@@ -124,7 +124,7 @@ class Drafter:
         return best
 
     def catch_up(self, rows: MtpRows) -> None:
-        """Moves all waiting rows of a sequence into the KV cache, through every block in use."""
+        """Evaluates all waiting rows of a sequence with every block in use, so that they are in the KV cache."""
         if not rows.n_waiting:
             return
         span = rows.waiting()
@@ -136,10 +136,10 @@ class Drafter:
             self._decode([span], n_outputs=0)
         if self._n_blocks > 1:
             self.context.select_mtp_block(0)
-        rows.take_all()
+        rows.note_cached()
 
     def _decode(self, spans: Sequence[_Span], *, n_outputs: int = 1) -> list[int]:
-        """Evaluates the spans in one decode; the number of each one's last row, which has logits and a state."""
+        """Evaluates the spans in one decode. Returns the number of each last row, which has logits and a state."""
         since, batch = LOG.mark, self._batch
         assert batch.hidden is not None
         batch.clear()
@@ -161,19 +161,19 @@ class Drafter:
 
 
 class MtpRows:
-    """What the MTP context knows of one sequence: the rows in its cache, and those that wait."""
+    """What the MTP context has of one sequence: the rows in its KV cache, and those that wait to be evaluated."""
 
     def __init__(self, drafter: Drafter, seq_id: int) -> None:
         self.seq_id = seq_id
         self._drafter = drafter
         self._tokens: list[int] = []  # rows that wait: tokens, and the states before them in _states
         self._states = np.zeros((drafter.capacity, drafter.context.model.n_embd), np.float32)
-        self._first = 1  # position of the first waiting row; before it everything is in the KV cache
+        self._first = 1  # position of the first waiting row; all rows before it are in the KV cache
         self._before: Floats | None = None  # the trunk's state at the last position
 
     @property
     def end(self) -> int:
-        """Position after the last row known here, waiting or in the cache."""
+        """The position after the last row, waiting or in the cache."""
         return self._first + len(self._tokens)
 
     @property
@@ -186,11 +186,15 @@ class MtpRows:
         return self._before is not None
 
     def observe(self, tokens: Sequence[int], first_position: int, states: Floats) -> None:
-        """Takes what the target has just evaluated: `tokens` at consecutive positions and its states, one row each.
+        """Adds the rows of what the target has just evaluated.
 
-        It follows on what is known here, or begins with the last token known, whose state was missing (after a draft,
-        after `forget`, at position 0). Where tokens went by unseen (while nothing was drafted), everything before is
-        forgotten: the MTP blocks then attend to what comes from here on, which only their drafts depend on.
+        The tokens continue the rows, or begin with the last token, whose state was missing (after a draft, after
+        `forget`, at position 0). If tokens were evaluated that were not observed, all earlier rows are forgotten: the
+        MTP blocks then attend only to what comes from here on. Only drafts depend on that.
+
+        Args:
+            tokens: at consecutive positions from `first_position` on.
+            states: the trunk's states of these tokens, shape (len(tokens), n_embd).
         """
         states = self._drafter.trunk_norm(states)
         self.forget(first_position + 1)
@@ -215,7 +219,7 @@ class MtpRows:
         self._before = states[-1].copy()
 
     def forget(self, first_position: int) -> None:
-        """Drops every row from `first_position` on."""
+        """Removes all rows from `first_position` on."""
         if first_position >= self.end:
             return
         if first_position >= self._first:
@@ -227,31 +231,32 @@ class MtpRows:
             self.forget_unknown()
 
     def forget_unknown(self) -> None:
-        """Drops from the cache what is not known to be there: what an interrupted draft may have left."""
+        """Removes from the cache what an interrupted draft may have left: everything after the known rows."""
         self._drafter.context.forget(self._first, self.seq_id)
 
     def resume(self, end: int) -> None:
-        """Takes the cache's content as it is: rows up to `end`, put there from a saved state."""
+        """Notes that the cache holds the rows before position `end`, and that no row waits."""
         self._tokens, self._first, self._before = [], max(end, 1), None
 
     def share(self, source: MtpRows, n_tokens: int) -> None:
-        """Becomes the first `n_tokens` of another sequence; nothing is copied."""
+        """Shares the first `n_tokens` of another sequence: the same cells of the cache, nothing is copied."""
         self._drafter.catch_up(source)
         self.forget(0)
         self._drafter.context.share(source.seq_id, n_tokens, self.seq_id)
         self.resume(min(n_tokens, source.end))
 
     def waiting(self) -> _Span:
+        """The waiting rows, as views that are valid until the next change."""
         return _Span(self.seq_id, self._tokens, self._first, self._states[: len(self._tokens)])
 
     def with_token(self, token: int) -> _Span:
-        """The waiting rows, of which there is room for one more, and that of `token`, which follows them."""
+        """The waiting rows and the row of `token`, which comes after them; there must be room for it."""
         n = len(self._tokens)
         self._states[n] = self._before
         return _Span(self.seq_id, [*self._tokens, token], self._first, self._states[: n + 1])
 
-    def take_all(self, token: int | None = None) -> int:
-        """Notes that the waiting rows, and that of `token`, are in the cache now; the position of the last one."""
+    def note_cached(self, token: int | None = None) -> int:
+        """Notes that the waiting rows, and the row of `token`, are in the cache now. Returns the last position."""
         end = self.end
         if token is None:
             self._tokens, self._first = [], end
@@ -261,7 +266,7 @@ class MtpRows:
 
 
 class DraftRequest(NamedTuple):
-    """Wanted: at most `limit` tokens after `token`, which itself follows everything that `rows` has seen."""
+    """A request for at most `limit` tokens after `token`, which comes directly after the last of `rows`."""
 
     rows: MtpRows
     token: int
@@ -269,7 +274,7 @@ class DraftRequest(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """Rows of one sequence at consecutive positions, and the states before them, shape (len(tokens), n_embd)."""
+    """Rows of one sequence at consecutive positions, and the state before each, shape (len(tokens), n_embd)."""
 
     seq_id: int
     tokens: list[int]
@@ -278,7 +283,7 @@ class _Span(NamedTuple):
 
 
 def _state_norms(path: Path, n_blocks: int, hidden: HiddenState) -> tuple[StateNorm, list[StateNorm]]:
-    """What is done to the trunk's states and to each block's own before they are fed on: nothing, or their norm."""
+    """What is applied to the trunk's states and to each block's: nothing, or with `hidden="post"` the model's norms."""
     if hidden == "pre":
         return _unchanged, [_unchanged] * n_blocks
     model = read_gguf(path)
@@ -296,6 +301,8 @@ def _unchanged(states: Floats) -> Floats:
 
 
 def _rms_norm(weights: Floats, eps: float) -> StateNorm:
+    """The norm x / sqrt(mean(x^2) + eps) * weights over the last axis."""
+
     def norm(states: Floats) -> Floats:
         mean_square = np.square(states, dtype=np.float32).mean(axis=-1, keepdims=True, dtype=np.float32)
         return np.asarray(states / np.sqrt(mean_square + np.float32(eps)) * weights, np.float32)

@@ -1,4 +1,4 @@
-"""Grammars as values: nodes, their text in llama.cpp's GBNF, and the reading of that text.
+"""Grammars as values: nodes, which can be written as GBNF, llama.cpp's grammar language, and read from it.
 
 The language is described in https://github.com/ggml-org/llama.cpp/blob/0c1e57098/grammars/README.md.
 """
@@ -9,19 +9,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-NESTED_MOST: Final = 200  # parentheses; llama.cpp reads them recursively and ends the process at some 15 000
+NESTED_MOST: Final = 200  # parentheses; llama.cpp reads them recursively and crashes at about 15 000
 
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """This text."""
+    """Exactly this text."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Chars:
-    """One character of the ranges (code points, both ends included), or of none of them."""
+    """One character inside the ranges (code points, both ends included); if `negated`, one outside of them."""
 
     ranges: tuple[tuple[int, int], ...]
     negated: bool = False
@@ -29,28 +29,28 @@ class Chars:
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """What the rule of this name says."""
+    """Whatever matches the rule of this name."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Seq:
-    """One after the other."""
+    """All parts, one after the other."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Alt:
-    """One of them; without any, nothing fits."""
+    """One of the options; without options nothing matches."""
 
     options: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """From `least` to `most` times; None: any number."""
+    """The node `least` to `most` times; None sets no upper limit."""
 
     node: Node
     least: int
@@ -59,7 +59,7 @@ class Repeat:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of the vocabulary, as the text names it: `<think>`, `!<[13]>`."""
+    """A token of the vocabulary, as GBNF writes it: `<think>`, `!<[13]>`."""
 
     text: str
 
@@ -72,12 +72,12 @@ NEVER: Final = Alt(())
 
 
 def seq(*parts: Node | str) -> Node:
-    """The parts one after the other; a text is a Literal."""
+    """The parts one after the other; a text becomes a Literal."""
     return Seq(tuple(Literal(part) if isinstance(part, str) else part for part in parts))
 
 
 def alt(options: Iterable[Node]) -> Node:
-    """One of the options, which stands by itself if there is one only."""
+    """One of the options; a single option becomes that node itself."""
     options = tuple(options)
     return options[0] if len(options) == 1 else Alt(options)
 
@@ -88,7 +88,7 @@ def optional(node: Node) -> Node:
 
 
 def literals(texts: Iterable[str]) -> Node:
-    """One of the texts, as a tree of their common beginnings: llama.cpp follows every alternative at once."""
+    """One of the texts, as a tree of common prefixes, because llama.cpp tracks all alternatives at the same time."""
     tree: dict[str, list[str]] = {}
     ends = False
     for text in dict.fromkeys(texts):
@@ -112,7 +112,7 @@ def _shared_start(texts: list[str]) -> str:
 
 
 def render(rules: Rules) -> str:
-    """The GBNF of rules, the first of which is `root`."""
+    """The rules as GBNF; the first one must be `root`."""
     return "".join(f"{name} ::= {_text(node, outer=True)}\n" for name, node in rules.items())
 
 
@@ -142,7 +142,7 @@ def _text(node: Node, *, outer: bool = False) -> str:
 
 
 def _atom(node: Node) -> str:
-    """A node as one item, which a repetition may follow."""
+    """A node as a single item, after which a repetition may stand."""
     text = _text(node)
     is_one = isinstance(node, Chars | Ref | Literal | Token) or text.startswith("(")
     return text if is_one else f"({text})"
@@ -156,7 +156,7 @@ def _times(least: int, most: int | None) -> str:
 
 
 def _character(code: int, escaped: str) -> str:
-    """A character in a literal or a set; by its number if it does not show, or would be read as something else."""
+    """A character in a literal or a set, as a number unless it is printable ASCII without a meaning of its own."""
     if 0x20 <= code < 0x7F and chr(code) not in escaped:
         return chr(code)
     return f"\\x{code:02X}" if code < 0x100 else f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"
@@ -166,25 +166,25 @@ def _character(code: int, escaped: str) -> str:
 
 
 class NotGbnf(Exception):
-    """A text that is not GBNF; llama.cpp's own parser says it better."""
+    """The text is not GBNF. llama.cpp's own parser explains why."""
 
 
 class NestedTooDeep(Exception):
-    """Parentheses in parentheses, more than NESTED_MOST."""
+    """The text has more than NESTED_MOST parentheses inside each other."""
 
 
 def parse(text: str) -> dict[str, Node]:
-    """The rules of a GBNF text.
+    """Reads the rules of a GBNF text, by name.
 
     Raises:
         NotGbnf: llama.cpp would refuse the text, too.
-        NestedTooDeep: its parser would not survive it.
+        NestedTooDeep: llama.cpp's parser would crash.
     """
     return _Reader(text).rules()
 
 
 class _Reader:
-    """A position in a text, and what can be read there."""
+    """Reads GBNF by recursive descent from a position in the text."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -277,7 +277,7 @@ class _Reader:
         return Chars(tuple(ranges), negated)
 
     def _code(self) -> int:
-        """One character of a literal or a set, escapes read."""
+        """Reads one character of a literal or a set, which may be escaped."""
         here = self._here()
         if not here:
             raise NotGbnf
@@ -317,7 +317,7 @@ class _Reader:
         return self._text[start : self._at]
 
     def _space(self, *, lines: bool) -> None:
-        """Skips blanks and comments, and line breaks where a rule may go on."""
+        """Skips blanks and comments, and with `lines` also line breaks."""
         blanks = " \t\r\n" if lines else " \t"
         while here := self._here():
             if here == "#":
@@ -334,7 +334,7 @@ class _Reader:
         self._at += len(text)
 
     def _here(self) -> str:
-        """The character at the position; empty at the end."""
+        """The character at the position; empty at the end of the text."""
         return self._text[self._at : self._at + 1]
 
 
@@ -347,7 +347,7 @@ def _is_word(letter: str) -> bool:
 
 
 def _count(text: str) -> int:
-    """A number of repetitions; one of more digits than any that is meant is cut off."""
+    """Reads a number of repetitions, of which at most 18 digits count."""
     if not text.strip().isdigit():
         raise ValueError(text)
     return int(text.strip()[:18])

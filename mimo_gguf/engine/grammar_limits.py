@@ -1,8 +1,10 @@
-"""What a grammar may take: llama.cpp has no limits of its own for most of this, and ends the process or hangs.
+"""Limits on grammars: llama.cpp has few of its own, and crashes or hangs instead.
 
-Found by trying in child processes with llama.cpp 0c1e57098: its parser's stack ends at 10 000 to 20 000 parentheses and
-at some 100 000 rules that lead to each other; 100 000 alternatives take 80 s, 1600 ways to begin more than 100 s a
-token, because it compares every one of them with every other; beyond 2000 an upper bound is ignored without a word.
+The limits were found by trying llama.cpp 0c1e57098 in child processes:
+
+- Its parser's stack ends at 10 000 to 20 000 parentheses, and at about 100 000 rules that begin with each other.
+- 100 000 alternatives take 80 s. 1600 ways to go on take more than 100 s a token, because each is compared with each.
+- An upper bound above 2000 repetitions is silently ignored.
 """
 
 from __future__ import annotations
@@ -28,36 +30,36 @@ from mimo_gguf.engine.gbnf import (
 )
 
 TEXT_MOST: Final = 2 << 20  # characters
-REPETITIONS_MOST: Final = 1999  # from 2000 on llama.cpp refuses, or takes an upper bound for none
+REPETITIONS_MOST: Final = 1999  # from 2000 on llama.cpp refuses the grammar, or ignores the upper bound
 _ELEMENTS_MOST: Final = 1 << 20  # characters, sets and rule names, counted as often as they are repeated
 _RULES_MOST: Final = 1 << 15
 _CHAIN_MOST: Final = 2000  # rules that begin with each other
-_WAYS_MOST: Final = 1000  # ways to go on that llama.cpp follows at the same time
+_WAYS_MOST: Final = 1000  # ways to go on that llama.cpp tracks at the same time
 
 
 def check_grammar(grammar: str) -> None:
-    """Raises UsageError for a GBNF text that llama.cpp would not survive, or be busy with for minutes."""
+    """Raises UsageError for a GBNF text that would crash llama.cpp, or keep it busy for minutes."""
     if len(grammar) > TEXT_MOST:
-        _refuse(f"it has {len(grammar)} characters, at most {TEXT_MOST} are taken")
+        _refuse(f"it has {len(grammar)} characters; at most {TEXT_MOST} are allowed")
     try:
         rules = parse(grammar)
     except NestedTooDeep:
-        _refuse(f"it has more than {NESTED_MOST} parentheses in each other")
+        _refuse(f"it has more than {NESTED_MOST} parentheses inside each other")
     except NotGbnf:
-        return  # llama.cpp's parser says where
+        return  # llama.cpp's parser explains what is wrong
     check_rules(rules)
 
 
 def check_rules(rules: Rules) -> None:
-    """Raises UsageError for rules that are too many, too long, or too many at the same time."""
+    """Raises UsageError if there are too many rules, elements, or ways to go on at the same time."""
     if len(rules) > _RULES_MOST:
-        _refuse(f"it has {len(rules)} rules, at most {_RULES_MOST} are taken")
+        _refuse(f"it has {len(rules)} rules; at most {_RULES_MOST} are allowed")
     if (n_elements := sum(map(_n_elements, rules.values()))) > _ELEMENTS_MOST:
-        _refuse(f"it has {n_elements} elements, repetitions counted; at most {_ELEMENTS_MOST} are taken")
+        _refuse(f"it has {n_elements} elements, repetitions counted; at most {_ELEMENTS_MOST} are allowed")
     ways = _Ways(rules)
     for name in rules:
         if (n_ways := ways.most_within(name)) > _WAYS_MOST:
-            _refuse(f"rule {name[:40]} has {n_ways} ways to go on, at most {_WAYS_MOST} are taken")
+            _refuse(f"rule {name[:40]} has {n_ways} ways to go on; at most {_WAYS_MOST} are allowed")
 
 
 def _refuse(reason: str) -> None:
@@ -65,7 +67,7 @@ def _refuse(reason: str) -> None:
 
 
 def _n_elements(node: Node) -> int:
-    """Elements that llama.cpp makes of a node; it copies what is repeated."""
+    """The number of elements that llama.cpp makes of a node: it copies what is repeated."""
     match node:
         case Literal(text):
             return len(text)
@@ -78,7 +80,7 @@ def _n_elements(node: Node) -> int:
         case Repeat(inner, least, most):
             times = least if most is None else most
             if times > REPETITIONS_MOST:
-                _refuse(f"{times} repetitions, at most {REPETITIONS_MOST} are taken")
+                _refuse(f"it has {times} repetitions of one element; at most {REPETITIONS_MOST} are allowed")
             copied = _n_elements(inner) if isinstance(inner, Literal | Chars) else 1
             return copied * max(times, 1) + _n_elements(inner)
         case Ref() | Token():
@@ -86,9 +88,9 @@ def _n_elements(node: Node) -> int:
 
 
 class _Ways:
-    """How many ways there are to begin a rule, in llama.cpp's counting: one for every alternative that may come first.
+    """Counts the ways to begin a rule as llama.cpp does: one for every alternative that may come first.
 
-    Rules that begin with themselves, and rules that are not there, are left to llama.cpp to name.
+    Rules that begin with themselves, and names without a rule, count as 1: llama.cpp refuses them by name.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -97,7 +99,7 @@ class _Ways:
         self._known: dict[str, int] = {}
 
     def of_rule(self, name: str) -> int:
-        """Ways to begin `name`; without recursion, however long the chain of rules."""
+        """The number of ways to begin `name`, counted without recursion, because chains of rules may be long."""
         path: list[tuple[str, Iterator[str]]] = []
         self._enter(name, path)
         while path:
@@ -115,7 +117,7 @@ class _Ways:
         return self._known.get(name, 1)
 
     def most_within(self, name: str) -> int:
-        """The most ways to go on anywhere in `name`, at its beginning or further on."""
+        """The largest number of ways to go on at any point of `name`."""
         self.of_rule(name)
         return self._most(self._rules[name])
 
@@ -126,7 +128,7 @@ class _Ways:
             self._known[name] = 1
 
     def _first(self, node: Node) -> Iterator[str]:
-        """Names of the rules that may come first in a node."""
+        """The names of the rules that may come first in a node."""
         match node:
             case Ref(name):
                 yield name
@@ -156,7 +158,7 @@ class _Ways:
                 return 1
 
     def _from(self, parts: Sequence[Node]) -> int:
-        """Ways to go on with a sequence."""
+        """The number of ways to go on with a sequence."""
         n_ways = 0
         for part in parts:
             n_ways += self._of(part)
@@ -181,7 +183,7 @@ class _Ways:
 
 
 def _nullable(rules: Rules) -> set[str]:
-    """Names of the rules that nothing at all fits, too."""
+    """The names of the rules that match the empty text."""
     used_by: dict[str, set[str]] = {}
     for name, node in rules.items():
         for other in _references(node):
@@ -197,7 +199,7 @@ def _nullable(rules: Rules) -> set[str]:
 
 
 def _references(node: Node) -> Iterator[str]:
-    """Names of the rules that a node mentions."""
+    """The names of the rules that a node refers to."""
     match node:
         case Ref(name):
             yield name

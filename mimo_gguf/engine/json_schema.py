@@ -1,7 +1,7 @@
-"""The grammar of a JSON schema: what follows it is JSON, and satisfies the schema.
+"""The grammar of a JSON schema: a text that matches it is JSON and satisfies the schema.
 
-Not all that satisfies a schema is in its grammar: properties come in the order of the schema, none are added unless the
-schema says so, numbers have up to 16 digits. What cannot be said is refused by name, never left out.
+The converse does not hold: in the grammar properties come in the order of the schema, none are added unless the schema
+says so, and numbers have up to 16 digits. A keyword that a grammar cannot express is refused by name, never left out.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from mimo_gguf.engine.number_rules import INTEGER, NUMBER, integers_within, numb
 from mimo_gguf.engine.regex_rules import FORMATS, RAW, NotPossible, rules_of_format, rules_of_pattern
 from mimo_gguf.engine.schema_forms import KEYWORDS_OF, Child, Document, Form, Place, refuse
 
-JSON_OBJECT: Final = '{"type": "object"}'  # any JSON object
-_COUNT_MOST: Final = 100_000  # items or characters that a bound may name
-_BLOCK: Final = 1000  # repetitions that are left to llama.cpp
+JSON_OBJECT: Final = '{"type": "object"}'  # the schema of any JSON object
+_COUNT_MOST: Final = 100_000  # items or characters: the largest bound
+_BLOCK: Final = 1000  # repetitions that llama.cpp can handle
 _DEPTH_MOST: Final = 60
 _NUMBER_FORMATS: Final = {"int32": (-(1 << 31), (1 << 31) - 1), "int64": None, "float": None, "double": None}
 _HEX: Final = Chars(((0x30, 0x39), (0x41, 0x46), (0x61, 0x66)))
-# A character of a string: as it is (never a control character), or escaped, halves of characters aside.
+# A character of a string: as it is (never a control character), or escaped, but never half a surrogate pair.
 _CHAR: Final = alt([
     Chars(RAW),
     seq("\\", Chars(tuple((ord(c), ord(c)) for c in '"\\/bfnrt'))),
@@ -53,10 +53,10 @@ _SPACE: Final = optional(alt([Literal(" "), seq("\n", Repeat(Chars(((0x20, 0x20)
 
 
 def grammar_of_schema(schema: str | Mapping[str, Any] | bool) -> str:
-    """The GBNF grammar of a JSON schema (its text, or as Python has it), for `SamplingOptions.grammar`.
+    """The GBNF grammar of a JSON schema (JSON text, or its Python value), for `SamplingOptions.grammar`.
 
     Raises:
-        UsageError: it is not a schema, or says something that a grammar cannot; the message has the JSON pointer.
+        UsageError: it is not a schema, or a grammar cannot express it; the message has the keyword's JSON pointer.
     """
     document = _document(schema)
     try:
@@ -74,7 +74,7 @@ def _document(schema: Any) -> Any:
     if not isinstance(schema, str):
         return schema
     if len(schema) > TEXT_MOST:
-        raise UsageError(f"the JSON schema has {len(schema)} characters", hint=f"at most {TEXT_MOST} are taken")
+        raise UsageError(f"the JSON schema has {len(schema)} characters", hint=f"at most {TEXT_MOST} are allowed")
     try:
         return json.loads(schema, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -87,7 +87,7 @@ def _refuse_constant(word: str) -> Any:
 
 
 class _Writer:
-    """Writes a rule for every schema that is met, once: a schema that contains itself refers to its own rule."""
+    """Writes one rule for every schema in the document: a schema that contains itself refers to its own rule."""
 
     def __init__(self, document: Document) -> None:
         self._document = document
@@ -96,13 +96,13 @@ class _Writer:
         self._depth = 0
 
     def rules(self) -> dict[str, Node]:
-        """All rules, `root` first."""
+        """Writes all rules, `root` first."""
         self._rules["root"] = self._child((self._document.root,))
         return self._rules
 
     def _child(self, child: Child) -> Node:
-        """The rule of what satisfies all schemas of `child`."""
-        child = tuple({place.pointer: place for place in map(self._followed, child)}.values())
+        """The rule for values that satisfy all schemas of `child`."""
+        child = tuple({place.pointer: place for place in map(self._resolved, child)}.values())
         key = tuple(place.pointer for place in child)
         if key in self._names:
             return Ref(self._names[key])
@@ -115,8 +115,8 @@ class _Writer:
         self._depth -= 1
         return Ref(name)
 
-    def _followed(self, place: Place) -> Place:
-        """Where a schema that is nothing but a reference leads, so that what contains itself is met again."""
+    def _resolved(self, place: Place) -> Place:
+        """The schema that a bare reference leads to, so that a schema which contains itself gets one rule only."""
         seen = set()
         while isinstance(place.schema, dict) and place.schema.keys() == {"$ref"} and place.pointer not in seen:
             seen.add(place.pointer)
@@ -142,7 +142,7 @@ class _Writer:
         return alt([writers[kind](form) for kind in types])
 
     def _check_types(self, form: Form, types: Sequence[str]) -> None:
-        """Refuses keywords about values that the form does not have: a mistake, most likely."""
+        """Refuses keywords about types that the form does not allow: most likely a mistake."""
         for kind, words in KEYWORDS_OF.items():
             if kind in types or (kind == "number" and "integer" in types):
                 continue
@@ -184,7 +184,7 @@ class _Writer:
         return Seq((key, Literal(":"), self._space(), value))
 
     def _listed(self, start: str, item: Node, least: int, most: int | None, end: str) -> Node:
-        """Items between brackets, with commas."""
+        """`least` to `most` items between brackets, with commas."""
         if most == 0:
             return self._bracketed(start, EMPTY, end)
         further = self._rule(Seq((Literal(","), self._space(), item)))
@@ -195,13 +195,13 @@ class _Writer:
         return Seq((Literal(start), self._space(), inner, *([] if inner == EMPTY else [self._space()]), Literal(end)))
 
     def _rule(self, node: Node) -> Ref:
-        """A rule of its own for a node that is repeated."""
+        """Gives a node that is repeated a rule of its own."""
         if isinstance(node, Ref):
             return node
         return self._shared(f"part{len(self._rules)}", node)
 
     def _times(self, node: Node, least: int, most: int | None) -> Node:
-        """Repetitions, many of them as blocks: beyond 2000 llama.cpp refuses, or forgets an upper bound."""
+        """Repeats a node, in blocks of 1000 if need be, because llama.cpp ignores an upper bound above 2000."""
         item = self._rule(node)
         if max(least, most or 0) <= _BLOCK:
             return Repeat(item, least, most) if most != 0 else EMPTY
@@ -245,14 +245,14 @@ class _Writer:
         try:
             return seq('"', rules_of_pattern(form.words[word], Repeat(self._char(), 0, None)), '"')
         except NotPossible as reason:
-            raise refuse(pointer, f"a grammar cannot say {reason}") from None
+            raise refuse(pointer, f"a grammar cannot express {reason}") from None
 
     def _number(self, form: Form) -> Node:
         words = form.words
         whole = "number" not in form.types()
         if (factor := words.get("multipleOf")) is not None:
             if factor != 1:
-                raise refuse(form.pointers["multipleOf"], "only multiples of 1 can be said")
+                raise refuse(form.pointers["multipleOf"], "a grammar can express multiples of 1 only")
             whole = True
         lows = [(_decimal(words[word]), word) for word in ("minimum", "exclusiveMinimum") if word in words]
         highs = [(_decimal(words[word]), word) for word in ("maximum", "exclusiveMaximum") if word in words]
@@ -323,7 +323,7 @@ class _Writer:
         least, most = self._range(form, "minProperties", "maxProperties")
         n_named = len(properties)
         if least > max(len(required), 1 if extra and not n_named else 0):
-            raise refuse(form.pointers["minProperties"], "a grammar cannot count properties beyond those required")
+            raise refuse(form.pointers["minProperties"], "a grammar cannot count properties that are not required")
         if most is not None and most < (n_named if extra is None else most + 1):
             raise refuse(form.pointers["maxProperties"], "a grammar cannot count properties")
         pairs = [
@@ -340,10 +340,10 @@ class _Writer:
         return self._bracketed("{", inner, "}")
 
     def _members(self, pairs: Sequence[tuple[Ref, bool]], further: Ref | None) -> Node:
-        """Properties with their commas, those not required left out or not, then any number of further ones."""
+        """The named properties with their commas, optional unless required, then any number of `further` ones."""
         comma = Seq((Literal(","), self._space()))
         tail: Node = EMPTY if further is None else Repeat(self._rule(Seq((comma, further))), 0, None)
-        head: Node = EMPTY if further is None else optional(Seq((further, tail)))  # with nothing before it
+        head: Node = EMPTY if further is None else optional(Seq((further, tail)))  # without a comma before it
         for pair, needed in reversed(pairs):
             first = Seq((pair, tail))
             head = first if needed else alt([first, head])
@@ -368,7 +368,7 @@ class _Writer:
 
 
 def _json_text(value: Any) -> str:
-    """A value as JSON, without the invisible DEL and halves of characters."""
+    """A value as JSON; DEL, which is invisible, and halves of surrogate pairs are escaped."""
     text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return "".join(f"\\u{ord(letter):04x}" if "\ud800" <= letter <= "\udfff" else letter for letter in text)
 
@@ -384,7 +384,7 @@ _KEEPS: Final[dict[str, tuple[Any, Callable[[Any, Any], bool]]]] = {
 
 
 def _keeps(value: Any, word: str, bound: Any) -> bool:
-    """Whether a constant keeps within a bound; one of another kind always does."""
+    """Whether a constant satisfies a keyword about bounds; one of another type always does."""
     kind, within = _KEEPS[word]
     return not isinstance(value, kind) or isinstance(value, bool) or within(value, bound)
 
@@ -394,7 +394,7 @@ def _is_raw(letter: str) -> bool:
 
 
 def _outside(codes: set[int]) -> tuple[tuple[int, int], ...]:
-    """Characters of a string that are none of `codes`."""
+    """The ranges of characters of a string, without `codes`."""
     ranges = []
     for low, high in RAW:
         for code in sorted(code for code in codes if low <= code <= high):
@@ -412,7 +412,7 @@ def _decimal(number: float) -> Decimal:
 
 
 def _without_dead_ends(rules: dict[str, Node]) -> dict[str, Node]:
-    """The rules without alternatives that can never end; `root` is NEVER if it cannot."""
+    """The rules without the alternatives that can never end; `root` is NEVER if it cannot end."""
     ending: set[str] = set()
     while more := {name for name, node in rules.items() if name not in ending and _ends(node, ending)}:
         ending |= more

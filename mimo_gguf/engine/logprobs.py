@@ -1,4 +1,4 @@
-"""What the model thought of a token: its log-probability and rank among all, from the target's raw logits."""
+"""Log-probabilities and ranks of tokens, from the raw logits of the target context."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mimo_gguf.llama.api import Floats
 
 
 class TokenScore(NamedTuple):
-    """One token at one place.
+    """The score of one token at one position.
 
     Attributes:
         logprob: natural logarithm of its probability, before temperature, bias, penalties and grammar.
-        rank: 1 for the likeliest; of equals all have the last of their places, as in vLLM.
+        rank: 1 for the likeliest. Tokens with equal logits all have the last of their ranks, as in vLLM.
     """
 
     token: int
@@ -22,14 +22,17 @@ class TokenScore(NamedTuple):
     rank: int
 
 
-Scores = tuple[TokenScore, ...]  # of one place: the token that stands there, then the likeliest, best first
+Scores = tuple[TokenScore, ...]  # of one position: first the token that stands there, then the likeliest in order
 
 
 def score_token(logits: Floats, token: int, n_top: int) -> Scores:
-    """Scores of `token` and, after it, of the `n_top` likeliest (which it may be one of); -1: of all.
+    """The scores of `token` and of the `n_top` likeliest tokens, among which it is not repeated.
+
+    logprob(t) = logits[t] - log(sum(exp(logits))), in float64.
 
     Args:
         logits: shape (n_vocab,). They are not changed.
+        n_top: -1 gives the scores of all tokens.
     """
     values = np.asarray(logits, np.float64)
     highest = values.max()
@@ -42,6 +45,7 @@ def score_token(logits: Floats, token: int, n_top: int) -> Scores:
 
 
 def _likeliest(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], n: int) -> list[int]:
+    """The indices of the `n` largest values, largest first."""
     n = min(n, len(values))
     if n == 0:
         return []

@@ -1,7 +1,7 @@
-"""Near ties: choices that rounding might turn, because a row's logits depend on the rows computed beside it.
+"""Near ties: greedy choices that rounding may change, because a row's logits depend on the rows computed beside it.
 
-Backends choose kernels by the number of rows, and these sum in other orders. Nothing of that is wrong, but a greedy
-text may go on otherwise where two logits lie closer than they move. `benchmarks/exactness.py` measures by how much.
+Backends choose kernels by the number of rows, and these sum in different orders. None of them is wrong, but if two
+logits are closer than rounding moves them, a greedy text may change. `benchmarks/exactness.py` measures by how much.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 
 from mimo_gguf.llama.api import Floats
 
-_SOME: Final = 4  # rows from which matrices of Q4_K are multiplied otherwise
-_MANY: Final = 64  # rows from which flash attention computes tiles on a CPU
-# File type -> how far a logit moved at most in a text, read 2, 4 to 32, and 64 or more rows at a time, not one by one.
-# The largest of flash attention and none, caches of f32, f16 and q8_0, weights repacked and not, 512 tokens and one
-# thread, 640 and two. On a CPU with AVX2; one with AVX-512 moved them no further. The table is in BENCHMARKS.md.
+_SOME: Final = 4  # rows from which another kernel multiplies matrices of Q4_K
+_MANY: Final = 64  # rows from which flash attention computes in tiles on a CPU
+# File type -> how far a logit moved at most if a text was read 2, 4 to 32, or 64 and more rows at a time, instead of
+# one. The largest of: with and without flash attention; KV caches of f32, f16 and q8_0; with and without repacking; 512
+# tokens on one thread and 640 on two. A CPU with AVX2; one with AVX-512 moved them no further. See BENCHMARKS.md.
 _MOVED: Final[dict[str, tuple[float, float, float]]] = {
     "F32": (0.07, 0.07, 0.07),
     "F16": (0.13, 0.13, 0.13),
@@ -31,11 +31,13 @@ _OTHERS: Final = "Q4_K_M"
 
 
 def near_tie(file_type: str, n_rows: int) -> float:
-    """The gap of two logits below which passes of up to `n_rows` rows might order them otherwise: both may move.
+    """The gap between two logits below which passes of up to `n_rows` rows may change their order.
+
+    It is twice the largest measured change, because both logits may move.
 
     Args:
-        file_type: "F16", "Q4_K_M", ...; what was not measured counts as the one that moves most.
-        n_rows: 1 is a pass alone, which nothing moves.
+        file_type: "F16", "Q4_K_M", ...; a type that was not measured counts as the one that moves most.
+        n_rows: with 1 the gap is 0, because nothing is computed beside the row.
     """
     if n_rows <= 1:
         return 0.0
@@ -44,10 +46,10 @@ def near_tie(file_type: str, n_rows: int) -> float:
 
 
 def is_near_tie(logits: Floats, gap: float) -> bool:
-    """Whether the second largest of `logits` is within `gap` of the largest: counted, not hidden."""
+    """Whether the second largest of `logits`, shape (n_vocab,), is within `gap` of the largest."""
     best = logits.argmax()
     largest = logits[best]
-    logits[best] = -np.inf  # for a moment: a second search costs less than comparing all
+    logits[best] = -np.inf  # restored below: a second search costs less than comparing all
     is_near = bool(logits[logits.argmax()] > largest - gap)
     logits[best] = largest
     return is_near

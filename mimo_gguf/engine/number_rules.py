@@ -1,4 +1,4 @@
-"""Numbers of a JSON schema within their bounds, as grammar: digit by digit."""
+"""Grammar rules for numbers within bounds, digit by digit, as JSON schemas need them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from mimo_gguf.engine.gbnf import EMPTY, NEVER, Chars, Literal, Node, Repeat, alt, optional, seq
 
 _DIGIT = Chars(((0x30, 0x39),))
-_DIGITS_MOST = 16  # before the point; more of them no double holds
+_DIGITS_MOST = 16  # before the point; a double cannot hold more
 _DECIMALS_MOST = 20
 _MORE_DECIMALS = 6  # beyond those of the bounds
 _BEYOND = Decimal(10) ** _DIGITS_MOST - 1
@@ -21,7 +21,7 @@ NUMBER: Node = seq(optional(Literal("-")), _NATURAL, _FRACTION, _EXPONENT)
 
 
 def integers_within(low: Decimal | None, high: Decimal | None) -> Node:
-    """Whole numbers from `low` to `high`, both included; None is no bound."""
+    """The whole numbers from `low` to `high`, both included; None sets no bound."""
     if low is None and high is None:
         return INTEGER
     first, last = _bounds(low, high)
@@ -29,9 +29,9 @@ def integers_within(low: Decimal | None, high: Decimal | None) -> Node:
 
 
 def numbers_within(low: Decimal | None, high: Decimal | None, *, open_low: bool, open_high: bool) -> Node:
-    """Numbers from `low` to `high`, the bounds themselves left out where they are open; None is no bound.
+    """The numbers from `low` to `high`, without the bounds that are open; None sets no bound.
 
-    They are written with as many decimals as the bounds have, and up to 6 more between them.
+    They have as many decimals as the bounds, and between the bounds up to 6 more.
     """
     if low is None and high is None:
         return NUMBER
@@ -49,7 +49,7 @@ def numbers_within(low: Decimal | None, high: Decimal | None, *, open_low: bool,
 
 
 def _bounds(low: Decimal | None, high: Decimal | None) -> tuple[Decimal, Decimal]:
-    """Both bounds within what is written: 16 digits."""
+    """Both bounds, limited to numbers of 16 digits."""
     return max(-_BEYOND if low is None else low, -_BEYOND), min(_BEYOND if high is None else high, _BEYOND)
 
 
@@ -67,6 +67,7 @@ def _within(low: int, high: int, decimals: int, *, more: bool = False) -> Node:
 
 
 def _magnitudes(low: int, high: int, decimals: int, more: bool) -> Node:
+    """As `_within`, for `low` of 0 or more."""
     if low > high:
         return NEVER
     if not more:
@@ -78,7 +79,7 @@ def _magnitudes(low: int, high: int, decimals: int, more: bool) -> Node:
 
 
 def _patterns(low: int, high: int, decimals: int) -> Iterator[Node]:
-    """Digits of the numbers from `low` to `high`, by their length, with the point where it belongs."""
+    """The digits of the numbers from `low` to `high`, one length after the other, with the decimal point."""
     length = max(len(str(low)), decimals + 1)
     while low <= high:
         last = min(high, 10**length - 1)
@@ -89,7 +90,7 @@ def _patterns(low: int, high: int, decimals: int) -> Iterator[Node]:
 
 
 def _ranges(low: str, high: str) -> Iterator[list[Node]]:
-    """Sequences of sets of digits that together are the numbers from `low` to `high`, written in the same length."""
+    """Sequences of digit sets that together match the numbers from `low` to `high`, both of the same length."""
     if not low:
         yield []
     elif low[0] == high[0]:

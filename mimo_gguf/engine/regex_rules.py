@@ -1,7 +1,7 @@
-"""A JSON schema's `pattern` as grammar: the regular expressions that most schemas use, written into a JSON string.
+"""Grammar rules for a JSON schema's `pattern`: the regular expressions that most schemas use, inside a JSON string.
 
-Each choice keeps within what both ECMAScript and Python understand by it: `\\d` and its like are ASCII, `.` and what a
-set leaves out are characters that need no escape beyond `\\"` and `\\\\`.
+Everything that matches also matches in ECMAScript and in Python. So `\\d`, `\\w` and `\\s` are ASCII, and `.` and
+negated sets match only characters that need no escape in JSON other than `\\"` and `\\\\`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from mimo_gguf.engine.gbnf import EMPTY, Chars, Literal, Node, Repeat, Seq, alt
 
 Ranges = tuple[tuple[int, int], ...]
 
-# What stands in a JSON string as it is. DEL could, but is invisible.
+# Characters that stand in a JSON string as they are. DEL could, but is invisible.
 RAW: Final[Ranges] = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0xD7FF), (0xE000, 0x10FFFF))
 _SHOWN: Final[Ranges] = ((0x20, 0x7E), (0xA0, 0xD7FF), (0xE000, 0x10FFFF))  # `.` without line ends
 _DIGITS: Final[Ranges] = ((0x30, 0x39),)
@@ -26,17 +26,17 @@ _DEPTH_MOST: Final = 50
 
 
 class NotPossible(Exception):
-    """A part of a regular expression that no grammar of ours can say; the message names it."""
+    """A part of a regular expression that these rules cannot express; the message names it."""
 
 
 def rules_of_pattern(pattern: str, anything: Node) -> Node:
-    """What stands between the quotes of a JSON string that `pattern` is found in.
+    """The rules for JSON strings, without the quotes, in which `pattern` is found.
 
     Args:
-        anything: any characters of a string, for the sides on which the pattern is not anchored.
+        anything: matches any characters of a string; used on the sides where the pattern is not anchored.
 
     Raises:
-        NotPossible: the pattern is broken, or has a part that cannot be said.
+        NotPossible: the pattern is broken, or has a part that the rules cannot express.
     """
     reader = _Reader(pattern, anything)
     node = reader.alternatives(top=True)
@@ -57,7 +57,7 @@ def _escaped(code: int) -> str:
 
 
 def _set_in_string(ranges: Ranges) -> Node:
-    """One character of a set as it stands in a JSON string."""
+    """One character of a set, as it stands in a JSON string."""
     raw = _common(ranges, RAW)
     escaped = [code for code in (*range(0x20), 0x22, 0x5C, 0x7F) if any(a <= code <= b for a, b in ranges)]
     if not raw and not escaped:
@@ -80,7 +80,7 @@ def _without(ranges: Ranges, removed: Ranges) -> Ranges:
 
 
 class _Reader:
-    """A position in a regular expression."""
+    """Reads a regular expression by recursive descent from the position `at`."""
 
     def __init__(self, pattern: str, anything: Node) -> None:
         self._pattern = pattern
@@ -89,11 +89,11 @@ class _Reader:
         self.at = 0
 
     def here(self) -> str:
-        """The character at the position; empty at the end."""
+        """The character at the position; empty at the end of the pattern."""
         return self._pattern[self.at : self.at + 1]
 
     def alternatives(self, *, top: bool) -> Node:
-        """Branches, divided by `|`, to the end or a closing parenthesis; anchors are read in the outermost only."""
+        """Reads branches divided by `|`, up to the end or a closing parenthesis. Only `top` branches have anchors."""
         options = [self._branch(top=top)]
         while self.here() == "|":
             self.at += 1
@@ -135,7 +135,7 @@ class _Reader:
             self.at += 2
         self._depth += 1
         if self._depth > _DEPTH_MOST:
-            raise NotPossible(f"more than {_DEPTH_MOST} parentheses in each other")
+            raise NotPossible(f"more than {_DEPTH_MOST} parentheses inside each other")
         node = self.alternatives(top=False)
         if self.here() != ")":
             raise NotPossible(f"{self.here() or 'its end'!r} instead of ')' at {self.at}")
@@ -196,7 +196,7 @@ class _Reader:
         return self._escape() if here == "\\" else ((ord(here), ord(here)),)
 
     def _escape(self) -> Ranges:
-        """The characters of what follows a backslash."""
+        """Reads what follows a backslash: the characters that it stands for."""
         kind = self.here()
         self.at += 1
         classes = {"d": _DIGITS, "w": _WORD, "s": _BLANK}
@@ -239,7 +239,7 @@ FORMATS: Final = tuple(_FORMATS)
 
 
 def rules_of_format(name: str) -> Node:
-    """What stands between the quotes of a string in one of the FORMATS; 29 February is left out."""
+    """The rules for a string, without the quotes, in one of the FORMATS; 29 February is left out."""
     pattern = _FORMATS[name]
     for part, meaning in _PARTS.items():
         pattern = pattern.replace(part, f"({meaning})")

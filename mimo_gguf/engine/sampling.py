@@ -1,4 +1,4 @@
-"""Choosing the next token: llama.cpp's sampler chain, built from plain options."""
+"""Chooses the next token with llama.cpp's sampler chain, built from plain options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mimo_gguf.llama.vocabulary import Vocabulary
 __all__ = ["MAX_SEED", "Sampler", "SamplingOptions", "grammar_of_schema"]
 
 MAX_SEED: Final = 0xFFFFFFFE  # 0xFFFFFFFF means "random" to llama.cpp
-_LEAST_TEMPERATURE: Final = 1e-6  # divided by much less, logits are no longer finite
+_LEAST_TEMPERATURE: Final = 1e-6  # logits divided by much less are no longer finite
 _WHOLE_NUMBERS: Final = (
     ("top_k", 0, (1 << 31) - 1), ("penalty_last_n", 0, 1 << 20), ("dry_allowed_length", 0, 1 << 20),
     ("dry_last_n", 0, 1 << 20), ("seed", 0, MAX_SEED),
@@ -35,25 +35,25 @@ _WHOLE_NUMBERS: Final = (
 _HELP: Final = "see: mimo-gguf chat --help"
 _GRAMMAR: Final = "a grammar starts with: root ::= ..."
 _ENDLESS: Final = "let it end: root ::= ... with nothing after"
-_check_grammar = functools.lru_cache(8)(check_grammar)  # an answer after the other has the same
+_check_grammar = functools.lru_cache(8)(check_grammar)  # many answers have the same grammar
 DRY_BREAKERS: Final = ("\n", ":", '"', "*")
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """What llama.cpp's samplers are told. The defaults are what Xiaomi recommends for MiMo-7B-RL.
+    """Options of llama.cpp's samplers. The defaults are what Xiaomi recommends for MiMo-7B-RL.
 
     Attributes:
-        temperature: less than a millionth is greedy: always the most likely token (after bias, penalties and grammar).
+        temperature: below 0.000001 the answer is greedy: always the likeliest token (after bias, penalties, grammar).
         top_k, top_p, min_p, typical_p: 0, 1, 0 and 1 switch them off.
-        repeat_penalty, presence_penalty, frequency_penalty: 1, 0 and 0 switch them off; over `penalty_last_n` tokens,
-            prompt included.
+        repeat_penalty, presence_penalty, frequency_penalty: 1, 0 and 0 switch them off. They count the last
+            `penalty_last_n` tokens, prompt included.
         dry_multiplier: 0 switches DRY off.
         penalizes_prompt: whether presence and frequency penalties count the tokens of the prompt.
-        seed: the same seed, prompt and options give the same answer; None draws one.
-        grammar: GBNF that the answer must follow.
-        logit_bias: token id -> what is added to its logit.
-        allowed_tokens: the only ones that may come; None: all.
+        seed: the same seed, prompt and options give the same answer; None draws a seed.
+        grammar: GBNF that the answer must match.
+        logit_bias: token id -> number that is added to its logit.
+        allowed_tokens: the only tokens that may come; None allows all.
         bad_tokens: sequences of tokens that may not come.
     """
 
@@ -78,7 +78,7 @@ class SamplingOptions:
     bad_tokens: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a value no sampler understands."""
+        """Raises UsageError for a value that is out of range or of the wrong kind."""
         for name, low, high in (
             ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0), ("typical_p", 0.0, 1.0), ("presence_penalty", -2.0, 2.0),
             ("frequency_penalty", -2.0, 2.0), ("repeat_penalty", 0.01, 10.0), ("temperature", 0.0, 100.0),
@@ -106,27 +106,27 @@ class SamplingOptions:
         return self.temperature < _LEAST_TEMPERATURE
 
     @property
-    def takes_likeliest(self) -> bool:
-        """Whether the choice is always the largest logit as it comes, grammar aside."""
+    def picks_likeliest(self) -> bool:
+        """Whether the token is always the one with the largest raw logit, unless a grammar or rule forbids it."""
         changes = self.logit_bias or self.presence_penalty or self.frequency_penalty or self.dry_multiplier
         return self.greedy and self.repeat_penalty == 1 and not changes
 
     def seeded(self) -> SamplingOptions:
-        """The same options with a seed drawn if there was none, so that an answer can be repeated."""
+        """The same options with a seed, drawn if there was none, so that the answer can be repeated."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(MAX_SEED))
 
 
 class Sampler:
-    """llama.cpp's sampler chain for one answer. Every token it gives counts, once, in penalties, DRY and grammar.
+    """llama.cpp's sampler chain for one answer. Every token counts once in penalties, DRY and grammar.
 
-    Order as in llama.cpp: bias, penalties, DRY, top-k, typical, top-p, min-p, temperature, draw. A grammar is asked
-    about the token drawn; if it forbids that one, it is applied to the whole vocabulary and the chain draws again
-    (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/common/sampling.cpp, `grammar_first` = false). Nothing but
-    what it forbids changes: without truncation the odds among what it allows are the model's. To apply it to a
-    vocabulary of 151680 for every token would take 30 to 60 ms a token.
+    The order is that of llama.cpp: bias, penalties, DRY, top-k, typical, top-p, min-p, temperature, draw. The grammar
+    checks the drawn token. If it forbids that token, it is applied to the whole vocabulary and the chain draws again
+    (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/common/sampling.cpp, `grammar_first` = false). Only what is
+    forbidden changes: without truncation the odds among the allowed tokens are the model's. Applying the grammar to
+    the whole vocabulary of 151680 for every token would cost 30 to 60 ms each.
 
-    What llama.cpp's grammar lets through beyond that is refused here: bytes that are not UTF-8 (it reads two bytes
-    that decode to a quotation mark as one), and control tokens, whose names it takes for text.
+    Two things that llama.cpp's grammar allows are refused here: bytes that are not UTF-8 (it reads two bytes that
+    decode to a quotation mark as one), and control tokens, whose names it reads as text.
     """
 
     def __init__(
@@ -141,18 +141,18 @@ class Sampler:
         """Makes the chain.
 
         Args:
-            history: the prompt, which penalties and DRY look back on.
+            history: the tokens of the prompt, which count in penalties and DRY.
             at_first: tokens that may not be among the first `n_first` of the answer.
 
         Raises:
-            UsageError: the grammar is not GBNF, or a bias or a constraint is for no token of the model.
+            UsageError: the grammar is not GBNF, or a bias or a rule names a token that the model does not have.
         """
         module = api()
         self.options = options = options.seeded()
-        self.greedy, self._takes_likeliest = options.greedy, options.takes_likeliest  # asked for every token
+        self.greedy, self._picks_likeliest = options.greedy, options.picks_likeliest  # kept: used for every token
         self._closed = False
-        self._model = model  # a grammar looks at its vocabulary
-        self._looking_back: list[Any] = []  # the parts of the chain that count tokens the chain did not draw
+        self._model = model  # a grammar uses its vocabulary
+        self._counting: list[Any] = []  # the samplers that must also count tokens the chain did not draw
         self._chain = module.llama_sampler_chain_init(module.llama_sampler_chain_default_params())
         self._finalizers = [weakref.finalize(self, module.llama_sampler_free, self._chain)]
         self._grammar: Any = None
@@ -231,26 +231,26 @@ class Sampler:
 
     def _add_with_history(self, sampler: Any, history: Sequence[int]) -> None:
         self._add(sampler)
-        self._looking_back.append(sampler)
+        self._counting.append(sampler)
         for token in history:
             self._accept(sampler, token)
 
     def note(self, token: int) -> None:
-        """Takes a token that was put into the answer without being drawn, for penalties, DRY and grammar to count.
+        """Notes a token that was inserted into the answer, so that penalties, DRY and grammar count it.
 
         Raises:
-            BackendError: the grammar does not allow it (ask `allows` before).
+            BackendError: the grammar does not allow it (check with `allows` before).
         """
         if self._grammar is not None:
             self._accept_by_grammar(self._grammar, token)
             self._decoder.decode(self._vocabulary.piece(token))
-        for sampler in self._looking_back:
+        for sampler in self._counting:
             self._accept(sampler, token)
         if self._constraints is not None:
             self._constraints.note(token)
 
     def allows(self, tokens: Sequence[int]) -> bool:
-        """Whether a grammar, if there is one, allows `tokens` here, one after the other."""
+        """Whether the grammar, if there is one, allows `tokens` here, one after the other."""
         if self._grammar is None:
             return True
         module = api()
@@ -265,23 +265,28 @@ class Sampler:
         return True
 
     def sample(self, context: LlamaContext, row: int) -> int:
-        """The next token from row `row` of the last decode's logits. What it draws depends on nothing else."""
+        """Draws the next token from row `row` of the last decode's logits.
+
+        Raises:
+            BackendError: the grammar or the constraints allow no token.
+            UsageError: the sampler or the model has been closed.
+        """
         if self._closed:
             raise UsageError("the sampler has been closed", hint="make another")
         if self._grammar is not None or self._constraints is not None:
             return self._sample_within(context, row)
-        if self._takes_likeliest:  # 8 times as fast as llama.cpp's, which lists the vocabulary first
+        if self._picks_likeliest:  # 8 times as fast as llama.cpp's sampler, which lists the vocabulary first
             return int(context.logits(row).argmax())
         return int(self._sample(self._chain, context.pointer, row))
 
     def _sample_within(self, context: LlamaContext, row: int) -> int:
-        """A token that constraints and grammar allow."""
+        """Draws a token that constraints and grammar allow."""
         logits, constraints = context.logits(row), self._constraints
-        if constraints is not None and constraints.are_asked:
-            logits = constraints.applied(logits)
+        if constraints is not None and constraints.are_active:
+            logits = constraints.masked(logits)
         if self._grammar is not None:
             token = self._sample_by_grammar(logits)
-        elif self._takes_likeliest:
+        elif self._picks_likeliest:
             token = int(logits.argmax())
         else:
             token = self._draw(self._candidates.of(logits))
@@ -291,7 +296,7 @@ class Sampler:
         return token
 
     def _sample_by_grammar(self, logits: Floats) -> int:
-        plain = self._takes_likeliest
+        plain = self._picks_likeliest
         token = int(logits.argmax()) if plain else self._draw(self._candidates.of(logits))
         if not (self._is_allowed(self._grammar, token) and self._is_text(token)):
             token = self._draw_allowed(logits)
@@ -301,7 +306,7 @@ class Sampler:
         return token
 
     def _draw_allowed(self, logits: Floats) -> int:
-        """A token that the grammar allows and that is text; if there is none, one that it does not allow."""
+        """Draws a token that the grammar allows and that is text; one that it forbids if no such token is left."""
         refused: set[int] = set()
         while True:
             candidates = self._candidates.of(logits, without=refused)
@@ -314,7 +319,7 @@ class Sampler:
             refused.add(token)
 
     def _is_text(self, token: int) -> bool:
-        """Whether a token goes on with the text in UTF-8, or ends it."""
+        """Whether a token continues the text with valid UTF-8, or ends the answer."""
         piece = self._vocabulary.piece(token)
         if not piece:
             return token in self._vocabulary.end_tokens
@@ -333,18 +338,19 @@ class Sampler:
         return int(array.data[array.selected].id)
 
     def _accept_by_grammar(self, grammar: Any, token: int) -> None:
-        if not self._is_allowed(grammar, token):  # llama.cpp ends the process when it is told to accept such a token
+        if not self._is_allowed(grammar, token):  # accepting such a token would make llama.cpp abort
             raise BackendError("the grammar allows no token here", hint=_ENDLESS)
         self._accept(grammar, token)
 
     def _is_allowed(self, grammar: Any, token: int) -> bool:
         module = api()
-        _ = self._model.pointer  # raises if it was closed
+        _ = self._model.pointer  # raises UsageError if the model was closed
         one = module.llama_token_data(token, 1.0, 0.0)
         self._apply(grammar, ctypes.pointer(module.llama_token_data_array(ctypes.pointer(one), 1, -1, False)))
         return bool(one.logit != -math.inf)
 
     def close(self) -> None:
+        """Frees the chain and the grammar."""
         self._closed = True
         for finalizer in self._finalizers:
             finalizer()
@@ -366,7 +372,7 @@ def _check_sequences(name: str, sequences: Any) -> None:
 
 
 def _read_grammar(module: Any, model: LlamaModel, grammar: str) -> Any:
-    """llama.cpp's sampler for GBNF. Raises UsageError, with the parser's reason, if it is not GBNF or is too large."""
+    """Makes llama.cpp's sampler of a grammar. Raises UsageError, with the parser's reason, if it is not valid."""
     _check_grammar(grammar)
     since = LOG.mark
     with kept_from_stderr() as said:
@@ -378,7 +384,7 @@ def _read_grammar(module: Any, model: LlamaModel, grammar: str) -> Any:
 
 
 class _Candidates:
-    """The whole vocabulary as llama.cpp's samplers take it; they reorder and shorten it, so it is laid out anew.
+    """The whole vocabulary as an array for llama.cpp's samplers, which reorder and shorten it each time.
 
     A row is a llama_token_data: id, logit and p, 4 bytes each.
     """
@@ -393,7 +399,12 @@ class _Candidates:
         self._array = module.llama_token_data_array()
 
     def of(self, logits: Floats, without: Iterable[int] = ()) -> Any:
-        """A pointer to the llama_token_data_array of `logits`, valid until the next call; some tokens impossible."""
+        """A pointer to a llama_token_data_array, valid until the next call.
+
+        Args:
+            logits: shape (n_vocab,).
+            without: tokens that get minus infinity.
+        """
         self._rows[:] = self._fresh
         self._logits[:] = logits
         self._logits[list(without)] = -math.inf

@@ -1,7 +1,7 @@
-"""A JSON schema in a form that can be written down: references followed, allOf, anyOf and oneOf multiplied out.
+"""Simplifies a JSON schema for writing a grammar: references are resolved; allOf, anyOf and oneOf are multiplied out.
 
-A `Form` has only keywords about one value; a schema is one of several forms. Whatever a form cannot say is refused with
-the JSON pointer of the keyword: nothing is left out silently but what only describes (title, default, ...).
+The result is a list of alternatives, each a `Form` with keywords about one value. A keyword that a form cannot express
+is refused with its JSON pointer. Only keywords that describe (title, default, ...) are ignored.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Place:
     pointer: str
 
 
-Child = tuple[Place, ...]  # schemas that one value has to satisfy, all of them
+Child = tuple[Place, ...]  # schemas, all of which one value must satisfy
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class Form:
     """Keywords about one value.
 
     Attributes:
-        words: keyword -> its value; `properties` are Childs by name, `additionalProperties`, `items` a Child,
-            `prefixItems` a list of them. `enum` stands for `const`, too.
+        words: keyword -> its value. `properties` has a Child for each name, `additionalProperties` and `items` are a
+            Child, `prefixItems` is a list of them. `const` becomes an `enum` of one value.
         pointers: keyword -> its JSON pointer.
     """
 
@@ -62,7 +62,7 @@ class Form:
     pointers: Mapping[str, str] = field(default_factory=dict)
 
     def types(self) -> list[str]:
-        """The types a value may have: those given, or those that the keywords are about, or all."""
+        """The types that a value may have: those given, else those that the keywords are about, else all."""
         if "type" in self.words:
             return list(self.words["type"])
         about = [kind for kind, words in KEYWORDS_OF.items() if words & self.words.keys()]
@@ -70,9 +70,9 @@ class Form:
 
 
 def refuse(pointer: str, reason: str) -> UsageError:
-    """The error for a part of a schema; to be raised."""
+    """The error that refuses a part of a schema; the caller raises it."""
     message = f"no grammar for this JSON schema: {pointer or '#'}: {reason}"
-    return UsageError(message, hint="leave it out, or say it so that a grammar can")
+    return UsageError(message, hint="leave it out, or use keywords that a grammar can express")
 
 
 class Document:
@@ -82,10 +82,10 @@ class Document:
         self.root = Place(schema, "#")
 
     def forms(self, child: Child) -> list[Form]:
-        """The forms of what satisfies all schemas of `child`; none if nothing can.
+        """The forms of values that satisfy all schemas of `child`; none if no value can.
 
         Raises:
-            UsageError: a keyword that is unknown, malformed, or cannot be said in a grammar.
+            UsageError: a keyword is unknown or malformed, or a grammar cannot express it.
         """
         found = [Form()]
         for place in child:
@@ -97,7 +97,7 @@ class Document:
         if isinstance(schema, bool):
             return [Form()] if schema else []
         if not isinstance(schema, dict):
-            raise refuse(pointer, "a schema is an object, true or false")
+            raise refuse(pointer, "a schema must be an object, true or false")
         if pointer in seen:
             raise refuse(pointer, "it refers to itself and says nothing else")
         seen = (*seen, pointer)
@@ -117,7 +117,7 @@ class Document:
         return found
 
     def find(self, reference: Any, pointer: str) -> Place:
-        """What a reference inside the document names."""
+        """Looks up a reference, which must lead to a place inside the document."""
         if not isinstance(reference, str) or not reference.startswith("#"):
             raise refuse(pointer, f"{reference!r:.60} is not in this schema")
         schema, at = self.root.schema, "#"
@@ -140,13 +140,13 @@ class Document:
         return [both for a, b in itertools.product(first, second) if (both := merged(a, b)) is not None]
 
     def _check_apart(self, branches: Sequence[Sequence[Form]], pointer: str) -> None:
-        """oneOf wants exactly one: refuses branches that one value may satisfy two of."""
+        """Refuses branches of oneOf if one value may satisfy two of them, because exactly one is allowed."""
         for (i, first), (j, second) in itertools.combinations(enumerate(branches), 2):
             if not all(self._is_apart(a, b) for a in first for b in second):
-                raise refuse(f"{pointer}/{j}", f"a value may satisfy {i} and {j} of oneOf; anyOf can be said")
+                raise refuse(f"{pointer}/{j}", f"a value may satisfy {i} and {j} of oneOf; use anyOf")
 
     def _is_apart(self, first: Form, second: Form) -> bool:
-        """Whether no value satisfies both: another type, another constant, or a required property that says so."""
+        """Whether no value satisfies both: their types, constants, or a property that both require differ."""
         if merged(first, second) is None:
             return True
         if {*first.types(), *second.types()} != {"object"}:
@@ -164,7 +164,7 @@ class Document:
 
 def _branches(value: Any, pointer: str) -> list[Place]:
     if not isinstance(value, list) or not value:
-        raise refuse(pointer, "it is a list of schemas")
+        raise refuse(pointer, "it must be a list of schemas")
     return [Place(branch, f"{pointer}/{i}") for i, branch in enumerate(value)]
 
 
@@ -180,27 +180,27 @@ def _own_form(schema: Mapping[str, Any], pointer: str) -> Form:
             continue
         if word not in _ASSERTING:
             near = near_matches(word, _ASSERTING | _COMBINING)
-            raise refuse(at, f"unknown or not possible{f'; did you mean {near[0]}?' if near else ''}")
+            raise refuse(at, f"this keyword cannot be used{f'; did you mean {near[0]}?' if near else ''}")
         words[word], pointers[word] = _read(word, value, at), at
     if "const" in words:
         constant, at = words.pop("const"), pointers.pop("const")
         allowed = words.get("enum", [constant])
         words["enum"] = [value for value in allowed if _same(value, constant)]
         pointers["enum"] = at
-    return Form(*_in_todays_words(words, pointers))
+    return Form(*_modernized(words, pointers))
 
 
 def _read(word: str, value: Any, at: str) -> Any:
-    """A keyword's value as a Form holds it; refused if it is not of the kind that the keyword takes."""
+    """Reads a keyword's value as a Form holds it. Refuses a value of the wrong type."""
     if word == "type":
         kinds = [value] if isinstance(value, str) else value
         _check(isinstance(kinds, list) and kinds and all(kind in TYPES for kind in kinds), at, _TYPES_ARE)
         return [kind for kind in kinds if kind != "integer" or "number" not in kinds]
     if word == "properties":
-        _check(isinstance(value, dict), at, "it is an object of schemas")
+        _check(isinstance(value, dict), at, "it must be an object of schemas")
         return {name: (Place(inner, f"{at}/{_in_pointer(name)}"),) for name, inner in value.items()}
     if word == "prefixItems" or (word == "items" and isinstance(value, list)):
-        _check(isinstance(value, list), at, "it is a list of schemas")
+        _check(isinstance(value, list), at, "it must be a list of schemas")
         return [(Place(inner, f"{at}/{i}"),) for i, inner in enumerate(value)]
     if word in ("items", "additionalItems", "additionalProperties", "unevaluatedProperties"):
         return (Place(value, at),)
@@ -214,23 +214,23 @@ def _read(word: str, value: Any, at: str) -> Any:
 
 _TYPES_ARE: Final = f"the types are {', '.join(TYPES)}"
 _KINDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
-    "enum": (lambda value: isinstance(value, list) and bool(value), "it is a list of values"),
+    "enum": (lambda value: isinstance(value, list) and bool(value), "it must be a list of values"),
     "required": (lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
-                 "it is a list of names"),
-    "pattern": (lambda value: isinstance(value, str), "it is a text"),
-    "format": (lambda value: isinstance(value, str), "it is a text"),
-    "uniqueItems": (lambda value: isinstance(value, bool), "it is true or false"),
+                 "it must be a list of names"),
+    "pattern": (lambda value: isinstance(value, str), "it must be a text"),
+    "format": (lambda value: isinstance(value, str), "it must be a text"),
+    "uniqueItems": (lambda value: isinstance(value, bool), "it must be true or false"),
 }  # fmt: skip
 
 
 def _check_bound(word: str, value: Any, at: str) -> None:
-    """Refuses what is not a number, or not a count; draft 4 has exclusive bounds that are true."""
+    """Refuses a bound that is not a number, or not a count. In draft 4 exclusive bounds may be true or false."""
     if word.startswith("exclusive") and isinstance(value, bool):
         return
     counts = not word.lower().endswith("imum")
     is_number = isinstance(value, int if counts else int | float) and not isinstance(value, bool)
-    _check(is_number, at, "it is a number")
-    _check(not counts or value >= 0, at, "it is a number of 0 or more")
+    _check(is_number, at, "it must be a number")
+    _check(not counts or value >= 0, at, "it must be 0 or more")
 
 
 def _check(right: Any, at: str, says: str) -> None:
@@ -238,8 +238,8 @@ def _check(right: Any, at: str, says: str) -> None:
         raise refuse(at, says)
 
 
-def _in_todays_words(words: dict[str, Any], pointers: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Older drafts' `items` lists, `additionalItems` and exclusive bounds that are true, said as today."""
+def _modernized(words: dict[str, Any], pointers: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Rewrites what older drafts had: lists as `items`, `additionalItems`, and exclusive bounds that are true."""
     if isinstance(words.get("items"), list):
         words["prefixItems"], pointers["prefixItems"] = words.pop("items"), pointers.pop("items")
         if "additionalItems" in words:
@@ -248,7 +248,7 @@ def _in_todays_words(words: dict[str, Any], pointers: dict[str, str]) -> tuple[d
     for open_bound, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if isinstance(words.get(open_bound), bool) and words.pop(open_bound) and bound in words:
             words[open_bound], pointers[open_bound] = words.pop(bound), pointers[bound]
-    if "unevaluatedProperties" in words:  # nothing that no schema names is made, unless it is wished for
+    if "unevaluatedProperties" in words:  # true allows what a grammar never adds by itself
         (place,) = words.pop("unevaluatedProperties")
         if place.schema is False:
             words.setdefault("additionalProperties", (place,))
@@ -261,11 +261,13 @@ def _in_pointer(name: str) -> str:
 
 
 def _same(first: Any, second: Any) -> bool:
-    """Whether two values are the same in JSON: 1 and 1.0 are, 1 and true are not."""
+    """Whether two values are equal in JSON: 1 and 1.0 are, 1 and true are not."""
     return _key(first) == _key(second)
 
 
 def _key(value: Any) -> str:
+    """A text that is the same for values that are equal in JSON."""
+
     def plain(inner: Any) -> Any:
         if isinstance(inner, dict):
             return {name: plain(each) for name, each in inner.items()}
@@ -277,7 +279,7 @@ def _key(value: Any) -> str:
 
 
 def is_of_type(value: Any, kind: str) -> bool:
-    """Whether a value is of a JSON schema's type."""
+    """Whether a JSON value has this type of a JSON schema."""
     if isinstance(value, bool) or value is None:
         return kind == ("null" if value is None else "boolean")
     if isinstance(value, int | float):
@@ -289,7 +291,7 @@ def is_of_type(value: Any, kind: str) -> bool:
 
 
 def merged(first: Form, second: Form) -> Form | None:
-    """The form of what satisfies both; None if it is plain that nothing does."""
+    """The form of values that satisfy both; None if clearly no value does."""
     words = {**first.words, **second.words}
     pointers = {**first.pointers, **second.pointers}
     for word in first.words.keys() & second.words.keys():
@@ -314,7 +316,7 @@ def merged(first: Form, second: Form) -> Form | None:
 
 
 def _merged_word(word: str, first: Any, second: Any, pointer: str) -> Any:
-    """Both values of a keyword in one; None if nothing satisfies both."""
+    """Combines both values of a keyword; None if nothing satisfies both."""
     if word == "type":
         both = [kind for kind in first if kind in second or (kind == "integer" and "number" in second)]
         both += [kind for kind in second if kind == "integer" and "number" in first and kind not in both]
@@ -337,7 +339,7 @@ def _merged_word(word: str, first: Any, second: Any, pointer: str) -> Any:
 
 
 def _limit_properties(words: dict[str, Any], first: Form, second: Form) -> None:
-    """A property that only one of the two names has to satisfy what the other says of additional properties."""
+    """Adds to each property that only one form names what the other says about additional properties."""
     properties = dict(words.get("properties", {}))
     for one, other in ((first, second), (second, first)):
         additional = other.words.get("additionalProperties")

@@ -1,7 +1,7 @@
-"""The contexts of a run and the conversations in them: passes over whatever each of them has to evaluate next.
+"""A session: the contexts of a run, and passes over what its conversations have to evaluate next.
 
-A pass is one decode of the target for all conversations at work: the token each has drawn, what the MTP blocks propose
-after it (one MTP decode for all), and a stretch of the prompts still being read. Each conversation then draws from its
+A pass is one decode of the target for all conversations at work. It evaluates the token that each has drawn, the drafts
+after it (one MTP decode for all), and parts of the prompts that are being read. Each conversation then draws from its
 own rows with its own sampler.
 """
 
@@ -10,138 +10,32 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from mimo_gguf.core.errors import BackendError, MimoGgufError, UsageError
-from mimo_gguf.core.ggml_types import parse_ggml_type
-from mimo_gguf.core.kinds import check_kind
-from mimo_gguf.core.kv_cache import check_kv_type, n_ctx_seq
-from mimo_gguf.core.numbers import is_number, is_whole
+from mimo_gguf.core.errors import BackendError, MimoGgufError
 from mimo_gguf.engine.draft_control import DraftControl
-from mimo_gguf.engine.drafting import Drafter, DraftRequest, HiddenState, MtpRows
+from mimo_gguf.engine.drafting import Drafter, DraftRequest, MtpRows
 from mimo_gguf.engine.near_ties import is_near_tie, near_tie
+from mimo_gguf.engine.options import SessionOptions as SessionOptions
 from mimo_gguf.engine.sampling import Sampler
 from mimo_gguf.engine.shares import Share, plan_reading
 from mimo_gguf.engine.slot import Slot, common_prefix
 from mimo_gguf.engine.stats import SessionStats, total
 from mimo_gguf.engine.waits import Waits
-from mimo_gguf.llama.api import ContextOptions, Floats, LlamaContext, LlamaModel, open_context, open_mtp_context
+from mimo_gguf.llama.api import Floats, LlamaContext, LlamaModel, open_context, open_mtp_context
 from mimo_gguf.llama.batch import Batch
 from mimo_gguf.llama.log import LOG
 
-_MOST_THREADS: Final = 512  # GGML_MAX_N_THREADS
-_MOST: Final = (1 << 31) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """How a session is set up.
-
-    Attributes:
-        n_ctx: the window in tokens, which `n_parallel` conversations share in equal parts; 0 takes what the model was
-            trained with, for each.
-        n_parallel: conversations at a time.
-        mtp: draft with the MTP blocks, where the model was loaded with them.
-        n_draft: tokens drafted at a time.
-        p_min: least probability the MTP block must give a token to propose it.
-        hidden: which trunk state the MTP block is fed: before the final norm (MiMo) or after it.
-        adaptive: stop drafting while it is slower than not drafting.
-        n_ubatch_mtp: micro-batch of the MTP context; it decides the size of its compute buffer.
-        kv_type: "f16", "q8_0", "q4_0", ...: ggml's name of the type of the KV cache.
-        n_threads: 0 takes the physical cores.
-        exact: compute every row alone, so that a text is the same to the token in any batch, with and without drafts.
-        n_prompt_rows: logits that a pass may give of a prompt, if more than drawing needs: each costs memory.
-    """
-
-    n_ctx: int = 4096
-    n_parallel: int = 1
-    n_batch: int = 512
-    n_threads: int = 0
-    kv_type: str = "f16"
-    flash_attn: bool | None = None
-    mtp: bool = True
-    n_draft: int = 1
-    p_min: float = 0.0
-    hidden: HiddenState = "pre"
-    adaptive: bool = True
-    n_ubatch_mtp: int = 64
-    exact: bool = False
-    n_prompt_rows: int = 0
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for values that make no sense; llama.cpp crashes with some of them."""
-        for name, low, high, what, hint in (
-            ("n_draft", 1, 8, "{} drafts at a time", "choose 1, 2 or 3: --draft 1"),
-            ("n_ctx", 0, _MOST, "a context of {} tokens", "give a positive number: --ctx 4096"),
-            ("n_batch", 1, _MOST, "a batch of {} tokens", "choose 512"),
-            ("n_ubatch_mtp", 1, _MOST, "a micro-batch of {} tokens", "choose 64"),
-            ("n_prompt_rows", 0, 1 << 16, "{} rows of a prompt", "choose 64"),
-            ("n_parallel", 1, 256, "{} conversations at a time", "choose 1 to 256"),
-            ("n_threads", 0, _MOST_THREADS, "{} threads", f"at most {_MOST_THREADS}; 0 takes the physical cores"),
-        ):
-            value = getattr(self, name)
-            if not is_whole(value) or not low <= value <= high:
-                raise UsageError(what.format(value), hint=hint)
-        if not is_number(self.p_min) or not 0.0 <= self.p_min <= 1.0:
-            raise UsageError(f"a probability of {self.p_min}", hint="choose a draft probability between 0 and 1")
-        check_kind("kv_type", self.kv_type, str, 'kv_type="q8_0"')
-        for name in ("mtp", "adaptive", "exact"):
-            check_kind(name, getattr(self, name), bool, "True or False")
-        check_kind("flash_attn", self.flash_attn, bool, "True, False, or None for llama.cpp's choice", or_none=True)
-        if self.hidden not in ("pre", "post"):
-            raise UsageError(f"no hidden state {self.hidden!r}", hint="pre or post")
-
-    @property
-    def n_rows_drawing(self) -> int:
-        """Rows that want logits when every conversation draws."""
-        return self.n_parallel * (1 + self.n_draft)
-
-    @property
-    def n_outputs_max(self) -> int:
-        """Rows that a pass may give logits of."""
-        return max(self.n_rows_drawing, self.n_prompt_rows)
-
-    def for_context(self) -> ContextOptions:
-        """The target context's options. The cells are divided as llama.cpp divides them: each share is rounded up.
-
-        The cache is one buffer for all sequences: whichever are at work then run in one pass, whatever their numbers of
-        rows, and a common beginning is kept once. Divided buffers would need a pass for each number of rows.
-
-        With `exact`, each row is a graph of its own, and each sequence's cells are, in the order of its tokens: what is
-        computed for a token depends on those before it, and on nothing else.
-        """
-        kv_type = _kv_type_number(self.kv_type)
-        n_batch = max(min(self.n_batch, self.n_ctx), self.n_outputs_max + 1)
-        return ContextOptions(
-            n_ctx=self.n_parallel * n_ctx_seq(self.n_ctx, self.n_parallel),
-            n_batch=n_batch,
-            n_ubatch=1 if self.exact else n_batch,
-            n_seq_max=self.n_parallel,
-            kv_unified=not self.exact,
-            n_outputs_max=self.n_outputs_max,
-            n_threads=self.n_threads,
-            type_k=kv_type,
-            type_v=kv_type,
-            flash_attn=self.flash_attn,
-        )
-
-
-def _kv_type_number(name: str) -> int:
-    """`q8_0` -> 8. Raises UsageError for a type in which llama.cpp keeps no cache; some of them end the process."""
-    kind = parse_ggml_type(name)
-    check_kv_type(kind)
-    return int(kind)
-
 
 class Drawn(NamedTuple):
-    """A token was drawn; its logits are row `row` of the last pass, until the next one."""
+    """A token was drawn from the logits in row `row` of the last pass, which are valid until the next pass."""
 
     token: int
     row: int
 
 
 class Ended(NamedTuple):
-    """A slot cannot go on: it was cancelled, its window has no room for the token drawn last, or drawing failed."""
+    """A slot cannot go on: it was cancelled, its window is full, or drawing failed with `error`."""
 
     reason: Literal["cancelled", "window", "failed"]
     error: MimoGgufError | None = None
@@ -153,8 +47,13 @@ Outcome = Drawn | Ended
 class Session:
     """The target context, the MTP context and `n_parallel` slots.
 
-    Methods may be called from any thread: one at a time is served, the others wait. One conversation is driven by the
-    functions of `single`, several by `step`.
+    Methods may be called from any thread; they run one at a time. The functions of `single` drive one conversation,
+    `step` drives several.
+
+    Attributes:
+        window: the number of tokens that one conversation may have, prompt and answer together.
+        drafter: None if nothing is drafted.
+        drafting_allowed: set it to False to switch drafting off.
     """
 
     def __init__(self, model: LlamaModel, options: SessionOptions | None = None) -> None:
@@ -164,7 +63,7 @@ class Session:
         self.options = options if options.n_ctx else replace(options, n_ctx=model.n_ctx_train * options.n_parallel)
         self.drafting_allowed = True
         self.target: LlamaContext = open_context(model, self.options.for_context())
-        self.window = self.target.n_cells // self.options.n_parallel  # tokens one conversation may have
+        self.window = self.target.n_cells // self.options.n_parallel
         self.drafter: Drafter | None = None
         try:
             if self.options.mtp and model.n_mtp:
@@ -175,10 +74,10 @@ class Session:
             raise
         adaptive, n_draft, numbers = self.options.adaptive, self.options.n_draft, range(self.options.n_parallel)
         self.slots = tuple(Slot(self.target, i, self.window, self._rows_of(i), n_draft) for i in numbers)
-        # What a pass costs, and so whether drafting pays, depends on how many draw from it: a control for each number.
+        # Whether drafting pays depends on how many conversations draw from a pass: there is a control for each number.
         self._controls = [DraftControl(adaptive=adaptive, n_drawing=1 + i, n_draft=n_draft) for i in numbers]
         self._n_drawing = 1
-        self._most_rows = 1  # of passes that say something else than they say of one conversation without drafts
+        self._most_rows = 1  # of all passes whose logits may differ from those of one conversation without drafts
         self._cycle = _Cycle()
         self._is_interrupted = False
         self._waits = Waits()
@@ -194,30 +93,30 @@ class Session:
 
     @property
     def slot(self) -> Slot:
-        """The first slot: the one of a session for one conversation."""
+        """The first slot, which is the only one in a session for one conversation."""
         return self.slots[0]
 
     @property
     def stats(self) -> SessionStats:
-        """Counts of all slots together."""
+        """The statistics of all slots together."""
         return total([slot.stats for slot in self.slots])
 
     @property
     def control(self) -> DraftControl:
-        """The control for as many conversations as drew together last."""
+        """The draft control for the number of conversations that drew from the last pass."""
         return self._controls[self._n_drawing - 1]
 
     @property
     def shows_mtp(self) -> bool:
-        """Whether the MTP blocks are shown what is evaluated. They need not be while nothing is drafted."""
+        """Whether the MTP blocks see what is evaluated, which costs time and is needed only for drafting."""
         return self.drafter is not None and self.drafting_allowed and self.control.wants_rows
 
     def interrupt(self) -> None:
-        """Ends the pass at work, if it reads a prompt, as if it had not begun. From any thread or a signal handler."""
+        """Stops a running pass that reads a prompt, as if it had not begun. From any thread or a signal handler."""
         self._is_interrupted = True
 
     def close(self) -> None:
-        """Frees both contexts, once no other thread works with them. The model is not the session's."""
+        """Frees both contexts, as soon as no other thread uses them. The model stays loaded."""
         self.interrupt()
         if self.drafter is not None:
             self.drafter.close()
@@ -230,11 +129,13 @@ class Session:
         self.close()
 
     def begin(self, slot: Slot, prompt: Sequence[int], *, wants_rows: bool = False) -> int:
-        """Makes `prompt` what is to stand in the slot's cache; the number of its tokens that do already.
+        """Gives a slot its prompt. Returns the number of leading tokens that are in the KV cache already.
 
-        They are the slot's own or another's, whose cells it then shares. The rest is evaluated by `step`. A prompt
-        that `wants_rows` is evaluated from its beginning, in passes that give logits for each of its tokens: these are
-        the slot's `read_rows` after a pass.
+        These tokens are the slot's own, or another slot's, whose cells are then shared. `step` evaluates the rest.
+
+        Args:
+            wants_rows: evaluate the prompt from its beginning, with logits for each token: `Slot.read_rows` says after
+                a pass which.
 
         Raises:
             WindowFull: the prompt leaves no room for a token after it.
@@ -262,10 +163,10 @@ class Session:
             return len(slot.tokens)
 
     def insert(self, slot: Slot, tokens: Sequence[int], sampler: Sampler) -> None:
-        """Goes on as if `tokens` had been drawn after the token drawn last; the sampler counts them, too.
+        """Inserts `tokens` after the token drawn last, as if they had been drawn. The sampler counts them, too.
 
         Raises:
-            WindowFull: they do not fit.
+            WindowFull: the tokens do not fit into the window.
         """
         with self.target.lock:
             slot.insert(tokens)
@@ -275,21 +176,21 @@ class Session:
                 sampler.note(token)
 
     def drop_unfinished(self, slot: Slot) -> None:
-        """Leaves the slot with what is evaluated and drawn: no drafts, no token to evaluate, no prompt to read."""
+        """Leaves the slot with its evaluated tokens only: no drafts, no token to evaluate, no prompt to read."""
         with self.target.lock:
             slot.drop_unfinished()
 
     def reset(self, slot: Slot) -> None:
-        """Forgets everything the slot has evaluated."""
+        """Empties the slot."""
         with self.target.lock:
             slot.reset()
 
     def step(self, samplers: Mapping[Slot, Sampler]) -> dict[Slot, Outcome]:
-        """Goes on with the slots that `samplers` names: at most one pass, then a token for each that has logits.
+        """Makes at most one pass over these slots, then draws a token for each slot that has logits.
 
         A slot that is still reading its prompt is not in the result. A slot whose draft was right gives its next token
-        in a step without a pass, before the others go on. One that is cancelled, has no room left, or whose sampler can
-        draw nothing, has ended; the others are not disturbed.
+        in a step without a pass, before the others go on. A slot has ended if it was cancelled, its window is full, or
+        its sampler can draw no token. That does not disturb the others.
 
         Raises:
             BackendError: llama.cpp failed; every slot is as it was before.
@@ -298,7 +199,7 @@ class Session:
             outcomes: dict[Slot, Outcome] = {}
             slots = []
             for slot in samplers:
-                if slot.hear_cancel():
+                if slot.clear_cancel():
                     outcomes[slot] = Ended("cancelled")
                 else:
                     slots.append(slot)
@@ -314,7 +215,7 @@ class Session:
             return outcomes
 
     def evaluate(self, slots: Sequence[Slot]) -> dict[Slot, Ended]:
-        """Makes one pass over what these slots have waiting; those of them that could not go on.
+        """Makes one pass over what these slots have to evaluate. Returns the slots that could not go on.
 
         Raises:
             BackendError: llama.cpp failed; every slot is as it was before.
@@ -341,7 +242,7 @@ class Session:
         shares = self._plan(drawing, reading)
         first_rows = self._decode(shares)
         if first_rows is None:
-            return ended | {share.slot: Ended("cancelled") for share in shares if share.slot.hear_cancel()}
+            return ended | {share.slot: Ended("cancelled") for share in shares if share.slot.clear_cancel()}
         seconds = time.perf_counter() - started
         self._waits.record(self._batch.n_tokens, seconds, reads=bool(reading))
         self._cycle.seconds = seconds
@@ -350,10 +251,7 @@ class Session:
         return ended
 
     def _plan(self, drawing: Sequence[Slot], reading: Sequence[Slot]) -> list[Share]:
-        """What each slot contributes: drawn tokens with their drafts, then as much of the prompts as there is room.
-
-        The shortest prompt comes first: its conversation waits least, and the others hardly longer for it.
-        """
+        """Plans the next pass: drawn tokens with their drafts, then as much of the prompts as there is room for."""
         drafts = {}
         if self.drafter is not None:
             self._begin_cycle(len(drawing), is_pure=not reading)
@@ -364,9 +262,9 @@ class Session:
             tokens = [slot.drawn, *drafts.get(slot, ())]
             shares.append(Share(slot, tokens, len(tokens)))
         if reading:
-            n_taken = sum(len(share.tokens) for share in shares)
-            shares += plan_reading(reading, self._batch.capacity - n_taken, self.target.n_outputs_max - n_taken)
-        if self.options.exact:  # llama.cpp puts rows of sequences that follow one another into one graph all the same
+            n_rows = sum(len(share.tokens) for share in shares)
+            shares += plan_reading(reading, self._batch.capacity - n_rows, self.target.n_outputs_max - n_rows)
+        if self.options.exact:  # in ascending order llama.cpp would put rows of several sequences into one graph
             shares.sort(key=lambda share: -share.slot.seq_id)
         return shares
 
@@ -382,7 +280,7 @@ class Session:
         return dict(zip(wanted, drafter.draft(list(wanted.values())), strict=True))
 
     def _decode(self, shares: Sequence[Share]) -> list[int] | None:
-        """The first row of each share in the batch evaluated; None if it was interrupted or all were cancelled."""
+        """Evaluates the shares. Returns the first row of each; None if interrupted, or if all were cancelled."""
         since, batch = LOG.mark, self._batch
         batch.clear()
         rows = [
@@ -396,21 +294,21 @@ class Session:
         self._is_interrupted = False
         is_reading = any(share.slot.prompt for share in shares)
         try:
-            if is_reading:  # a pass that may take long; asking is not free
+            if is_reading:  # only such a pass may be long; the callback costs time
                 result = self.target.decode(batch.native, lambda: self._is_to_stop(shares))
             else:
                 result = self.target.decode(batch.native)
             if result == 0 and self.shows_mtp:
                 for (slot, tokens, _), first in zip(shares, rows, strict=True):
                     assert slot.mtp_rows is not None
-                    n = len(tokens) if slot.prompt else 1  # drafts follow when they are drawn
+                    n = len(tokens) if slot.prompt else 1  # drafts are observed when they are drawn
                     slot.mtp_rows.observe(tokens[:n], len(slot.tokens), self._states(first, n))
         except BaseException:
-            self._take_back(shares)
+            self._undo(shares)
             raise
         if result == 0:
             return rows
-        self._take_back(shares)
+        self._undo(shares)
         if result == 2:
             return None
         raise BackendError(
@@ -421,7 +319,8 @@ class Session:
     def _is_to_stop(self, shares: Sequence[Share]) -> bool:
         return self._is_interrupted or all(share.slot.is_cancelled for share in shares)
 
-    def _take_back(self, shares: Sequence[Share]) -> None:
+    def _undo(self, shares: Sequence[Share]) -> None:
+        """Removes from the KV cache what a pass over `shares` may have left there."""
         if not self.target.closed:
             for slot, _, _ in shares:
                 self.target.forget(len(slot.tokens), slot.seq_id)
@@ -449,11 +348,11 @@ class Session:
         return Drawn(token, row)
 
     def _states(self, first_row: int, n: int) -> Floats:
-        """The trunk's states of rows of the last pass, shape (n, n_embd). A view: valid until the next pass."""
+        """The trunk's hidden states of rows of the last pass, shape (n, n_embd): a view, valid until the next pass."""
         return self.target.hidden(self._batch.n_tokens)[first_row : first_row + n]
 
     def _begin_cycle(self, n_drawing: int, *, is_pure: bool) -> None:
-        """Tells the control about the last pass, if nothing but drawing was in it and all it yields was drawn."""
+        """Records the last pass in its draft control, if it read no prompt and all its tokens were drawn."""
         cycle = self._cycle
         if cycle.n_drawing and cycle.n_drained == cycle.n_drawing:
             self._controls[cycle.n_drawing - 1].record(
@@ -469,8 +368,11 @@ class _Cycle:
     """One pass of the target and the tokens drawn from it.
 
     Attributes:
-        n_drawing: slots that draw from it; 0 where it also reads prompts, so that its time says nothing.
-        tried: a draft was asked for, whether or not the MTP block was sure enough to give one.
+        n_drawing: slots that draw from the pass; 0 if it also reads prompts, so that its time cannot be compared.
+        n_drained: slots that have drawn their last token from it.
+        tried: whether a draft was requested, even if the MTP block was not sure enough to give one.
+        n_tokens: tokens drawn from the pass.
+        seconds: the time of the pass and of drawing.
     """
 
     n_drawing: int = 0

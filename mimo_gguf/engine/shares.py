@@ -1,4 +1,4 @@
-"""What each slot contributes to a pass, and how the prompts that are being read share the room in it."""
+"""Divides a pass among the slots: what each contributes, and how the prompts being read share the room."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mimo_gguf.engine.slot import Slot
 
 
 class Share(NamedTuple):
-    """What one slot contributes to a pass; the last `n_outputs` tokens want logits."""
+    """What one slot contributes to a pass. The last `n_outputs` of its tokens give logits."""
 
     slot: Slot
     tokens: Sequence[int]
@@ -17,12 +17,12 @@ class Share(NamedTuple):
 
 
 def plan_reading(slots: Sequence[Slot], room: int, n_rows: int) -> list[Share]:
-    """A stretch of each slot's prompt, the shortest first: its conversation waits least, the others hardly longer.
+    """Gives room to the prompts, the shortest first: it waits least then, and the others hardly longer.
 
     Args:
-        room: tokens that the pass can take.
-        n_rows: rows of logits that it can give, at least one for each slot. What is left of them goes to prompts that
-            want logits for every token.
+        room: number of tokens that the pass still has room for.
+        n_rows: number of rows of logits that it can give, at least one for each slot. The others go to prompts that
+            need logits for every token.
     """
     shares = []
     spare = n_rows - len(slots)

@@ -1,4 +1,4 @@
-"""One conversation in a session: its prompt read to the end, then one token after the other."""
+"""Drives a session with one conversation: reads a prompt to its end, then draws one token after the other."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Callable, Sequence
 
 from mimo_gguf.engine.sampling import Sampler
 from mimo_gguf.engine.session import Drawn, Ended, Session
-from mimo_gguf.engine.slot import Slot, WindowFull
+from mimo_gguf.engine.slot import Slot, window_is_full
 
 OnRead = Callable[[int, int], None]  # tokens evaluated, tokens to evaluate
 
 
 class Cancelled(Exception):
-    """`Slot.cancel` was called while the slot was at work. Its state is whole: what was evaluated stays."""
+    """`Slot.cancel` was called while the slot was at work. What was evaluated stays, and the slot can go on."""
 
 
 def read_prompt(
     session: Session, prompt: Sequence[int], slot: Slot | None = None, on_read: OnRead | None = None
 ) -> int:
-    """Evaluates `prompt`, so that the logits after it are there; the number of tokens that were there already.
+    """Evaluates `prompt`, so that its next token can be drawn. Returns the number of tokens that were in the cache.
 
     Raises:
         WindowFull, UsageError: as `Session.begin`.
-        Cancelled: as far as it came stays evaluated.
+        Cancelled: the slot was cancelled; what was evaluated stays.
     """
     slot = slot or session.slot
-    if slot.hear_cancel():
+    if slot.clear_cancel():
         raise Cancelled
     reused = session.begin(slot, prompt)
     n = len(slot.prompt)
     while slot.prompt:
         ended = session.evaluate([slot])
-        if ended or slot.hear_cancel():
+        if ended or slot.clear_cancel():
             raise Cancelled
         if on_read is not None:
             on_read(n - len(slot.prompt), n)
@@ -39,12 +39,12 @@ def read_prompt(
 
 
 def next_token(session: Session, sampler: Sampler, slot: Slot | None = None) -> int:
-    """Draws the token that follows, by steps of the session for this slot alone.
+    """Draws the next token, with steps of the session for this slot alone.
 
     Raises:
-        WindowFull: no room is left to evaluate the token drawn before.
-        Cancelled: `cancel` was called.
-        BackendError, UsageError: the sampler can draw nothing.
+        WindowFull: the window has no room for the token drawn before.
+        Cancelled: the slot was cancelled.
+        BackendError, UsageError: llama.cpp failed, or the sampler can draw no token.
     """
     slot = slot or session.slot
     request = {slot: sampler}
@@ -53,6 +53,6 @@ def next_token(session: Session, sampler: Sampler, slot: Slot | None = None) -> 
             case Drawn(token, _):
                 return token
             case Ended("window"):
-                raise WindowFull("the window is full", hint="give a larger one: --ctx, n_ctx=, max_model_len=")
+                raise window_is_full()
             case Ended(_, error):
                 raise error or Cancelled

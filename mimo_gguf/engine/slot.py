@@ -1,10 +1,9 @@
-"""One conversation's place in a session: its evaluated tokens, what comes next, and its window.
+"""A slot: one conversation's place in a session, with its evaluated tokens, what comes next, and its window.
 
-A slot is state: it says what is to be evaluated, and notes what was evaluated and drawn. The session makes the passes
-and draws. Exactness is by construction. Every token is drawn from the target's own logits by the conversation's one
-sampler chain; a draft is accepted if it equals the token drawn. So drafting changes how many tokens one pass yields,
-never which: greedy text is the same, and sampled text uses the same random stream. What was drafted and not drawn is
-removed from both caches.
+A slot is state: it knows what has to be evaluated, and notes what was evaluated and drawn. The session makes the passes
+and draws. Every token is drawn from the target's own logits by the conversation's one sampler chain, and a draft is
+accepted if it equals the drawn token. So drafting changes how many tokens a pass gives, never which: a greedy text is
+the same, and a sampled text uses the same random stream. Drafts that were not drawn are removed from both KV caches.
 """
 
 from __future__ import annotations
@@ -20,11 +19,16 @@ from mimo_gguf.llama.api import Floats, LlamaContext
 
 
 class WindowFull(UsageError):
-    """What is to be evaluated does not fit into the conversation's window."""
+    """The tokens do not fit into the conversation's window."""
+
+
+def window_is_full() -> WindowFull:
+    """The error for an answer that has used up its window."""
+    return WindowFull("the window is full", hint="give a larger one: --ctx, n_ctx=, max_model_len=")
 
 
 class ReadRows(NamedTuple):
-    """A stretch of a prompt whose rows all have logits, until the next pass."""
+    """Part of a prompt whose rows all have logits until the next pass: `n` tokens from `position` on."""
 
     position: int
     first_row: int
@@ -32,16 +36,16 @@ class ReadRows(NamedTuple):
 
 
 class Slot:
-    """One of a session's sequences, which makes them. The session's methods change it; only `cancel` is for any thread.
+    """One sequence of a session, which makes and changes it. Only `cancel` may be called from any thread.
 
     Attributes:
-        window: how many tokens it holds.
-        tokens: what stands in the target's KV cache.
+        window: the number of tokens that fit into it.
+        tokens: the tokens in the target's KV cache.
         prompt: tokens that were given and are not yet evaluated.
-        drawn: the token drawn last, not yet evaluated; never beside a prompt.
-        row: the row of the last pass whose logits predict what follows `tokens`; None if they are gone.
-        mtp_rows: what the MTP context knows of this sequence; None without one.
-        wants_rows: whether every token of a prompt is to give logits, not the last alone.
+        drawn: the token drawn last, if it is not yet evaluated; always None if there is a prompt.
+        row: the row of the last pass whose logits predict the token after `tokens`; None if they are lost.
+        mtp_rows: the sequence's rows in the MTP context; None without one.
+        wants_rows: whether every token of the prompt gives logits, not the last one only.
         read_rows: what the last pass read of such a prompt.
         stats: counts and times since the session was made.
     """
@@ -60,11 +64,11 @@ class Slot:
         self._target = target
         self._drafts: list[int] = []  # evaluated after self.tokens, not yet drawn
         self._in_pass: tuple[int, int] | None = None  # drafts of the pass being drawn from, and how many were right
-        self._cancel = False  # set from any thread; looked at between passes
+        self._cancel = False  # set from any thread, read between passes
 
     @property
     def room(self) -> int:
-        """Tokens that still fit into the window."""
+        """The number of tokens that still fit into the window."""
         return self.window - len(self.tokens)
 
     @property
@@ -74,32 +78,32 @@ class Slot:
 
     @property
     def can_draft(self) -> bool:
-        """Whether the MTP blocks have seen all that is evaluated, so that they can propose what comes next."""
+        """Whether the MTP blocks have seen all evaluated tokens, so that they can propose the next ones."""
         rows = self.mtp_rows
         return rows is not None and rows.end == len(self.tokens) and rows.knows_state and self.room > 1
 
     def cancel(self) -> None:
-        """Stops what the slot is at, or is asked for next, as soon as it can. From any thread or a signal handler."""
+        """Ends the slot's work, present or next, as soon as possible. From any thread or a signal handler."""
         self._cancel = True
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether `cancel` was called and nobody has heard it yet."""
+        """Whether `cancel` was called and not yet cleared."""
         return self._cancel
 
-    def hear_cancel(self) -> bool:
-        """Whether `cancel` was called; asked again it says no."""
+    def clear_cancel(self) -> bool:
+        """Clears a call of `cancel`. Returns whether there was one."""
         if not self._cancel:
             return False
         self._cancel = False
         return True
 
     def check_prompt(self, prompt: Sequence[int]) -> None:
-        """Refuses a prompt that cannot be answered here.
+        """Refuses a prompt that cannot be answered in this window.
 
         Raises:
-            UsageError: it is empty.
-            WindowFull: it leaves no room for a token after it.
+            UsageError: the prompt is empty.
+            WindowFull: the prompt leaves no room for a token after it.
         """
         if not prompt:
             raise UsageError("the prompt has no tokens", hint="give some text")
@@ -110,7 +114,7 @@ class Slot:
             )
 
     def share(self, source: Slot, n_tokens: int) -> None:
-        """Becomes the first `n_tokens` of another slot: the same cells, nothing is copied."""
+        """Replaces the slot's tokens by the first `n_tokens` of another slot, whose cells are shared."""
         if self.mtp_rows is not None and source.mtp_rows is not None:
             self.mtp_rows.share(source.mtp_rows, n_tokens)
         self.cut(0)
@@ -118,35 +122,35 @@ class Slot:
         self.tokens = source.tokens[:n_tokens]
 
     def cut(self, n_tokens: int) -> None:
-        """Forgets all but the first tokens.
+        """Removes all but the first `n_tokens`.
 
-        In this order an interrupt may leave too much in the cache, never too little, and `drop_unfinished` forgets what
-        is beyond `tokens`.
+        In this order an interrupt may leave too much in the KV cache, never too little; `drop_unfinished` removes what
+        is left after `tokens`.
         """
         self.row = None
         del self.tokens[n_tokens:]
         self._target.forget(n_tokens, self.seq_id)
 
     def insert(self, tokens: Sequence[int]) -> None:
-        """Goes on as if `tokens` had been drawn: the token drawn last is to be evaluated, then these.
+        """Inserts `tokens` as if they had been drawn: the token drawn last is evaluated next, then these.
 
         Raises:
-            WindowFull: they do not fit.
+            WindowFull: the tokens do not fit.
         """
         waiting = [*self.prompt, *([] if self.drawn is None else [self.drawn]), *tokens]
         if len(waiting) >= self.room:
-            raise WindowFull("the window is full", hint="give a larger one: --ctx, n_ctx=, max_model_len=")
+            raise window_is_full()
         self.drop_unfinished()
         self.prompt = waiting
 
     def prepare(self, *, shows_mtp: bool) -> None:
-        """Puts back what has to be evaluated again: tokens whose logits, or whose states for the MTP rows, are gone.
+        """Puts back into the prompt what must be evaluated again: tokens whose logits or hidden states are lost.
 
         Args:
-            shows_mtp: whether the MTP blocks are shown what is evaluated.
+            shows_mtp: whether the MTP blocks see what is evaluated, so that they need the states.
 
         Raises:
-            BackendError: the slot was given nothing to go on from.
+            BackendError: the slot has neither tokens nor a prompt.
         """
         at = len(self.tokens)
         if not self.prompt and self.drawn is None:
@@ -164,7 +168,7 @@ class Slot:
             self.cut(at)
 
     def note_evaluated(self, tokens: Sequence[int], first_row: int, seconds: float) -> None:
-        """Notes a pass that evaluated `tokens`: some of the prompt, or the drawn token and drafts after it."""
+        """Notes a pass that evaluated `tokens`: part of the prompt, or the drawn token and its drafts."""
         if self.prompt:
             n = len(tokens)
             self.read_rows = ReadRows(len(self.tokens), first_row, n) if self.wants_rows else None
@@ -181,21 +185,21 @@ class Slot:
 
     @property
     def next_draft(self) -> int | None:
-        """The draft that stands where the next token is drawn: if they are equal, it is evaluated already."""
+        """The draft in the place of the next token. If the token drawn equals it, that token is evaluated already."""
         return self._drafts[0] if self._drafts else None
 
     def note_drawn(self, token: int, seconds: float) -> None:
-        """Notes that `token` was drawn and was not the next draft: what was drafted is dropped."""
+        """Notes that `token` was drawn and differs from the next draft, so that all drafts are dropped."""
         self._finish_pass(tested=True)
         self.drawn = token
         self.stats.add_token(seconds)
 
     def accept_draft(self, state: Floats, seconds: float) -> None:
-        """Notes that the next draft was drawn; `state`, shape (1, n_embd), is the trunk's after it."""
+        """Notes that the next draft was drawn. `state`, shape (1, n_embd), is the trunk's hidden state of its row."""
         assert self.row is not None
         assert self.mtp_rows is not None
         assert self._in_pass is not None
-        row, self.row = self.row + 1, None  # none, while it would not agree with the tokens
+        row, self.row = self.row + 1, None  # None while it would not agree with the tokens
         token = self._drafts.pop(0)
         self._in_pass = self._in_pass[0], self._in_pass[1] + 1
         self.mtp_rows.observe([token], len(self.tokens), state)
@@ -204,23 +208,23 @@ class Slot:
         self.stats.add_token(seconds)
 
     def lose_row(self) -> None:
-        """The last pass's logits are about to be written over."""
+        """Notes that the next pass is about to overwrite the logits of the last one."""
         self.read_rows = None
         if self.row is not None:
             self._finish_pass()
             self.row = None
 
     def reset(self) -> None:
-        """Forgets everything evaluated."""
+        """Removes all tokens."""
         self.drop_unfinished()
         self.cut(0)
         if self.mtp_rows is not None:
             self.mtp_rows.forget(0)
 
     def drop_unfinished(self) -> None:
-        """Makes exactly `tokens` what is evaluated: drops drafts, the token not evaluated, the prompt not read.
+        """Drops drafts, a token that is not evaluated, and the rest of the prompt: both KV caches hold `tokens` only.
 
-        Whatever was interrupted, wherever it was (KeyboardInterrupt), the slot is whole again afterwards.
+        The slot is consistent again afterwards, wherever a KeyboardInterrupt struck.
         """
         self._finish_pass()
         self.drawn, self.prompt = None, []
@@ -229,7 +233,7 @@ class Slot:
             self.mtp_rows.forget_unknown()
 
     def _finish_pass(self, *, tested: bool = False) -> None:
-        """Counts the drafts of the last pass and drops those not drawn; `tested`: the first of these was wrong."""
+        """Counts the drafts of the last pass and drops those not drawn; `tested` says that the first was wrong."""
         if self._in_pass is not None:
             self.stats.add_pass(*self._in_pass, whole=tested)
             self._in_pass = None
@@ -239,7 +243,7 @@ class Slot:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of leading elements two sequences share."""
+    """The number of leading elements that two sequences have in common."""
     n = min(len(a), len(b))
     a, b = list(a[:n]), list(b[:n])
     start = next((at for at in range(0, n, _CHUNK) if a[at : at + _CHUNK] != b[at : at + _CHUNK]), n)
@@ -248,4 +252,4 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     )
 
 
-_CHUNK: Final = 256  # compared as a whole: prompts of tens of thousands of tokens are common
+_CHUNK: Final = 256  # elements compared at once: prompts of tens of thousands of tokens are common

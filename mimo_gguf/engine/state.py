@@ -1,7 +1,7 @@
-"""A slot's caches on disk, so that a saved conversation goes on without being read again.
+"""Saves a slot's KV caches to disk, so that a saved conversation goes on without being read again.
 
-llama.cpp ends the process when a state it is given is damaged or of another model. So the file says whose it is and
-carries digests, and nothing reaches llama.cpp that does not agree with both.
+llama.cpp aborts if a state is damaged or belongs to another model. So the file holds a key and digests, and only a
+state that agrees with both is given to llama.cpp.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Blob = NDArray[np.uint8]
 
 
 def state_key(file: GgufFile, session: Session) -> str:
-    """What a saved state must agree with: the model's header and how its cache is stored."""
+    """The key that a saved state must have: llama.cpp's version, the model's header, and how its cache is stored."""
     parts = " ".join(part.header_digest for part in file.parts)
     options = session.options
     version = api().llama_version().decode()
@@ -40,10 +40,10 @@ def state_key(file: GgufFile, session: Session) -> str:
 
 
 def save_state(session: Session, slot: Slot, key: str, path: Path) -> None:
-    """Writes the caches of `slot` to `path`, completely or not at all.
+    """Writes the KV caches of `slot` to `path`, completely or not at all.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     session.drop_unfinished(slot)
     blobs = [_read_cache(session.target, slot.seq_id)]
@@ -65,10 +65,10 @@ def save_state(session: Session, slot: Slot, key: str, path: Path) -> None:
 
 
 def load_state(session: Session, slot: Slot, key: str, path: Path) -> bool:
-    """Puts saved caches in place of the slot's; False, and an empty slot, where they cannot be used."""
+    """Replaces the slot's KV caches by saved ones. Returns False, with the slot empty, if they cannot be used."""
     session.reset(slot)
     drafter = session.drafter
-    if path_kind(path) != "file":  # a pipe would be waited for
+    if path_kind(path) != "file":  # opening a pipe would wait
         return False
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What a slot counts while it works: tokens, times, and how many drafts were right at which place."""
+"""Statistics of a slot: tokens, times, and how many drafts were accepted at which place."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ _SURE_Z: Final = 2.33  # normal quantile of 99 %: how sure to be that acceptance
 
 @dataclass(slots=True)
 class SessionStats:
-    """Counts since the slot was made, or, as a difference of two, of one answer. Times in seconds.
+    """Counts since the slot was made or, as a difference of two, of one answer. Times are in seconds.
 
-    `n_drafted[i]` counts drafts proposed at place i after the token (0 the first), `n_accepted[i]` those drawn.
+    Attributes:
+        n_draft: drafts proposed at a time, at most.
+        n_prompt: tokens of prompts that were evaluated, in `prompt_s`.
+        n_reused: tokens of prompts that were in the KV cache already.
+        n_generated: tokens drawn, in `generation_s`.
+        n_passes: passes of the target that evaluated a drawn token.
+        n_near_ties: tokens whose choice rounding might change (`near_ties`).
+        n_drafted: for each place after the drawn token, the drafts that were compared with a drawn token.
+        n_accepted: for each place, those of them that were equal.
     """
 
     n_draft: int = 1
@@ -36,14 +44,15 @@ class SessionStats:
         self.n_accepted = self.n_accepted or [0] * self.n_draft
 
     def add_token(self, seconds: float) -> None:
-        """Takes one token and the time it took to draw it."""
+        """Counts one token and the seconds that drawing it took."""
         self.n_generated += 1
         self.generation_s += seconds
 
     def add_pass(self, n_drafted: int, n_accepted: int, *, whole: bool) -> None:
-        """Takes one pass of the target. Drafts are drawn from the first on, so two numbers say which were right.
+        """Counts one pass of the target, of whose `n_drafted` drafts the first `n_accepted` were right.
 
-        `whole` is false when generation stopped before the draft after the accepted ones was put to the test.
+        Args:
+            whole: False if generation stopped before the draft after the accepted ones was compared.
         """
         self.n_passes += 1
         for place in range(n_drafted):
@@ -54,14 +63,14 @@ class SessionStats:
         return self.since(SessionStats(self.n_draft))
 
     def since(self, earlier: SessionStats) -> SessionStats:
-        """What was added after `earlier` was copied."""
+        """The counts since `earlier` was copied."""
         return self._combined(earlier, operator.sub)
 
     def __add__(self, other: SessionStats) -> SessionStats:
         return self._combined(other, operator.add)
 
     def _combined(self, other: SessionStats, combine: Callable[[Any, Any], Any]) -> SessionStats:
-        """Field by field, and place by place."""
+        """Combines two statistics field by field, lists element by element."""
         result = SessionStats(self.n_draft)
         for name in (entry.name for entry in fields(self) if entry.name != "n_draft"):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -71,12 +80,12 @@ class SessionStats:
 
     @property
     def acceptance(self) -> float | None:
-        """Share of drafts at the first place that were drawn; None when nothing was drafted."""
+        """The share of accepted drafts at the first place; None if nothing was drafted."""
         return self.n_accepted[0] / self.n_drafted[0] if self.n_drafted[0] else None
 
     @property
     def acceptance_by_place(self) -> list[float | None]:
-        """The same for each place, given that the places before it were right."""
+        """The share of accepted drafts at each place, given that those before it were right."""
         return [a / d if d else None for a, d in zip(self.n_accepted, self.n_drafted, strict=True)]
 
     @property
@@ -89,10 +98,10 @@ class SessionStats:
 
     @property
     def warning(self) -> str | None:
-        """One line when the drafts are so often wrong that something is amiss.
+        """One line if drafts are wrong so often that something is amiss; None otherwise.
 
-        Drafting that does not pay is switched off after a few tokens, so this must be said on few drafts: 13 that are
-        all wrong are enough.
+        Drafting that does not pay is switched off after a few tokens, so few drafts must be enough for this: 13 if all
+        are wrong.
         """
         acceptance = self.acceptance
         if acceptance is None or upper_bound(acceptance, self.n_drafted[0], _SURE_Z) >= LOW_ACCEPTANCE:
@@ -104,15 +113,15 @@ class SessionStats:
 
 
 def total(parts: Sequence[SessionStats]) -> SessionStats:
-    """The sum of at least one, as counts of its own."""
+    """The sum of `parts`, of which there must be at least one, as a new object."""
     return functools.reduce(operator.add, parts[1:], parts[0].copy())
 
 
 def upper_bound(share: float, n: int, z: float) -> float:
-    """The largest share of which one of `share` among `n` may be a sample (E. B. Wilson's interval for a proportion).
+    """The upper bound of a proportion that was measured as `share` of `n` (Wilson's score interval, 1927).
 
     Args:
-        z: how sure to be, as a quantile of the normal distribution.
+        z: the confidence, as a quantile of the normal distribution.
     """
     z2 = z**2
     spread = z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))

@@ -1,8 +1,8 @@
-"""Whether threads shall spin or sleep at their barriers: spinning is faster on an idle machine, sleeping on a busy one.
+"""Decides whether threads spin or sleep at barriers: spinning is faster on an idle machine, sleeping on a busy one.
 
-Pure arithmetic on what somebody else measures. As long as nothing interrupts the threads they spin, and nothing is
-tried: on an idle machine this costs nothing. If the system takes them off their cores again and again, a few passes are
-made asleep, and the faster way goes on. From then on the other way is tried now and then, ever more rarely.
+This is pure arithmetic on what `Waits` measures. Threads spin, and nothing is tried, as long as nothing interrupts
+them: on an idle machine this costs nothing. If the system interrupts them often, a few passes are made with sleeping
+threads, and the faster way is kept. From then on the other way is tried now and then, ever more rarely.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections import deque
 from typing import Final, NamedTuple
 
 _TRIAL: Final = 8  # passes
-_SUSPICIOUS_PER_S: Final = 25.0  # involuntary switches: an idle machine has about one, threads that spin in vain 80
-_LEAST_S: Final = 0.02  # of passes, before their switches say anything
-_HOPELESS: Final = 3.0  # a trial that has taken so many times what it may take is over
-_CLEARLY: Final = 0.95  # of the other way's time: less is worth a change
+_SUSPICIOUS_PER_S: Final = 25.0  # involuntary switches: about 1 on an idle machine, 80 if threads spin in vain
+_LEAST_S: Final = 0.02  # seconds of passes before their switches count
+_HOPELESS: Final = 3.0  # a trial that lasts so many times longer than the other way is over
+_CLEARLY: Final = 0.95  # of the other way's time: only below it the way changes
 _FIRST_PAUSE_S: Final = 2.0
 _LONGEST_PAUSE_S: Final = 60.0
 
 
 class Pass(NamedTuple):
-    """One pass: rows in it, its seconds, and how often the system interrupted a thread meanwhile."""
+    """One pass: its rows, its seconds, and how often the system interrupted a thread of the process meanwhile."""
 
     n_rows: int
     seconds: float
@@ -29,21 +29,21 @@ class Pass(NamedTuple):
 
 
 class WaitControl:
-    """Decides from one pass to the next.
+    """Decides before each pass from the passes recorded so far.
 
     Attributes:
-        sleeps: whether threads shall sleep in the next pass.
+        sleeps: whether threads sleep in the next pass.
     """
 
     def __init__(self) -> None:
         self.sleeps = False
-        self._recent: deque[Pass] = deque(maxlen=_TRIAL)  # the way that goes on
-        self._trial: list[Pass] | None = None  # the other way, while it is tried
-        self._next_s = 0.0  # no trial before
+        self._recent: deque[Pass] = deque(maxlen=_TRIAL)  # passes of the way in use
+        self._trial: list[Pass] | None = None  # passes of the other way, while it is tried
+        self._next_s = 0.0  # time before which no trial begins
         self._pause_s = _FIRST_PAUSE_S
 
     def record(self, done: Pass, now_s: float, *, reads: bool = False) -> None:
-        """Takes a pass. One that reads a prompt tells whether the machine is busy, not how fast tokens come."""
+        """Records a pass. One that `reads` a prompt shows whether the machine is busy, but not how fast tokens come."""
         if self._trial is None:
             self._recent.append(done)
             if now_s >= self._next_s and (self.sleeps or self._is_disturbed()):
@@ -81,6 +81,6 @@ class WaitControl:
 
 
 def _seconds(passes: list[Pass] | deque[Pass], n_rows: int) -> float | None:
-    """Median seconds of the passes with so many rows; None if there is none."""
+    """The median seconds of the passes with `n_rows` rows; None if there are none."""
     seconds = [each.seconds for each in passes if each.n_rows == n_rows]
     return statistics.median(seconds) if seconds else None

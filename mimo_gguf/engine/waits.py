@@ -10,7 +10,7 @@ from mimo_gguf.llama.waiting import waiting
 
 
 class Waits:
-    """What a session tells its passes to. Where waiting cannot be switched, or the user chose, it does nothing."""
+    """Records a session's passes, and switches how threads wait. Does nothing if that cannot be switched here."""
 
     def __init__(self) -> None:
         self.control = WaitControl()
@@ -18,7 +18,7 @@ class Waits:
         self._n_switches = _n_switches()
 
     def record(self, n_rows: int, seconds: float, *, reads: bool) -> None:
-        """Takes a pass that has just ended; `reads`: there was a prompt in it."""
+        """Records a pass that has just ended; `reads` says that it read a prompt."""
         if self._waiting is None:
             return
         before, self._n_switches = self._n_switches, _n_switches()
@@ -33,7 +33,7 @@ class Waits:
 
 
 def _n_switches() -> int:
-    """How often the system has taken a thread of this process off its core."""
+    """The number of times that the system has interrupted a thread of this process."""
     if sys.platform == "win32":
         return 0
     import resource

@@ -257,7 +257,7 @@ class Scheduler:
             slot, job.slot = job.slot, None
             if slot is not None:
                 self._running.pop(slot, None)
-                slot.hear_cancel()  # no later cancel of this request can reach the slot
+                slot.clear_cancel()  # no later cancel of this request can reach the slot
         if slot is not None:
             self.session.drop_unfinished(slot)
         return Event(job.id, rest, len(job.said.tokens), answer=job.answer, error=job.error)
