@@ -1,4 +1,4 @@
-"""The last words of ggml, which ends the process when it finds something it cannot go on with."""
+"""Reports why ggml aborts: it ends the process at an error that it cannot handle."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, Final
 
 from mimo_gguf.llama.api import ggml_function
 
-_kept: Final[list[Any]] = []  # ggml calls it as long as the process lives
+_kept: Final[list[Any]] = []  # callbacks that ggml may call as long as the process lives
 
 
 def before_abort(call: Callable[[str], None]) -> None:
-    """Has `call` told the reason when ggml is about to end the process, which it does as soon as `call` returns.
+    """Registers `call`, which gets the reason when ggml is about to abort. The process ends as soon as it returns.
 
-    It is called in whichever thread ggml is in. The usual report on stderr is left out.
+    It is called in the thread that ggml runs in. ggml's own report on stderr is left out. Source:
     https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/include/ggml.h (ggml_set_abort_callback)
 
     Raises:

@@ -1,7 +1,7 @@
-"""Text taken apart at its added tokens, as Hugging Face's tokenizers do it: leftmost first, then the longest.
+"""Splits text at its added tokens as Hugging Face's tokenizers do: the leftmost token first, of these the longest.
 
-llama.cpp looks for the longest token of all first, wherever it stands, and does not know that some tokens are looked
-for in the normalized text. Source: `AddedVocabulary` in huggingface/tokenizers, tokenizers/src/tokenizer.
+llama.cpp instead looks for the longest token of all first, wherever it stands, and does not look for some tokens in the
+normalized text. Source: `AddedVocabulary` in huggingface/tokenizers, tokenizers/src/tokenizer.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that is matched as a whole: its id, its text, whether it is a control token.
+    """A token that is matched as a whole.
 
     Attributes:
-        normalized: looked for in the normalized text; otherwise in the text as it is.
+        content: its text.
+        special: whether it is a control token.
+        normalized: whether it is looked for in the normalized text, not in the text as it is.
     """
 
     token_id: int
@@ -26,10 +28,10 @@ class AddedToken:
 
 
 class AddedTokens:
-    """The added tokens of a model, ready to be found in texts."""
+    """Finds a model's added tokens in texts."""
 
     def __init__(self, tokens: Sequence[AddedToken], normalize: Callable[[str], str]) -> None:
-        """`normalize` is applied to the texts of tokens that are looked for in normalized text."""
+        """Prepares the search. `normalize` is applied to tokens that are looked for in the normalized text."""
         self._tables = {
             (special, normalized): {
                 normalize(token.content) if normalized else token.content: token.token_id
@@ -42,11 +44,11 @@ class AddedTokens:
         self._patterns = {kind: _pattern_of(list(table)) for kind, table in self._tables.items()}
 
     def split(self, text: str, *, special: bool, normalized: bool) -> Iterator[tuple[str, int | None]]:
-        """The parts of `text` in order: (text, None) between added tokens, (text, id) for each of them.
+        """Yields the parts of `text` in order: (text, id) for each added token, (text, None) for what lies between.
 
         Args:
             special: look for control tokens, too.
-            normalized: look for the tokens of normalized text; otherwise for the others.
+            normalized: look for the tokens of the normalized text, not for the others.
         """
         pattern, table = self._patterns[special, normalized], self._tables[special, normalized]
         at = 0

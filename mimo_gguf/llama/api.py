@@ -1,8 +1,8 @@
-"""The one module that touches llama-cpp-python: its low-level API, and four symbols it calls private.
+"""The one module that imports llama-cpp-python: its low-level API, and four private symbols of llama.cpp.
 
-`api()` imports llama_cpp on first use, starts the backends once and routes llama.cpp's log into `LOG`, so nothing it
-says ever crosses the screen. Models and contexts are small owners of one native pointer each: context managers that
-free it exactly once. Pinned to llama-cpp-python 0.3.36 (llama.cpp 0c1e57098) because of the private symbols:
+`api()` imports llama_cpp on first use, starts the backends once, and sends llama.cpp's log to `LOG` instead of the
+screen. Models and contexts each own one native pointer and free it exactly once. llama-cpp-python is pinned to 0.3.36
+(llama.cpp 0c1e57098) because of the private symbols:
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-ext.h
 """
 
@@ -61,7 +61,7 @@ _PRIVATE: Final[dict[str, tuple[str, str, tuple[Any, ...], Any]]] = {
 
 @cache
 def api() -> Any:
-    """llama_cpp's low-level module, with its backends started and its log captured in `LOG`.
+    """The low-level module of llama_cpp, with its backends started and its log kept in `LOG`.
 
     Raises:
         BackendError: llama-cpp-python is missing or cannot be loaded.
@@ -73,20 +73,20 @@ def api() -> Any:
             f"llama-cpp-python cannot be loaded: {error}",
             hint=loading_hint(str(error)),
         ) from None
-    callback = module.llama_log_callback(_hear)
-    module.mimo_gguf_log_callback = callback  # lives as long as the library that calls it
+    callback = module.llama_log_callback(_write_log)
+    module.mimo_gguf_log_callback = callback  # so that it lives as long as the library that calls it
     module.llama_log_set(callback, None)
     module.llama_backend_init()
     return module
 
 
-def _hear(level: int, text: bytes, _: Any) -> None:
+def _write_log(level: int, text: bytes, _: Any) -> None:
     LOG.write(level, text.decode("utf-8", "replace"))
 
 
 @cache
 def private(name: str) -> Any:
-    """A symbol of llama-ext.h, under whichever name this platform's compiler gave it.
+    """A function of llama-ext.h, by its C name or the name that this platform's compiler gave it.
 
     Raises:
         BackendError: the installed llama.cpp does not have it.
@@ -102,16 +102,16 @@ def private(name: str) -> Any:
             f"the installed llama.cpp has no {name}, which MTP needs",
             hint=REINSTALL_LLAMA,
         )
-    # A private copy of the function object: llama_cpp_ext may bind the same symbol with types of its own.
+    # A copy of the function object, because llama_cpp_ext may bind the same symbol with other types.
     return ctypes.CFUNCTYPE(restype, *argtypes)(ctypes.cast(function, ctypes.c_void_p).value or 0)
 
 
 @cache
 def ggml_function(name: str, restype: Any, *argtypes: Any) -> Any:
-    """A function of ggml itself (device list, RPC), from whichever of the installed libraries exports it.
+    """A function of ggml itself (device list, RPC), from the installed library that exports it.
 
     Raises:
-        BackendError: none does.
+        BackendError: no library exports it.
     """
     for library in _ggml_libraries():
         function = getattr(library, name, None)
@@ -135,7 +135,7 @@ def _ggml_libraries() -> tuple[Any, ...]:
 
 
 def default_threads() -> int:
-    """Threads for generation: the physical cores this process may use."""
+    """The number of threads for generation: the physical cores that this process may use."""
     import psutil
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
@@ -143,7 +143,16 @@ def default_threads() -> int:
 
 
 class LlamaModel(Owner):
-    """A loaded model. Closing it closes its contexts first."""
+    """A loaded model. Closing it closes its contexts first.
+
+    Attributes:
+        n_vocab: number of tokens in the vocabulary.
+        n_embd: length of a hidden state.
+        n_ctx_train: tokens of the context that the model was trained with.
+        n_mtp: number of MTP blocks that were loaded.
+        size_bytes: size of all tensors.
+        file_type: "Q4_K_M", "BF16", ...
+    """
 
     def __init__(self, pointer: int, path: Path, options: ModelOptions) -> None:
         module = api()
@@ -161,11 +170,11 @@ class LlamaModel(Owner):
 
     @property
     def vocab(self) -> Any:
-        """The tokenizer, which is freed with the model. Raises UsageError as `pointer`."""
+        """llama.cpp's vocabulary, which is freed with the model. Raises UsageError as `pointer`."""
         return self._vocab if self.pointer else None
 
     def close(self) -> None:
-        """Frees the model, and before it the contexts that were made of it."""
+        """Frees the contexts that were made of the model, then the model."""
         for context in sorted(self.contexts, key=lambda context: context.other is None):
             context.close()
         super().close()
@@ -181,7 +190,8 @@ def load_model(path: str | Path, options: ModelOptions | None = None) -> LlamaMo
     """Loads the GGUF at `path`.
 
     Raises:
-        BackendError: llama.cpp refused it; the message has its reason.
+        BackendError: llama.cpp refused the file; the message has its reason.
+        KeyboardInterrupt: Ctrl-C while it was loading; nothing stays loaded.
     """
     options = options or ModelOptions()
     module, since = api(), LOG.mark
@@ -201,7 +211,7 @@ def load_model(path: str | Path, options: ModelOptions | None = None) -> LlamaMo
     params.check_tensors = options.check_tensors
     loading = _Loading()
     params.progress_callback = callback = module.llama_progress_callback(loading.goes_on)
-    with catching(loading, loading.goes_on, _hear):
+    with catching(loading, loading.goes_on, _write_log):
         pointer = module.llama_model_load_from_file(os.fsencode(path), params)
     del callback
     if loading.error is not None and pointer:
@@ -215,13 +225,13 @@ def load_model(path: str | Path, options: ModelOptions | None = None) -> LlamaMo
 
 
 class _Loading(Caught):
-    """Asked while a model loads: it goes on unless something was raised, Ctrl-C as a rule."""
+    """The progress callback of a loading model, which stops the loading if an exception was raised (Ctrl-C)."""
 
     __slots__ = ("goes_on",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.goes_on = self._goes_on  # one object, by which `catching` knows it
+        self.goes_on = self._goes_on  # one object, because `catching` compares by identity
 
     def _goes_on(self, _share: float, _data: Any) -> bool:
         return self.error is None
@@ -236,16 +246,22 @@ def _load_mode(module: Any, options: ModelOptions) -> int:
 
 
 class LlamaContext(Owner):
-    """A context: a KV cache and the buffers to compute with. The target, or the one that runs the MTP blocks.
+    """A context: a KV cache and compute buffers. It is the target, or the context that runs the MTP blocks.
 
-    What is called for every token is bound here once, and arrays over llama.cpp's memory are kept by their address:
-    making either anew costs more than the calls themselves.
+    Functions that are called for every token are bound once, and arrays over llama.cpp's memory are kept by address:
+    making them each time would cost more than the calls themselves.
+
+    Attributes:
+        other: the target, if this context runs the MTP blocks.
+        n_cells: number of cells in the KV cache, for all sequences together.
+        n_batch: rows of a pass, at most.
+        n_outputs_max: rows of a pass that give logits, at most.
     """
 
     def __init__(
         self, pointer: int, model: LlamaModel, options: ContextOptions, other: LlamaContext | None = None
     ) -> None:
-        """`other`: the target context, of one that runs MTP blocks; both are then used under its lock."""
+        """Owns `pointer`. A context that runs MTP blocks gets its target as `other`, and shares its lock."""
         module = api()
         needed = (model, *([other] if other else []))
         super().__init__(pointer, module.llama_free, *needed, lock=other.lock if other else None)
@@ -258,7 +274,7 @@ class LlamaContext(Owner):
         self.n_batch = int(module.llama_n_batch(pointer))
         self.n_outputs_max = max(options.n_outputs_max, options.n_seq_max) if options.n_outputs_max else self.n_batch
         self._pass = _Pass()
-        self._ask = self._pass.is_to_stop  # one object, by which `catching` knows it
+        self._ask = self._pass.is_to_stop  # one object, because `catching` compares by identity
         self._callback = module.ggml_abort_callback(self._ask)
         self._no_callback = module.ggml_abort_callback(0)
         self._decode = module.llama_decode
@@ -274,25 +290,26 @@ class LlamaContext(Owner):
 
     @property
     def memory(self) -> Any:
-        """The KV cache, which is freed with the context. Raises UsageError as `pointer`."""
+        """llama.cpp's KV cache, which is freed with the context. Raises UsageError as `pointer`."""
         return self._memory if self.pointer else None
 
     def decode(self, native_batch: Any, stop_when: Callable[[], bool] | None = None) -> int:
-        """llama_decode's result: 0 done, 1 no room in the KV cache, 2 stopped, negative an error.
+        """Runs a pass. Returns llama_decode's result: 0 done, 1 no room in the KV cache, 2 stopped, negative an error.
 
         Args:
-            stop_when: asked between two graph nodes (CPU backends); the pass ends as soon as it says so. Asking is not
-                free. Python hears Ctrl-C only there, or when the pass is over.
+            stop_when: called between two graph nodes (CPU backends only); the pass ends when it returns True. Calls
+                cost time. Only there, or after the pass, can Python react to Ctrl-C.
 
         Raises:
-            KeyboardInterrupt, or whatever else was raised while `stop_when` was asked.
-            UsageError: more rows, or more of them with logits, than the context was made for: llama.cpp would abort.
+            KeyboardInterrupt: Ctrl-C; any other exception that `stop_when` raises is raised here, too.
+            UsageError: the batch has more rows, or more rows with logits, than the context was made for. With these
+                llama.cpp would abort.
         """
         if native_batch.n_tokens > self.n_batch or native_batch.n_outputs > self.n_outputs_max:
             raise UsageError(
-                f"{native_batch.n_tokens} rows in a pass, {native_batch.n_outputs} of them with logits: this context "
-                f"takes {self.n_batch} and {self.n_outputs_max}",
-                hint="make it for more: n_batch, n_outputs_max",
+                f"the pass has {native_batch.n_tokens} rows, {native_batch.n_outputs} of them with logits: this "
+                f"context allows {self.n_batch} and {self.n_outputs_max}",
+                hint="make the context with a larger n_batch or n_outputs_max",
             )
         if stop_when is None:
             return int(self._decode(self.pointer, native_batch))
@@ -309,15 +326,15 @@ class LlamaContext(Owner):
         return result
 
     def logits(self, row: int) -> Floats:
-        """Logits of batch row `row` (which asked for output), shape (n_vocab,). A view: valid until the next decode."""
+        """The logits of batch row `row`, shape (n_vocab,): a view, valid until the next decode."""
         address = self._logits_address(self.pointer, row)
         view = self._rows.get(address)
         return self._view(self._rows, address, (self.model.n_vocab,)) if view is None else view
 
     def hidden(self, n_rows: int) -> Floats:
-        """States before the final norm of the last decode, shape (n_rows, n_embd). A view, as `logits`.
+        """The hidden states of the last decode, before the final norm, shape (n_rows, n_embd): a view as `logits`.
 
-        The target gives one row per token of the batch, the MTP context one per output row.
+        The target gives one row per token of the batch, the MTP context one per row with logits.
         """
         address = private("llama_get_embeddings_nextn")(self.pointer)
         return self._view(self._tables, address, (self.options.n_batch, self.model.n_embd))[:n_rows]
@@ -334,17 +351,17 @@ class LlamaContext(Owner):
         private("llama_set_embeddings_nextn")(self.pointer, wanted, of_outputs_only)
 
     def select_mtp_block(self, index: int) -> None:
-        """Which MTP block the next decode of an MTP context runs (0 the first)."""
+        """Selects the MTP block that the next decode of an MTP context runs, 0 for the first."""
         private("llama_set_nextn_layer_offset")(self.pointer, index)
 
     def forget(self, first_position: int, seq_id: int = 0) -> None:
-        """Removes everything of a sequence from `first_position` on from the KV cache."""
+        """Removes a sequence's tokens from `first_position` on from the KV cache."""
         api().llama_memory_seq_rm(self.memory, seq_id, first_position, -1)
 
     def share(self, source: int, n_tokens: int, seq_id: int) -> None:
-        """Gives `seq_id`, which is empty, the first `n_tokens` of `source`.
+        """Gives the empty sequence `seq_id` the first `n_tokens` of the sequence `source`.
 
-        In a unified cache these are the same cells, and nothing is copied. Divided ones can only be copied whole.
+        In a unified KV cache both then share the same cells. A divided cache is copied as a whole, then cut.
         """
         if self.options.kv_unified or self.options.n_seq_max == 1:
             api().llama_memory_seq_cp(self.memory, source, seq_id, 0, n_tokens)
@@ -353,12 +370,12 @@ class LlamaContext(Owner):
             self.forget(n_tokens, seq_id)
 
     def last_position(self, seq_id: int = 0) -> int:
-        """Position of a sequence's last token in the KV cache, -1 when it has none."""
+        """The position of a sequence's last token in the KV cache; -1 if it has none."""
         return int(api().llama_memory_seq_pos_max(self.memory, seq_id))
 
 
 class _Pass(Caught):
-    """What a running pass asks: whether to stop, and what was raised when it asked."""
+    """The abort callback of a running pass: calls `stop_when`, and keeps what it raises."""
 
     __slots__ = ("stop_when",)
 
@@ -377,19 +394,19 @@ class _Pass(Caught):
 
 
 def open_context(model: LlamaModel, options: ContextOptions) -> LlamaContext:
-    """The target context, which runs the trunk.
+    """Makes the target context, which runs the trunk.
 
     Raises:
-        BackendError: llama.cpp could not make it (memory, a KV type it cannot use); the message has its reason.
+        BackendError: llama.cpp could not make it (no memory, an unusable KV type); the message has its reason.
     """
     module = api()
     return _open(model, options, module.LLAMA_CONTEXT_TYPE_DEFAULT, None)
 
 
 def open_mtp_context(target: LlamaContext, *, n_ubatch: int = 64, n_outputs_max: int = 1) -> LlamaContext:
-    """The context that runs the MTP blocks beside `target`, with the same window, threads and KV types.
+    """Makes the context that runs the MTP blocks beside `target`, with the same cells, threads and KV types.
 
-    Its sequences share one buffer of cells, whatever those of `target` do.
+    Its sequences share one buffer of cells, even if those of `target` do not.
 
     Raises:
         BackendError: as `open_context`, or the file has no MTP block.
@@ -433,7 +450,7 @@ def _open(model: LlamaModel, options: ContextOptions, ctx_type: int, other: Llam
     params.ctx_other = other.pointer if other else None
     params.no_perf = True
     making = Caught()
-    with catching(making, _hear):
+    with catching(making, _write_log):
         pointer = module.llama_init_from_model(model.pointer, params)
     if making.error is not None and pointer:
         module.llama_free(pointer)

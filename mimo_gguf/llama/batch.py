@@ -1,4 +1,4 @@
-"""The input of one decode: tokens of one or several sequences, and which of them want logits."""
+"""The input of one decode: tokens of one or several sequences, and which of them give logits."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mimo_gguf.llama.api import Floats, api
 
 
 class Batch:
-    """Rows for one decode, at most `capacity`. Memory is laid out once; `clear` and `add` only write into it.
+    """At most `capacity` rows for one decode. Memory is allocated once; `clear` and `add` only write into it.
 
     Attributes:
-        native: what llama_decode takes.
-        hidden: states beside the tokens, shape (capacity, n_embd), where the MTP context wants both; row i belongs to
-            token i and is filled by the caller. None without `n_embd`.
+        native: the argument for llama_decode.
+        hidden: hidden states beside the tokens, shape (capacity, n_embd), for the MTP context. The caller fills row i
+            for token i. None without `n_embd`.
     """
 
     def __init__(self, capacity: int, n_embd: int = 0) -> None:
@@ -44,25 +44,25 @@ class Batch:
         batch.logits = self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         if self.hidden is not None:
             batch.embd = self.hidden.ctypes.data_as(float_p)
-        # The struct holds bare addresses. Whoever has it alone, as of `Batch(n).fill(...)`, has the memory, too.
+        # The struct holds bare addresses. It keeps their memory alive, even without this object: `Batch(n).fill(...)`.
         batch.memory = (
             self._tokens, self._positions, self._outputs, self._seq_ids, self._ones, self._seq_rows, self.hidden,
         )  # fmt: skip
         return batch
 
     def clear(self) -> None:
-        """Takes every row out."""
+        """Removes all rows."""
         self.n_tokens = self.native.n_tokens = self.native.n_outputs = 0
 
     def add(self, tokens: Sequence[int], first_position: int, *, n_outputs: int, seq_id: int = 0) -> int:
-        """Adds `tokens` of one sequence at consecutive positions; the number of their first row.
+        """Adds `tokens` of one sequence at consecutive positions. Returns the number of the first new row.
 
         The last `n_outputs` of them give logits.
         """
         first, n = self.n_tokens, len(tokens)
         end = self.n_tokens = self.native.n_tokens = first + n
-        self.native.n_outputs += n_outputs  # not llama.cpp's: LlamaContext.decode looks at it
-        if n == 1:  # every token of plain generation: no arrays made
+        self.native.n_outputs += n_outputs  # not llama.cpp's: LlamaContext.decode checks it
+        if n == 1:  # the case of plain generation, without making arrays
             self._tokens[first], self._positions[first] = tokens[0], first_position
             self._seq_ids[first], self._outputs[first] = seq_id, n_outputs
             return first
@@ -74,7 +74,7 @@ class Batch:
         return first
 
     def fill(self, tokens: Sequence[int], first_position: int, *, n_outputs: int) -> Any:
-        """The native batch of these tokens of sequence 0 alone."""
+        """Replaces all rows by `tokens` of sequence 0. Returns the native batch."""
         self.clear()
         self.add(tokens, first_position, n_outputs=n_outputs)
         return self.native

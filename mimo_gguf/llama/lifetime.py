@@ -1,8 +1,8 @@
-"""When a native object may be freed: once, after whatever still looks at it, never under a running pass, not by a fork.
+"""Frees native objects safely: once, after the objects that use them, never during a pass, and not in a forked child.
 
-An `Owner` holds one native pointer. Its cell is what everybody looks at, so that a pointer that was freed (by `close`,
-by garbage collection, at the exit of the process) or that belongs to the parent of a forked process can no longer be
-handed to llama.cpp: asking for it raises UsageError instead.
+An `Owner` holds one native pointer in a cell. A pointer that was freed (by `close`, garbage collection, or the exit of
+the process), or that belongs to the parent of a forked process, can no longer be given to llama.cpp: reading it raises
+UsageError.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _FORKED: Final = (
     "the model was loaded before this process was forked, and llama.cpp's threads are not here",
     'load it in each process, or start them with multiprocessing.get_context("spawn")',
 )
-_PATIENCE_S: Final = 10.0  # how long the exit of the process waits for a pass in another thread
+_PATIENCE_S: Final = 10.0  # time that the exit of the process waits for a pass in another thread
 
 
 class _Cell:
-    """A pointer, 0 once it may no longer be used, and why."""
+    """A pointer, which is 0 as soon as it may no longer be used, and the message and hint that say why."""
 
     __slots__ = ("__weakref__", "gone", "lock", "pointer")
 
@@ -38,7 +38,7 @@ class _Cell:
 
 
 class Exit:
-    """Whether the process is ending: passes then stop as soon as they ask."""
+    """Whether the process is ending. Passes then stop at their next call of `stop_when`."""
 
     is_near = False
 
@@ -47,17 +47,23 @@ _LIVE: Final[weakref.WeakSet[_Cell]] = weakref.WeakSet()
 
 
 class Owner:
-    """Owns one native pointer; frees it once, on `close`, on garbage collection, or at exit."""
+    """Owns one native pointer and frees it once: on `close`, on garbage collection, or at exit."""
 
     def __init__(self, pointer: int, free: Callable[[int], None], *needed: Owner, lock: Any = None) -> None:
-        """`needed` are what `free` still looks at, so that they are freed later; `lock` is held while anybody works."""
+        """Owns `pointer`.
+
+        Args:
+            free: frees the pointer.
+            needed: owners of objects that `free` still uses, so that they are freed later.
+            lock: held while a thread works with the pointer; None makes a new one.
+        """
         self._cell = _Cell(pointer, lock or threading.RLock())
         self._finalizer = weakref.finalize(self, _free, self._cell, free, needed)
         _LIVE.add(self._cell)
 
     @property
     def pointer(self) -> int:
-        """For llama.cpp, which does not look whether it is still valid.
+        """The pointer, for llama.cpp, which does not check that it is still valid.
 
         Raises:
             UsageError: it has been freed, or belongs to the process that this one was forked from.
@@ -70,7 +76,7 @@ class Owner:
 
     @property
     def lock(self) -> Any:
-        """Held while a thread works with the pointer: `close`, from another thread, waits for it.
+        """The lock that a thread holds while it works with the pointer. `close`, from another thread, waits for it.
 
         Raises:
             UsageError: as `pointer`.
@@ -86,12 +92,12 @@ class Owner:
         return not self._cell.pointer
 
     def close(self) -> None:
-        """Frees it. Harmless if that has been done."""
+        """Frees the pointer. Does nothing if it has been freed."""
         self._finalizer()
 
 
 def _free(cell: _Cell, free: Callable[[int], None], _: tuple[Owner, ...]) -> None:
-    if not cell.pointer:  # forked, or given up at exit
+    if not cell.pointer:  # in a forked child, or given up at exit
         return
     with cell.lock:
         pointer, cell.pointer = cell.pointer, 0
@@ -100,27 +106,27 @@ def _free(cell: _Cell, free: Callable[[int], None], _: tuple[Owner, ...]) -> Non
 
 
 def _forget_the_parents() -> None:
-    """In a forked child: its parent's objects are neither used nor freed here."""
+    """Invalidates the parent's pointers in a forked child, where they are neither used nor freed."""
     for cell in list(_LIVE):
         cell.pointer, cell.gone = 0, _FORKED
 
 
 def _let_passes_end() -> None:
-    """At exit: stops what daemon threads compute and keeps them out; what does not stop in time is never freed."""
+    """Stops the passes of daemon threads at exit, and keeps their locks. A pass that does not stop is never freed."""
     Exit.is_near = True
     for cell in list(_LIVE):
         if not cell.lock.acquire(timeout=_PATIENCE_S):
             cell.pointer = 0
 
 
-weakref.finalize(Owner, int)  # so that weakref's own exit function is registered first, and therefore runs last
+weakref.finalize(Owner, int)  # registers weakref's own exit function before ours, so that it runs after it
 atexit.register(_let_passes_end)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_the_parents)
 
 
 class Caught:
-    """What was raised where llama.cpp called back into Python."""
+    """Keeps an exception that was raised in a callback from llama.cpp."""
 
     __slots__ = ("error",)
 
@@ -128,7 +134,7 @@ class Caught:
         self.error: BaseException | None = None
 
     def check(self) -> None:
-        """Raises it, once."""
+        """Raises the exception, once."""
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -136,10 +142,10 @@ class Caught:
 
 @contextmanager
 def catching(caught: Caught, *callbacks: Any) -> Iterator[None]:
-    """Keeps in `caught` what is raised at the very entry of these callbacks, which no `try` of theirs can see.
+    """Keeps in `caught` what is raised at the entry of these callbacks, before a `try` inside them begins.
 
-    Python runs signal handlers there, so most Ctrl-C of a long native call arrive so; ctypes can only report them to
-    `sys.unraisablehook`. Handlers run in the main thread alone: in others this does nothing.
+    Python runs signal handlers there, so Ctrl-C during a long native call is usually raised there. ctypes can only
+    report it to `sys.unraisablehook`. Signal handlers run in the main thread only: in others this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""What llama.cpp says: its log, kept and never on the screen, and what it writes to stderr past it."""
+"""Keeps llama.cpp's log off the screen, and catches what llama.cpp writes to stderr without using the log."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ _CONTINUED_LEVEL: Final = 5
 
 
 class LogCopy(Protocol):
-    """Where the log is copied to while it comes."""
+    """A stream that the log is copied to."""
 
     def write(self, text: str, /) -> object:
-        """Takes a piece of it."""
+        """Writes a piece of the log."""
 
     def flush(self) -> object:
-        """Shows what has been taken."""
+        """Makes what was written visible."""
 
 
 class LogRing:
-    """The last lines llama.cpp logged, and where to copy them (a file, stderr for --verbose) while they come."""
+    """The last lines that llama.cpp logged.
+
+    Attributes:
+        copy_to: a stream to which the log is copied as it comes (a file, or stderr for --verbose), or None.
+    """
 
     def __init__(self, n_lines: int = 2000) -> None:
         self._lines: collections.deque[tuple[int, int, str]] = collections.deque(maxlen=n_lines)
@@ -37,7 +41,7 @@ class LogRing:
         self.copy_to: LogCopy | None = None
 
     def write(self, level: int, text: str) -> None:
-        """Takes a piece of log as llama.cpp emits it: whole lines, parts of lines, continuations."""
+        """Adds a piece of log as llama.cpp emits it: whole lines, parts of lines, or continuations."""
         with self._lock:
             if level != _CONTINUED_LEVEL:
                 self._level = level
@@ -51,27 +55,27 @@ class LogRing:
 
     @property
     def mark(self) -> int:
-        """A point in the log, to ask later what came after it."""
+        """The present point in the log, for `lines` and `reason`."""
         return self._count
 
     def lines(self, since: int = 0, level: int = 0) -> list[str]:
-        """Lines logged after `since`, of at least `level` (0 everything, 3 warnings, 4 errors)."""
+        """The lines logged after the mark `since`, of at least `level` (0 everything, 3 warnings, 4 errors)."""
         with self._lock:
             return [line for count, of_level, line in self._lines if count >= since and of_level >= level]
 
     def reason(self, since: int) -> str:
-        """What went wrong after `since`, in llama.cpp's own words, as one line."""
+        """The reason of a failure after the mark `since`, in llama.cpp's own words, as one line."""
         errors = [_without_function(line) for line in self.lines(since, _ERROR_LEVEL) if line.strip()]
         loading = (line.removeprefix("error loading model: ") for line in errors if "failed to load model" not in line)
-        telling = [_without_function(line) for line in loading]
-        if telling:
-            return telling[0].strip()
+        reasons = [_without_function(line) for line in loading]
+        if reasons:
+            return reasons[0].strip()
         warnings = [_without_function(line) for line in self.lines(since, _WARN_LEVEL) if line.strip()]
         return warnings[-1].strip() if warnings else "llama.cpp gave no reason"
 
 
 def _without_function(line: str) -> str:
-    """`llama_model_load: error loading model: x` -> `error loading model: x`."""
+    """Removes the function's name: `llama_model_load: error loading model: x` -> `error loading model: x`."""
     name, colon, rest = line.partition(": ")
     return rest if colon and name.replace("_", "").isalnum() and "_" in name else line
 
@@ -81,7 +85,7 @@ LOG: Final = LogRing()
 
 @contextlib.contextmanager
 def kept_from_stderr() -> Iterator[list[str]]:
-    """Collects what llama.cpp writes to stderr past its log (its grammar parser does), whole once the block is left."""
+    """Collects what llama.cpp writes to stderr directly, as its grammar parser does. The list is filled at the end."""
     said: list[str] = []
     with tempfile.TemporaryFile() as file:
         screen = os.dup(2)
@@ -96,5 +100,5 @@ def kept_from_stderr() -> Iterator[list[str]]:
 
 
 def use_log(*, copy_to: LogCopy | None) -> None:
-    """Copies llama.cpp's log to a stream as it comes (--verbose, --log-file); None stops copying."""
+    """Copies llama.cpp's log to a stream as it comes (--verbose, --log-file). None stops copying."""
     LOG.copy_to = copy_to

@@ -1,4 +1,4 @@
-"""Why the installed llama.cpp cannot be loaded: which shared library is missing, and where that comes from."""
+"""Explains why the installed llama.cpp cannot be loaded: which shared library is missing, and how to install it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Final
 
 from mimo_gguf.core.version import REINSTALL_LLAMA
 
-# What the loaders of Linux, macOS and Windows say of a library that another one needs.
+# The messages of the loaders of Linux, macOS and Windows about a missing library.
 _SAID: Final = (
     re.compile(r"([\w.+-]+\.so[\w.]*): cannot open shared object file"),
     re.compile(r"Library not loaded: (?:\S*/)?([\w.+-]+)"),
     re.compile(r"Could not find module '(?:[^']*[\\/])?([\w.+-]+)'"),
 )
-# Beginning of a library's name -> where it comes from; the first that matches.
+# Beginning of a library's name -> how to install it; the first match counts.
 _SOURCES: Final = (
     (
         r"libcuda\.|nvcuda",
@@ -39,13 +39,13 @@ _SOURCES: Final = (
 
 
 def missing_library(said: str) -> str | None:
-    """The name of the shared library that a loader's message calls missing: `libcuda.so.1`; None if it names none."""
+    """The name of the missing shared library in a loader's message, such as `libcuda.so.1`; None if it names none."""
     found = (pattern.search(said) for pattern in _SAID)
     return next((match[1] for match in found if match), None)
 
 
 def loading_hint(said: str) -> str:
-    """What helps after `said`, the message of the attempt to load llama.cpp."""
+    """The hint for `said`, the message of a failed attempt to load llama.cpp."""
     name = missing_library(said)
     for start, source in _SOURCES if name else ():
         if re.match(start, name or "", re.IGNORECASE):

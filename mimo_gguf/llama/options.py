@@ -1,4 +1,4 @@
-"""How models are loaded and contexts made, in llama.cpp's words."""
+"""The options with which models are loaded and contexts are made, with llama.cpp's names."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """How a model is loaded, in llama.cpp's words.
+    """The options with which a model is loaded.
 
     Attributes:
-        n_gpu_layers: blocks on the devices; -1 all of them, 0 none.
-        devices: ggml_backend_dev_t pointers of the GPUs to use, in order; None means every one llama.cpp sees.
+        n_gpu_layers: number of blocks on the GPUs; -1 for all, 0 for none.
+        devices: ggml_backend_dev_t pointers of the GPUs to use, in order; None means all that llama.cpp sees.
         tensor_split: share of each device; empty means by free memory.
         load_mtp: load the MTP blocks' own tensors and allow an MTP context.
-        repack: let CPU backends lay weights out anew for their faster kernels.
-        no_alloc: read metadata and plan buffers only; no weight is read.
+        repack: let CPU backends rearrange weights for faster kernels.
+        no_alloc: read metadata and plan buffers only, without reading weights.
     """
 
     n_gpu_layers: int = -1
@@ -32,14 +32,20 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class ContextOptions:
-    """How a context is made, in llama.cpp's words.
+    """The options with which a context is made.
 
-    `n_ctx` counts the cells of the KV cache, for all sequences together; `kv_unified` says that they share one buffer,
-    in which any mix of sequences is one pass.
-
-    `n_outputs_max` bounds the rows of logits one batch may ask for. It decides the compute buffer: at the default of
-    llama.cpp (n_batch) a vocabulary of 151680 costs 297 MiB at n_ubatch 512, at 4 rows almost nothing. It is at least
-    `n_seq_max`; 0 is `n_batch`.
+    Attributes:
+        n_ctx: cells of the KV cache, for all sequences together.
+        n_batch: rows of a pass, at most.
+        n_ubatch: micro-batch: rows computed at once, at most.
+        n_seq_max: number of sequences, at most.
+        kv_unified: sequences share one buffer of cells, so that one pass can have any mix of them.
+        n_outputs_max: rows of a pass that give logits, at most; 0 means `n_batch`, and it is at least `n_seq_max`. It
+            decides the size of the compute buffer: with a vocabulary of 151680, 512 rows cost 297 MiB, 4 hardly any.
+        n_threads, n_threads_batch: threads for one row and for several; 0 means the physical cores.
+        type_k, type_v: ggml's numbers of the types of the KV cache.
+        flash_attn: None leaves it to llama.cpp.
+        offload_kqv: keep the KV cache of layers on a GPU there, too.
     """
 
     n_ctx: int
@@ -52,5 +58,5 @@ class ContextOptions:
     n_threads_batch: int = 0
     type_k: int = 1  # GGML_TYPE_F16
     type_v: int = 1
-    flash_attn: bool | None = None  # None: llama.cpp decides
+    flash_attn: bool | None = None
     offload_kqv: bool = True

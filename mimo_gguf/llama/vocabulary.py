@@ -1,4 +1,4 @@
-"""Text to tokens and tokens to bytes, through llama.cpp's own tokenizer."""
+"""Converts text to tokens and tokens to bytes, with llama.cpp's tokenizer."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ class Vocabulary:
     """The tokenizer of a loaded model."""
 
     def __init__(self, model: LlamaModel) -> None:
-        self._model = model  # keeps the vocabulary's owner alive
+        self._model = model  # owns llama.cpp's vocabulary
         self.n_tokens = model.n_vocab
         self._pieces: dict[tuple[int, bool], bytes] = {}
 
     def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
-        """Token ids of `text`, as Hugging Face's tokenizer of the model gives them; nothing is put before or after.
+        """The token ids of `text`, as the model's Hugging Face tokenizer gives them, without special tokens around.
 
-        Added tokens are found first, in the text as it is; what lies between is normalized (NFC for Qwen2), which
-        llama.cpp does not do. So `<|im_end|>` stays a token even if a combining mark follows.
+        Added tokens are found first, in the text as it is. The text between them is normalized (NFC for Qwen2), which
+        llama.cpp does not do. So `<|im_end|>` stays a token even if a combining mark comes after it.
 
         Args:
-            parse_special: read `<|im_start|>` and its like as the tokens they name, wherever they stand: what Hugging
-                Face tokenizers do with a rendered chat template, user text included.
+            parse_special: read `<|im_start|>` and other control tokens as the tokens they name, wherever they stand.
+                Hugging Face tokenizers do that with a rendered chat template, user text included.
 
         Raises:
-            BackendError: a text of 2 GiB or more.
+            BackendError: the text has 2 GiB or more.
         """
         added = self._added_tokens
         ids: list[int] = []
-        # Half a character, which Python can hold and UTF-8 cannot, becomes U+FFFD as it does in other programs.
+        # Half a surrogate pair, which Python can hold and UTF-8 cannot, becomes U+FFFD as in other programs.
         whole = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
         for part, token in added.split(whole, special=parse_special, normalized=False):
             if token is not None:
@@ -50,7 +50,7 @@ class Vocabulary:
         return unicodedata.normalize("NFC", text) if self._is_nfc else text
 
     def _merge(self, text: str) -> list[int]:
-        """Token ids of a text without added tokens, by llama.cpp."""
+        """The token ids of a text without added tokens, as llama.cpp gives them."""
         raw = text.encode()
         room = len(raw) + 2
         tokens = (ctypes.c_int32 * room)()
@@ -61,7 +61,7 @@ class Vocabulary:
 
     @cached_property
     def _is_nfc(self) -> bool:
-        """Whether the model's tokenizer brings text into NFC first. Source: `Qwen2Tokenizer` in transformers."""
+        """Whether the model's tokenizer normalizes text to NFC first. Source: `Qwen2Tokenizer` in transformers."""
         return read_text_value(self._model, "tokenizer.ggml.pre") == "qwen2"
 
     @cached_property
@@ -76,10 +76,10 @@ class Vocabulary:
 
     @cached_property
     def _added_ids(self) -> frozenset[int]:
-        """The added tokens: as the conversion wrote them down, or else as llama.cpp sees them.
+        """The ids of the added tokens: those that the conversion stored, else those that llama.cpp names.
 
-        llama.cpp takes a token of the look of an end for one, whatever the file says of it. For Qwen2 that is `</s>`,
-        which Hugging Face reads as three ordinary tokens.
+        llama.cpp treats every token that looks like an end token as one, whatever the file says. For Qwen2 that is
+        `</s>`, which Hugging Face reads as three ordinary tokens.
         """
         stated = read_text_value(self._model, ADDED_IDS)
         if stated is not None:
@@ -93,9 +93,9 @@ class Vocabulary:
         return str(api().llama_vocab_get_text(self._model.vocab, token).decode("utf-8", "replace"))
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes a token adds to the text, which may be part of a character.
+        """The bytes that a token adds to the text, which may be part of a character.
 
-        Control tokens add nothing, or with `special` their names.
+        Control tokens add nothing; with `special` they add their names.
         """
         known = self._pieces.get((token, special))
         if known is None:
@@ -103,7 +103,7 @@ class Vocabulary:
         return known
 
     def name(self, token: int) -> str:
-        """A token as people write it, control tokens too; a byte that is no character by itself is `<E4>`."""
+        """A token's text for people, also of control tokens. A byte that is not a character by itself is `<E4>`."""
         text = self._read_piece(token, special=True).decode("utf-8", "surrogateescape")
         return "".join(f"<{ord(c) - 0xDC00:02X}>" if "\udc80" <= c <= "\udcff" else c for c in text)
 
@@ -117,12 +117,12 @@ class Vocabulary:
             room = -n
 
     def text(self, tokens: list[int]) -> str:
-        """The text of tokens; broken UTF-8 becomes U+FFFD, control tokens vanish."""
+        """The text of tokens, without control tokens; broken UTF-8 becomes U+FFFD."""
         return b"".join(self.piece(token) for token in tokens).decode("utf-8", "replace")
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
-        """Tokens that end an answer: `<|im_end|>`, `<|endoftext|>`, and what the checkpoint's settings add to them."""
+        """The tokens that end an answer: `<|im_end|>`, `<|endoftext|>`, and those that the checkpoint's files add."""
         vocab, module = self._model.vocab, api()
         further = parse_ids(read_text_value(self._model, END_IDS), self.n_tokens)
         possible = self._added_ids | {module.llama_vocab_eos(vocab), module.llama_vocab_eot(vocab)}
@@ -130,7 +130,7 @@ class Vocabulary:
 
 
 def read_text_value(model: LlamaModel, key: str) -> str | None:
-    """A text or number of the model's metadata as text, or None if it is not there."""
+    """A value of the model's metadata as text; None if the key does not exist."""
     room = 256
     while True:
         buffer = ctypes.create_string_buffer(room)

@@ -1,11 +1,11 @@
-"""How llama.cpp's threads wait for each other: spinning, which is fastest on an idle machine, or asleep.
+"""Switches how llama.cpp's threads wait for each other: by spinning, which is fastest on an idle machine, or asleep.
 
-Between two graph nodes all threads of a pass meet at a barrier. GNU's OpenMP library spins there for some milliseconds
-before it sleeps. As soon as another program wants a core, threads spin against each other: 3 tokens a second were
-measured where 1788 are possible. Its environment variables are read once, when it is loaded. But it spins a thousand
-times less while it manages more threads than there are cores
-(https://gcc.gnu.org/git/?p=gcc.git;a=blob;f=libgomp/config/linux/wait.h, `do_spin`). So a few idle threads of its own,
-parked here, switch it to sleeping at any moment, and their end switches it back.
+Between two graph nodes all threads of a pass meet at a barrier, where GNU's OpenMP library spins for some milliseconds
+before it sleeps. If another program needs a core, the threads spin in vain: 3 tokens a second were measured instead of
+1788. The library reads its environment variables once, when it is loaded. But it spins a thousand times less while it
+manages more threads than there are cores (`do_spin` in
+https://gcc.gnu.org/git/?p=gcc.git;a=blob;f=libgomp/config/linux/wait.h). So starting idle OpenMP threads switches it to
+sleeping, and ending them switches it back.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-ENVIRONMENT: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # the user's own choice, which wins
+ENVIRONMENT: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # the user's choice, which is respected
 
 
 class Waiting:
-    """Lets the threads of this process sleep as long as anybody asks for it. For any thread."""
+    """Lets the OpenMP threads of this process sleep as long as one object wants it. For any thread."""
 
     def __init__(self, library: Any) -> None:
         self._library = library
         self._lock = threading.RLock()
-        self._asking: set[int] = set()
-        self._wake: threading.Event | None = None  # set it, and the parked threads end
+        self._wanting: set[int] = set()
+        self._wake: threading.Event | None = None  # ends the idle threads when it is set
 
     def sleep(self, who: object, *, wanted: bool) -> None:
         """Notes that `who` wants threads to sleep, or no longer does."""
         with self._lock:
-            (self._asking.add if wanted else self._asking.discard)(id(who))
-            if self._asking and self._wake is None:
+            (self._wanting.add if wanted else self._wanting.discard)(id(who))
+            if self._wanting and self._wake is None:
                 self._park()
-            elif not self._asking and self._wake is not None:
+            elif not self._wanting and self._wake is not None:
                 self._wake.set()
                 self._wake = None
 
     def _park(self) -> None:
+        """Starts one thread whose idle OpenMP team has more threads than there are cores."""
         wake, parked = threading.Event(), threading.Event()
         n_threads = (os.cpu_count() or 1) + 1
 
@@ -56,7 +57,7 @@ class Waiting:
 
 @cache
 def waiting() -> Waiting | None:
-    """What switches between spinning and sleeping; None if that cannot be switched here, or the user has chosen."""
+    """The switch between spinning and sleeping; None if this system has none, or if the user has chosen."""
     if any(name in os.environ for name in ENVIRONMENT):
         return None
     library = _gnu_openmp()
@@ -69,7 +70,7 @@ def _gnu_openmp() -> Any:
         return None
     try:
         loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp.so" in line}
-        if len(loaded) != 1:  # several: another package brings its own, and which one llama.cpp has is not known
+        if len(loaded) != 1:  # if another package has brought its own, it is not known which one llama.cpp uses
             return None
         library = ctypes.CDLL(loaded.pop())
         library.GOMP_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
@@ -81,5 +82,5 @@ def _gnu_openmp() -> Any:
 
 @cache
 def _do_nothing() -> ctypes.c_void_p:
-    """A function for threads that are only to exist."""
+    """The address of a function for threads that have nothing to do."""
     return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p)
