@@ -1,4 +1,4 @@
-"""An answer in the making: what the tokens say, what is reasoning, and what ends it."""
+"""Builds an answer from its tokens: the text, the reasoning, and the reason why it ended."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ FinishReason = Literal["stop", "length", "abort"]  # OpenAI's and vLLM's words
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said.
+    """The answer of the model.
 
     Attributes:
         text: the answer, without reasoning.
-        reasoning: what stood inside `<think>...</think>`.
-        tokens: ids as generated, the end token included, and those put in to close the reasoning (`think_budget`).
-        finish_reason: "stop" (the model ended it, or a stop string), "length" (it was cut off), or "abort".
+        reasoning: the text inside `<think>...</think>`.
+        tokens: all token ids, with the end token and those inserted to close the reasoning (`think_budget`).
+        finish_reason: "stop" (the model or a stop string ended it), "length" (it was cut off), or "abort".
         stop_reason: for "stop" the stop string or the stop token's id, or None if the model ended the answer; for
-            "length" what was used up, "max_tokens" or "window".
-        n_prompt: tokens of the prompt; stats.n_reused of them needed no evaluation.
-        seed: give it again to get the same answer again; None when greedy.
-        stats: counts and times of this answer alone.
-        logprobs: scores of each of `tokens`, if `AnswerOptions.logprobs` asks for them; a token that was put in is
-            certain (0.0).
-        prompt_logprobs: scores of each token of the prompt but the first, of which nothing is known (empty).
+            "length" the limit that was reached, "max_tokens" or "window".
+        n_prompt: number of tokens of the prompt, of which `stats.n_reused` were in the KV cache already.
+        seed: gives the same answer again; None if the answer is greedy.
+        stats: counts and times of this answer.
+        logprobs: scores of each of `tokens`, if `AnswerOptions.logprobs` requests them. Inserted tokens have the
+            log-probability 0.
+        prompt_logprobs: scores of each token of the prompt; empty for the first, which nothing predicts.
     """
 
     text: str
@@ -52,22 +52,21 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """What ends an answer, how long it may think, and what is told beside it.
+    """The options of an answer: what ends it, how long it may think, and which scores it has.
 
     Attributes:
-        max_tokens: tokens of reasoning and answer together; None lets it go on until the model ends it or the window is
-            full.
+        max_tokens: tokens of reasoning and answer together, at most; None sets no limit but the window.
         stop: texts that end the answer; they are not part of it.
-        think_budget: reasoning tokens after which the block is closed and the answer asked for, as `ThinkBudget` counts
-            them; 0 closes it at once; None: no limit.
+        think_budget: reasoning tokens after which the block is closed, as `ThinkBudget` counts them. 0 closes it at
+            once, None sets no limit.
         split_reasoning: read a leading `<think>` block as reasoning.
-        min_tokens: before so many tokens nothing of `stop` counts, and no token is drawn that would end the answer.
-        stop_tokens: tokens that end the answer, too.
+        min_tokens: tokens that must come before a text of `stop` counts or a token that ends the answer is drawn.
+        stop_tokens: further tokens that end the answer.
         ignore_eos: go on after the model's own end tokens.
-        include_stop: what ended the answer is its last part.
-        skip_special: control tokens leave no text.
-        logprobs: log-probabilities of each token of the answer, and of so many likeliest beside it; -1: of all.
-        prompt_logprobs: the same for the prompt, which is then read from its beginning.
+        include_stop: keep the text or token that ended the answer in its text.
+        skip_special: leave control tokens out of the text.
+        logprobs: give log-probabilities of each token of the answer and of this number of likeliest ones; -1 for all.
+        prompt_logprobs: as `logprobs`, for the prompt, which is then read from its beginning.
     """
 
     max_tokens: int | None = None
@@ -83,7 +82,7 @@ class AnswerOptions:
     prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises UsageError for values that make no sense."""
+        """Raises UsageError for values out of range or of the wrong kind."""
         _check_whole(self, ("max_tokens", "think_budget"), 0, "give a number of tokens, or None for no limit")
         _check_whole(self, ("logprobs", "prompt_logprobs"), -1, "give a number of tokens, -1 for all, or None")
         if self.min_tokens is None:
@@ -107,7 +106,11 @@ def _check_whole(options: AnswerOptions, names: Sequence[str], least: int, hint:
 
 
 def stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """`AnswerOptions.stop` from what people write: one text, several, or none."""
+    """Makes `AnswerOptions.stop` of one text, several, or None.
+
+    Raises:
+        UsageError: `stop` is something else.
+    """
     if isinstance(stop, str):
         return (stop,)
     if stop is not None and not isinstance(stop, Iterable):
@@ -116,15 +119,15 @@ def stop_texts(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 class AnswerText:
-    """Turns the tokens of one answer into pieces of text, and says when it is over.
+    """Turns the tokens of one answer into pieces of text, and notices its end.
 
     Attributes:
-        tokens: all that came, those of `closing` too.
-        finish_reason, stop_reason: why it ended, as in `Answer`; "abort" as long as nothing else did.
+        tokens: all tokens so far, drawn and inserted.
+        finish_reason, stop_reason: why it ended, as in `Answer`; "abort" until it has ended.
     """
 
     def __init__(self, vocabulary: Vocabulary, options: AnswerOptions, opened: str | None = None) -> None:
-        """`opened`: what the prompt says after a `<think>` of its own, None where it opened no block."""
+        """Begins an answer. `opened` is the prompt's text after its own `<think>`; None if it opened no block."""
         self._vocabulary = vocabulary
         self._options = options
         self._budget = None if options.think_budget is None else ThinkBudget(options.think_budget, opened)
@@ -142,19 +145,19 @@ class AnswerText:
 
     @property
     def ends(self) -> frozenset[int]:
-        """Tokens that end this answer."""
+        """The tokens that end this answer."""
         return self._ends
 
     def end(self, finish_reason: FinishReason, stop_reason: str | int | None = None) -> None:
-        """Notes that nothing more will come, and why."""
+        """Ends the answer, for this reason."""
         self.finish_reason, self.stop_reason, self.ended = finish_reason, stop_reason, True
 
     def text(self, kind: Kind) -> str:
-        """What has come so far of one kind."""
+        """The text of one kind so far."""
         return "".join(self._texts[kind])
 
     def add(self, token: int) -> list[Piece]:
-        """Adds a token that was drawn; the pieces of text that are certain now."""
+        """Adds a token. Returns the pieces of text that are certain now."""
         self.tokens.append(token)
         piece = self._vocabulary.piece(token, special=not self._options.skip_special)
         if token not in self._ends:
@@ -167,11 +170,11 @@ class AnswerText:
 
     @property
     def limits_reasoning(self) -> bool:
-        """Whether there is a reasoning budget, so that `closing` has to be asked."""
+        """Whether there is a reasoning budget, so that `closing` must be called."""
         return self._budget is not None
 
     def closing(self, sampler: Sampler) -> list[int]:
-        """Tokens that are to be put into the answer now: they close reasoning that has used up its budget."""
+        """The tokens to insert now, which close the reasoning block if its budget is used up."""
         if self.ended or self._budget is None:
             return []
         room = None if self._options.max_tokens is None else self._options.max_tokens - len(self.tokens)
@@ -181,7 +184,7 @@ class AnswerText:
         return []
 
     def add_inserted(self, closing: Sequence[int]) -> list[Piece]:
-        """Adds tokens that were put in, up to one that ends the answer; the pieces of text that come of them."""
+        """Adds inserted tokens, up to one that ends the answer. Returns the pieces of text that are certain now."""
         pieces: list[Piece] = []
         for token in closing:
             if not self.ended:
@@ -189,7 +192,7 @@ class AnswerText:
         return pieces
 
     def finish(self) -> list[Piece]:
-        """What was held back, when no more will come."""
+        """Returns the pieces that were held back, because no more tokens will come."""
         rest = self._split(self._stream.finish())
         return self._keep(rest + self._splitter.finish() if self._splitter else rest)
 

@@ -1,4 +1,4 @@
-"""A conversation as people have it: turns that can be undone, saved, loaded, and fitted into the context window."""
+"""A conversation of questions and answers that can be undone, saved, loaded, and fitted into the window."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mimo_gguf.core.output_file import atomic_output
 
 _FORMAT: Final = "mimo-gguf conversation 1"
 _SAVED: Final = DocumentKind(UsageError, "give a file that /save wrote", most_bytes=256 * MEGABYTE)
-FULL: Final = 0.85  # share of the window from which people are told what will be left out
+FULL: Final = 0.85  # share of the window from which a warning says what will be left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,13 @@ class Turn:
 
 @dataclass(slots=True)
 class Conversation:
-    """Turns under a system message.
+    """A system message and turns.
 
     Attributes:
-        keep_reasoning: give the model its earlier reasoning back; by default it is left out, as Qwen-family chats do.
-        n_without_reasoning: turns at the beginning whose reasoning, though kept, no longer fits into the window.
-        n_left_out: turns at the beginning that no longer fit at all.
+        keep_reasoning: give the model its earlier reasoning again. By default it is left out, as usual in the Qwen
+            family.
+        n_without_reasoning: number of first turns whose reasoning no longer fits into the window.
+        n_left_out: number of first turns that no longer fit at all.
     """
 
     system: str = ""
@@ -47,7 +48,7 @@ class Conversation:
     n_left_out: int = 0
 
     def messages(self, question: str | None = None) -> list[Message]:
-        """What the template is given: the turns that still fit, and the question to be answered."""
+        """The messages for the template: the turns that still fit, and the new question."""
         messages: list[Message] = [{"role": "system", "content": self.system}]
         for place, turn in enumerate(self.turns[self.n_left_out :], self.n_left_out):
             said = turn.answer
@@ -59,10 +60,11 @@ class Conversation:
         return messages
 
     def add(self, question: str, answer: Answer) -> None:
+        """Adds a turn."""
         self.turns.append(Turn(question, answer.text, answer.reasoning, answer.finish_reason))
 
     def undo(self) -> Turn | None:
-        """Takes the last turn back; None when there is none."""
+        """Removes and returns the last turn; None if there is none."""
         if not self.turns:
             return None
         turn = self.turns.pop()
@@ -71,13 +73,17 @@ class Conversation:
         return turn
 
     def clear(self) -> None:
+        """Removes all turns."""
         self.turns.clear()
         self.n_left_out = self.n_without_reasoning = 0
 
     def make_room(self, question: str, count_tokens: Callable[[list[Message]], int], room: int) -> tuple[int, int]:
-        """Leaves out what is oldest until the prompt has at most `room` tokens: (reasonings, turns) left out now.
+        """Leaves out the oldest parts until the prompt has at most `room` tokens: kept reasoning first, then turns.
 
-        Reasoning goes first, where it was kept. The question itself is never touched, even when it alone is too long.
+        The question stays, even if it is too long by itself.
+
+        Returns:
+            How many reasonings and how many turns were left out now.
         """
         reasonings, turns = 0, self.n_left_out
         while count_tokens(self.messages(question)) > room:
@@ -92,12 +98,12 @@ class Conversation:
         return reasonings, self.n_left_out - turns
 
     def _oldest_reasoning(self) -> int | None:
-        """Place of the first turn whose reasoning is in the context."""
+        """The index of the first turn whose reasoning is in the prompt; None if there is none."""
         first = max(self.n_without_reasoning, self.n_left_out) if self.keep_reasoning else len(self.turns)
         return next((place for place in range(first, len(self.turns)) if self.turns[place].reasoning), None)
 
     def next_to_leave_out(self) -> str:
-        """What `make_room` would take first, in words; empty when there is nothing."""
+        """The part that `make_room` would leave out first, in words; empty if nothing is left."""
         place = self._oldest_reasoning()
         if place is not None:
             return f"the reasoning of turn {place + 1} ({shortened(self.turns[place].question)})"
@@ -109,18 +115,18 @@ class Conversation:
         """Writes the conversation as JSON.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         with atomic_output(path) as file:
             text = json.dumps({"format": _FORMAT, **asdict(self)}, indent=2, ensure_ascii=False)
-            file.write(text.encode("utf-8", "replace"))  # half a character may have been pasted into a question
+            file.write(text.encode("utf-8", "replace"))  # a question may contain half a surrogate pair
 
     @classmethod
     def load(cls, path: Path) -> Conversation:
-        """Reads what `save` wrote.
+        """Reads a conversation that `save` wrote.
 
         Raises:
-            UsageError: no such file, or no conversation.
+            UsageError: the file does not exist, or is not a saved conversation.
         """
         try:
             data: dict[str, Any] = _SAVED.read_json(path)
@@ -138,7 +144,7 @@ class Conversation:
             raise UsageError(f"{path}: not a saved conversation", hint="give a file that /save wrote") from None
 
     def as_markdown(self) -> str:
-        """The conversation to read: questions as headings, reasoning folded away."""
+        """The conversation as Markdown: questions are headings, reasoning is folded."""
         parts = [f"> {self.system}\n"] if self.system else []
         for turn in self.turns:
             parts.append(f"## {turn.question}\n")

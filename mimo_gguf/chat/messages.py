@@ -1,4 +1,4 @@
-"""Conversations as people write them, as plain lists of messages with text for content."""
+"""Reads conversations in the forms that callers use, as lists of messages whose content is text."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _HINT = 'give a list of {"role": "user", "content": "..."}'
 
 
 def read_messages(messages: Iterable[Message]) -> list[Message]:
-    """The messages of a list, a tuple or a generator; content in parts of text becomes one text, a line for each part.
+    """Reads messages from a list, a tuple or a generator. Content in several parts becomes one text of several lines.
 
     Raises:
-        UsageError: no message, something else than messages, or a part that is not text.
+        UsageError: there is no message, something is not a message, or a part is not text.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         raise no_conversation(messages)
@@ -26,10 +26,10 @@ def read_messages(messages: Iterable[Message]) -> list[Message]:
 
 
 def cut_after_last(prompt: str, messages: Sequence[Message]) -> str:
-    """A rendered prompt up to the end of the last message's words, so that the model goes on with them.
+    """Cuts a rendered prompt after the text of the last message, so that the model continues that text.
 
     Raises:
-        UsageError: the template has changed these words.
+        UsageError: the last message has no text, or the template has changed it.
     """
     words = str(messages[-1].get("content") or "")
     at = prompt.rfind(words)
@@ -37,7 +37,7 @@ def cut_after_last(prompt: str, messages: Sequence[Message]) -> str:
         words = words.strip()
         at = prompt.rfind(words)
     if at < 0 or not words:
-        raise UsageError("the last message has no words to go on with", hint="leave continue_final_message out")
+        raise UsageError("the last message has no text to continue", hint="leave continue_final_message out")
     return prompt[: at + len(words)]
 
 
@@ -53,10 +53,10 @@ def _text_of(part: Any) -> str:
         return part
     text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else None
     if not isinstance(text, str):
-        raise UsageError(f"a part of a message that is not text: {part!r:.60}", hint="MiMo-7B reads text only")
+        raise UsageError(f"a part of a message is not text: {part!r:.60}", hint="MiMo-7B reads text only")
     return text
 
 
 def no_conversation(messages: object) -> UsageError:
-    """The error about something that is not a conversation."""
-    return UsageError(f"no conversation: {messages!r:.60}", hint=_HINT)
+    """The error for something that is not a conversation."""
+    return UsageError(f"not a conversation: {messages!r:.60}", hint=_HINT)

@@ -1,4 +1,4 @@
-"""Splitting an answer into reasoning and reply. MiMo writes `<think>...</think>` as ordinary text, not as tokens."""
+"""Splits a text into reasoning and answer. MiMo writes `<think>...</think>` as ordinary text, not as tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ THINK_CLOSE: Final = "</think>"
 
 
 class Kind(enum.Enum):
-    """What a stretch of text is."""
+    """The kind of a piece of text."""
 
     REASONING = "reasoning"
     ANSWER = "answer"
@@ -21,28 +21,28 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of streamed text of one kind."""
+    """A piece of streamed text of one kind."""
 
     kind: Kind
     text: str
 
 
 def opened_block(prompt: str) -> str | None:
-    """What a prompt that ends in an open block (some templates' do) says after `<think>`: white space; else None."""
+    """The white space after the `<think>` with which a prompt ends, as with some templates; None without one."""
     _, marker, after = prompt.rpartition(THINK_OPEN)
     return after if marker and not after.strip() else None
 
 
 class ReasoningSplitter:
-    """Sorts streamed text into reasoning and answer, with markers split over pieces in any way.
+    """Sorts streamed text into reasoning and answer. Markers may be split over pieces in any way.
 
-    A block is read as reasoning only where a text begins with it (white space aside): `<think>` in the middle of an
-    answer is an answer about it. A block that never closes is reasoning to the end; text without one is all answer.
-    The markers, one that is cut off too, and the blank lines around them are not part of either text.
+    A block is reasoning only if the text begins with it, after white space: `<think>` in the middle of an answer is
+    part of the answer. A block that never closes is reasoning to the end. The markers, even if cut off, and the blank
+    lines around them are not part of either text.
     """
 
     def __init__(self, *, inside: bool = False) -> None:
-        """`inside`: the prompt has opened the block already."""
+        """Begins a text; with `inside`, in a block that the prompt has opened."""
         self._kind: Kind | None = Kind.REASONING if inside else None
         self._held = ""
         self._at_start = True
@@ -53,7 +53,7 @@ class ReasoningSplitter:
         return self._kind is Kind.REASONING
 
     def push(self, text: str) -> list[Piece]:
-        """The pieces that are certain now."""
+        """Adds text. Returns the pieces that are certain now."""
         self._held += text
         pieces: list[Piece] = []
         while self._step(pieces):
@@ -61,19 +61,19 @@ class ReasoningSplitter:
         return pieces
 
     def finish(self) -> list[Piece]:
-        """The rest, when no more will come."""
+        """Returns the pieces that were held back, because no more text will come."""
         if self._kind is None:
             self._kind, self._at_start = Kind.ANSWER, False
         rest, self._held = self._held, ""
         if not self.thinking:
             return self._as_pieces(rest)
         begun = held_back(rest, (THINK_CLOSE,))
-        if begun > 1:  # `</` and more of a marker that was cut off; `<` alone may be anything
+        if begun > 1:  # a marker that was cut off after `</` or later; `<` alone may be text
             rest = rest[:-begun]
         return self._as_pieces(rest.rstrip("\n"))
 
     def _step(self, pieces: list[Piece]) -> bool:
-        """Moves certain text from the held to `pieces`; true when there may be more to do."""
+        """Moves text that is certain to `pieces`. Returns whether there may be more to do."""
         if self._kind is None:
             return self._decide()
         if self._kind is Kind.ANSWER:
@@ -85,7 +85,7 @@ class ReasoningSplitter:
             pieces += self._as_pieces(before.rstrip("\n"))
             self._kind, self._held, self._at_start = Kind.ANSWER, after, True
             return True
-        # Line ends before a marker that may follow belong to the marker.
+        # If a marker comes next, the line ends before it belong to it.
         keep = held_back(self._held, (THINK_CLOSE,))
         body = self._held[: len(self._held) - keep]
         keep += len(body) - len(body.rstrip("\n"))
@@ -94,14 +94,14 @@ class ReasoningSplitter:
         return False
 
     def _decide(self) -> bool:
-        """Whether the text begins with a block: known once enough of it has come."""
+        """Decides whether the text begins with a block. Returns False while too little of it has come."""
         seen = self._held.lstrip()
         if seen.startswith(THINK_OPEN):
             self._kind, self._held = Kind.REASONING, seen[len(THINK_OPEN) :]
         elif THINK_OPEN.startswith(seen):
             return False
         else:
-            self._kind, self._at_start = Kind.ANSWER, False  # white space before a plain answer is its own
+            self._kind, self._at_start = Kind.ANSWER, False  # keep the white space before a plain answer
         return True
 
     def _as_pieces(self, text: str) -> list[Piece]:
@@ -114,7 +114,7 @@ class ReasoningSplitter:
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
-    """(reasoning, answer) of a whole text."""
+    """Splits a whole text into (reasoning, answer)."""
     splitter = ReasoningSplitter()
     pieces = splitter.push(text) + splitter.finish()
     return tuple("".join(piece.text for piece in pieces if piece.kind is kind) for kind in Kind)  # type: ignore[return-value]

@@ -1,7 +1,7 @@
-"""A regular expression as grammar: what both Python and every other dialect read alike, and a refusal for the rest.
+"""Converts a regular expression to a grammar. Whatever dialects read in different ways is refused.
 
-Literals, `.`, sets, `\\d \\w \\s` (ASCII) and their opposites, groups, `|`, and `* + ? {m,n}`, lazy or not: both are
-the same for what matches as a whole. The whole answer matches: `^` at the beginning and `$` at the end say nothing new.
+It knows literals, `.`, sets, `\\d \\w \\s` (ASCII) and their opposites, groups, `|`, and `* + ? {m,n}`, lazy or not.
+The whole answer must match, so laziness makes no difference, and neither do `^` at the beginning and `$` at the end.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _DEPTH_MOST: Final = 50
 
 
 def grammar_of_regex(pattern: str) -> str:
-    """The GBNF grammar of texts that match `pattern` from end to end.
+    """The GBNF grammar of texts that match `pattern` from beginning to end.
 
     Raises:
-        UsageError: the expression is broken, or has a part that a grammar cannot say.
+        UsageError: the expression is broken, or a grammar cannot express a part of it.
     """
     if not isinstance(pattern, str):
-        raise UsageError(f"no regular expression: {pattern!r:.60}", hint=r'give a text: regex=r"\d+"')
+        raise UsageError(f"not a regular expression: {pattern!r:.60}", hint=r'give a text: regex=r"\d+"')
     reader = _Reader(pattern.removeprefix("^"))
     rule = reader.alternatives()
     if reader.rest:
@@ -32,7 +32,7 @@ def grammar_of_regex(pattern: str) -> str:
 
 
 class _Reader:
-    """Reads an expression from its beginning and gives the grammar's text for it."""
+    """Reads an expression by recursive descent, and writes it as GBNF."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
@@ -51,7 +51,7 @@ class _Reader:
 
     def alternatives(self) -> str:
         options = [self._sequence()]
-        while self._take("|"):
+        while self._accept("|"):
             options.append(self._sequence())
         return " | ".join(options)
 
@@ -83,10 +83,10 @@ class _Reader:
         self._depth += 1
         if self._depth > _DEPTH_MOST:
             raise self.refusal()
-        if self.rest.startswith("?") and not self._take("?:"):
+        if self.rest.startswith("?") and not self._accept("?:"):
             raise self.refusal()
         inner = self.alternatives()
-        if not self._take(")"):
+        if not self._accept(")"):
             raise self.refusal()
         self._depth -= 1
         return f"( {inner} )"
@@ -98,14 +98,14 @@ class _Reader:
         return f'"{self._escaped(letter)}"'
 
     def _escaped(self, letter: str) -> str:
-        """What an escaped character is, as it stands in the grammar."""
+        """An escaped character, as GBNF writes it."""
         if letter.isalnum() and letter not in _ESCAPES:
             self._at -= 2
             raise self.refusal()
         return _ESCAPES.get(letter) or _quoted(letter)
 
     def _set(self) -> str:
-        inner = "^" if self._take("^") else ""
+        inner = "^" if self._accept("^") else ""
         is_first = True
         while is_first or not self.rest.startswith("]"):
             letter, is_first = self._next(), False
@@ -120,16 +120,16 @@ class _Reader:
         return f"[{inner}]"
 
     def _times(self) -> str:
-        if self._take("{"):
+        if self._accept("{"):
             least, _, most = (bounds := self._until("}")).partition(",")
             numbers = [number for number in (least, most) if number]
             if not least or not all(n.isascii() and n.isdigit() and int(n) <= _TIMES_MOST for n in numbers):
                 raise self.refusal()
             times = "{" + bounds + "}"
         else:
-            times = next((sign for sign in "*+?" if self._take(sign)), "")
+            times = next((sign for sign in "*+?" if self._accept(sign)), "")
         if times:
-            self._take("?")
+            self._accept("?")
         return times
 
     def _until(self, end: str) -> str:
@@ -137,7 +137,8 @@ class _Reader:
         self._at += len(found) + 1
         return found
 
-    def _take(self, text: str) -> bool:
+    def _accept(self, text: str) -> bool:
+        """Moves behind `text` if it comes next. Returns whether it does."""
         is_there = self.rest.startswith(text)
         self._at += len(text) * is_there
         return is_there

@@ -1,6 +1,6 @@
-"""Where chat templates run: jinja2's immutable sandbox, with the bounds of template_bounds.py put into it.
+"""The environment of chat templates: jinja2's immutable sandbox, with the limits of template_bounds.py.
 
-The surroundings are those of transformers: trimmed blocks, loop controls, `{% generation %}`.
+Templates find the features of transformers there: trimmed blocks, loop controls, `{% generation %}`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from mimo_gguf.chat.template_bounds import (
     joined,
 )
 
-# Filters of jinja2 whose time grows with the square of a text, or that no chat needs.
+# Filters of jinja2 whose time grows with the square of a text's length, or that no chat template needs.
 _LEFT_OUT: Final = ("urlize", "striptags", "wordwrap", "pprint", "xmlattr", "filesizeformat", "random", "urlencode")
 
 
 def bounded_environment(filters: dict[str, Callable[..., Any]]) -> Any:
-    """An environment of jinja2 whose templates run within bounds. `ACCOUNT` must be set while one is rendered.
+    """Makes a jinja2 environment whose templates have limits. `ACCOUNT` must be set while one is rendered.
 
     Args:
-        filters: further filters, which get bounds, too.
+        filters: further filters, which get limits, too.
     """
     from jinja2 import pass_context
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -37,7 +37,7 @@ def bounded_environment(filters: dict[str, Callable[..., Any]]) -> Any:
         concat = staticmethod(concat)
 
         def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-            """A call in a template: looked at before, its result charged after."""
+            """Makes a call in a template: checks its arguments before, and charges its result after."""
             account = ACCOUNT.get()
             account.tick()
             args = check_call(function, args, kwargs)
@@ -52,8 +52,8 @@ def bounded_environment(filters: dict[str, Callable[..., Any]]) -> Any:
     environment = BoundedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
-        optimized=False,  # nothing is computed when a template is compiled: not by this, and ...
-        finalize=pass_context(lambda _, value: held(value)),  # ... not for what takes a context
+        optimized=False,  # compute nothing while a template is compiled ...
+        finalize=pass_context(lambda _, value: held(value)),  # ... which a function with a context prevents here, too
         extensions=[_generation_extension(), "jinja2.ext.loopcontrols"],
     )
     environment.binop_table.update(OPERATORS)
@@ -65,14 +65,14 @@ def bounded_environment(filters: dict[str, Callable[..., Any]]) -> Any:
     return environment
 
 
-# Names of the filters that carry the bounds in a parsed template.
+# The names of the filters that apply the limits in a parsed template.
 _EACH: Final = "_each"
 _HELD: Final = "_held"
 _JOINED: Final = "_joined"
 
 
 def _generation_extension() -> Any:
-    """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; here it is its content."""
+    """The tag `{% generation %}`, which marks the assistant's words for training; here it has no effect."""
     from jinja2 import nodes
     from jinja2.ext import Extension
 
@@ -88,7 +88,7 @@ def _generation_extension() -> Any:
 
 
 def _put_bounds(node: Any, environment: Any) -> None:
-    """Puts the bounds into a parsed template: rounds of loops, values that get a name, and the operator `~`."""
+    """Puts the limits into a parsed template: around loops, values that get a name, and the operator `~`."""
     from jinja2 import nodes
 
     def through(name: str, inner: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What an answer must look like, as the grammar that the sampler follows; it binds the answer, not the reasoning."""
+"""Grammars for structured answers: JSON, a regular expression, or a choice. Reasoning before the answer stays free."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mimo_gguf.chat.regex import grammar_of_regex
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.engine.sampling import grammar_of_schema
 
-# A literal, a set, a token's name, a comment, or a rule's name: only the last is looked at.
+# Matches a literal, a set, a token, a comment, or a rule's name, of which only the last is replaced.
 _WORD: Final = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|!?<[^>\s]*>|#[^\n]*|[A-Za-z0-9-]+')
 
 
 def grammar_of_json(schema: Any) -> str:
-    """The grammar of JSON documents that a schema takes: a text, a dict, or a pydantic model.
+    """The grammar of JSON documents that satisfy a schema, given as text, dict, or pydantic model.
 
     Raises:
-        UsageError: it is not a JSON schema, or one that cannot be put so.
+        UsageError: it is not a JSON schema, or a grammar cannot express it.
     """
     if hasattr(schema, "model_json_schema"):
         schema = schema.model_json_schema()
@@ -28,7 +28,7 @@ def grammar_of_json(schema: Any) -> str:
         try:
             schema = json.dumps(schema)
         except (TypeError, ValueError, RecursionError) as error:
-            raise UsageError(f"no JSON schema: {error}", hint="give a dict or a text") from None
+            raise UsageError(f"not a JSON schema: {error}", hint="give a dict or a text") from None
     return grammar_of_schema(schema)
 
 
@@ -36,11 +36,11 @@ def grammar_of_choice(choice: Any) -> str:
     """The grammar that allows exactly one of these texts.
 
     Raises:
-        UsageError: not a list of texts.
+        UsageError: it is not a list of texts.
     """
     texts = list(choice) if isinstance(choice, Iterable) and not isinstance(choice, str | bytes) else []
     if not texts or not all(isinstance(text, str) and text for text in texts):
-        raise UsageError(f"no choice of texts: {choice!r:.60}", hint='give texts: choice=["yes", "no"]')
+        raise UsageError(f"not a list of texts: {choice!r:.60}", hint='give texts: choice=["yes", "no"]')
     return "root ::= " + " | ".join(_literal(text) for text in texts)
 
 
@@ -54,24 +54,25 @@ def _character(letter: str) -> str:
 
 
 def grammar_after_reasoning(grammar: str, *, inside: bool = False) -> str:
-    """A grammar whose answer may have reasoning before it: `<think>`, any text, `</think>`, line ends.
+    """Extends a grammar so that reasoning may come first: `<think>`, any text, `</think>`, line ends.
 
-    Without it a grammar forbids the `<think>` with which MiMo begins, and the model answers without having thought.
+    Otherwise the grammar would forbid the `<think>` with which MiMo begins, and the model would answer without
+    thinking.
 
     Args:
-        grammar: GBNF for the answer alone.
-        inside: the prompt has opened the block already, so that reasoning comes first in any case.
+        grammar: GBNF of the answer.
+        inside: whether the prompt has opened the block already, so that reasoning always comes first.
     """
     answer = _WORD.sub(lambda found: "mimo-answer" if found[0] == "root" else found[0], grammar)
     begin = "mimo-t0" if inside else f'[ \\t\\n]* "{THINK_OPEN}" mimo-t0 | mimo-answer'
     return "\n".join([f"root ::= {begin}", *_until_closed(THINK_CLOSE, "mimo-blank mimo-answer"), _BLANK, answer])
 
 
-_BLANK: Final = "mimo-blank ::= [\\n]{0,4}"  # which are not part of the answer
+_BLANK: Final = "mimo-blank ::= [\\n]{0,4}"  # not part of the answer
 
 
 def _until_closed(marker: str, then: str) -> list[str]:
-    """Rules for any text up to the first `marker`: one for each number of its characters that have just come."""
+    """Rules for any text up to the first `marker`: rule n holds after the first n characters of the marker."""
     rules = []
     first = marker[0]
     for n, wanted in enumerate(marker):
@@ -86,10 +87,10 @@ def _until_closed(marker: str, then: str) -> list[str]:
 def grammar_of(
     *, json: Any = None, regex: Any = None, choice: Any = None, grammar: Any = None, json_object: Any = None
 ) -> str | None:
-    """The grammar of what one of these asks for; None if none of them is given.
+    """The grammar of the one form that is given; None if none is.
 
     Raises:
-        UsageError: several are given, or one that cannot be put so.
+        UsageError: several are given, or a grammar cannot express the one.
     """
     makers = {"json": grammar_of_json, "regex": grammar_of_regex, "choice": grammar_of_choice}
     given = {"json": json, "regex": regex, "choice": choice, "grammar": grammar, "json_object": json_object or None}

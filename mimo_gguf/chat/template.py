@@ -1,8 +1,8 @@
-"""Messages to prompt: the file's own chat template, rendered as Hugging Face's `apply_chat_template` renders it.
+"""Renders messages as a prompt with the file's chat template, as Hugging Face's `apply_chat_template` does.
 
-A template is code from a stranger, so it runs in jinja2's immutable sandbox. The surroundings a template may count on
-(trimmed blocks, loop controls, `tojson` without HTML escapes, `raise_exception`, `strftime_now`, `{% generation %}`)
-are those of transformers. Its time and memory are bounded (sandbox.py, template_bounds.py).
+A template is code from a stranger, so it runs in jinja2's immutable sandbox with limited time and memory (sandbox.py,
+template_bounds.py). It finds the features of transformers there: trimmed blocks, loop controls, `tojson` without HTML
+escapes, `raise_exception`, `strftime_now`, `{% generation %}`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mimo_gguf.core.gguf_file import GgufFile
 
 Message = Mapping[str, Any]
 
-# Used where a file has no template of its own: the ChatML form MiMo's is an elaboration of.
+# Used if a file has no template: ChatML, on which MiMo's template is based.
 CHATML: Final = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
@@ -29,10 +29,14 @@ class ChatTemplate:
     """A compiled chat template."""
 
     def __init__(self, source: str, *, special_tokens: Mapping[str, str] | None = None) -> None:
-        """`special_tokens`: what the template may call `bos_token`, `eos_token`, ...
+        """Compiles a template.
+
+        Args:
+            source: jinja2 text.
+            special_tokens: values of the template's variables `bos_token`, `eos_token`, ...
 
         Raises:
-            GgufError: the template is not valid jinja, or absurdly long.
+            GgufError: the template is not valid jinja2, or is too long.
         """
         import jinja2
 
@@ -40,18 +44,20 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens or {})
         hint = "convert the model again with a correct chat template"
         if len(source) > LONGEST_SOURCE:
-            raise GgufError(f"the chat template has {len(source)} characters, which is not one", hint=hint)
+            raise GgufError(
+                f"the chat template has {len(source)} characters; at most {LONGEST_SOURCE} are allowed", hint=hint
+            )
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             what = f"line {error.lineno}: {error.message}"
             raise GgufError(f"the chat template is not valid jinja: {what}", hint=hint) from None
-        except Exception as error:  # nested too deeply, say: whatever the compiler stumbles over
+        except Exception as error:  # the compiler may fail in many ways, for example if the template is nested too deep
             raise GgufError(f"the chat template cannot be compiled: {_reason(error)}", hint=hint) from None
 
     @classmethod
     def of_file(cls, model: GgufFile) -> ChatTemplate:
-        """The template a GGUF carries (`tokenizer.chat_template`), or plain ChatML where it has none."""
+        """The template in a GGUF (`tokenizer.chat_template`), or plain ChatML if it has none."""
         tokens = model.value("tokenizer.ggml.tokens") or []
         special_tokens = {}
         for name in ("bos", "eos", "padding", "unknown"):
@@ -70,11 +76,11 @@ class ChatTemplate:
     ) -> str:
         """The prompt for `messages`, each with at least `role` and `content`.
 
-        An empty system message is left out if the template refuses system messages: it says the same.
+        An empty system message is left out if the template refuses system messages.
 
         Raises:
-            UsageError: the template refuses the conversation, a message lacks what it needs, or the template runs for
-                seconds or makes absurdly much.
+            UsageError: the template refuses the conversation, a message lacks a field that it needs, or the template
+                exceeds its limits of time or memory.
         """
         options = {**variables, "add_generation_prompt": add_generation_prompt, "tools": tools}
         try:
@@ -86,16 +92,16 @@ class ChatTemplate:
             return without
         if without is not None:
             raise UsageError(
-                f"the chat template takes no system message: {reason}",
-                hint="leave the system message out, or say it in the first question",
+                f"the chat template allows no system message: {reason}",
+                hint="leave the system message out, or write it into the first question",
             )
         raise UsageError(
-            f"the chat template does not take this conversation: {reason}",
+            f"the chat template refuses this conversation: {reason}",
             hint='messages are a list of {"role": "user", "content": "..."}',
         )
 
     def _render_without_system(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str | None:
-        """The prompt without the system message in front; None if there is none, or if that fails, too."""
+        """The prompt without the leading system message; None if there is no such message, or if this fails, too."""
         if len(messages) < 2 or messages[0].get("role") != "system":
             return None
         try:
@@ -120,10 +126,10 @@ class ChatTemplate:
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """`messages` with a system message in front where they have none.
+    """`messages` with a system message in front, if they have none.
 
-    An empty `system` is said explicitly, as Xiaomi recommends for MiMo: leaving it out would make the template put its
-    own default ("You are a helpful assistant.") there. None leaves that to the template.
+    An empty `system` becomes an empty message, as Xiaomi recommends for MiMo. With None there is no message, and the
+    template writes its own default ("You are a helpful assistant.").
     """
     if system is None or (messages and messages[0].get("role") == "system"):
         return list(messages)
@@ -145,7 +151,7 @@ def _environment() -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line; some errors of Python say only their name."""
+    """The reason of an error in one line."""
     if isinstance(error, RecursionError):
         return "it calls itself, or is nested, too deeply"
     return first_line(error)[:300]

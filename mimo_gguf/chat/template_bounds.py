@@ -1,15 +1,15 @@
-"""Bounds on the time and memory that a chat template takes; sandbox.py puts them into jinja2.
+"""Limits the time and memory of a chat template; sandbox.py puts the limits into jinja2.
 
-A template is code from a stranger. The sandbox keeps it from the machine; this module keeps it from running for hours
-or filling the memory. Three rules do it:
+A template is code from a stranger. The sandbox keeps it away from the machine; this module keeps it from running for
+hours or filling the memory. There are three rules:
 
-- Work is counted. Each round of a loop and each call looks at the clock, and every text or list that is made is charged
-  to one account by its size.
-- What could make much out of little in one step (`"x" * 1000000000`, padding, `%` and `format` with widths, powers) is
-  looked at before it is done.
-- No value may be larger than the account, counted with all that is in it, so no single step takes long.
+- Work is counted. Each round of a loop and each call checks the clock, and the size of every new text or list is
+  charged to one account.
+- A step that can make something large out of something small is checked before it is done: `"x" * 1000000000`,
+  padding, `%` and `format` with widths, powers.
+- The size of a value, with everything inside it, is limited, so that no single step takes long.
 
-The account grows with the messages, so a long conversation does not run out of it.
+The account grows with the messages, so that a long conversation does not use it up.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any, Final
 
 LONGEST_SOURCE: Final = 200_000  # characters; published templates have up to 20,000
 _SECONDS: Final = 5.0
-_ACCOUNT: Final = 64_000_000  # characters that a template may make, besides a share of its input
+_ACCOUNT: Final = 64_000_000  # characters that a template may make, and _SHARE for each character of its input
 _SHARE: Final = 64
-_LARGEST: Final = 4_000_000  # one value, besides a share of the input
-_ENTRY: Final = 8  # what an entry of a list counts, in characters
+_LARGEST: Final = 4_000_000  # characters of one value, and 4 for each character of the input
+_ENTRY: Final = 8  # characters that an entry of a list counts as
 _WIDEST: Final = 1_000  # of padding, indentation and formatted numbers
 _MOST_BITS: Final = 2_048  # of a whole number
-# Filters with a width, and how they and the formats of texts say one that is too large.
+# Filters with a width, and patterns that find a width in a format that is too large.
 _WIDTHS: Final = frozenset({"center", "indent", "tojson", "batch", "slice", "round"})
 _WIDE_PERCENT: Final = re.compile(r"%[^a-zA-Z%]*(?:[0-9]{4,}|\*)")
 _WIDE_BRACES: Final = re.compile(r"\{[^{}]*:[^{}]*[0-9]{4,}|\{[^{}]*\{")
@@ -37,21 +37,28 @@ _PADDING: Final = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs"})
 
 
 class TemplateTooCostlyError(Exception):
-    """A template that takes too long or makes too much."""
+    """The template exceeds its limits of time or memory."""
 
 
 @dataclass(slots=True)
 class Account:
-    """What one rendering may still use."""
+    """What one rendering may still use.
+
+    Attributes:
+        left: characters that may still be made.
+        largest: characters of one value, at most.
+        ends_at: end of the time, as `time.monotonic` counts it, in seconds.
+        charged: lists and tables that were charged, by id; they are kept so that no id is used again.
+    """
 
     left: int
     largest: int
     ends_at: float
-    charged: dict[int, Any] = field(default_factory=dict)  # lists and tables that were charged; held, so ids stay
+    charged: dict[int, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, values: Any) -> Account:
-        """An account for a rendering with these variables."""
+        """Makes the account for a rendering with these variables."""
         size, _ = size_of(values, 1 << 40)
         return cls(_ACCOUNT + _SHARE * size, _LARGEST + 4 * size, time.monotonic() + _SECONDS)
 
@@ -61,14 +68,14 @@ class Account:
             raise TemplateTooCostlyError(f"it takes more than {_SECONDS:.0f} seconds")
 
     def charge(self, size: int) -> None:
-        """Takes `size` characters or entries off the account; raises TemplateTooCostlyError if it has not so many."""
+        """Charges `size` characters. Raises TemplateTooCostlyError if that is more than allowed."""
         self.left -= size
         if size > self.largest or self.left < 0:
             raise TemplateTooCostlyError("it makes a text or list that is too large")
         self.tick()
 
     def charge_value(self, value: Any) -> Any:
-        """The value, charged by the size of all that is in it; once, because nothing can change it afterwards."""
+        """Charges a value's size, once unless the value can change. Returns the value."""
         if isinstance(value, str):
             self.charge(len(value))
         elif not isinstance(value, int | float | None) and id(value) not in self.charged:
@@ -79,7 +86,7 @@ class Account:
         return value
 
     def charge_all(self, values: Any, times: int = 1) -> None:
-        """Charges the size of what is in `values`, as often as it will be written."""
+        """Charges the size of `values`, as many times as they will be written."""
         self.charge(size_of(values, self.largest)[0] * max(times, 1))
 
 
@@ -87,10 +94,10 @@ ACCOUNT: ContextVar[Account] = ContextVar("ACCOUNT")
 
 
 def size_of(value: Any, most: int) -> tuple[int, bool]:
-    """The size of a value with all that is in it, in characters, counted up to a little more than `most`.
+    """The size in characters of a value with everything inside it, counted up to a little more than `most`.
 
-    What is in it twice counts twice: that is what printing or comparing it costs. The second value tells whether it
-    stays as it is: in the sandbox only namespaces change.
+    What is inside twice counts twice, because printing or comparing it costs that much. The second result says whether
+    the value never changes: in the sandbox only namespaces do.
     """
     total, is_lasting, open_values = 0, True, [value]
     while open_values and total <= most:
@@ -105,7 +112,7 @@ def size_of(value: Any, most: int) -> tuple[int, bool]:
         elif isinstance(item, Collection):
             total += _ENTRY * len(item)
             open_values += item
-        elif type(item).__qualname__ == "Namespace":  # of jinja2, which is not imported for this
+        elif type(item).__qualname__ == "Namespace":  # jinja2's; the name saves its import
             is_lasting = False
             open_values.append(object.__getattribute__(item, "_Namespace__attrs"))
     return total, is_lasting
@@ -164,10 +171,10 @@ def _check_width(args: Iterable[Any]) -> None:
 
 
 def check_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a call, looked at before.
+    """Checks a call before it is made. Returns its arguments.
 
     Raises:
-        TemplateTooCostlyError: a method of texts would make much out of little.
+        TemplateTooCostlyError: a method of a text would make too long a text.
     """
     inner = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
     owner, name = getattr(inner, "__self__", None), getattr(inner, "__name__", "")
@@ -195,7 +202,7 @@ def _charge_replace(text: Any, old: Any = "", new: Any = "", *_: Any, **__: Any)
 
 
 def _charge_join(between: Any, values: Any) -> Any:
-    """What is to be joined, as a list: a generator could not be looked at before."""
+    """Charges for a join. Returns the values, as a list if they were a generator, which can be read only once."""
     account = ACCOUNT.get()
     parts = values if isinstance(values, Collection) else list(each(values))
     account.charge(len(str(between)) * len(parts))
@@ -204,12 +211,12 @@ def _charge_join(between: Any, values: Any) -> Any:
 
 
 def checked_filter(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter `inner` with its arguments looked at before, its result charged after."""
-    takes = getattr(inner, "jinja_pass_arg", None)  # a context or environment, passed first
+    """Wraps the filter `inner`: its arguments are checked before, and its result is charged after."""
+    passed_kind = getattr(inner, "jinja_pass_arg", None)  # a context or environment, passed first
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         account = ACCOUNT.get()
-        passed, values = (args[:1], args[1:]) if takes is not None else ((), args)
+        passed, values = (args[:1], args[1:]) if passed_kind is not None else ((), args)
         if name in _WIDTHS:
             _check_width((*values[1:], *kwargs.values()))
         before = _BEFORE.get(name)
@@ -218,12 +225,12 @@ def checked_filter(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         account.tick()
         return account.charge_value(inner(*passed, *values, **kwargs))
 
-    if takes is not None:
-        checked.jinja_pass_arg = takes  # type: ignore[attr-defined]
+    if passed_kind is not None:
+        checked.jinja_pass_arg = passed_kind  # type: ignore[attr-defined]
     return checked
 
 
-# What is looked at before a filter runs, by the filter's name: (values, keywords) -> values.
+# The checks before a filter runs, by the filter's name: (values, keywords) -> values.
 _Values = tuple[Any, ...]
 
 
@@ -273,7 +280,7 @@ _BEFORE: Final[Mapping[str, Callable[[_Values, Mapping[str, Any]], _Values]]] = 
 
 
 def _depth_of(value: Any) -> int:
-    """How deep lists and tables are nested in a value, at most 100: deeper is written as 100."""
+    """The number of levels of lists and tables inside each other in a value, at most 100."""
     level, depth = [value], 0
     while level and depth < 100:
         inner: list[Any] = []
@@ -284,7 +291,7 @@ def _depth_of(value: Any) -> int:
 
 
 def each(values: Any) -> Iterator[Any]:
-    """The values of a loop; the clock is looked at in each round."""
+    """Yields the values of a loop, and checks the clock before each."""
     account = ACCOUNT.get()
     account.charge_value(values)
     for value in values:
@@ -293,11 +300,12 @@ def each(values: Any) -> Iterator[Any]:
 
 
 def held(value: Any) -> Any:
+    """Charges a value that gets a name or is written."""
     return ACCOUNT.get().charge_value(value)
 
 
 def joined(values: Any) -> str:
-    """The operator `~`."""
+    """Joins values as the operator `~` does."""
     account = ACCOUNT.get()
     texts = [str(account.charge_value(value)) for value in values]
     account.charge(sum(map(len, texts)))
@@ -305,7 +313,7 @@ def joined(values: Any) -> str:
 
 
 def concat(pieces: Iterable[str]) -> str:
-    """What a template, macro or block has written."""
+    """Joins what a template, macro or block has written."""
     account = ACCOUNT.get()
     texts = []
     for piece in pieces:
@@ -314,7 +322,7 @@ def concat(pieces: Iterable[str]) -> str:
     return "".join(texts)
 
 
-# The operators of jinja2's sandbox that are looked at before they are done.
+# The operators of jinja2's sandbox that are checked before they are done.
 OPERATORS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "+": _add,
     "*": _multiply,

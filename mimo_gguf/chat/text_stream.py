@@ -1,4 +1,4 @@
-"""From token bytes to text as it may be shown: whole characters only, and nothing of a stop string."""
+"""Turns token bytes into text that can be shown: whole characters, and no part of a stop string."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Sequence
 
 
 class TextStream:
-    """Turns pieces of UTF-8 into text, holding back what may yet turn out to be the start of a stop string.
+    """Turns pieces of UTF-8 into text, and holds back what may be the beginning of a stop string.
 
-    What was handed out is never taken back. Text from a complete stop string on is dropped, wherever token boundaries
-    lie.
+    Text from a stop string on is dropped, even if the stop string begins and ends inside tokens.
 
     Attributes:
-        stop_text: the stop string that ended the text; None as long as none did.
+        stop_text: the stop string that ended the text; None until one has.
     """
 
     def __init__(self, stop: Sequence[str] = (), *, keeps_stop: bool = False) -> None:
-        """`keeps_stop`: the stop string that ends the text is its last part, not left out."""
+        """Begins a text that one of `stop` ends; with `keeps_stop` the stop string is its last part."""
         self._keeps_stop = keeps_stop
         self._stop = tuple(text for text in stop if text)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -30,11 +29,11 @@ class TextStream:
         return self.stop_text is not None
 
     def push(self, piece: bytes, *, may_stop: bool = True) -> str:
-        """The text that may be shown now that `piece` has come; without `may_stop` no stop string can end with it."""
+        """Adds a piece. Returns the text that can be shown now. Without `may_stop` no stop string ends the text."""
         return self._release(self._decoder.decode(piece), may_stop=may_stop)
 
     def finish(self) -> str:
-        """The rest, when no more will come. Half a character becomes U+FFFD."""
+        """Returns the text that was held back, because no more will come. An incomplete character becomes U+FFFD."""
         text = self._release(self._decoder.decode(b"", final=True))
         rest, self._held = self._held, ""
         return text if self.stopped else text + rest
@@ -55,7 +54,7 @@ class TextStream:
 
 
 def held_back(text: str, markers: Sequence[str]) -> int:
-    """Length of the longest end of `text` that is the beginning, not the whole, of one of `markers`."""
+    """The length of the longest end of `text` with which one of `markers` begins, but not ends."""
     longest = min(len(text), max((len(marker) - 1 for marker in markers), default=0))
     for n in range(longest, 0, -1):
         if any(n < len(marker) and text.endswith(marker[:n]) for marker in markers):

@@ -1,4 +1,4 @@
-"""The reasoning budget: how many tokens of reasoning have come, and what closes the block when they are enough."""
+"""The reasoning budget: counts tokens of reasoning, and closes the block if the budget is used up."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from mimo_gguf.chat.text_stream import held_back
 
 
 class ThinkBudget:
-    """Counts the tokens of a reasoning block as they come and says what to put into the answer when `n` have.
+    """Counts the tokens of a reasoning block, and gives the text that closes the block after `n` of them.
 
-    - `n` counts the tokens after the one that completed `<think>`, up to `</think>`. That one counts where it brings
-      reasoning with it (`>Let`); where the prompt opened the block, all count. With 0 the block is closed as soon as it
-      is open. An answer that begins with anything but white space and `<think>` has no reasoning, and no budget.
-    - It is closed after the `n`-th token, or, where that ends within a character, when the character is whole
-      (llama.cpp waits for it, too). `</think>` with its line ends is put in; of a tag that has begun, only the rest.
-    - What is put in counts as if it had been drawn: for `max_tokens`, which an answer never exceeds, for stop strings,
-      for penalties, and for the grammar. Logit bias does not keep it out. A grammar that does not allow it there does:
-      the block is then closed after the first token where it does.
+    - The count begins after the token that completed `<think>` and ends before `</think>`. The former counts, too, if
+      it contains reasoning (`>Let`). If the prompt opened the block, all tokens count. With 0 the block is closed as
+      soon as it is open. An answer that does not begin with `<think>`, white space aside, has no budget.
+    - The block is closed after the `n`-th token or, if that ends inside a character, when the character is complete
+      (as in llama.cpp). The inserted text is `</think>` with its line ends, or the rest of a tag that has begun.
+    - Inserted tokens count like drawn ones: for `max_tokens`, which an answer never exceeds, for stop strings, for
+      penalties, and for the grammar. A logit bias cannot prevent them, but a grammar can: the block is then closed at
+      the first place where the grammar allows it.
     """
 
     def __init__(self, n: int, opened: str | None = None) -> None:
-        """`opened`: what the prompt says after a `<think>` of its own (see `opened_block`)."""
+        """Begins an answer with a budget of `n` tokens. `opened` is what `opened_block` gives for the prompt."""
         self._n_left = n
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._before = "" if opened is None else None  # what may yet become the tag; None once that is decided
-        self._block = opened  # the end of what the block holds; None outside of it
+        self._before = "" if opened is None else None  # text that may become the tag; None as soon as that is decided
+        self._block = opened  # the end of the block's text; None outside of the block
 
     def push(self, piece: bytes) -> None:
-        """Adds what a token adds to the text."""
+        """Adds the bytes of one token."""
         text = self._decoder.decode(piece)
         if self._before is not None:
             self._look_for_block(self._before + text)
@@ -53,7 +53,7 @@ class ThinkBudget:
 
     @property
     def closings(self) -> tuple[str, ...]:
-        """What closes the block now, the better way first; empty as long as nothing is to be closed."""
+        """The texts that can close the block now, the best first; empty if the block must not be closed now."""
         if self._block is None or self._n_left > 0 or self._within_character:
             return ()
         begun = held_back(self._block, (THINK_CLOSE,))

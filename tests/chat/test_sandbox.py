@@ -209,14 +209,14 @@ NO_SYSTEM = (
 def test_a_template_without_a_system_role() -> None:
     template = ChatTemplate(NO_SYSTEM)
     assert template.render([{"role": "system", "content": ""}, *QUESTION]) == "<user>Hi"
-    with pytest.raises(UsageError, match="takes no system message: System role not supported") as caught:
+    with pytest.raises(UsageError, match="allows no system message: System role not supported") as caught:
         template.render([{"role": "system", "content": "Be brief."}, *QUESTION])
     assert "leave the system message out" in str(caught.value.hint)
 
 
 def test_other_refusals_are_not_blamed_on_the_system_message() -> None:
     template = ChatTemplate("{{ raise_exception('only one question') }}")
-    with pytest.raises(UsageError, match="does not take this conversation: only one question"):
+    with pytest.raises(UsageError, match="refuses this conversation: only one question"):
         template.render([{"role": "system", "content": "x"}, *QUESTION])
 
 

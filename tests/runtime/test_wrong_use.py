@@ -224,7 +224,7 @@ def test_a_broken_template_leaves_nothing_open(trained_path: Path, monkeypatch: 
 @pytest.mark.parametrize("messages", [[], (), "hello", ["hello"], [None], {"role": "user", "content": "x"}])
 def test_no_conversation(model: Model, messages: Any) -> None:
     for system in ("", None, "Be kind."):
-        with pytest.raises(UsageError, match="no conversation"):
+        with pytest.raises(UsageError, match="not a conversation"):
             model.chat(messages, system=system)
 
 
