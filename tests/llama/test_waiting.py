@@ -21,7 +21,7 @@ with load_model(sys.argv[1]) as model, open_context(model, ContextOptions(n_ctx=
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     batch = Batch(8)
     def passes():
-        for _ in range(6):
+        for _ in range(3):
             context.forget(0)
             assert context.decode(batch.fill([1, 2, 3, 4], 0, n_outputs=1)) == 0
     switch = waiting()
