@@ -150,7 +150,7 @@ class _Chooser:
         return None
 
     def _solve(self, candidates: Sequence[Candidate]) -> Solution:
-        from mimo_gguf.core.ggml_types import parse_ggml_type
+        from mimo_gguf.core.kv_cache import parse_kv_type
         from mimo_gguf.fit.solver import Wishes, solve
         from mimo_gguf.hardware.devices import list_devices
 
@@ -158,7 +158,7 @@ class _Chooser:
         kv_type = load.get("kv_type")
         wishes = Wishes(
             n_ctx=load.get("n_ctx"),
-            kv_type=None if kv_type is None else parse_ggml_type(kv_type),
+            kv_type=None if kv_type is None else parse_kv_type(kv_type),
             mtp=load.get("mtp"),
             n_ubatch=load.get("n_ubatch"),
             n_gpu_layers=load.get("n_gpu_layers"),

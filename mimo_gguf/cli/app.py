@@ -126,8 +126,10 @@ def _program() -> Any:
     in a path is the home folder, even if quotes hid it from the shell.
     """
     program: Any = typer.main.get_command(build_app())
+    root = program.context_class(program, **program.context_settings)
     for command in (program, *program.commands.values()):
-        for parameter in command.params:
+        context = root if command is program else command.context_class(command, parent=root)
+        for parameter in (*command.params, command.get_help_option(context)):
             if (parameter.metavar or "").strip("[]") in _PATHS:
                 parameter.callback = _with_home(parameter.callback)
             parameter.help = (parameter.help or "").replace("[", "\\[")

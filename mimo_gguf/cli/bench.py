@@ -61,7 +61,7 @@ def command(
     from mimo_gguf.bench.run import BenchOptions, bench_prompts, run_bench, window_needed
     from mimo_gguf.chat.template import ChatTemplate
     from mimo_gguf.cli.loading import plan_printer, print_advice
-    from mimo_gguf.core.ggml_types import parse_ggml_type
+    from mimo_gguf.core.kv_cache import parse_kv_type
     from mimo_gguf.core.runnable import read_runnable
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.fit.refusal import check_fit
@@ -80,7 +80,7 @@ def command(
         header,
         Wishes(
             n_ctx=window_needed(options) if ctx is None else ctx,
-            kv_type=None if kv_type is None else parse_ggml_type(kv_type),
+            kv_type=None if kv_type is None else parse_kv_type(kv_type),
             mtp=mtp,
             n_gpu_layers=gpu_layers,
             n_outputs_max=1 + max(options.drafts),

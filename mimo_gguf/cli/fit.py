@@ -30,7 +30,7 @@ def command(
     src: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SRC]",
+            metavar="SRC",
             show_default=False,
             help="A GGUF, a checkpoint folder or a Hub id; only headers are read. Without it: MiMo-7B as published.",
         ),
@@ -64,7 +64,7 @@ def command(
 
     Nothing is loaded. The exit code is 3 if it does not fit; the error names settings that would.
     """
-    from mimo_gguf.core.ggml_types import parse_ggml_type
+    from mimo_gguf.core.kv_cache import parse_kv_type
     from mimo_gguf.fit.refusal import check_fit, plan_json
     from mimo_gguf.fit.solver import Wishes, solve
 
@@ -77,7 +77,7 @@ def command(
         raise UsageError("llama.cpp is asked about one plan, not a choice", hint=hint)
     wishes = Wishes(
         n_ctx=parallel * candidates[0].model.geometry.context_length if ctx == 0 else ctx,
-        kv_type=None if kv_type is None else parse_ggml_type(kv_type),
+        kv_type=None if kv_type is None else parse_kv_type(kv_type),
         mtp=mtp,
         n_ubatch=ubatch,
         n_gpu_layers=gpu_layers,

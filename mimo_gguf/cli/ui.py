@@ -222,10 +222,7 @@ def print_report(report: QuantizeReport) -> None:
         size = f"{format_size(output.n_bytes)}{parts}, {output.bits_per_weight:.2f} bits per weight"
         print_field(output.profile, f"{output.paths[0]}, {size}{resumed}", style="good")
     print_notes([(output.profile, output.notes) for output in report.outputs])
-    speed = (
-        f"read {_rate(report.read_gb_s)}, written {_rate(report.written_gb_s)}, {counted(report.n_threads, 'thread')}"
-    )
-    print_field("time", f"{format_duration(report.seconds)}; {speed}")
+    print_field("time", f"{format_duration(report.seconds)}; {_speed(report)}")
     for kernel in dict.fromkeys(report.kernels.values()):
         types = ", ".join(ggml_type for ggml_type, used in report.kernels.items() if used == kernel)
         print_field("kernel", f"{types}: {kernel}")
@@ -244,6 +241,13 @@ def print_notes(outputs: Sequence[tuple[str, Sequence[str]]]) -> None:
             about.setdefault(note, []).append(profile)
     for note, profiles in about.items():
         print_warning(note if len(profiles) == len(outputs) else f"{', '.join(profiles)}: {note}")
+
+
+def _speed(report: QuantizeReport) -> str:
+    if all(output.was_complete for output in report.outputs):
+        return "nothing had to be done"
+    read, written = _rate(report.read_gb_s), _rate(report.written_gb_s)
+    return f"read {read}, written {written}, {counted(report.n_threads, 'thread')}"
 
 
 def _rate(gb_s: float) -> str:

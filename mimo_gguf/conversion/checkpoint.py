@@ -14,7 +14,7 @@ from mimo_gguf.conversion import foreign
 from mimo_gguf.conversion.checkpoint_files import read_json
 from mimo_gguf.conversion.safetensors_file import StoredWeights, read_header
 from mimo_gguf.core.errors import CheckpointError
-from mimo_gguf.core.paths import path_kind
+from mimo_gguf.core.paths import command_word, path_kind
 from mimo_gguf.core.units import listed
 
 INDEX_NAME: Final = "model.safetensors.index.json"
@@ -72,7 +72,10 @@ def read_checkpoint(folder: Path, *, model_id: str | None = None, revision: str 
 def _not_a_folder(folder: Path) -> CheckpointError:
     kind = path_kind(folder)
     if kind == "file" and folder.suffix.lower() == ".gguf":
-        return CheckpointError(f"{folder}: is a GGUF file already", hint=f"mimo-gguf quantize {folder} --type Q4_K_M")
+        hint = f"mimo-gguf quantize {command_word(folder)} --type Q4_K_M"
+        return CheckpointError(f"{folder}: is a GGUF file already", hint=hint)
+    if kind == "nothing" and folder.suffix.lower() == ".gguf":
+        return CheckpointError(f"{folder}: no such file", hint="check the path; convert takes a checkpoint folder")
     what = "no such folder" if kind == "nothing" else "is a file, not a checkpoint folder"
     return CheckpointError(f"{folder}: {what}", hint="give a folder with config.json, or a Hub id like org/name")
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from mimo_gguf.conversion.checkpoint_files import read_optional_json
 from mimo_gguf.core.errors import CheckpointError
+from mimo_gguf.core.paths import command_word
 
 _ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.*")
 _ORIGINAL_HINT: Final = "convert the original checkpoint in BF16, then choose a size: mimo-gguf quantize"
@@ -99,7 +100,7 @@ def check_folder(folder: Path) -> None:
             raise CheckpointError(
                 f"{folder}: {kind.what}, not a safetensors checkpoint: it holds {found.relative_to(folder)} "
                 "and no .safetensors files",
-                hint=kind.hint.format(found),
+                hint=kind.hint.format(command_word(found)),
             )
 
 

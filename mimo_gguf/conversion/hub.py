@@ -51,8 +51,8 @@ class HubId:
 
 
 def parse_hub_id(text: str) -> HubId | None:
-    """The Hub id in `text`, or None if it does not have that form."""
-    match = _MODEL_ID.fullmatch(text)
+    """The Hub id in `text`, or None if it does not have that form, or names a GGUF file."""
+    match = None if text.lower().endswith(".gguf") else _MODEL_ID.fullmatch(text)
     return HubId(match["id"], match["revision"]) if match else None
 
 

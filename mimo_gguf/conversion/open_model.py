@@ -14,6 +14,7 @@ from mimo_gguf.conversion.checkpoint_source import (
     plan_conversion,
 )
 from mimo_gguf.conversion.hub import Download, HubId, fetch, fetch_headers, parse_hub_id
+from mimo_gguf.core.errors import HubError
 from mimo_gguf.core.gguf_file import open_gguf
 from mimo_gguf.core.model_source import ModelSource
 from mimo_gguf.core.paths import path_kind
@@ -58,7 +59,12 @@ def find_checkpoint(src: str, stack: ExitStack, *, headers_only: bool = False) -
     hub_id = None if path_kind(src) != "nothing" else parse_hub_id(src)
     if hub_id is None:
         return read_checkpoint(Path(src))
-    download = _fetch(hub_id, stack, headers_only=headers_only)
+    try:
+        download = _fetch(hub_id, stack, headers_only=headers_only)
+    except HubError as error:
+        if path_kind(Path(src).parent) != "folder":
+            raise
+        raise HubError(f"{error.message}; nor is there a folder {src} here", hint=error.hint) from error
     return read_checkpoint(download.folder, model_id=hub_id.model_id, revision=download.commit)
 
 

@@ -33,7 +33,7 @@ from mimo_gguf.core.model_source import (
     SourceTensor,
     TensorInfo,
 )
-from mimo_gguf.core.paths import path_kind
+from mimo_gguf.core.paths import command_word, path_kind
 
 MAX_DIMS: Final = 4
 MAX_NAME_BYTES: Final = 63  # GGML_MAX_NAME - 1
@@ -186,7 +186,7 @@ def read_part(path: Path) -> GgufPart:
     """
     kind = path_kind(path)
     if kind == "folder":
-        raise GgufError(f"{path}: is a folder, not a GGUF file", hint=f"mimo-gguf convert {path}")
+        raise GgufError(f"{path}: is a folder, not a GGUF file", hint=f"mimo-gguf convert {command_word(path)}")
     if kind == "special":  # opening a pipe waits for its writer
         raise GgufError(f"{path}: is a device or pipe, not a GGUF file", hint="give a .gguf file")
     try:
@@ -201,9 +201,9 @@ def read_part(path: Path) -> GgufPart:
 
 
 def _parse(cursor: _Cursor) -> GgufPart:
-    cursor.need(24, "the GGUF header")
-    if cursor.buffer[:4] != b"GGUF":
+    if not b"GGUF".startswith(cursor.buffer[:4]):  # a file may break off within these bytes, too
         raise GgufError(f"{cursor.path}: not a GGUF file", hint="give a .gguf file, or a checkpoint folder to convert")
+    cursor.need(24, "the GGUF header")
     cursor.at = 4
     version = cursor.scalar("<I", "the GGUF header")
     if version not in (2, 3):

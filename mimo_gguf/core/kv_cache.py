@@ -6,7 +6,7 @@ from typing import Final
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.geometry import Geometry
-from mimo_gguf.core.ggml_types import GgmlType, block_size
+from mimo_gguf.core.ggml_types import GgmlType, block_size, canonical_name
 
 CONTEXT_STEP: Final = 256  # llama.cpp rounds n_ctx up to a multiple
 MOST_CONTEXT: Final = 1 << 24  # tokens; beyond any model
@@ -16,15 +16,26 @@ KV_TYPES: Final = (
     GgmlType.F32, GgmlType.F16, GgmlType.BF16, GgmlType.Q8_0, GgmlType.Q4_0, GgmlType.Q4_1, GgmlType.IQ4_NL,
     GgmlType.Q5_0, GgmlType.Q5_1,
 )  # fmt: skip
+_KV_HINT: Final = "one of: " + ", ".join(t.name.lower() for t in KV_TYPES)
+
+
+def parse_kv_type(text: str) -> GgmlType:
+    """The type of a KV cache that `text` names, in any spelling that `canonical_name` knows.
+
+    Raises:
+        UsageError: llama.cpp has no KV cache of such a type.
+    """
+    kind = GgmlType.__members__.get(canonical_name(text))
+    if kind is None:
+        raise UsageError(f"llama.cpp has no KV cache of type {text!r}", hint=_KV_HINT)
+    check_kv_type(kind)
+    return kind
 
 
 def check_kv_type(kind: GgmlType) -> None:
     """Raises UsageError if llama.cpp has no KV cache of this type."""
     if kind not in KV_TYPES:
-        raise UsageError(
-            f"llama.cpp has no KV cache of type {kind.name}",
-            hint="one of: " + ", ".join(t.name.lower() for t in KV_TYPES),
-        )
+        raise UsageError(f"llama.cpp has no KV cache of type {kind.name}", hint=_KV_HINT)
 
 
 def can_hold_heads(kind: GgmlType, geometry: Geometry) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from mimo_gguf.core.errors import OutputError, UsageError
-from mimo_gguf.core.paths import path_kind
+from mimo_gguf.core.paths import command_word, path_kind
 from mimo_gguf.core.units import format_size, parse_size
 
 # Files that are built beside an output have longer names (".NAME.sums.json.PID.partial"); 255 is the usual limit.
@@ -41,7 +41,11 @@ def check_folder(folder: Path) -> None:
     """Raises OutputError if `folder` is missing, is not a folder, or is read-only."""
     kind = path_kind(folder)
     if kind != "folder":
-        what, hint = ("no such folder", f"mkdir -p {folder}") if kind == "nothing" else ("is a file", "give a folder")
+        what, hint = (
+            ("no such folder", f"mkdir -p {command_word(folder)}")
+            if kind == "nothing"
+            else ("is a file", "give a folder")
+        )
         raise OutputError(f"{folder}: {what}", hint=hint)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{folder}: the folder is read-only", hint="choose another place with -o")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import stat
+import subprocess
 from pathlib import Path
 from typing import Literal
 
@@ -21,3 +24,8 @@ def path_kind(path: str | Path) -> PathKind:
     if stat.S_ISDIR(mode):
         return "folder"
     return "file" if stat.S_ISREG(mode) else "special"
+
+
+def command_word(path: str | Path) -> str:
+    """The path as one word of a command, for a hint to be typed as it stands: quoted if it has spaces or quotes."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))

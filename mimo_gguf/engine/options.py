@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.kinds import check_kind
-from mimo_gguf.core.kv_cache import check_kv_type, n_ctx_seq
+from mimo_gguf.core.kv_cache import n_ctx_seq, parse_kv_type
 from mimo_gguf.core.numbers import is_number, is_whole
 from mimo_gguf.engine.drafting import HiddenState
 from mimo_gguf.llama.api import ContextOptions
@@ -63,7 +62,7 @@ class SessionOptions:
             ("n_ubatch_mtp", 1, _MOST, "a micro-batch of {} tokens", "choose 64"),
             ("n_prompt_rows", 0, 1 << 16, "{} rows of a prompt", "choose 64"),
             ("n_parallel", 1, 256, "{} conversations at a time", "choose 1 to 256"),
-            ("n_threads", 0, _MOST_THREADS, "{} threads", f"at most {_MOST_THREADS}; 0 means the physical cores"),
+            ("n_threads", 0, _MOST_THREADS, "{} threads", f"at most {_MOST_THREADS}; leave it out for one per core"),
         ):
             value = getattr(self, name)
             if not is_whole(value) or not low <= value <= high:
@@ -114,6 +113,4 @@ class SessionOptions:
 
 def _kv_type_number(name: str) -> int:
     """ggml's number of a type: `q8_0` -> 8. Raises UsageError if llama.cpp cannot keep a KV cache in that type."""
-    kind = parse_ggml_type(name)
-    check_kv_type(kind)
-    return int(kind)
+    return int(parse_kv_type(name))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimo_gguf.core.errors import BackendError, MimoGgufError
-from mimo_gguf.core.ggml_types import parse_ggml_type
+from mimo_gguf.core.kv_cache import parse_kv_type
 from mimo_gguf.core.version import REINSTALL_LLAMA
 from mimo_gguf.hardware.devices import Device, ggml_devices
 from mimo_gguf.hardware.rpc import add_workers
@@ -162,7 +162,7 @@ def _answer(question: dict[str, Any]) -> tuple[AskedMemory, ...]:
     if missing := [name for name in question["devices"] if name not in by_name]:
         raise BackendError(f"{', '.join(missing)}: not there any more", hint="look at them: mimo-gguf doctor")
     given = question["settings"]
-    kinds = {name: parse_ggml_type(given[name]) for name in ("type_k", "type_v")}
+    kinds = {name: parse_kv_type(given[name]) for name in ("type_k", "type_v")}
     settings = RunSettings(**given | kinds | {"tensor_split": tuple(given["tensor_split"])})
     devices = [by_name[name] for name in question["devices"]]
     return read_memory(question["path"], settings, devices, allocate=question["allocate"])

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.core.ggml_types import ftype_name, parse_ggml_type
+from mimo_gguf.core.ggml_types import ftype_name
 from mimo_gguf.core.gguf_file import read_gguf
-from mimo_gguf.core.kv_cache import CONTEXT_STEP
+from mimo_gguf.core.kv_cache import CONTEXT_STEP, parse_kv_type
 from mimo_gguf.core.model_sizes import ModelSizes, model_sizes
 from mimo_gguf.core.units import MIB
 from mimo_gguf.fit.largest import largest_with_room
@@ -63,8 +63,8 @@ def plan_fit(
         n_ubatch=n_ubatch,
         n_seq_max=n_seq_max,
         n_outputs_max=n_outputs_max,
-        type_k=parse_ggml_type(type_k),
-        type_v=parse_ggml_type(type_v),
+        type_k=parse_kv_type(type_k),
+        type_v=parse_kv_type(type_v),
         flash_attn=True if flash_attn is None else flash_attn,
         mtp=mtp,
     )

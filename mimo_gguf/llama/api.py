@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.ggml_types import ftype_name
+from mimo_gguf.core.paths import command_word
 from mimo_gguf.core.version import REINSTALL_LLAMA
 from mimo_gguf.llama.lifetime import Caught, Exit, Owner, catching
 from mimo_gguf.llama.log import LOG
@@ -218,9 +219,8 @@ def load_model(path: str | Path, options: ModelOptions | None = None) -> LlamaMo
         module.llama_model_free(pointer)
     loading.check()
     if not pointer:
-        raise BackendError(
-            f"{path}: llama.cpp cannot load it: {LOG.reason(since)}", hint=f"look at the file: mimo-gguf inspect {path}"
-        )
+        hint = f"look at the file: mimo-gguf inspect {command_word(path)}"
+        raise BackendError(f"{path}: llama.cpp cannot load it: {LOG.reason(since)}", hint=hint)
     return LlamaModel(pointer, Path(path), options)
 
 
@@ -458,6 +458,6 @@ def _open(model: LlamaModel, options: ContextOptions, ctx_type: int, other: Llam
     if not pointer:
         raise BackendError(
             f"{model.path}: llama.cpp cannot make a context of {options.n_ctx} tokens: {LOG.reason(since)}",
-            hint=f"try a smaller --ctx; what fits: mimo-gguf fit {model.path}",
+            hint=f"try a smaller --ctx; what fits: mimo-gguf fit {command_word(model.path)}",
         )
     return LlamaContext(pointer, model, options, other)

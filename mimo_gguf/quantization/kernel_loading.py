@@ -15,7 +15,7 @@ KernelKey = tuple[GgmlType, GgmlType, bool]
 """Target type, type of the rows that the kernel reads, and whether it uses importance weights."""
 
 COMPILING: Final = "compiling the kernels for this processor: 10 to 30 seconds, once"
-_PATIENCE_S: Final = 1.0  # loading compiled kernels takes less
+_PATIENCE_S: Final = 4.0  # loading compiled kernels takes less, on a busy machine, too
 # Types whose search tables libggml builds on first use.
 _SLOW_TABLES: Final = frozenset(
     parse_ggml_type(name) for name in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")

@@ -11,6 +11,7 @@ from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.ggml_types import ftype_name
 from mimo_gguf.core.gguf_file import GgufFile
 from mimo_gguf.core.model_sizes import model_sizes
+from mimo_gguf.core.paths import command_word
 from mimo_gguf.core.units import format_size
 from mimo_gguf.engine.session import Session, SessionOptions
 from mimo_gguf.fit.plan import DeviceFit, FitPlan
@@ -142,4 +143,4 @@ def _to_spare(plan: FitPlan) -> str:
 
 
 def _report(file: GgufFile) -> str:
-    return f"please report it with the output of: mimo-gguf fit {file.path.name} --json"
+    return f"please report it with the output of: mimo-gguf fit {command_word(file.path.name)} --json"

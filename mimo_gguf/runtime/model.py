@@ -20,9 +20,9 @@ from mimo_gguf.chat.answer import Answer, AnswerOptions, FinishReason, stop_text
 from mimo_gguf.chat.messages import read_messages
 from mimo_gguf.chat.template import ChatTemplate, Message, with_system
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.core.ggml_types import parse_ggml_type
 from mimo_gguf.core.gguf_file import GgufFile
 from mimo_gguf.core.kinds import check_kind
+from mimo_gguf.core.kv_cache import parse_kv_type
 from mimo_gguf.core.near_matches import name_hint
 from mimo_gguf.core.numbers import is_whole
 from mimo_gguf.core.runnable import read_runnable
@@ -103,7 +103,7 @@ class Model:
         options = replace(options, exact=exact or options.exact)
         wishes = Wishes(
             n_ctx=n_ctx,
-            kv_type=None if kv_type is None else parse_ggml_type(kv_type),
+            kv_type=None if kv_type is None else parse_kv_type(kv_type),
             mtp=mtp,
             n_ubatch=n_ubatch,
             n_gpu_layers=n_gpu_layers,

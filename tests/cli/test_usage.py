@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from mimo_gguf.conversion import open_model
+from mimo_gguf.core.errors import HubError
 from tests.cli.command_line import PROGRAM, assert_clear_error, hear_interrupts, run, run_here
+from tests.reference import MIMO_TINY
 
 
 @pytest.mark.parametrize(
@@ -43,8 +47,41 @@ def test_help_says_what_is_written(tmp_path: Path) -> None:
     assert done.returncode == 0
     text = " ".join(done.stdout.replace("│", " ").split())
     assert "[default: what fits]" in text and "[default: 0.6]" in text
-    assert not [line for line in done.stdout.splitlines() if "--json " in line and "<bool>" in line]
+    assert "<bool>" not in done.stdout and "--help -h Show this message" in text
+    assert "[[" not in run_here(tmp_path, "fit", "--help").stdout
     assert run_here(tmp_path).stdout == run_here(tmp_path, "--help").stdout
+
+
+def test_a_hint_can_be_typed_as_it_stands(tmp_path: Path) -> None:
+    """Spaces and quotes in a path do not break the command that is to be typed."""
+    folder = tmp_path / "it's mine"
+    folder.mkdir()
+    done = run_here(tmp_path, "inspect", folder)
+    assert shlex.split(done.stderr.splitlines()[-1]) == ["hint:", "mimo-gguf", "convert", str(folder)]
+    (folder / "a b.gguf").write_bytes(b"GGUF")
+    done = run_here(tmp_path, "convert", folder / "a b.gguf")
+    assert shlex.split(done.stderr.splitlines()[-1])[3] == str(folder / "a b.gguf")
+    done = run_here(tmp_path, "convert", MIMO_TINY, "-o", folder / "not there" / "a.gguf")
+    assert shlex.split(done.stderr.splitlines()[-1])[-1] == str(folder / "not there")
+    done = run_here(tmp_path, "convert", folder)
+    assert shlex.split(done.stderr.splitlines()[-1])[-3] == str(folder / "a b.gguf")
+
+
+@pytest.mark.parametrize("name", ["absent.gguf", "models/absent.gguf", "models/absent.GGUF"])
+def test_a_missing_file_is_not_asked_for_on_the_hub(tmp_path: Path, name: str) -> None:
+    done = run_here(tmp_path, "convert", name)
+    assert_clear_error(done, f"{name}: no such file")
+
+
+def test_a_hub_id_that_was_meant_as_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise HubError("models/absent: no such repository", hint="look at its page")
+
+    monkeypatch.setattr(open_model, "fetch", fail)
+    (tmp_path / "models").mkdir()
+    done = run_here(tmp_path, "convert", "models/absent")
+    assert_clear_error(done, "no such repository; nor is there a folder models/absent here")
+    assert "folder" not in run_here(tmp_path, "convert", "others/absent").stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

@@ -133,6 +133,8 @@ I = struct.Struct("<I").pack  # noqa: E741 - the format letter
 HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda raw: b"", "the file is empty"),
     "short": (lambda raw: raw[:10], "ends inside the GGUF header"),
+    "short, and another format": (lambda _: b"hello", "not a GGUF file"),
+    "short, of one byte": (lambda _: b"\n", "not a GGUF file"),
     "another format": (patch(0, b"PK\x03\x04"), "not a GGUF file"),
     "old version": (patch(4, I(1)), "GGUF version 1"),
     "big-endian": (patch(4, struct.pack(">I", 3)), "big-endian"),

@@ -199,7 +199,7 @@ def test_the_json_is_the_tree(file: Path) -> None:
 
 
 def test_bad_requests(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no tensor type"):
+    with pytest.raises(UsageError, match="no KV cache of type"):
         plan_fit(file, n_ctx=2048, type_k="q8", devices=(host(),))
     with pytest.raises(UsageError, match="KV cache"):
         plan_fit(file, n_ctx=2048, type_k="q6_k", devices=(host(),))

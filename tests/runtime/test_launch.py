@@ -84,7 +84,7 @@ def test_a_cache_in_f32_is_one(path: Path) -> None:
 
 
 def test_an_empty_name_of_a_type_is_a_mistake(path: Path) -> None:
-    with pytest.raises(UsageError, match="no tensor type"):
+    with pytest.raises(UsageError, match="no KV cache of type"):
         Model.load(path, kv_type="", devices=host(8 * GIB))
     with pytest.raises(UsageError, match="at least 1"):
         Model.load(path, n_ubatch=0, devices=host(8 * GIB))
