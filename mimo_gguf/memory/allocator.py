@@ -1,13 +1,13 @@
-"""A replay of ggml's scheduler and graph allocator: bytes of compute buffer each device needs for a graph.
+"""A replay of ggml's scheduler and graph allocator: the bytes of compute buffer that each device needs for a graph.
 
-Same decisions in the same order as llama.cpp at commit 0c1e57098, so that the sizes come out equal to the byte:
+It makes the same decisions in the same order as llama.cpp at commit 0c1e57098, so the sizes are equal to the byte:
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-backend.cpp (ggml_backend_sched_split_graph),
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-alloc.c (ggml_gallocr_alloc_graph_impl).
 
-Not replayed, because no device this project can test shows it: chunked buffers (a device whose largest allocation is
-smaller than the compute buffer), operations a backend does not support, and graph rewriting by Vulkan and Metal.
-llama.cpp pins some norms to their layer's device when it runs, and forgets the pins when it only measures; this
-replay agrees with the measurement, which over several devices is larger by a copy of the hidden states each.
+Three things are not replayed, because no device that this project can test shows them. They are chunked buffers (if a
+device's largest allocation is smaller than the compute buffer), unsupported operations, and graphs that Vulkan and
+Metal rewrite. llama.cpp pins some norms to their layer's device when it runs, but not when it only measures. This
+replay agrees with the measurement, which on each of several devices is larger by a copy of the hidden states.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class DeviceTraits:
     """How a device's buffers behave.
 
     Attributes:
-        alignment: bytes; every tensor is padded to it (32 on the CPU, 128 on CUDA).
-        offload_min_batch: from this batch on the device also computes with weights that stayed in host memory, after
-            copying them (CUDA, Vulkan, Metal and SYCL: 32); None if it never does (CPU, RPC).
+        alignment: bytes; every tensor is padded to a multiple of it (32 on the CPU, 128 on CUDA).
+        offload_min_batch: from this batch size on, the device also computes with weights in host memory, after copying
+            them (CUDA, Vulkan, Metal and SYCL: 32); None if it never does (CPU, RPC).
         is_cuda_like: flash attention converts a cache that is not f16, and quantized rows are padded to 512 weights
-            (CUDA, ROCm, MUSA, SYCL; also what is assumed of Metal)
+            (CUDA, ROCm, MUSA, SYCL; assumed of Metal)
             https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cuda/ggml-cuda.cu (get_alloc_size).
-        is_asynchronous: it computes and signals events in the background; several such devices with all layers on
-            them work in a pipeline, with four copies of everything that passes between them.
+        is_asynchronous: it computes and signals events in the background. Several such devices that hold all layers
+            work in a pipeline, with four copies of everything that passes between them.
     """
 
     alignment: int = 32
@@ -42,7 +42,7 @@ class DeviceTraits:
     is_cuda_like: bool = False
 
     def size_of(self, tensor: Tensor) -> int:
-        """Bytes this device asks for to hold `tensor`."""
+        """The number of bytes that this device allocates for `tensor`."""
         if self.is_cuda_like and tensor.scratch_bytes:
             return -(-tensor.n_bytes // self.alignment) * self.alignment + tensor.scratch_bytes
         return tensor.n_bytes
@@ -53,9 +53,9 @@ PIPELINE_COPIES: Final = 4  # GGML_SCHED_MAX_COPIES
 
 
 def compute_bytes(graph: Graph, devices: Sequence[DeviceTraits], n_copies: int = 1) -> list[int]:
-    """Compute buffer of each device for `graph`; the last device is the CPU.
+    """The bytes of each device's compute buffer for `graph`; the last device is the CPU.
 
-    The graph is consumed: sources that live elsewhere are replaced by copies, as the scheduler does.
+    The graph is changed: sources on another device are replaced by copies, as the scheduler does.
 
     Args:
         n_copies: of every graph input and of everything that passes between devices (PIPELINE_COPIES in a pipeline).
@@ -67,7 +67,7 @@ def compute_bytes(graph: Graph, devices: Sequence[DeviceTraits], n_copies: int =
 
 
 def _assign(graph: Graph, devices: Sequence[DeviceTraits]) -> dict[Tensor, int]:
-    """Passes 1 to 4 of the scheduler: the device that computes each node."""
+    """The device that computes each node, by passes 1 to 4 of the scheduler."""
     host = len(devices) - 1
     assigned: dict[Tensor, int] = {}
     for tensor in (*graph.leafs, *graph.nodes):
@@ -96,7 +96,7 @@ def _assign(graph: Graph, devices: Sequence[DeviceTraits]) -> dict[Tensor, int]:
 
 
 def _fixed_device(tensor: Tensor, devices: Sequence[DeviceTraits], host: int) -> int | None:
-    """Pass 1: memory that exists already, graph inputs, and operations that follow their weights."""
+    """The device that pass 1 gives a tensor: that of its memory or its weights, or the host for inputs; else None."""
     home = tensor.view_of.home if tensor.view_of is not None else tensor.home
     if home is not None:
         return home
@@ -115,7 +115,7 @@ def _fixed_device(tensor: Tensor, devices: Sequence[DeviceTraits], host: int) ->
 
 
 def _split(graph: Graph, assigned: dict[Tensor, int]) -> tuple[list[Tensor], list[int], list[Tensor]]:
-    """Pass 5: nodes with the copies between devices put before each split; the device of each node; the copies."""
+    """The nodes with copies between devices before each split, the device of each node, and the copies, by pass 5."""
     splits: list[tuple[int, list[Tensor], list[Tensor]]] = []  # device, inputs, nodes
     copies: dict[tuple[Tensor, int], Tensor] = {}
     pending: list[Tensor] = []  # leading views belong to the first split
@@ -156,7 +156,7 @@ def _split(graph: Graph, assigned: dict[Tensor, int]) -> tuple[list[Tensor], lis
 def _pipeline_copies(
     graph: Graph, crossings: Sequence[Tensor], assigned: dict[Tensor, int], n_copies: int
 ) -> list[Tensor]:
-    """Pass 6: further copies of the graph's inputs and of what crosses devices; all of them stay allocated."""
+    """The copies of the graph's inputs and of what crosses devices, by pass 6; all of them stay allocated."""
     kept: list[Tensor] = []
     for original in (*(leaf for leaf in graph.leafs if leaf.is_input), *crossings):
         original.is_output = True
@@ -177,7 +177,7 @@ def _is_foreign(source: Tensor, device: int, assigned: dict[Tensor, int]) -> boo
 
 
 class _Arena:
-    """One device's buffer: best fit among the freed blocks, else the open end; neighbours merge when freed."""
+    """One device's buffer, by ggml's rules: the best fit among freed blocks, else the end; freed neighbours merge."""
 
     def __init__(self, alignment: int) -> None:
         self.alignment = alignment
@@ -187,7 +187,7 @@ class _Arena:
     def padded(self, n_bytes: int) -> int:
         return -(-n_bytes // self.alignment) * self.alignment
 
-    def take(self, n_bytes: int) -> int:
+    def allocate(self, n_bytes: int) -> int:
         size = self.padded(n_bytes)
         best = len(self.free) - 1
         best_size = _UNBOUNDED * 2
@@ -203,7 +203,7 @@ class _Arena:
         self.top = max(self.top, offset + size)
         return offset
 
-    def give_back(self, offset: int, n_bytes: int) -> None:
+    def release(self, offset: int, n_bytes: int) -> None:
         size = self.padded(n_bytes)
         free = self.free
         at = 0
@@ -244,11 +244,11 @@ def _allocate(
                     parent.is_own = False
                     return
         tensor.arena = device
-        tensor.offset = arenas[device].take(devices[device].size_of(tensor))
+        tensor.offset = arenas[device].allocate(devices[device].size_of(tensor))
 
     def release(tensor: Tensor) -> None:
         if not tensor.is_output:
-            arenas[tensor.arena].give_back(tensor.offset, devices[tensor.arena].size_of(tensor))
+            arenas[tensor.arena].release(tensor.offset, devices[tensor.arena].size_of(tensor))
             tensor.is_own = False
 
     for leaf in leafs:

@@ -1,6 +1,6 @@
-"""Compute buffers of one context: its worst-case graph (`graph`) through ggml's rules (`allocator`).
+"""The compute buffers of one context: its worst-case graph (`graph`) under ggml's rules (`allocator`).
 
-A replay takes about a millisecond, because blocks that only repeat others are left out.
+A replay needs about a millisecond, because blocks that only repeat others are left out.
 """
 
 from __future__ import annotations
@@ -21,20 +21,25 @@ if TYPE_CHECKING:
 def compute_buffers(
     model: ModelSizes, settings: GraphSettings, traits: tuple[DeviceTraits, ...], *, is_mtp: bool
 ) -> list[int]:
-    """Bytes of compute buffer on each device; the last of `traits` is the host's."""
+    """The bytes of compute buffer on each device.
+
+    Args:
+        traits: those of each device, the host's last.
+        is_mtp: whether the context is the one for the MTP blocks.
+    """
     on_host = settings.host in (*settings.layer_home, settings.output_home)
     copies_weights = on_host and any(device.offload_min_batch is not None for device in traits)
-    source = model if copies_weights else None  # only then their sizes matter
-    kept = _telling_blocks(model, settings, copies_weights)
+    source = model if copies_weights else None  # only then do their sizes matter
+    kept = _deciding_blocks(model, settings, copies_weights)
     return list(_replay(model.geometry, source, kept, settings, traits, is_mtp))
 
 
-_REPEATS: Final = 3  # after so many equal stretches of blocks every further one reuses the same memory
-_LONGEST_STRETCH: Final = 3  # blocks; Q4_K_M has every third in other types
+_REPEATS: Final = 3  # equal stretches of blocks, after which every further one reuses the same memory
+_LONGEST_STRETCH: Final = 3  # blocks; in Q4_K_M every third has other types
 
 
-def _telling_blocks(model: ModelSizes, settings: GraphSettings, copies_weights: bool) -> tuple[int, ...]:
-    """The blocks that decide the need: all but those that only repeat what went on before them.
+def _deciding_blocks(model: ModelSizes, settings: GraphSettings, copies_weights: bool) -> tuple[int, ...]:
+    """The blocks that decide the sizes: all but those that only repeat the ones before them.
 
     Two blocks are equal if they lie on the same device and have the same types; types count if weights may be copied.
     """
@@ -81,7 +86,7 @@ def _replay(
     traits: tuple[DeviceTraits, ...],
     is_mtp: bool,
 ) -> tuple[int, ...]:
-    """Compute buffers of a model of the blocks `kept` alone, whose weights have the sizes of `source` (None: 0)."""
+    """The compute buffers of a model that has only the blocks `kept`, with the weight sizes of `source` (None: 0)."""
     sizes = _tensor_bytes(source) if source else {}
 
     def weight_bytes(name: str) -> int:

@@ -1,11 +1,11 @@
 """The worst-case compute graphs that llama.cpp reserves memory for, as lists of tensors with sizes and no data.
 
-llama.cpp sizes its compute buffers by building the graph of one full ubatch against a full cache and replaying its
+llama.cpp sizes its compute buffers by building the graph of one full ubatch on a full cache and running its
 allocator on it (`sched_reserve`). This module builds the same graphs for the two layouts of this project and for the
-MTP context; `allocator` replays the allocator. Only what decides memory is kept: sizes, sources, views, which
-tensors are graph inputs and outputs, where weights and caches live.
+MTP context; `allocator` replays the allocator. Only what decides memory is kept: sizes, sources, views,
+graph inputs and outputs, and the devices of weights and caches.
 
-Followed line by line, at commit 0c1e57098:
+The sources, at commit 0c1e57098, whose order is kept line by line:
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/models/step35.cpp (trunk and MTP graphs),
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/models/qwen2.cpp,
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-graph.cpp (build_attn, build_attn_mha, build_ffn),
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 F32: Final = 4  # bytes
 I32: Final = 4
 I64: Final = 8
-_VECTOR_KERNEL_TOKENS: Final = 2  # up to here attention reads a quantized cache as it is
+_VECTOR_KERNEL_TOKENS: Final = 2  # up to this number attention reads a quantized cache without converting it
 
 
 class Op(IntEnum):
@@ -56,14 +56,14 @@ class Tensor:
 
     Attributes:
         shape: ne[0], ne[1], ...: ggml's order, innermost first.
-        view_of: the tensor whose memory this one shows, always a root (views of views point to the same root).
+        view_of: the tensor whose memory this one shows; a view of a view has the same root.
         home: index of the device that holds it already (a weight or a cache), or None.
-        is_weight: it lies in a weight buffer, which attracts the operations that use it.
-        n_rows: what a backend's offload rule takes as batch size.
+        is_weight: it lies in a weight buffer, so the operations that use it run on that device.
+        n_rows: the batch size by a backend's offload rule.
         scratch_bytes: room behind a flash-attention result for f16 copies of a cache of another type, which CUDA-like
             backends ask for.
-        arena, offset, is_own, n_children, n_views: the allocator's: where it lies, whether that room is its own, and
-            how many tensors have yet to read it or show it.
+        arena, offset, is_own, n_children, n_views: used by the allocator: its place, whether it owns that memory, and
+            how many tensors have yet to read or show it.
     """
 
     __slots__ = (
@@ -91,14 +91,14 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class GraphSettings:
-    """What shapes a context's worst-case graph.
+    """The settings that decide a context's worst-case graph.
 
     Attributes:
         n_tokens: min(n_ctx, n_ubatch).
         n_outputs: min(n_tokens, n_outputs_max).
         n_kv: cells of the cache.
         k_is_quantized, v_is_quantized: llama.cpp then rotates K and V through Hadamard matrices.
-        k_is_f16, v_is_f16: else CUDA-like backends convert the cache before they attend to it.
+        k_is_f16, v_is_f16: if not, CUDA-like backends convert the cache before attention.
         layer_home: device index of each block's weights and cache; MTP blocks at the end.
         output_home: device index of the output layer.
         host: device index of the CPU.
@@ -121,7 +121,7 @@ class GraphSettings:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Nodes in execution order, and leafs in the order they were first met."""
+    """Nodes in execution order, and leafs in the order of their first use."""
 
     nodes: list[Tensor]
     leafs: list[Tensor]
@@ -166,7 +166,7 @@ class GraphBuilder:
         return tensor
 
     def expand(self, tensor: Tensor) -> None:
-        """ggml_build_forward_expand: depth first, sources in order."""
+        """Adds a tensor after its sources, depth first, as ggml_build_forward_expand does."""
         if tensor in self._seen:
             return
         self._seen.add(tensor)
@@ -193,7 +193,7 @@ class GraphBuilder:
         return self.view(rotated, x.shape)
 
     def attention_inputs(self) -> AttentionInputs:
-        """build_attn_inp_kv: indices, mask, rotations."""
+        """The inputs that build_attn_inp_kv makes: indices, mask, rotations."""
         s, g = self.settings, self.geometry
         v_rows = s.n_tokens * (1 if s.flash_attn else g.head_count_kv * g.value_length)
         k_turn = 64
@@ -208,7 +208,11 @@ class GraphBuilder:
         )
 
     def attention(self, x: Tensor, positions: Tensor, inputs: AttentionInputs, block: int, *, k_first: bool) -> Tensor:
-        """From the normed state to the heads' output of shape (head_count * value_length, n_tokens)."""
+        """The heads' output, of shape (head_count * value_length, n_tokens), from the normed state `x` (build_attn).
+
+        Args:
+            k_first: whether K is expanded before V, as in step35's graph.
+        """
         s, g = self.settings, self.geometry
         home = s.layer_home[block]
         name = f"blk.{block}.attn_"
@@ -241,11 +245,11 @@ class GraphBuilder:
         return tensor
 
     def store(self, cache: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
-        """cpy_k, cpy_v: a view of the cache that is written when it is computed."""
+        """A view of the cache that is written when it is computed, as in cpy_k and cpy_v."""
         return Tensor(Op.SET_ROWS, (), 0, [rows, indices, cache], cache)
 
     def heads(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, mask: Tensor) -> Tensor:
-        """build_attn_mha."""
+        """Attention over the cache, as in build_attn_mha."""
         s, g = self.settings, self.geometry
         q = self.view(self.view(q, q.shape), (g.key_length, s.n_tokens, g.head_count))
         k = self.view(self.view(k_cache, ()), ())
@@ -264,7 +268,7 @@ class GraphBuilder:
         return self.new(Op.CONT, (width, s.n_tokens), merged)
 
     def feed_forward(self, x: Tensor, block: int) -> Tensor:
-        """build_ffn with SiLU and a parallel gate."""
+        """The feed-forward layer, as in build_ffn with SiLU and a parallel gate."""
         home = self.settings.layer_home[block]
         width = self.geometry.feed_forward_length
         up = self.linear(x, f"blk.{block}.ffn_up", width, home)
@@ -282,7 +286,11 @@ class GraphBuilder:
         k_first: bool,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """One decoder block; `keep` (row ids) drops the rows nobody asked for after attention, as qwen2's last does."""
+        """One decoder block.
+
+        Args:
+            keep: ids of the rows that are kept after attention, as in qwen2's last block; None keeps all.
+        """
         home = self.settings.layer_home[block]
         normed = self.norm(x, f"blk.{block}.attn_norm.weight", home)
         attended = self.attention(normed, positions, inputs, block, k_first=k_first)
@@ -299,7 +307,7 @@ class GraphBuilder:
         return tensor
 
     def logits(self, x: Tensor, norm_name: str, norm_home: int) -> Tensor:
-        """Final norm and lm_head; both results are graph outputs in the trunk."""
+        """The logits: final norm and lm_head. In the trunk, both results are graph outputs."""
         s, g = self.settings, self.geometry
         normed = self.norm(x, norm_name, norm_home)
         return self.linear(normed, "output", g.vocab_size, s.output_home)

@@ -1,7 +1,7 @@
-"""What a run takes on one device, part by part, in bytes.
+"""The memory that a run needs on one device, part by part, in bytes.
 
-Each part is a field, so that a part that does not exist cannot be asked for. The names that people read, in tables and
-in JSON, stand beside the fields here and nowhere else.
+Each part is a field, so a wrong name of a part is an error. The names that people read, in tables and in JSON, stand
+only here, beside the fields.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class WeightBytes:
 
 @dataclass(frozen=True, slots=True)
 class ContextBytes:
-    """What both contexts have: the target's share, and that of the context that runs the MTP blocks."""
+    """The shares of both contexts: the target's, and that of the context that runs the MTP blocks."""
 
     target: int = 0
     mtp: int = 0
@@ -52,16 +52,16 @@ NO_CONTEXT: Final = ContextBytes()
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """What a run takes on one device.
+    """The memory that a run needs on one device.
 
-    The first three are what llama.cpp counts itself. It also makes `output_rows`, in the host's memory, and the rest
-    is what it does not know of.
+    llama.cpp counts the first three parts itself. It also allocates `output_rows` in the host's memory, and does not
+    know of the others.
 
     Attributes:
         output_rows: copies of a batch's logits and hidden states.
-        shared: on the host: what lies on devices that take their memory from the host's.
+        shared: of the host, the memory that devices without memory of their own use.
         program: Python, libraries, vocabulary.
-        driver: what a GPU's driver loads at first use.
+        driver: code and handles that a GPU's driver loads at first use.
         margin: left free, so that a small mistake does no harm.
     """
 
@@ -76,7 +76,7 @@ class DeviceMemory:
 
     @property
     def counted_bytes(self) -> int:
-        """What llama.cpp's own count has to equal."""
+        """The bytes that llama.cpp's own count must equal."""
         return self.weights.n_bytes + self.kv_cache.n_bytes + self.compute.n_bytes
 
     @property
@@ -97,7 +97,7 @@ class DeviceMemory:
         }
 
     def rows(self) -> dict[tuple[str, ...], int]:
-        """Bytes by name, a group before its parts: ("weights",), ("weights", "blocks"), ... Empty parts are there."""
+        """The bytes by name, also of empty parts, a group before its parts: ("weights",), ("weights", "blocks")."""
         found: dict[tuple[str, ...], int] = {}
         for name, part in self.named().items():
             if isinstance(part, int):
@@ -108,7 +108,7 @@ class DeviceMemory:
         return found
 
     def as_json(self, name: str) -> dict[str, Any]:
-        """The tree as {"name", "bytes", "parts"}, without empty parts; `name` is the device's."""
+        """The parts as a tree of {"name", "bytes", "parts"}, without empty ones; `name` is the device's."""
         tree: dict[str, Any] = {"name": name, "bytes": self.n_bytes}
         for path, n_bytes in self.rows().items():
             if n_bytes:

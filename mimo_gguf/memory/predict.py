@@ -1,9 +1,9 @@
-"""What a run will occupy, part by part and device by device, from a GGUF's header alone: no llama.cpp, a few ms.
+"""The memory that a run will occupy on each device, part by part, from a GGUF's header alone, in some milliseconds.
 
-Everything is bytes that llama.cpp itself asks its backends for, at commit 0c1e57098:
+llama.cpp is not needed. The sizes are the bytes that it asks of its backends, at commit 0c1e57098:
 
-- weights: each tensor padded to the device's alignment. The input embedding stays on the host, block i and the output
-  layer go to the devices by `n_gpu_layers` and the split
+- weights: each tensor padded to the device's alignment. The input embedding stays on the host; blocks and output
+  layer are placed on devices by `n_gpu_layers` and the split
   (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-model.cpp, `get_layer_buft_list`).
 - KV cache: `n_ctx * head_count_kv * (row_bytes(type_k, key_length) + row_bytes(type_v, value_length))` per trunk block,
   on the block's device, and the same per MTP block for the MTP context; n_ctx is padded to 256
@@ -39,13 +39,13 @@ from mimo_gguf.memory.run import HOST, Placement, RunSettings, check_settings
 def predict_memory(
     model: ModelSizes, settings: RunSettings, devices: Sequence[Placement] = (), host: Placement = HOST
 ) -> tuple[DeviceMemory, ...]:
-    """What llama.cpp asks of each device: one entry per device in `devices`, then the host's.
+    """The memory that llama.cpp asks of each device: one entry per device in `devices`, then the host's.
 
     Args:
         devices: the accelerators in llama.cpp's order; empty for a run on the CPU alone.
 
     Raises:
-        UsageError: settings that llama.cpp would refuse.
+        UsageError: llama.cpp would refuse the settings.
     """
     check_settings(model, settings)
     drafts = settings.mtp and model.has_mtp
@@ -65,9 +65,9 @@ def predict_memory(
 
 
 def layer_homes(geometry: Geometry, settings: RunSettings, devices: Sequence[Placement]) -> list[int]:
-    """Index of the device of each block, then of the output layer; len(devices) is the host.
+    """The index of each block's device, then of the output layer's; len(devices) stands for the host.
 
-    llama.cpp's rule: the last n_gpu_layers of (blocks..., output) go to the devices, dealt out by the normalised
+    llama.cpp's rule: the last n_gpu_layers of (blocks..., output) are placed on the devices by the normalised
     cumulative shares, in float32.
     """
     host = len(devices)
@@ -88,14 +88,14 @@ def layer_homes(geometry: Geometry, settings: RunSettings, devices: Sequence[Pla
 
 
 def layer_bytes(model: ModelSizes, settings: RunSettings, traits: DeviceTraits) -> list[int]:
-    """Bytes of weights and cache that come with each layer (blocks, then the output layer) on such a device."""
+    """The bytes of weights and cache of each layer (blocks, then the output layer) on a device with these traits."""
     g, held, cell = model.geometry, _placed_weights(model, traits, settings.mtp), _cell_bytes(model, settings)
     caches = [cell if block < g.n_trunk or (settings.mtp and model.has_mtp) else 0 for block in range(g.block_count)]
     blocks = [weights + settings.n_cells * cache for weights, cache in zip(held.blocks, caches, strict=True)]
     return [*blocks, held.output + held.tied]
 
 
-# Of an MTP block, what llama.cpp loads even when MTP is off: tensors the loader asks for without the skip flag
+# The tensors of an MTP block that llama.cpp loads even if MTP is off: its loader has no skip flag for them
 # (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/models/step35.cpp, load_block_mtp).
 _LOADED_WITHOUT_MTP: Final = (".ffn_gate.", ".ffn_up.", ".ffn_down.", ".nextn.shared_head_norm.")
 
@@ -118,7 +118,7 @@ def _weights(
 
 @dataclass(frozen=True, slots=True)
 class _PlacedWeights:
-    """Bytes the weights take on one kind of device; `tied`: a copy of the embedding if there is no output matrix."""
+    """The bytes of the weights on one kind of device; `tied` is a copy of the embedding for a missing output matrix."""
 
     blocks: tuple[int, ...]
     embedding: int
@@ -154,7 +154,7 @@ def _placed_bytes(info: TensorInfo, traits: DeviceTraits) -> int:
     return padded(n_bytes, traits.alignment)
 
 
-_ROW_PADDING: Final = 512  # weights; what CUDA-like backends pad the last row of a quantized matrix to
+_ROW_PADDING: Final = 512  # weights; CUDA-like backends pad the last row of a quantized matrix to a multiple of it
 
 
 def _kv_bytes(
@@ -167,7 +167,7 @@ def _kv_bytes(
 
 
 def _cell_bytes(model: ModelSizes, settings: RunSettings) -> int:
-    """What one token takes in the cache of one block."""
+    """The bytes of one token in the cache of one block."""
     g = model.geometry
     k_row = row_bytes(settings.type_k, g.head_count_kv * g.key_length)
     return k_row + row_bytes(settings.type_v, g.head_count_kv * g.value_length)
@@ -199,7 +199,7 @@ def _compute(
 
 
 def _output_rows(model: ModelSizes, settings: RunSettings, *, drafts: bool) -> ContextBytes:
-    """Copies of a batch's results in host memory. They grow to what a batch asks for; the largest is counted."""
+    """The bytes of the copies of a batch's results in host memory, for the largest batch."""
     g = model.geometry
     n_batch = min(settings.n_batch, settings.n_ctx_asked)
     n_rows = max(settings.n_outputs_max or n_batch, settings.n_seq_max)

@@ -14,18 +14,18 @@ from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.memory.allocator import CPU_TRAITS, DeviceTraits
 
 ALL_LAYERS: Final = -1
-MTP_N_UBATCH: Final = 64  # what a session gives the MTP context, unless more conversations than that draft together
+MTP_N_UBATCH: Final = 64  # a session's value for the MTP context, unless more conversations draft together
 
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """How the model is to be run, in llama.cpp's words; the defaults are those of this package's chat.
+    """The settings of a run, in llama.cpp's words; the defaults are those of this package's chat.
 
     Attributes:
-        n_ctx: tokens of context; for `n_seq_max` conversations together.
-        kv_unified: all conversations share one buffer of cells (this package's way), instead of having one each.
+        n_ctx: tokens of context of all `n_seq_max` conversations together.
+        kv_unified: whether all conversations share one buffer of cells, as in this package, or have one each.
         n_outputs_max: rows of logits a batch may ask for; 0 means n_batch, llama.cpp's default.
-        n_gpu_layers: layers on the devices, the output layer first, then blocks from the last; -1 all.
+        n_gpu_layers: layers on the devices, the output layer first, then blocks from the last; -1 means all.
         tensor_split: share of each device; empty means by free memory.
         mtp_n_ubatch, mtp_n_outputs_max: the same for the MTP context.
     """
@@ -47,38 +47,38 @@ class RunSettings:
 
     @property
     def is_exact(self) -> bool:
-        """Whether every row is a graph of its own, and every conversation has a buffer of its own."""
+        """Whether every row has a graph of its own, and every conversation a buffer of its own."""
         return self.n_ubatch == 1 and not self.kv_unified
 
     @property
     def n_ctx_seq(self) -> int:
-        """Tokens of context of one conversation, as llama.cpp rounds them."""
+        """The tokens of context of one conversation, as llama.cpp rounds them."""
         return n_ctx_seq(self.n_ctx, self.n_seq_max)
 
     @property
     def n_cells(self) -> int:
-        """Cells of the KV cache."""
+        """The number of cells of the KV cache."""
         return self.n_ctx_seq * self.n_seq_max
 
     @property
     def n_ctx_asked(self) -> int:
-        """The n_ctx that llama.cpp is given: of several conversations the rounded shares together."""
+        """The n_ctx that llama.cpp gets: for several conversations, the sum of their rounded shares."""
         return self.n_cells if self.n_seq_max > 1 else self.n_ctx
 
 
 def session_settings(
     *, n_ctx: int, n_ubatch: int = 512, n_seq_max: int = 1, n_outputs_max: int = 4, exact: bool = False, **others: Any
 ) -> RunSettings:
-    """The settings that a session of this package makes its contexts with (`SessionOptions.for_context`).
+    """The settings with which a session of this package makes its contexts (`SessionOptions.for_context`).
 
-    A pass takes `n_ubatch` tokens, but never fewer than want logits and one more, and the MTP context as many, up to
-    64 or the rows that want logits.
+    A pass has up to `n_ubatch` tokens, but at least one more than the rows that want logits. A pass of the MTP context
+    has as many, up to 64 or the rows that want logits.
 
     Args:
-        exact: every row is a graph of its own, and every conversation has a buffer of its own.
-        others: fields of RunSettings that are taken as they are.
+        exact: whether every row has a graph of its own, and every conversation a buffer of its own.
+        others: further fields of RunSettings.
     """
-    n_batch = max(n_ubatch, n_outputs_max + 1) if n_ubatch > 0 else n_ubatch  # 0 is for check_settings to refuse
+    n_batch = max(n_ubatch, n_outputs_max + 1) if n_ubatch > 0 else n_ubatch  # check_settings refuses 0
     return RunSettings(
         n_ctx=n_ctx,
         n_batch=n_batch,
@@ -93,7 +93,7 @@ def session_settings(
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A device to plan for: how its buffers behave, and its free memory (which decides the default split)."""
+    """A device to plan for: the behaviour of its buffers, and its free memory (which decides the default split)."""
 
     name: str
     free_bytes: int

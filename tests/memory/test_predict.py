@@ -128,7 +128,9 @@ def test_few_blocks_need_the_same_compute_buffer_as_all(kind: str, monkeypatch: 
         settings = RunSettings(n_ctx=4096, n_gpu_layers=layers, flash_attn=flash)
         quick = predict_memory(sizes, settings, devices)
         with monkeypatch.context() as patch:
-            patch.setattr(memory_compute, "_telling_blocks", lambda model, *_: tuple(range(model.geometry.block_count)))
+            patch.setattr(
+                memory_compute, "_deciding_blocks", lambda model, *_: tuple(range(model.geometry.block_count))
+            )
             assert predict_memory(sizes, settings, devices) == quick
 
 
