@@ -1,4 +1,4 @@
-"""What to tell before a run that is possible, but perhaps not what was meant."""
+"""Warnings before a run that is possible, but perhaps not what the user meant."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.fit.plan import FitPlan
 
-# What is known of 4-bit caches and reasoning, for whoever asks for one.
+# The warning for a 4-bit cache.
 FOUR_BIT_KV: Final = (
     "a 4-bit KV cache costs reasoning: GPQA-Diamond of Qwen3-8B fell from 57.1 to 53.5 %, to 55.6 % with the rotation "
     "that llama.cpp applies too (https://github.com/sgl-project/sglang/pull/36172)"
@@ -20,7 +20,7 @@ def advice(plan: FitPlan, n_gpu_layers: int | None = None) -> tuple[str, ...]:
     """Warnings about `plan`, one line each.
 
     Args:
-        n_gpu_layers: layers on the GPU as the user asked for them; None if nothing was asked.
+        n_gpu_layers: layers on the GPU that the user asked for; None if that was left open.
     """
     return tuple(_advice(plan, n_gpu_layers))
 

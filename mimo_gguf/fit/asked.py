@@ -1,8 +1,8 @@
-"""llama.cpp asked what a run would occupy: a model and its contexts made without allocating anything, to the byte.
+"""llama.cpp's own answer to what a run would occupy, to the byte, without allocating anything.
 
-The figures come from llama.cpp's own `llama_get_memory_breakdown` on a `no_alloc` model: what the real load would ask
-of each backend, in a fraction of a second. It is asked in a process of its own, so that whatever goes wrong there is
-an error here. On platforms where it cannot be asked, the prediction of `memory.predict` agrees with it.
+The figures come from `llama_get_memory_breakdown` on a `no_alloc` model: the bytes that a real load would ask of each
+backend. A process of its own asks for them, so whatever goes wrong there is an error here, and nothing worse. If a
+platform cannot answer, `memory.predict` gives the same figures.
 """
 
 from __future__ import annotations
@@ -20,27 +20,26 @@ from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import Metadata, TensorInfo, string, uint32
 from mimo_gguf.core.runnable import check_measurable
-from mimo_gguf.fit.breakdown import AskedMemory
+from mimo_gguf.fit.breakdown import LEAVE_OUT, AskedMemory
 from mimo_gguf.hardware.devices import Device
 from mimo_gguf.memory.parts import ContextBytes
 from mimo_gguf.memory.run import RunSettings
 
 _TIMEOUT_S: Final = 120
-_LEAVE_OUT: Final = "leave --asked out: the analytic plan needs no llama.cpp"
 
 
 def ask_memory(
     path: str | Path, settings: RunSettings, devices: Sequence[Device] = (), *, allocate: bool = False
 ) -> tuple[AskedMemory, ...]:
-    """What llama.cpp would allocate for this run: one entry per device in `devices`, then the host's.
+    """The bytes that llama.cpp would allocate for this run: one entry per device in `devices`, then the host's.
 
     Args:
-        allocate: load the model for good and report what was allocated (the file must hold its data).
+        allocate: whether to load the model in fact; the file must then hold its data.
 
     Raises:
-        GgufError: the file is broken, or says what no model can be.
-        BackendError: llama.cpp refused the file or the settings, ended or hung on them, or this platform cannot be
-            asked.
+        GgufError: the file is broken, or has numbers that no model can have.
+        BackendError: llama.cpp refused the file or the settings, ended or hung on them, or cannot answer on this
+            platform.
     """
     check_measurable(read_gguf(path))
     question = {
@@ -53,7 +52,7 @@ def ask_memory(
     try:
         answer = ask_child("mimo_gguf.fit.breakdown", question, timeout_s=_TIMEOUT_S)
     except ChildFailed as error:
-        raise BackendError(f"llama.cpp could not be asked: {error}", hint=_LEAVE_OUT) from None
+        raise BackendError(f"llama.cpp could not be asked: {error}", hint=LEAVE_OUT) from None
     if "error" in answer:
         raise BackendError(answer["error"], hint=answer["hint"])
     return tuple(
@@ -64,9 +63,9 @@ def ask_memory(
 
 @contextmanager
 def header_only_file(metadata: Metadata, tensors: Sequence[TensorInfo]) -> Iterator[Path]:
-    """A GGUF of full size that holds no data (a hole after the tensor table) and no vocabulary; gone afterwards.
+    """A temporary GGUF of full size without data (a hole after the tensor table) and without a vocabulary.
 
-    Enough to ask llama.cpp about a file that does not exist yet.
+    It is enough to ask llama.cpp about a file that does not exist yet.
     """
     architecture = str(metadata["general.architecture"].value)
     kept = {

@@ -1,8 +1,8 @@
 """llama.cpp's own count of what a run occupies, read in this process.
 
 `llama_get_memory_breakdown` is a C++ function that returns a std::map, so its nodes are walked here; the layouts of
-libstdc++ and libc++ are fixed by their ABI. A library of another ABI could end the process, and so can a file that
-llama.cpp does not expect: `asked` therefore runs this module in a process of its own, as `main`.
+libstdc++ and libc++ are fixed by their ABI. A library of another ABI could end the process, and so can an unexpected
+file. `asked` therefore runs this module in a process of its own, as `main`.
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-ext.h (llama_memory_breakdown)
 """
 
@@ -25,6 +25,7 @@ from mimo_gguf.llama import api as llama_api
 from mimo_gguf.memory.parts import NO_CONTEXT, ContextBytes
 from mimo_gguf.memory.run import RunSettings
 
+LEAVE_OUT: Final = "leave --asked out: the analytic plan needs no llama.cpp"
 _SYMBOL: Final = "_Z26llama_get_memory_breakdownPK13llama_context"
 _Amounts = tuple[int, int, int]  # bytes of weights, KV cache, compute buffers
 _NOTHING: Final[_Amounts] = (0, 0, 0)
@@ -32,7 +33,7 @@ _NOTHING: Final[_Amounts] = (0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class AskedMemory:
-    """Bytes llama.cpp would allocate on one device; the words are those of `memory.parts`."""
+    """The bytes that llama.cpp would allocate on one device, in the words of `memory.parts`."""
 
     weights: int = 0
     kv_cache: ContextBytes = NO_CONTEXT
@@ -46,7 +47,11 @@ class AskedMemory:
 def read_memory(
     path: str | Path, settings: RunSettings, devices: Sequence[Device] = (), *, allocate: bool = False
 ) -> tuple[AskedMemory, ...]:
-    """As `asked.ask_memory`, in this process."""
+    """The answer of `asked.ask_memory`, worked out in this process.
+
+    Raises:
+        BackendError: llama.cpp refused the file or the settings, or cannot answer on this platform.
+    """
     _check_platform()
     model_options = llama_api.ModelOptions(
         n_gpu_layers=settings.n_gpu_layers if devices else 0,
@@ -77,7 +82,7 @@ def read_memory(
 
 
 def context_options(settings: RunSettings) -> llama_api.ContextOptions:
-    """The options that make llama.cpp's target context what the plan was made for."""
+    """The options of llama.cpp's target context for the planned settings."""
     return llama_api.ContextOptions(
         n_ctx=settings.n_ctx_asked,
         n_batch=settings.n_batch,
@@ -101,12 +106,12 @@ def _check_platform() -> None:
     if sys.platform not in ("linux", "darwin") or ctypes.sizeof(ctypes.c_void_p) != 8:
         raise BackendError(
             "llama.cpp cannot be asked for its memory on this platform",
-            hint="leave --asked out: the analytic plan needs no llama.cpp",
+            hint=LEAVE_OUT,
         )
 
 
 def _breakdown(context: int, devices: Sequence[Device]) -> dict[int, _Amounts]:
-    """Device index (host last) -> bytes of (weights, KV cache, compute buffers)."""
+    """The bytes of (weights, KV cache, compute buffers) by device index; the host's is the last."""
     function = getattr(llama_api.api()._lib, _SYMBOL, None)
     if function is None:
         raise BackendError(
@@ -120,7 +125,7 @@ def _breakdown(context: int, devices: Sequence[Device]) -> dict[int, _Amounts]:
     if len(entries) != count:
         raise BackendError(
             "llama.cpp's memory breakdown has an unknown layout in this build",
-            hint="leave --asked out: the analytic plan needs no llama.cpp",
+            hint=LEAVE_OUT,
         )
     index_of = {device.pointer: index for index, device in enumerate(devices)}
     is_host = llama_api.ggml_function("ggml_backend_buft_is_host", ctypes.c_bool, ctypes.c_void_p)
@@ -134,7 +139,7 @@ def _breakdown(context: int, devices: Sequence[Device]) -> dict[int, _Amounts]:
 
 
 def _walk(node: int, left: int) -> Iterator[tuple[int, int, int, int]]:
-    """Values of a red-black tree in order. Left and right child lie side by side, the value at byte 32."""
+    """The values of a red-black tree in order. The right child is stored after the left, the value at byte 32."""
     if node:
         yield from _walk(_word(node + left), left)
         yield _word(node + 32), _word(node + 40), _word(node + 48), _word(node + 56)
@@ -160,7 +165,7 @@ def _answer(question: dict[str, Any]) -> tuple[AskedMemory, ...]:
         add_workers(question["workers"])
     by_name = {device.name: device for device in ggml_devices()} if question["devices"] else {}
     if missing := [name for name in question["devices"] if name not in by_name]:
-        raise BackendError(f"{', '.join(missing)}: not there any more", hint="look at them: mimo-gguf doctor")
+        raise BackendError(f"{', '.join(missing)}: not there any more", hint="see which are: mimo-gguf doctor")
     given = question["settings"]
     kinds = {name: parse_kv_type(given[name]) for name in ("type_k", "type_v")}
     settings = RunSettings(**given | kinds | {"tensor_split": tuple(given["tensor_split"])})

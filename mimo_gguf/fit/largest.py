@@ -1,4 +1,4 @@
-"""Finding the largest number (of layers, of context steps) that fits, in three or four tries."""
+"""The search for the largest number (of layers, of context steps) that fits, in three or four tries."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ Plan = TypeVar("Plan")
 def largest_with_room(
     plan_of: Callable[[int], Plan], spare: Callable[[Plan], int], low: int, high: int, guess: int
 ) -> Plan | None:
-    """The plan of the largest number in [low, high) with room to spare; None if there is none.
+    """The plan of the largest number in [low, high) that fits; None if there is none.
 
-    The need grows with the number, and nearly in proportion: what a plan has to spare (below zero: lacks), counted in
-    such steps, tells where to look next, and three or four plans are enough. If that goes wrong, bisection ends it.
+    The need grows nearly in proportion to the number. So the steps that a plan has to spare give the next guess, and
+    three or four plans are enough. After five guesses it bisects.
+
+    Args:
+        spare: how many more steps fit beside a plan; below zero: how many are too many.
+        guess: the number to try first.
     """
     best = None
     for attempt in itertools.count():

@@ -1,9 +1,10 @@
-"""Layers dealt out to several devices: by free memory, as llama.cpp does, and by what fits if that is too much.
+"""The split of layers over several devices by what fits, for when llama.cpp's split by free memory does not.
 
-llama.cpp deals by free memory alone, as if all layers were alike. The output layer is nearly five blocks at Q4_K_M, and
-a small card also holds compute buffers, so what would fit in all is too much for one card. A plan names the number of
-layers of each device, and a run passes them on as the split: what is planned is what is loaded, even if free memory
-has changed a little in between.
+llama.cpp divides by free memory alone, as if all layers were alike. But the output layer is as large as nearly five
+blocks at Q4_K_M, and a small card also holds compute buffers. So a run that would fit may need too much of one card.
+
+A plan has the number of layers of each device, and a run gives llama.cpp these numbers as the split. So what is planned
+is loaded, even if free memory has changed a little.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from collections.abc import Sequence
 
 
 def deal(layers: Sequence[Sequence[int]], rooms: Sequence[int]) -> tuple[int, ...] | None:
-    """How many layers each device takes so that the fullest is left with as much room as possible; None: too many.
+    """The number of layers for each device that leaves the fullest as much room as possible; None if they do not fit.
 
     Args:
-        layers: for each device the bytes of every layer on it; the layers keep their order.
-        rooms: bytes of each device for layers.
+        layers: for each device, the bytes of every layer on it; the layers keep their order.
+        rooms: for each device, the bytes for layers.
     """
-    least, most = 0, max(rooms, default=0) + 1  # of room to leave on each: the first can be left, the second cannot
+    least, most = 0, max(rooms, default=0) + 1  # bytes to leave free on each: the first is possible, the second is not
     best = _fill(layers, rooms, least)
     while best is not None and least < most - 1:
         middle = (least + most) // 2
@@ -32,7 +33,7 @@ def deal(layers: Sequence[Sequence[int]], rooms: Sequence[int]) -> tuple[int, ..
 
 
 def most_layers(layers: Sequence[Sequence[int]], rooms: Sequence[int]) -> int:
-    """How many of the last layers can be dealt out; arguments as `deal`."""
+    """The largest number of last layers that can be dealt out; the arguments are those of `deal`."""
 
     def is_too_many(count: int) -> bool:
         return _fill([sizes[-count:] for sizes in layers], rooms, 0) is None
@@ -41,7 +42,7 @@ def most_layers(layers: Sequence[Sequence[int]], rooms: Sequence[int]) -> int:
 
 
 def _fill(layers: Sequence[Sequence[int]], rooms: Sequence[int], left: int) -> tuple[int, ...] | None:
-    """One device after the other as full as it may be with `left` bytes of its room to spare."""
+    """The layers of each device if one after the other is filled but for `left` bytes; None if some remain."""
     counts = []
     start = 0
     for sizes, room in zip(layers, rooms, strict=True):

@@ -1,9 +1,8 @@
-"""The memory plan: what a run needs on each device against what is free there, and ways out if it does not fit.
+"""The memory plan: the need of a run on each device, the free memory there, and ways out if it does not fit.
 
-The needs are llama.cpp's own (`memory.predict`), plus what it does not count: the driver's part, the program itself
-and a margin. On a machine without a GPU the plan is about RAM. Weights that stay on the host are a mapped file: the
-system could drop their pages, but every token reads all of them again, so they count in full; the same bytes in the
-page cache count as free.
+The needs are llama.cpp's own (`memory.predict`), and those that it does not count: the driver, the program itself and a
+margin. On a machine without a GPU the plan is about RAM. Weights on the host are a mapped file. The system could drop
+their pages, but every token reads all of them, so they count in full; the same bytes in the page cache count as free.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from mimo_gguf.memory.run import RunSettings
 
 @dataclass(frozen=True, slots=True)
 class DeviceFit:
-    """One device's side of the plan: what the run takes there, part by part."""
+    """One device of the plan, with the memory that the run needs there, part by part."""
 
     device: Device
     memory: DeviceMemory
@@ -30,7 +29,7 @@ class DeviceFit:
 
     @property
     def spare_bytes(self) -> int:
-        """What is left free; below zero: so much is missing."""
+        """The bytes that stay free; if below zero, the bytes that are missing."""
         return self.free_bytes - self.needed_bytes
 
     @property
@@ -44,12 +43,12 @@ class DeviceFit:
 
 @dataclass(frozen=True, slots=True)
 class WayOut:
-    """A change that makes the run fit, checked with the same model.
+    """A change that makes the run fit, checked with the same arithmetic.
 
     Attributes:
         text: what changes, for people.
-        options: command line options that make the change; empty if it needs another file.
-        needed_bytes: need of the device that was too small, after the change; 0 if it is left out.
+        options: command line options that make the change; empty if another file alone makes it.
+        needed_bytes: need of the device that was too small, after the change; 0 if the device is left out.
     """
 
     text: str
@@ -60,11 +59,14 @@ class WayOut:
 
 @dataclass(frozen=True)
 class FitPlan:
-    """A run, weighed: settings (with `n_gpu_layers` chosen), the need per device (the host last), ways out.
+    """The plan of a run.
 
     Attributes:
-        smaller: (file type, sizes) to offer if it does not fit, largest first; None: `ways_out.smaller_types`.
-        left_out: GPUs of the machine with too little free memory for anything at all.
+        settings: those of the run, with `n_gpu_layers` chosen.
+        devices: the need on each device; the host is the last.
+        pinned_layers: whether the user chose `n_gpu_layers`.
+        smaller: (file type, sizes) to offer if it does not fit, largest first; None means `ways_out.smaller_types`.
+        left_out: GPUs of the machine that have too little free memory for any layer.
     """
 
     model: ModelSizes
@@ -85,22 +87,22 @@ class FitPlan:
 
     @property
     def needed_bytes(self) -> dict[str, int]:
-        """Device name -> bytes."""
+        """The bytes that each device needs, by its name."""
         return {fit.device.name: fit.needed_bytes for fit in self.devices}
 
     @property
     def free_bytes(self) -> dict[str, int]:
-        """Device name -> bytes."""
+        """The free bytes of each device, by its name."""
         return {fit.device.name: fit.free_bytes for fit in self.devices}
 
     @property
     def tightest(self) -> DeviceFit:
-        """The device with the least room to spare (or the most missing)."""
+        """The device with the fewest spare bytes, or the most missing ones."""
         return min(self.devices, key=lambda fit: fit.spare_bytes)
 
     @property
     def n_layers(self) -> int:
-        """Layers that could be on a GPU: the blocks and the output layer."""
+        """The number of layers that could be on a GPU: the blocks and the output layer."""
         return self.model.geometry.block_count + 1
 
     @property
@@ -108,7 +110,7 @@ class FitPlan:
         return self.settings.mtp and self.model.has_mtp
 
     def summary(self) -> tuple[str, str]:
-        """The plan in two lines: what runs where, and what each device has left."""
+        """The plan in two lines: the settings, and the need and the free memory of each device."""
         s = self.settings
         kv = s.type_k.name.lower() if s.type_k is s.type_v else f"{s.type_k.name}/{s.type_v.name}".lower()
         mtp = "on" if self.runs_mtp else "off" if self.model.has_mtp else "not in this file"
@@ -127,5 +129,5 @@ class FitPlan:
         return first, second + "".join(f", {text}" for text in self.notes())
 
     def notes(self) -> tuple[str, ...]:
-        """What the plan does without."""
+        """The GPUs that the plan leaves out, one line each."""
         return tuple(f"{gpu.name} left out: only {format_size(gpu.free_bytes)} free" for gpu in self.left_out)

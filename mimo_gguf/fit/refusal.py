@@ -1,4 +1,4 @@
-"""What a plan that does not fit says: the refusal with its numbers and ways out, and the whole plan as JSON."""
+"""The refusal of a plan that does not fit, with its numbers and ways out, and any plan as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mimo_gguf.fit.ways_out import find_ways_out
 
 
 def check_fit(plan: FitPlan) -> None:
-    """Raises DoesNotFit, with the numbers and a way out, if the plan does not fit."""
+    """Raises DoesNotFit, with the numbers and ways out, if the plan does not fit."""
     if plan.fits:
         return
     worst = plan.tightest

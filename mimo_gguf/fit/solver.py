@@ -1,19 +1,19 @@
-"""Choosing how to run: file type, layers on the GPU, context, KV cache and MTP, for the memory there is.
+"""The choice of how to run: file type, layers on the GPU, context, KV cache and MTP, for the available memory.
 
-What a user of a reasoning model values decides, in this order (`_worth`; contexts are those of one conversation):
+These wishes of a user of a reasoning model decide, in this order (`_worth`; contexts are those of one conversation):
 
 1. every layer on the GPU, as long as 4096 tokens of context fit: a layer on the CPU costs more speed than anything
-   below can win back;
+   below can gain;
 2. a context of 8192, below which many a chain of thought is cut off;
 3. MTP drafting, 1.3 to 1.6 times the speed at no cost in quality;
 4. a context of 16384;
 5. the better file type;
-6. more context, up to what the model was trained for (without a GPU up to 16384: llama.cpp clears the whole cache at
-   the start, 4.6 GiB and several seconds for 32768, and a CPU would need an hour to fill it);
+6. more context, up to what the model was trained for; without a GPU up to 16384. llama.cpp clears the whole cache at
+   the start (4.6 GiB and several seconds for 32768), and a CPU would need an hour to fill it;
 7. an f16 KV cache rather than q8_0, then the usual micro-batch rather than a small one.
 
-A q8_0 cache is taken if it buys one of the above; it is practically lossless
-(https://github.com/ikawrakow/ik_llama.cpp/pull/1527). q4_0 is taken only if it is asked for, see `advice`.
+A q8_0 cache is chosen if it makes one of the above possible; it is practically lossless
+(https://github.com/ikawrakow/ik_llama.cpp/pull/1527). q4_0 is used only if the user asks for it, see `advice`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,11 @@ from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.core.units import format_size
 from mimo_gguf.fit.plan import FitPlan
 from mimo_gguf.fit.refusal import plan_json
-from mimo_gguf.fit.ways_out import smaller_types
+from mimo_gguf.fit.ways_out import SMALLEST_CONTEXT, smaller_types
 from mimo_gguf.fit.weigh import largest_context, plan_model
 from mimo_gguf.hardware.devices import Device
 from mimo_gguf.memory.run import RunSettings, session_settings
 
-SMALLEST_CONTEXT: Final = 1024  # less is not enough for a conversation
 USABLE_CONTEXT: Final = 4096
 GOOD_CONTEXT: Final = 8192
 BETTER_CONTEXT: Final = 16384
@@ -46,13 +45,13 @@ SMALL_UBATCH: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user has decided already; None leaves it to the solver.
+    """The settings that the user has decided already; None leaves one to the solver.
 
     Attributes:
-        n_ctx: 0 is as good as None.
+        n_ctx: tokens of context of all conversations together; 0 means the same as None.
         n_seq_max: conversations at a time; they share the context in equal parts.
-        n_outputs_max: rows of logits a pass may ask for; 0 is a token and one draft for each conversation.
-        exact: as `SessionOptions.exact`; drafts gain nothing then, so they are left out unless they are wished for.
+        n_outputs_max: rows of logits a pass may ask for; 0 means a token and one draft for each conversation.
+        exact: as `SessionOptions.exact`; drafts gain nothing then, so there are none unless `mtp` is True.
     """
 
     n_ctx: int | None = None
@@ -73,7 +72,7 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file that exists or could be made: its type's name and its sizes."""
+    """A file that exists or could be made: the name of its type, and its sizes."""
 
     name: str
     model: ModelSizes
@@ -81,7 +80,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """The choice: a plan, the type it is for, what was given up for it, and what the next steps would cost."""
+    """The choice: a file type, the plan for it, what it gives up, and what the next steps would cost."""
 
     file_type: str
     plan: FitPlan
@@ -100,10 +99,10 @@ class Solution:
 def solve(candidates: Sequence[Candidate], devices: Sequence[Device], wishes: Wishes = Wishes()) -> Solution:
     """The best way to run one of `candidates` (worst type first, best last) on `devices` (the host last).
 
-    If nothing fits, the solution holds the plan that comes nearest, which does not fit either: `check_fit` says so.
+    If nothing fits, the solution has the plan with the fewest missing bytes; `check_fit` refuses it.
 
     Raises:
-        UsageError: no candidates, or settings llama.cpp would refuse.
+        UsageError: there are no candidates, or llama.cpp would refuse the settings.
     """
     if not candidates:
         raise UsageError("no file to choose a plan for", hint="name a GGUF file, or a checkpoint with --type")
@@ -142,7 +141,7 @@ def _worth(rank: int, plan: FitPlan) -> tuple[float, ...]:
 
 
 def _is_good(plan: FitPlan, wishes: Wishes) -> bool:
-    """Whether nothing that the later, more desperate stages try could be worth more."""
+    """Whether no plan of a later stage could be worth more."""
     return _is_usable(plan, wishes, GOOD_CONTEXT) and (plan.runs_mtp or not plan.model.has_mtp)
 
 
@@ -159,20 +158,23 @@ def _missing_bytes(plan: FitPlan) -> int:
 
 
 def _whole_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wishes) -> Iterator[FitPlan]:
-    """All layers on the GPUs (or as many as the user said), with the largest context that fits."""
+    """The plans with all layers on the GPUs, or as many as the user chose, and the largest context that fits."""
     for settings in _combinations(candidate.model, wishes):
         layers = -1 if wishes.n_gpu_layers is None else wishes.n_gpu_layers
         yield _with_best_context(plan_model(candidate.model, settings, devices, layers), wishes)
 
 
 def _frugal_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wishes) -> Iterator[FitPlan]:
-    """The same with small micro-batches, which need smaller compute buffers."""
+    """The same plans with small micro-batches, which need smaller compute buffers."""
     if wishes.n_ubatch is None:
         yield from _whole_plans(candidate, devices, replace(wishes, n_ubatch=SMALL_UBATCH))
 
 
 def _partial_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wishes) -> Iterator[FitPlan]:
-    """As many layers on the GPUs as fit beside a good context; of no interest are plans with fewer than another has."""
+    """The plans with as many layers on the GPUs as fit beside a good context.
+
+    A plan with fewer layers than the best so far is not worked out: it returns as one that does not fit.
+    """
     if wishes.n_gpu_layers is None and len(devices) > 1:
         most = 0
         for settings in reversed(list(_combinations(candidate.model, wishes))):
@@ -182,7 +184,7 @@ def _partial_plans(candidate: Candidate, devices: Sequence[Device], wishes: Wish
 
 
 def _combinations(model: ModelSizes, wishes: Wishes) -> Iterator[RunSettings]:
-    """KV types and drafting, those that are free to choose, at a good context."""
+    """The combinations of KV type and drafting that the user left open, at a good context."""
     can_q8 = wishes.flash_attn and can_hold_heads(GgmlType.Q8_0, model.geometry)
     free_types = [GgmlType.F16, GgmlType.Q8_0] if can_q8 else [GgmlType.F16]
     kv_types = free_types if wishes.kv_type is None else [wishes.kv_type]
@@ -192,7 +194,7 @@ def _combinations(model: ModelSizes, wishes: Wishes) -> Iterator[RunSettings]:
 
 
 def settings_for(model: ModelSizes, wishes: Wishes) -> RunSettings:
-    """`wishes` as they are, and what is usual for what they leave open."""
+    """The settings for `wishes`, with the usual value of everything that they leave open."""
     kv_type = GgmlType.F16 if wishes.kv_type is None else wishes.kv_type
     return session_settings(
         n_ctx=wishes.n_ctx or wishes.n_seq_max * min(GOOD_CONTEXT, model.geometry.context_length),
@@ -208,7 +210,7 @@ def settings_for(model: ModelSizes, wishes: Wishes) -> RunSettings:
 
 
 def _with_best_context(plan: FitPlan, wishes: Wishes) -> FitPlan:
-    """The plan with the largest context that fits, unless the context is given or none worth having fits."""
+    """The plan with the largest context that fits; unchanged if the context is given or not even a small one fits."""
     if wishes.n_ctx:
         return plan
     most = most_context(plan.model, wishes)
@@ -222,7 +224,7 @@ def _with_best_context(plan: FitPlan, wishes: Wishes) -> FitPlan:
 
 
 def most_context(model: ModelSizes, wishes: Wishes) -> int:
-    """Tokens of context beyond which more is of no use: what the model was trained for, for each conversation."""
+    """The largest useful context in tokens: what the model was trained for, for each conversation."""
     return min(wishes.n_seq_max * model.geometry.context_length, MOST_CONTEXT)
 
 
@@ -250,7 +252,7 @@ def _gave_up(plan: FitPlan, wishes: Wishes) -> Iterator[str]:
 def _next_steps(
     candidates: Sequence[Candidate], rank: int, plan: FitPlan, devices: Sequence[Device], wishes: Wishes
 ) -> Iterator[str]:
-    """What the next better file type and the next better run would need, or cost."""
+    """Lines on what the next better file type and the next better run would need or cost."""
     s = plan.settings
     if rank + 1 < len(candidates):
         better = candidates[rank + 1]
@@ -261,7 +263,7 @@ def _next_steps(
     if len(plan.devices) > 1 and s.n_gpu_layers < plan.n_layers:
         everything = plan_model(plan.model, s, devices, -1)
         yield f"all layers on the GPU: {format_size(_missing_bytes(everything))} more memory there"
-        if rank == 0:  # the candidates have none smaller
+        if rank == 0:  # no candidate is smaller
             wholes = (name for name, smaller in smaller_types(plan.model) if plan_model(smaller, s, devices, -1).fits)
             yield from (f"the file as {name}: all layers on the GPU" for name in itertools.islice(wholes, 1))
     elif s.n_ctx < trained:
@@ -275,7 +277,7 @@ def _next_steps(
 
 
 def _difference(plan: FitPlan, other: FitPlan) -> str:
-    """What changes from `plan` to `other`, in words."""
+    """The changes from `plan` to `other`, in words."""
     if not other.fits:
         return "does not fit"
     before, after = plan.settings, other.settings

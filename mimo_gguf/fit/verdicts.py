@@ -1,7 +1,7 @@
-"""Which cards run the model, how much context they hold, and how fast: the catalogue (`gpus.csv`) and its arithmetic.
+"""Verdicts on the cards of the catalogue (`gpus.csv`): whether they run the model, with how much context, how fast.
 
-Decoding one token reads every weight once, so tokens per second are memory bandwidth over bytes read, times the share
-of the bandwidth that llama.cpp's kernels reach (`_EFFICIENCY`).
+Decoding one token reads every weight once. So tokens per second are memory bandwidth over bytes read, times the share
+of the bandwidth that llama.cpp's kernels reach (`Card.efficiency`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Verdict:
     """How a card runs a model.
 
     Attributes:
-        kv_type: with this KV cache all layers and the context asked for are on the card: "f16", else "q8_0", else "".
-        largest_context: with all layers on the card and that KV cache (q8_0 if f16 does not fit); 0 for none.
-        tps: expected tokens per second, plain.
-        tps_mtp: with MTP drafting at MTP_ACCEPTANCE (0 without an MTP layer).
+        kv_type: the KV cache with which all layers and the given context fit on the card: "f16", else "q8_0", else "".
+        largest_context: with all layers on the card and that KV cache (q8_0 if `kv_type` is empty); 0 if none fits.
+        tps: expected tokens per second without drafting.
+        tps_mtp: the same with MTP drafting at MTP_ACCEPTANCE; 0 without an MTP layer.
     """
 
     card: Card
@@ -83,10 +83,10 @@ class Verdict:
 
 
 def judge_cards(model: ModelSizes, n_ctx: int, chosen: Sequence[Card] | None = None) -> list[Verdict]:
-    """A verdict on each of `chosen` (all of the catalogue), in their order.
+    """A verdict on each of `chosen`, in that order; None means the whole catalogue.
 
     Raises:
-        UsageError: a context llama.cpp would refuse.
+        UsageError: llama.cpp would refuse the context.
     """
     holds = _Holds(model)
     kv_types = [kind for kind in _KV_TYPES if can_hold_heads(kind, model.geometry)]
@@ -106,7 +106,7 @@ _KV_TYPES: Final = (GgmlType.F16, GgmlType.Q8_0)
 
 
 class _Holds:
-    """Whether so much free memory holds the whole model; the needs are worked out once for all cards."""
+    """Whether a given free memory holds the whole model; the needs are worked out once for all cards."""
 
     def __init__(self, model: ModelSizes) -> None:
         self.model = model
@@ -129,7 +129,11 @@ class _Holds:
 
 
 def expected_speed(model: ModelSizes, card: Card) -> tuple[float, float]:
-    """(plain, with MTP) tokens per second while decoding, from bytes read per token; 0 for what the file lacks."""
+    """The tokens per second of decoding, (plain, with MTP), from the bytes read per token.
+
+    The second is 0 if the file has no MTP layer. Formula: bandwidth * efficiency / bytes read, times the tokens per
+    pass, which are 1 + MTP_ACCEPTANCE with drafting.
+    """
     (memory,) = predict_memory(model, RunSettings(n_ctx=_READ_AT))
     weights, kv_cache = memory.weights, memory.kv_cache
     output = weights.output or weights.input_embedding
@@ -143,7 +147,7 @@ def expected_speed(model: ModelSizes, card: Card) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """How fast a run will be: tokens per second on `card`, plain and with MTP (0 if it does not draft)."""
+    """The expected tokens per second of a run on `card`, plain and with MTP (0 if it does not draft)."""
 
     card: Card
     tps: float
@@ -155,7 +159,7 @@ class Expectation:
 
 
 def expectation(plan: FitPlan) -> Expectation | None:
-    """Of a plan with all layers on one card that the catalogue knows; None of any other."""
+    """The expected speed of a plan with all layers on one card of the catalogue; None for any other plan."""
     if len(plan.devices) != 2 or plan.settings.n_gpu_layers < plan.n_layers or plan.settings.n_seq_max > 1:
         return None
     device = plan.devices[0].device
@@ -169,7 +173,7 @@ def expectation(plan: FitPlan) -> Expectation | None:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What the user wants to see; None and "" mean everything."""
+    """The cards that the user wants to see; None and "" mean all."""
 
     budget_usd: float | None = None
     min_tps: float | None = None
@@ -177,13 +181,13 @@ class Filters:
     sort: str = "vram"
 
     def __post_init__(self) -> None:
-        """Raises UsageError for an unknown vendor or order, or an amount that is none."""
+        """Raises UsageError for an unknown vendor or order, or an amount that is not a number from 0 up."""
         if self.vendor and self.vendor not in VENDORS:
             raise UsageError(f"no vendor {self.vendor!r}", hint=name_hint(self.vendor, VENDORS))
         if self.sort not in SORTS:
             raise UsageError(f"cannot sort by {self.sort!r}", hint=name_hint(self.sort, SORTS))
         for what, amount in (("a budget", self.budget_usd), ("a speed", self.min_tps)):
-            if amount is not None and not 0 <= amount < float("inf"):  # nor is it, if it is no number
+            if amount is not None and not 0 <= amount < float("inf"):  # also refuses NaN
                 raise UsageError(f"{amount:g} is not {what}", hint="for example --budget 300 --min-tps 30")
 
 
@@ -210,10 +214,10 @@ def select(verdicts: Sequence[Verdict], filters: Filters) -> list[Verdict]:
 
 
 def best_picks(verdicts: Sequence[Verdict], filters: Filters) -> list[tuple[Verdict, str]]:
-    """Up to three cards to buy and why: most speed for the money, fastest, most memory, cheapest.
+    """Up to three cards to buy, each with the reason: most speed for the money, fastest, most memory, cheapest.
 
     Raises:
-        UsageError: none passes the filters.
+        UsageError: no card passes the filters.
     """
     useful = [v for v in select(verdicts, filters) if v.is_useful and v.card.price_usd]
     if not useful:

@@ -1,4 +1,4 @@
-"""Ways out of a plan that does not fit: single changes, then several at once, each checked with the same model."""
+"""Ways out of a plan that does not fit: single changes, then several at once, each checked by a new plan."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mimo_gguf.fit.plan import FitPlan, WayOut
 from mimo_gguf.fit.weigh import changed, largest_context
 
 MOST: Final = 4
-SMALLEST_CONTEXT: Final = 1024  # a way out below this is none
+SMALLEST_CONTEXT: Final = 1024  # less is not enough for a conversation
 
 
 @lru_cache(maxsize=16)
 def find_ways_out(plan: FitPlan) -> tuple[WayOut, ...]:
-    """Up to four changes that make `plan` fit, the least costly first; empty if it fits already.
+    """Up to four changes that make `plan` fit, the least costly first; none if it fits already.
 
-    They are changes of context, KV cache, MTP, layers and file type, then of several at once.
+    They change context, KV cache, MTP, layers or file type, then several of these at once.
     """
     if plan.fits:
         return ()
@@ -43,11 +43,11 @@ class _Attempt:
     """Changes to make together.
 
     Attributes:
-        smaller: another file, as (file type, sizes).
-        q8_cache: a KV cache in Q8_0.
-        no_mtp: no drafting.
-        free_layers: as many layers on the GPUs as fit, not the number asked for.
-        less_context: the largest context that fits with all this.
+        smaller: use another file, given as (file type, sizes).
+        q8_cache: keep the KV cache in Q8_0.
+        no_mtp: do not draft.
+        free_layers: put as many layers on the GPUs as fit, not the number that the user chose.
+        less_context: use the largest context that fits with the other changes.
     """
 
     smaller: tuple[str, ModelSizes] | None = None
@@ -57,16 +57,16 @@ class _Attempt:
     less_context: bool = False
 
     def is_a_change(self, plan: FitPlan) -> bool:
-        """Whether each of the changes can be made to `plan`, and changes it."""
+        """Whether each of the changes is possible and changes `plan`."""
         pinned = plan.pinned_layers and len(plan.devices) > 1
         return (
-            (not self.q8_cache or _can_take_q8(plan))
+            (not self.q8_cache or _can_use_q8_cache(plan))
             and (not self.no_mtp or plan.runs_mtp)
             and (not self.free_layers or pinned)
         )
 
     def applied_to(self, plan: FitPlan) -> FitPlan | None:
-        """The plan so changed, fitting or not; None if the context would become too small."""
+        """The changed plan, whether it fits or not; None if the context would be too small."""
         changes: dict[str, Any] = {"type_k": GgmlType.Q8_0, "type_v": GgmlType.Q8_0} if self.q8_cache else {}
         if self.no_mtp:
             changes["mtp"] = False
@@ -78,7 +78,7 @@ class _Attempt:
         return changed(found, n_ctx=n_ctx) if n_ctx >= SMALLEST_CONTEXT else None
 
     def options(self, found: FitPlan) -> tuple[str, ...]:
-        """The command line options that make the changes; what another file is needed for has none."""
+        """The command line options that make the changes; there is none for another file."""
         options = ["--kv-type", "q8_0"] if self.q8_cache else []
         options += ["--no-mtp"] if self.no_mtp else []
         options += ["--gpu-layers", str(found.settings.n_gpu_layers)] if self.free_layers else []
@@ -115,15 +115,16 @@ def _attempts(plan: FitPlan) -> Iterator[_Attempt]:
         yield _Attempt(smaller=files[-1], less_context=True)
 
 
-def _can_take_q8(plan: FitPlan) -> bool:
+def _can_use_q8_cache(plan: FitPlan) -> bool:
     storable = can_hold_heads(GgmlType.Q8_0, plan.model.geometry)
     return storable and plan.settings.flash_attn and plan.settings.type_k is not GgmlType.Q8_0
 
 
 def smaller_types(model: ModelSizes) -> tuple[tuple[str, ModelSizes], ...]:
-    """(file type, sizes) of the usual types that are smaller than this file, largest first. An upper bound.
+    """(file type, sizes) of the usual types that are smaller than this file, largest first.
 
-    A file of that type has at least some tensors of fewer bits; `mimo-gguf quantize --dry-run` gives exact sizes.
+    The sizes are upper bounds: a real file has some tensors of fewer bits. `mimo-gguf quantize --dry-run` gives exact
+    sizes.
     """
     found = []
     for name, matrices, careful in (
@@ -140,7 +141,7 @@ def smaller_types(model: ModelSizes) -> tuple[tuple[str, ModelSizes], ...]:
 def retyped(model: ModelSizes, name: str, matrices: GgmlType, careful: GgmlType) -> ModelSizes:
     """`model` with its matrices in other types: `careful` for the output layer, attn_v and ffn_down.
 
-    Rows that are no whole number of blocks are kept in Q8_0, and in F16 if not even that divides them.
+    Rows that are not a whole number of blocks are kept in Q8_0, and in F16 if that does not divide them either.
     """
 
     def of(tensor_name: str, shape: tuple[int, ...], before: GgmlType) -> GgmlType:

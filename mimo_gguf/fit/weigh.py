@@ -1,4 +1,4 @@
-"""Weighing a run: from a file and settings to the plan of what each device holds, with the layers that fit."""
+"""The making of a plan: what each device holds for a file and settings, with as many layers on GPUs as fit."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mimo_gguf.memory.parts import DeviceMemory
 from mimo_gguf.memory.predict import layer_bytes, layer_homes, predict_memory
 from mimo_gguf.memory.run import Placement, RunSettings, session_settings
 
-# Beside llama.cpp's buffers: Python, the libraries and the vocabulary on the host (100 MiB measured after loading, the
-# rest for what the kernels need while they work); kernels and cuBLAS handles that a
-# CUDA-like driver loads at first use (the context itself is already missing from what it reports as free).
+# Beside llama.cpp's buffers. On the host: Python, the libraries and the vocabulary (100 MiB measured after loading),
+# and what the kernels need while they work. On a GPU: kernels and cuBLAS handles that a CUDA-like driver loads at first
+# use; the context itself is already missing from its free memory.
 PROGRAM_BYTES: Final = 256 * MIB
 LAZY_DRIVER_BYTES: Final = 96 * MIB
 MARGIN_BYTES: Final = 128 * MIB
@@ -44,17 +44,17 @@ def plan_fit(
     n_seq_max: int = 1,
     n_outputs_max: int = 4,
 ) -> FitPlan:
-    """The plan of running the GGUF at `path`. Nothing is loaded; a plan that does not fit is a plan too.
+    """The plan of running the GGUF at `path`. It loads nothing, and also returns a plan that does not fit.
 
     Args:
-        n_ctx: tokens; 0 takes what the model was trained with.
-        n_gpu_layers: None puts as many on the GPUs as fit; -1 all of them.
-        flash_attn: None lets llama.cpp decide, which is on.
-        devices: what to plan for, the host last; None looks at this machine.
+        n_ctx: tokens; 0 means those the model was trained for.
+        n_gpu_layers: number of layers on the GPUs; None means as many as fit, -1 all.
+        flash_attn: None leaves the choice to llama.cpp, which turns it on.
+        devices: the devices to plan for, the host last; None means those of this machine.
 
     Raises:
-        GgufError: no GGUF, or not a MiMo file.
-        UsageError: settings llama.cpp would refuse.
+        GgufError: not a GGUF, or not a MiMo file.
+        UsageError: llama.cpp would refuse the settings.
     """
     file = read_gguf(path)
     model = model_sizes(file)
@@ -82,15 +82,18 @@ def plan_model(
     *,
     at_least: int = 0,
 ) -> FitPlan:
-    """The plan of running `model`; `devices` ends with the host. See `plan_fit`.
+    """The plan of running `model`, as by `plan_fit`; `devices` ends with the host.
 
-    GPUs without room for even the buffers are left out, and the plan is made again without them.
+    GPUs without room for the buffers alone are left out, and the plan is made again without them.
 
     Args:
-        at_least: layers on the GPUs; if fewer fit, the plan returned is one that does not fit.
+        at_least: number of layers on the GPUs; if fewer fit, the plan returned does not fit.
+
+    Raises:
+        UsageError: llama.cpp would refuse the settings, or the devices do not end with the host.
     """
     if not devices or devices[-1].is_gpu:
-        raise UsageError("the devices of a plan end with the host", hint="take them from list_devices()")
+        raise UsageError("the devices of a plan end with the host", hint="use those of list_devices()")
     left_out: tuple[Device, ...] = ()
     while True:
         trials = _Trials(model, settings, devices, is_pinned=n_gpu_layers is not None)
@@ -118,25 +121,25 @@ class _Trials:
         self._before: FitPlan | None = None
 
     def at(self, count: int) -> FitPlan:
-        """The plan with so many layers on the GPUs."""
+        """The plan with `count` layers on the GPUs."""
         settings = replace(self._settings, n_gpu_layers=count, tensor_split=())
         plan = _dealt(self._model, settings, self._devices, self._before)
         self._before = plan if self._n_gpus > 1 else None
         return replace(plan, pinned_layers=self._is_pinned)
 
     def with_pinned(self, n_gpu_layers: int) -> FitPlan:
-        """The plan with the number of layers asked for (below zero: all), whether it fits or not."""
+        """The plan with `n_gpu_layers` layers on the GPUs (below zero: all), whether it fits or not."""
         wanted = self._n_layers if n_gpu_layers < 0 else min(n_gpu_layers, self._n_layers)
         if not self._n_gpus:
             return self.at(0)
         plan = self.at(wanted)
         if self._n_gpus > 1 and not plan.fits_on_gpus and wanted < self._n_layers:
-            for count in range(max(wanted - 4, 0), wanted + 1):  # a split that fits fewer leads to one that fits
+            for count in range(max(wanted - 4, 0), wanted + 1):  # the split of a plan with fewer leads to one that fits
                 plan = self.at(count)
         return plan
 
     def with_most(self, at_least: int) -> FitPlan:
-        """The plan with the most layers on the GPUs that fit; if none fits, the one with all layers there."""
+        """The plan with the most layers on the GPUs that fit; if no such plan fits, the one with all layers there."""
         if not self._n_gpus:
             return self.at(0)
         whole = self.at(self._n_layers)
@@ -148,7 +151,7 @@ class _Trials:
 
 
 def _useless_gpus(trials: _Trials, plan: FitPlan, n_gpu_layers: int | None) -> tuple[Device, ...]:
-    """GPUs of a `plan` that does not fit which lack the room for buffers alone.
+    """The GPUs that have no room for the buffers alone, of a `plan` that does not fit.
 
     If the user asks for layers on GPUs, the last GPU is kept: the plan then says what is missing there.
     """
@@ -161,13 +164,13 @@ def _useless_gpus(trials: _Trials, plan: FitPlan, n_gpu_layers: int | None) -> t
 
 
 def _spare_layers(plan: FitPlan) -> int:
-    """About how many more layers the GPUs have room for; below zero: so many are too many."""
+    """The approximate number of further layers that the GPUs have room for; below zero, the number that is too many."""
     spare = most_layers(*_layers_and_rooms(plan)) - plan.settings.n_gpu_layers
     return max(spare, 0) if plan.fits_on_gpus else min(spare, -1)
 
 
 def _layers_and_rooms(plan: FitPlan) -> tuple[list[list[int]], list[int]]:
-    """For each GPU the bytes of every layer there, and the room it has beside buffers, driver and margin."""
+    """The bytes of every layer on each GPU, and the room of each GPU beside buffers, driver and margin."""
     gpus = plan.devices[:-1]
     layers = [layer_bytes(plan.model, plan.settings, fit.device.traits) for fit in gpus]
     rooms = [fit.spare_bytes + fit.memory.weights.n_bytes + fit.memory.kv_cache.n_bytes for fit in gpus]
@@ -175,7 +178,7 @@ def _layers_and_rooms(plan: FitPlan) -> tuple[list[list[int]], list[int]]:
 
 
 def _spare_context(plan: FitPlan) -> int:
-    """About how many more steps of context every device has room for; below zero: so many are too many."""
+    """The approximate number of further context steps that every device has room for; below zero, those too many."""
     n_steps = max(plan.settings.n_ctx // CONTEXT_STEP, 1)
     return min(fit.spare_bytes // max(fit.memory.kv_cache.n_bytes // n_steps, 1) for fit in plan.devices)
 
@@ -186,7 +189,8 @@ def _dealt(
     """The plan with its layers dealt out as llama.cpp does, or by what fits if a GPU has too many then.
 
     Args:
-        before: a plan with another number of layers, for which llama.cpp's way was too much: its buffers tell enough.
+        before: a plan with another number of layers, for which llama.cpp's split was too much; its buffers are near
+            enough to deal by.
     """
     plan = before or _weigh(model, settings, devices)
     for _ in range(_DEALS if len(devices) > 2 else 0):
@@ -200,7 +204,7 @@ def _dealt(
     return plan if plan is not before else _weigh(model, settings, devices)
 
 
-_DEALS: Final = 4  # where the layers lie changes the buffers a little, so what was dealt is looked at again
+_DEALS: Final = 4  # the split changes the buffers a little, so each split is weighed and dealt again
 
 
 def _weigh(model: ModelSizes, settings: RunSettings, devices: Sequence[Device]) -> FitPlan:
@@ -222,7 +226,7 @@ def _with_driver(gpu: Device, memory: DeviceMemory) -> DeviceMemory:
 
 
 def largest_context(plan: FitPlan, at_most: int) -> int:
-    """The largest context (a multiple of 256, up to `at_most`) that fits with everything else as planned; 0 if none."""
+    """The largest context (a multiple of 256, up to `at_most`) that fits with all else unchanged; 0 if none does."""
 
     def at(steps: int) -> FitPlan:
         return changed(plan, n_ctx=steps * CONTEXT_STEP)
@@ -233,7 +237,7 @@ def largest_context(plan: FitPlan, at_most: int) -> int:
 
 
 def changed(plan: FitPlan, *, model: ModelSizes | None = None, **changes: Any) -> FitPlan:
-    """The same plan with other settings; the number of layers is chosen again unless it was pinned."""
+    """The plan with other settings or another model; the number of layers is chosen again unless it was pinned."""
     settings = replace(plan.settings, **changes)
     layers = settings.n_gpu_layers if plan.pinned_layers or "n_gpu_layers" in changes else None
     return plan_model(model or plan.model, settings, [fit.device for fit in plan.devices], layers)
