@@ -1,7 +1,7 @@
-"""The installed build of llama.cpp as it is on this machine: what it was built with, what it sees, and why no GPU.
+"""The installed build of llama.cpp: its backends, the devices that it sees, and why it sees no GPU.
 
-Loading it is the first thing that may go wrong, and it may take the process with it. So `look_at_build` asks a process
-of its own, which runs this module as `main`.
+Loading it may fail, and may end the process. So `look_at_build` asks a process of its own, which runs this module as
+`main`.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class SeenDevice:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What llama.cpp says of itself.
+    """The installed build of llama.cpp, by its own account.
 
     Attributes:
-        problem, hint: why it cannot be loaded, and what helps; both empty if it can.
-        ggml_version: with the commit, as ggml says them.
-        backends: those compiled in, by ggml's names.
-        said: warnings and errors of the backends while they started.
+        problem, hint: why it cannot be loaded, and what helps; both are empty if it can.
+        ggml_version: ggml's version and commit.
+        backends: the backends that are compiled in, by ggml's names.
+        said: the warnings and errors of the backends while they started.
     """
 
     problem: str = ""
@@ -69,7 +69,7 @@ class Build:
 
 
 def look_at_build() -> Build:
-    """Loads the installed llama.cpp in another process and asks it. Whatever happens there is an answer."""
+    """Describes the installed llama.cpp, loaded in another process; if that ends or hangs, `problem` says so."""
     try:
         found = ask_child("mimo_gguf.hardware.build", None, timeout_s=_TIMEOUT_S)
     except ChildFailed as error:
@@ -79,7 +79,7 @@ def look_at_build() -> Build:
 
 
 def read_build() -> Build:
-    """As `look_at_build`, in this process."""
+    """Describes the installed llama.cpp, which is loaded in this process."""
     try:
         count = ggml_function("ggml_backend_reg_count", ctypes.c_size_t)()
     except BackendError as error:
@@ -98,10 +98,10 @@ def read_build() -> Build:
 
 
 def why_no_gpu(build: Build, adapters: Sequence[str]) -> str:
-    """Why no GPU is used, in words; empty if one is.
+    """The reason why no GPU is used, in words; empty if one is.
 
     Args:
-        adapters: graphics cards of this machine, whether llama.cpp sees them or not, as `graphics_adapters` gives them.
+        adapters: the graphics cards of this machine, from `graphics_adapters`.
     """
     if build.problem or build.gpus:
         return ""
@@ -120,9 +120,9 @@ def why_no_gpu(build: Build, adapters: Sequence[str]) -> str:
 
 
 def graphics_adapters(root: Path = Path("/")) -> tuple[str, ...]:
-    """Graphics cards of this machine by what its drivers and the kernel say, each once.
+    """The graphics cards of this machine by its drivers and its kernel, each once, whether llama.cpp sees them or not.
 
-    NVIDIA's cards have names; of others, and of a card without its driver, only the vendor is known.
+    NVIDIA's cards have names; of other cards, and of one without its driver, only the vendor is known.
     """
     named = [card.name if "NVIDIA" in card.name else f"NVIDIA {card.name}" for card in nvidia_cards()]
     for file in sorted(root.glob("proc/driver/nvidia/gpus/*/information")) if not named else ():
@@ -154,7 +154,7 @@ def _text(name: str) -> str:
 
 
 def main() -> None:
-    """Writes what `read_build` found as one line of JSON on stdout."""
+    """Writes the result of `read_build` as one line of JSON on stdout."""
     sys.stdout.write(json.dumps(asdict(read_build())) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The catalogue of graphics cards and chips: memory, bandwidth, backend, price, each with its source (`gpus.csv`)."""
+"""The catalogue of graphics cards and chips (`gpus.csv`): memory, bandwidth, backend and price, with their sources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mimo_gguf.core.units import GIB
 
 VENDORS: Final = ("nvidia", "amd", "intel", "apple")
 # (vendor, pattern in "name, backend", share of the bandwidth that decoding reaches); the first that matches counts.
-# Round numbers at the lower end of what was measured with 7 to 8 B models of 4 bits; docs/memory.md has the list.
+# Round numbers at the lower end of measurements with 7 to 8 B models of 4 bits; docs/memory.md has the list.
 _EFFICIENCY: Final = (
     ("nvidia", r"CUDA ([2-6]\.\d|7\.[0-4])$", 0.60),  # P40 0.62
     ("nvidia", "", 0.70),  # RTX 2080 0.74, RTX 3080 0.68, RTX 3090 0.72
@@ -31,17 +31,17 @@ _EFFICIENCY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A graphics card, or a chip with one.
+    """A graphics card, or a chip with a GPU.
 
     Attributes:
-        memory_gb: as sold; for Apple's chips the whole machine's memory.
-        bandwidth_gbs: as the vendor or the source gives it.
-        bus_bits, data_rate_gbps: width of the memory bus, and what each of its lines carries: their product over 8 is
-            the bandwidth again (Apple and some others round it down).
-        backend: what llama.cpp drives it with; "none: why" if nothing current does.
-        price_usd: at launch; of the published list, what that list says. 0 if unknown; `price_date` is empty if the
-            source gives no date.
-        source: addresses, separated by "; "; the published list has none.
+        memory_gb: GiB, as sold; for Apple's chips, the memory of the whole machine.
+        bandwidth_gbs: GB/s, as the vendor or the source states it.
+        bus_bits, data_rate_gbps: the width of the memory bus, and the Gbit/s of each of its lines. Their product over 8
+            is the bandwidth (Apple and some others round it down).
+        backend: the backend of llama.cpp that drives it; "none: REASON" if no current one does.
+        price_usd: at launch, or as the published list states it; 0 if unknown.
+        price_date: empty if the source gives no date.
+        source: addresses, separated by "; "; empty for the published list.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Card:
 
     @property
     def memory_bytes(self) -> int:
-        """What a model can have of it: Metal lends the GPU two thirds, of 36 GB and more three quarters."""
+        """The memory that a model can use: on Apple's chips two thirds of it, or three quarters from 36 GB on."""
         whole = int(self.memory_gb * GIB)
         if self.vendor != "apple":
             return whole
@@ -71,14 +71,14 @@ class Card:
 
     @property
     def efficiency(self) -> float:
-        """Share of the bandwidth that decoding reaches."""
+        """The share of the bandwidth that decoding reaches."""
         text = f"{self.name}, {self.backend}"
         return next(share for vendor, where, share in _EFFICIENCY if vendor == self.vendor and re.search(where, text))
 
 
 @cache
 def cards() -> tuple[Card, ...]:
-    """The catalogue."""
+    """All cards of the catalogue, in its order."""
     with Path(__file__).with_name("gpus.csv").open(newline="", encoding="utf-8") as file:
         return tuple(_card(row) for row in csv.DictReader(file))
 
@@ -101,13 +101,13 @@ def _card(row: dict[str, str]) -> Card:
 
 
 def find_card(name: str, memory_bytes: int = 0) -> Card:
-    """The card called `name`; vendor words, case, spaces and the memory size may be missing.
+    """The card called `name`. Case and spaces do not matter, and vendor and memory size may be missing.
 
     Args:
-        memory_bytes: of a card sold with several memory sizes the nearest to this; 0 takes the smallest.
+        memory_bytes: if a card is sold with several memory sizes, the nearest to this is meant.
 
     Raises:
-        UsageError: no such card, or several; the hint lists the nearest.
+        UsageError: there is no such card, or several; the hint lists the nearest.
     """
     wanted = _plain(name)
     found = _named(wanted) if wanted else []
@@ -123,7 +123,7 @@ def find_cards(names: Sequence[str]) -> tuple[Card, ...]:
     """Every card that one of `names` means, in the catalogue's order: "RTX 3060" means both sizes of it.
 
     Raises:
-        UsageError: a name that means none; the hint lists the nearest.
+        UsageError: a name means no card; the hint lists the nearest.
     """
     found: set[Card] = set()
     for name in names:
@@ -142,12 +142,12 @@ def _unknown(name: str) -> UsageError:
 
 
 def other_sizes(card: Card) -> list[Card]:
-    """The cards that only their memory tells from `card`."""
+    """The cards that differ from `card` only in their memory."""
     return [c for c in cards() if c is not card and _without_size(c.name) == _without_size(card.name)]
 
 
 def _named(wanted: str) -> list[Card]:
-    """The cards that `wanted` (plain) means: by the full name, without the memory size, by its end, by a part."""
+    """The cards that `wanted` means: by the full name, without the memory size, by its end, by a part; plain names."""
     meanings: tuple[Callable[[Card], bool], ...] = (
         lambda card: _plain(card.name) == wanted,
         lambda card: _plain(_without_size(card.name)) == wanted,
@@ -163,7 +163,7 @@ def _without_size(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """As drivers and people write names: `NVIDIA GeForce RTX 4060 Laptop GPU`, `AMD Radeon RX 6600 (RADV NAVI23)`."""
+    """The part of a name on which drivers and people agree: `NVIDIA GeForce RTX 4060 Ti` -> `rtx4060ti`."""
     text = re.sub(r"\(.*?\)|nvidia|geforce|amd|radeon|intel|apple|graphics|gpu|\bgb\b", "", name.lower())
     return re.sub(r"[^a-z0-9.]", "", re.sub(r"(\d)gb\b", r"\1", text))
 

@@ -1,4 +1,4 @@
-"""The memory limits of the control groups this process is in: a container's, a systemd slice's. Linux only.
+"""The memory limits of this process's control groups, such as a container's or a systemd slice's. Linux only.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html (memory.max, memory.high, memory.current, memory.stat),
 https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
@@ -12,8 +12,8 @@ from typing import Final
 
 _PROCESS: Final = Path("/proc/self/cgroup")
 _ROOT: Final = Path("/sys/fs/cgroup")
-_UNLIMITED: Final = 1 << 60  # version 1 says "no limit" with a number near 2**63
-# Version -> (files of the limits, file of the use, prefix in memory.stat of what includes the groups below).
+_UNLIMITED: Final = 1 << 60  # bytes; version 1 writes "no limit" as a number near 2**63
+# Version -> (files of the limits, file of the use, prefix in memory.stat of sums that include the groups below).
 _FILES: Final = {
     2: (("memory.max", "memory.high"), "memory.current", ""),
     1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_"),
@@ -23,14 +23,14 @@ _FILES: Final = {
 def memory_limits(process: Path = _PROCESS, root: Path = _ROOT) -> list[tuple[int, int]]:
     """(limit, bytes in use that cannot be dropped) of this process's control group and of every group above it.
 
-    Pages of files count as droppable: the kernel takes them back before it refuses anything.
+    Pages of files count as droppable: the kernel drops them before it refuses memory.
     """
     found = (_read_group(folder, version) for version, folder in _groups(process, root))
     return [limit for limit in found if limit is not None]
 
 
 def _groups(process: Path, root: Path) -> Iterator[tuple[int, Path]]:
-    """(version, folder) of each group, the innermost first. A container may see its own group as the root."""
+    """The (version, folder) of each group, the innermost first. A container may see its own group as the root."""
     try:
         lines = process.read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""The memory of this machine: ggml's own device list and the host's RAM.
+"""The devices of this machine and their memory: ggml's own list, and the host's RAM.
 
-ggml lists what the installed build of llama-cpp-python can drive (CUDA, ROCm, Vulkan, Metal, SYCL, RPC workers). A
-machine without any is a normal case: the list then holds the host alone. `nvml` tells who else uses NVIDIA's cards.
+ggml lists the devices that the installed build of llama-cpp-python can drive (CUDA, ROCm, Vulkan, Metal, SYCL, RPC
+workers). A machine without any is normal: the list then has the host alone. `nvml` knows who else uses NVIDIA's cards.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ CPU: Final = "cpu"
 GPU: Final = "gpu"
 IGPU: Final = "igpu"
 _KINDS: Final = {0: CPU, 1: GPU, 2: IGPU}  # ggml_backend_dev_type; accelerators of the CPU have no memory of their own
-# Backends that copy host weights over and compute with them from this batch on (their `offload_op`).
+# Backends that copy weights from the host and compute with them from this batch size on (their `offload_op`).
 _OFFLOAD_MIN_BATCH: Final = {"CUDA": 32, "ROCm": 32, "MUSA": 32, "Vulkan": 32, "MTL": 32, "SYCL": 32}
 _CUDA_LIKE: Final = ("CUDA", "ROCm", "MUSA", "SYCL", "MTL")
-# What a driver and its libraries take beside ggml's buffers once a program uses the card: context, kernels, cuBLAS.
+# The memory of a driver and its libraries (context, kernels, cuBLAS) once a program uses the card.
 CONTEXT_OVERHEAD: Final = {"CUDA": 450 * MIB, "ROCm": 450 * MIB, "Vulkan": 200 * MIB, "SYCL": 300 * MIB}
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A place models can lie in.
+    """A place that can hold a model.
 
     Attributes:
         name: ggml's name (CUDA0, RPC0, CPU).
         kind: `gpu`, `igpu` (shares the host's memory) or `cpu`.
         backend: ggml's registry name (CUDA, Vulkan, MTL, RPC, CPU).
-        free_bytes, total_bytes: as the driver reports them now; 0 and 0 if it does not.
-        pointer: ggml_backend_dev_t, to name the device when loading; 0 for a device that is only imagined.
+        free_bytes, total_bytes: as the driver reported them; both are 0 if it did not.
+        pointer: ggml_backend_dev_t, which names the device when a model is loaded; 0 for an imagined device.
     """
 
     name: str
@@ -57,15 +57,15 @@ class Device:
 
     @property
     def shares_host_memory(self) -> bool:
-        """Whether what lies on it is taken from the host's RAM: integrated GPUs, Apple's, a worker on this machine."""
+        """Whether it uses the host's RAM, as integrated GPUs, Apple's and a worker on this machine do."""
         is_local_worker = self.backend == "RPC" and self.description.startswith(("127.", "localhost", "[::1]"))
         return self.kind == IGPU or self.backend == "MTL" or is_local_worker
 
 
 def list_devices() -> tuple[Device, ...]:
-    """GPUs in llama.cpp's order, then the host; the host alone if llama.cpp cannot be loaded.
+    """The GPUs in llama.cpp's order, then the host; the host alone if llama.cpp cannot be loaded.
 
-    llama.cpp leaves integrated GPUs out as soon as there is a dedicated one; so does this list.
+    Like llama.cpp, the list leaves integrated GPUs out if there is a dedicated one.
     """
     try:
         found = [device for device in ggml_devices() if device.is_gpu]
@@ -76,7 +76,7 @@ def list_devices() -> tuple[Device, ...]:
 
 
 def loading_problem() -> BackendError | None:
-    """Why `list_devices` gives the host alone, if that is because llama.cpp cannot be loaded."""
+    """The reason why llama.cpp cannot be loaded, so that `list_devices` has the host alone; None if it can."""
     try:
         ggml_devices()
     except BackendError as error:
@@ -85,7 +85,7 @@ def loading_problem() -> BackendError | None:
 
 
 def ggml_devices() -> list[Device]:
-    """Everything ggml can compute on with memory of its own, the CPU included.
+    """The devices with memory of their own that ggml can compute on, and the CPU.
 
     Raises:
         BackendError: llama.cpp cannot be loaded.
@@ -98,14 +98,14 @@ def ggml_devices() -> list[Device]:
 
 
 def _backend_name(device: int) -> str:
-    """CUDA, Vulkan, CPU, RPC, ..."""
+    """The name of the device's backend: CUDA, Vulkan, CPU, RPC, ..."""
     registry = ggml_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)(device)
     name: bytes = ggml_function("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)(registry)
     return name.decode()
 
 
 def _answers(device: int) -> bool:
-    """False for a worker that went away: llama.cpp ends the process when it asks one of those anything."""
+    """Whether the device can be asked: llama.cpp ends the process if a worker does not answer any more."""
     if _backend_name(device) != "RPC":
         return True
     endpoint: bytes = ggml_function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)(device)
@@ -117,10 +117,9 @@ def _answers(device: int) -> bool:
 
 
 def _is_connected(host: str, port: int) -> bool:
-    """Whether llama.cpp holds a connection to the worker, as it does while a model lies there.
+    """Whether llama.cpp has a connection to the worker, as it does while a model is there.
 
-    Then no other may be tried: a worker serves one at a time and lets two wait, and further ones would take seconds to
-    fail.
+    Then no other may be tried: a worker serves one at a time and lets two wait, and further ones fail after seconds.
     """
     import psutil
 
@@ -186,7 +185,10 @@ def _read_device(pointer: int) -> Device | None:
 
 
 def host_device() -> Device:
-    """The host: RAM that can be had without swapping (page cache counts as free), within a control group's limit."""
+    """The host, with the RAM that is free without swapping and within a control group's limit.
+
+    The page cache counts as free.
+    """
     import psutil
 
     memory = psutil.virtual_memory()
@@ -197,7 +199,7 @@ def host_device() -> Device:
 
 
 def _address_space_left() -> int:
-    """What `ulimit -v` leaves this process; without such a limit more than there can be."""
+    """The bytes that `ulimit -v` leaves this process; without such a limit, sys.maxsize."""
     import psutil
 
     if sys.platform == "win32":
@@ -211,7 +213,7 @@ def _address_space_left() -> int:
 
 
 def imagined_gpu(vram_bytes: int, name: str = "GPU", description: str = "") -> Device:
-    """A CUDA-like card with `vram_bytes`, to plan for one that is not here; the driver's own part is not free.
+    """A CUDA-like card with `vram_bytes`, to plan for one that is not here. The driver's part does not count as free.
 
     Raises:
         UsageError: the size is absurd.

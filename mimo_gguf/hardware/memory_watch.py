@@ -1,4 +1,4 @@
-"""Watching free memory while a model runs: a warning before other programs push it into swapping or failing."""
+"""The watch on free memory while a model runs: it warns before other programs make the run swap or fail."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from mimo_gguf.hardware.devices import Device, list_devices
 from mimo_gguf.hardware.nvml import nvidia_cards, other_uses
 
 LOW_BYTES: Final = 128 * MIB
-_AGAIN_BYTES: Final = 2 * LOW_BYTES  # free again by so much, a device may be warned of once more
+_AGAIN_BYTES: Final = 2 * LOW_BYTES  # with so many free bytes a device has recovered
 
 
 def other_programs(device: Device) -> str:
-    """Who else is on `device`, in words: the two that take most, if that is known."""
+    """The two other programs that use most of `device`, in words; `other programs` if they are unknown."""
     return ", ".join(use.program for use in other_uses(device, nvidia_cards())[:2]) or "other programs"
 
 
 class MemoryWatch:
-    """Polls the devices of a plan between answers; each device is warned of once until it has recovered.
+    """Polls the devices of a plan between answers, and warns of each once until it has recovered.
 
     Args:
-        names: devices the run uses, as in its plan.
-        interval_s: asking a driver costs a millisecond or so; sooner polls return nothing.
+        names: the devices that the run uses, as in its plan.
+        interval_s: seconds between two questions to the drivers, which cost a millisecond; a poll before that is empty.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class MemoryWatch:
         self._warned: set[str] = set()
 
     def poll(self) -> tuple[str, ...]:
-        """Warnings that are new since the last poll, one line each."""
+        """The warnings that are new since the last poll, one line each."""
         now = self._clock()
         if now - self._last < self._interval_s:
             return ()
@@ -59,6 +59,6 @@ class MemoryWatch:
                 self._warned.add(device.name)
                 warnings.append(
                     f"only {format_size(device.free_bytes)} are left on {device.name}: {self._others(device)} need it "
-                    "too, and answers will slow down or fail when it is gone"
+                    "too, and answers will slow down or fail when it is used up"
                 )
         return tuple(warnings)

@@ -1,7 +1,6 @@
-"""What NVIDIA's driver says of its cards, beside ggml's list: which cards there are, and which programs occupy them.
+"""NVIDIA's cards by their driver, beside ggml's list: which cards there are, and which programs occupy them.
 
-Needs `pip install nvidia-ml-py`; without it, without a driver or without the right to ask, the answers are
-empty.
+It needs `pip install nvidia-ml-py`. Without it, without a driver or without the right to ask, the answers are empty.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from mimo_gguf.hardware.devices import Device
 
 @dataclass(frozen=True, slots=True)
 class OtherUse:
-    """A program that occupies memory of a card; `n_bytes` is 0 if the driver does not say (Windows)."""
+    """A program that occupies memory of a card; `n_bytes` is 0 if the driver does not report it (Windows)."""
 
     pid: int
     program: str
@@ -30,7 +29,7 @@ class OtherUse:
 
 @dataclass(frozen=True, slots=True)
 class NvidiaCard:
-    """A card as the driver sees it; `uses` are other programs than this one, the largest first."""
+    """A card by its driver; `uses` are the other programs on it, the largest first."""
 
     name: str
     pci_id: str
@@ -40,7 +39,7 @@ class NvidiaCard:
 
 
 def nvidia_cards() -> tuple[NvidiaCard, ...]:
-    """NVIDIA's cards in this machine, whether the installed llama.cpp can use them or not."""
+    """NVIDIA's cards in this machine, even if the installed llama.cpp cannot use them."""
     try:
         nvml: Any = importlib.import_module("pynvml")
     except ImportError:
@@ -56,12 +55,12 @@ def nvidia_cards() -> tuple[NvidiaCard, ...]:
 
 
 def other_uses(device: Device, cards: Sequence[NvidiaCard]) -> tuple[OtherUse, ...]:
-    """Programs that occupy memory of `device` beside this one."""
+    """The programs beside this one that occupy memory of `device`."""
     return next((card.uses for card in cards if card.pci_id and card.pci_id == _plain(device.pci_id)), ())
 
 
 def unused_cards(devices: Sequence[Device], cards: Sequence[NvidiaCard]) -> tuple[NvidiaCard, ...]:
-    """Cards of this machine that none of `devices` is: the installed llama.cpp was built without a backend for them."""
+    """The cards that are not among `devices` if no GPU is: llama.cpp was built without a backend for them."""
     known = {_plain(device.pci_id) for device in devices}
     return () if any(device.is_gpu for device in devices) else tuple(c for c in cards if c.pci_id not in known)
 
@@ -100,5 +99,5 @@ def _text(value: bytes | str) -> str:
 
 
 def _plain(pci_id: str) -> str:
-    """`00000000:01:00.0` (NVML) and `0000:01:00.0` (ggml) alike; a domain has four digits everywhere."""
+    """The id with a domain of four digits: `00000000:01:00.0` (NVML) and `0000:01:00.0` (ggml) become equal."""
     return pci_id.lower()[-12:]

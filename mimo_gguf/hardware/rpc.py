@@ -1,7 +1,7 @@
-"""llama.cpp's RPC workers: looked at before llama.cpp connects to them, and their devices.
+"""llama.cpp's RPC workers and their devices; each worker is checked before llama.cpp connects to it.
 
-llama.cpp's own client ends the process if what listens at an address is not a worker of its version, and waits without
-limit if it says nothing. So its greeting is spoken here first, on a connection of its own.
+llama.cpp's own client ends the process if another program, or a worker of another version, listens at an address. If
+nothing answers, it waits without limit. So its greeting is sent here first, on another connection.
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-rpc/ggml-rpc.cpp (negotiate_hello)
 """
 
@@ -23,30 +23,29 @@ from mimo_gguf.llama.api import ggml_function
 PROTOCOL: Final = (7, 0, 0)
 TIMEOUT_S: Final = 5.0
 _HELLO: Final = 14  # RPC_CMD_HELLO
-_CAPABILITIES: Final = 24  # RPC_CONN_CAPS_SIZE: bytes that say which faster transports a side knows; none
+_CAPABILITIES: Final = 24  # RPC_CONN_CAPS_SIZE: bytes that list the faster transports of a side; none here
 _REQUEST: Final = struct.pack(f"<BQ{_CAPABILITIES}x", _HELLO, _CAPABILITIES)
-_RESPONSE: Final = struct.Struct(f"<QBBBx{_CAPABILITIES}x")  # size of what follows, version, capabilities
+_RESPONSE: Final = struct.Struct(f"<QBBBx{_CAPABILITIES}x")  # size of the rest, version, capabilities
 _START_ONE: Final = "start one on that machine: mimo-gguf worker"
 _SAME_VERSION: Final = "install the same llama-cpp-python on both machines"
 _registered: Final[set[int]] = set()
 
 
 def add_workers(endpoints: Sequence[str]) -> tuple[Device, ...]:
-    """Connects to RPC workers (`mimo-gguf worker`) and returns their devices, which stay known to ggml.
+    """Connects to RPC workers (`mimo-gguf worker`) and returns their devices, which stay in ggml's list.
 
-    Every one is looked at before the first is connected to.
+    All are checked before llama.cpp connects to the first.
 
     Raises:
         UsageError: an endpoint is not HOST:PORT.
-        BackendError: nobody answers there, or something else than a worker of this version, or this build of
-            llama.cpp has no RPC.
+        BackendError: no worker of this version answers there, or this build of llama.cpp has no RPC.
     """
     known = {device.pointer for device in ggml_devices()}
     add = ggml_function("ggml_backend_rpc_add_server", ctypes.c_void_p, ctypes.c_char_p)
     register = ggml_function("ggml_backend_register", None, ctypes.c_void_p)
     connected = {device.description for device in ggml_devices() if device.backend == "RPC"}
     for endpoint in dict.fromkeys(endpoints):
-        if endpoint not in connected:  # a worker serves one connection at a time: greeting it again would wait
+        if endpoint not in connected:  # a worker serves one connection at a time, so a second greeting would wait
             check_worker(endpoint)
     for endpoint in dict.fromkeys(endpoints):
         registry = add(endpoint.encode())
@@ -61,7 +60,12 @@ def add_workers(endpoints: Sequence[str]) -> tuple[Device, ...]:
 
 
 def check_worker(endpoint: str, timeout_s: float = TIMEOUT_S) -> None:
-    """Raises UsageError or BackendError, as `add_workers`, if llama.cpp cannot work with what is at `endpoint`."""
+    """Refuses an endpoint that llama.cpp cannot use.
+
+    Raises:
+        UsageError: the endpoint is not HOST:PORT.
+        BackendError: no worker of this version answers there within `timeout_s` seconds.
+    """
     host, port = _parse(endpoint)
     try:
         with socket.create_connection((host, port), timeout=timeout_s) as connection:
@@ -95,7 +99,11 @@ def _parse(endpoint: str) -> tuple[str, int]:
 
 
 def _greet(connection: socket.socket, deadline: float) -> bytes:
-    """What answers the greeting, shorter if the other side closes early. Raises TimeoutError after the deadline."""
+    """Sends the greeting and returns the answer, which is shorter if the other side closes early.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+    """
     said = b""
     with contextlib.suppress(ConnectionError):  # closed instead of an answer
         connection.sendall(_REQUEST)

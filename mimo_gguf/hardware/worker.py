@@ -1,7 +1,7 @@
-"""A worker: this machine's devices lent to a llama.cpp on another one (or to a second process here) over RPC.
+"""A worker, which lends this machine's devices over RPC to llama.cpp on another one, or in a second process here.
 
-llama.cpp's protocol has no authentication and no encryption, and says itself never to expose it. So the loopback
-address is the default, and any other has to be asked for.
+llama.cpp's protocol has no authentication and no encryption, and its manual warns never to expose it. So the loopback
+address is the default, and any other must be given.
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/tools/rpc/README.md
 """
 
@@ -21,7 +21,7 @@ MOST_THREADS: Final = 512  # GGML_MAX_N_THREADS
 
 
 def worker_devices(*, cpu_only: bool = False) -> tuple[Device, ...]:
-    """What a worker of this machine would lend: its GPUs, or the CPU if there is none (or `cpu_only`)."""
+    """The devices that a worker of this machine would lend: its GPUs, or the CPU if there are none (or `cpu_only`)."""
     devices = ggml_devices()
     gpus = tuple(device for device in devices if device.is_gpu and device.backend != "RPC")
     return gpus if gpus and not cpu_only else tuple(device for device in devices if not device.is_gpu)
@@ -33,14 +33,14 @@ def serve(
     """Lends `devices` (default: `worker_devices()`) until the process is stopped. llama.cpp reports on stdout.
 
     Raises:
-        UsageError: no such port, address or number of threads, or the port is taken.
+        UsageError: the port, the address or the number of threads is not possible, or the port is in use.
         BackendError: this build of llama.cpp has no RPC, or the server could not start.
     """
     if not 0 < port < 65536:
         raise UsageError(f"{port} is not a port", hint=f"for example --port {DEFAULT_PORT}")
     if not 0 <= n_threads <= MOST_THREADS:
         raise UsageError(f"{n_threads} threads", hint=f"at most {MOST_THREADS}; left out: one per core")
-    if not host or ":" in host:  # llama.cpp takes HOST:PORT apart at the first colon
+    if not host or ":" in host:  # llama.cpp splits HOST:PORT at the first colon
         raise UsageError(f"{host!r} is not an address to listen on", hint="a name or an IPv4 address: --host 127.0.0.1")
     start = ggml_function(
         "ggml_backend_rpc_start_server",
