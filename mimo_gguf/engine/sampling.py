@@ -240,7 +240,9 @@ class Sampler:
 
         Raises:
             BackendError: the grammar does not allow it (check with `allows` before).
+            UsageError: the sampler or its model was closed.
         """
+        self._check_open()
         if self._grammar is not None:
             self._accept_by_grammar(self._grammar, token)
             self._decoder.decode(self._vocabulary.piece(token))
@@ -251,6 +253,7 @@ class Sampler:
 
     def allows(self, tokens: Sequence[int]) -> bool:
         """Whether the grammar, if there is one, allows `tokens` here, one after the other."""
+        self._check_open()
         if self._grammar is None:
             return True
         module = api()
@@ -271,8 +274,7 @@ class Sampler:
             BackendError: the grammar or the constraints allow no token.
             UsageError: the sampler or the model has been closed.
         """
-        if self._closed:
-            raise UsageError("the sampler has been closed", hint="make another")
+        self._check_open()
         if self._grammar is not None or self._constraints is not None:
             return self._sample_within(context, row)
         if self._picks_likeliest:  # 8 times as fast as llama.cpp's sampler, which lists the vocabulary first
@@ -317,6 +319,10 @@ class Sampler:
             if self._is_text(token) or not self._is_allowed(self._grammar, token):
                 return token
             refused.add(token)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the sampler has been closed", hint="make another")
 
     def _is_text(self, token: int) -> bool:
         """Whether a token continues the text with valid UTF-8, or ends the answer."""

@@ -79,7 +79,7 @@ class Session:
         self._n_drawing = 1
         self._most_rows = 1  # of all passes whose logits may differ from those of one conversation without drafts
         self._cycle = _Cycle()
-        self._is_interrupted = False
+        self._is_interrupted = self._was_interrupted = False  # this pass, and the one before
         self._waits = Waits()
 
     def _open_drafter(self) -> Drafter:
@@ -112,7 +112,7 @@ class Session:
         return self.drafter is not None and self.drafting_allowed and self.control.wants_rows
 
     def interrupt(self) -> None:
-        """Stops a running pass that reads a prompt, as if it had not begun. From any thread or a signal handler."""
+        """Stops a running pass that reads a prompt, unless the one before was stopped. For any thread or handler."""
         self._is_interrupted = True
 
     def close(self) -> None:
@@ -291,7 +291,7 @@ class Session:
             slot.lose_row()
         if not self.options.exact and (len(self.slots) > 1 or not shares[0].slot.prompt):
             self._most_rows = max(self._most_rows, batch.n_tokens)
-        self._is_interrupted = False
+        self._was_interrupted, self._is_interrupted = self._is_interrupted and not self._was_interrupted, False
         is_reading = any(share.slot.prompt for share in shares)
         try:
             if is_reading:  # only such a pass may be long; the callback costs time
@@ -317,7 +317,7 @@ class Session:
         )
 
     def _is_to_stop(self, shares: Sequence[Share]) -> bool:
-        return self._is_interrupted or all(share.slot.is_cancelled for share in shares)
+        return (self._is_interrupted and not self._was_interrupted) or all(share.slot.is_cancelled for share in shares)
 
     def _undo(self, shares: Sequence[Share]) -> None:
         """Removes from the KV cache what a pass over `shares` may have left there."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mimo_gguf.engine.slot import Slot
+
+_PATIENCE: Final = 8  # passes
 
 
 class Share(NamedTuple):
@@ -19,6 +21,8 @@ class Share(NamedTuple):
 def plan_reading(slots: Sequence[Slot], room: int, n_rows: int) -> list[Share]:
     """Gives room to the prompts, the shortest first: it waits least then, and the others hardly longer.
 
+    One that was left out too often comes before all: it would wait for ever while short ones keep coming.
+
     Args:
         room: number of tokens that the pass still has room for.
         n_rows: number of rows of logits that it can give, at least one for each slot. The others go to prompts that
@@ -26,7 +30,7 @@ def plan_reading(slots: Sequence[Slot], room: int, n_rows: int) -> list[Share]:
     """
     shares = []
     spare = n_rows - len(slots)
-    for slot in sorted(slots, key=lambda slot: len(slot.prompt)):
+    for slot in sorted(slots, key=lambda slot: (slot.n_left_out < _PATIENCE, len(slot.prompt))):
         most = min(room, 1 + spare) if slot.wants_rows else room
         if not most:
             continue
@@ -35,4 +39,13 @@ def plan_reading(slots: Sequence[Slot], room: int, n_rows: int) -> list[Share]:
         shares.append(Share(slot, tokens, n_outputs))
         room -= len(tokens)
         spare -= max(n_outputs - 1, 0)
+    _note_left_out(slots, shares)
     return shares
+
+
+def _note_left_out(slots: Sequence[Slot], shares: Sequence[Share]) -> None:
+    """Counts, for each slot that reads, the passes since it had a share."""
+    for slot in slots:
+        slot.n_left_out += 1
+    for share in shares:
+        share.slot.n_left_out = 0

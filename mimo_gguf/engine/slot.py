@@ -47,6 +47,7 @@ class Slot:
         mtp_rows: the sequence's rows in the MTP context; None without one.
         wants_rows: whether every token of the prompt gives logits, not the last one only.
         read_rows: what the last pass read of such a prompt.
+        n_left_out: passes since the last one that read some of the prompt.
         stats: counts and times since the session was made.
     """
 
@@ -60,6 +61,7 @@ class Slot:
         self.mtp_rows = mtp_rows
         self.wants_rows = False
         self.read_rows: ReadRows | None = None
+        self.n_left_out = 0
         self.stats = SessionStats(n_draft)
         self._target = target
         self._drafts: list[int] = []  # evaluated after self.tokens, not yet drawn

@@ -45,16 +45,10 @@ def save_state(session: Session, slot: Slot, key: str, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    session.drop_unfinished(slot)
-    blobs = [_read_cache(session.target, slot.seq_id)]
-    mtp_end = 0
-    drafter = session.drafter
-    if drafter is not None and slot.mtp_rows is not None:
-        drafter.catch_up(slot.mtp_rows)
-        mtp_end = slot.mtp_rows.end
-        blobs.append(_read_cache(drafter.context, slot.seq_id))
+    with session.target.lock:
+        tokens, mtp_end, blobs = _read_caches(session, slot)
     header = {
-        "key": key, "tokens": slot.tokens, "mtp_end": mtp_end,
+        "key": key, "tokens": tokens, "mtp_end": mtp_end,
         "sizes": [blob.nbytes for blob in blobs], "digests": [_digest(blob) for blob in blobs],
     }  # fmt: skip
     text = json.dumps(header).encode()
@@ -62,6 +56,17 @@ def save_state(session: Session, slot: Slot, key: str, path: Path) -> None:
         file.write(_MAGIC + struct.pack("<I", len(text)) + text)
         for blob in blobs:
             file.write(blob.data)
+
+
+def _read_caches(session: Session, slot: Slot) -> tuple[list[int], int, list[Blob]]:
+    """The tokens of a slot, where its MTP rows end, and its caches."""
+    session.drop_unfinished(slot)
+    blobs = [_read_cache(session.target, slot.seq_id)]
+    drafter = session.drafter
+    if drafter is None or slot.mtp_rows is None:
+        return list(slot.tokens), 0, blobs
+    drafter.catch_up(slot.mtp_rows)
+    return list(slot.tokens), slot.mtp_rows.end, [*blobs, _read_cache(drafter.context, slot.seq_id)]
 
 
 def load_state(session: Session, slot: Slot, key: str, path: Path) -> bool:
@@ -80,13 +85,21 @@ def load_state(session: Session, slot: Slot, key: str, path: Path) -> bool:
         tokens, mtp_end = [int(token) for token in header["tokens"]], int(header["mtp_end"])
     except (GgufError, OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, struct.error):
         return False
-    if not 0 < len(tokens) < slot.window or not _write_cache(session.target, slot.seq_id, blobs[0]):
-        session.reset(slot)
+    with session.target.lock:
+        session.reset(slot)  # what another thread may have put there
+        is_whole = 0 < len(tokens) < slot.window and _write_caches(session, slot, tokens, mtp_end, blobs)
+        if not is_whole:
+            session.reset(slot)
+        return is_whole
+
+
+def _write_caches(session: Session, slot: Slot, tokens: list[int], mtp_end: int, blobs: list[Blob]) -> bool:
+    """Whether llama.cpp took the caches, and so the slot the tokens."""
+    if not _write_cache(session.target, slot.seq_id, blobs[0]):
         return False
     slot.tokens = tokens
-    if drafter is not None and slot.mtp_rows is not None:
-        if not _write_cache(drafter.context, slot.seq_id, blobs[1]):
-            session.reset(slot)
+    if session.drafter is not None and slot.mtp_rows is not None:
+        if not _write_cache(session.drafter.context, slot.seq_id, blobs[1]):
             return False
         slot.mtp_rows.resume(mtp_end)
     return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -23,41 +24,16 @@ from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.ggml_types import ftype_name
 from mimo_gguf.core.paths import command_word
 from mimo_gguf.core.version import REINSTALL_LLAMA
-from mimo_gguf.llama.lifetime import Caught, Exit, Owner, catching
+from mimo_gguf.llama.lifetime import Caught, Exit, Owner, Process, at_work, catching
 from mimo_gguf.llama.log import LOG
 from mimo_gguf.llama.missing_library import loading_hint
 from mimo_gguf.llama.options import ContextOptions as ContextOptions
 from mimo_gguf.llama.options import ModelOptions as ModelOptions
+from mimo_gguf.llama.private_symbols import PRIVATE
 
 Floats = NDArray[np.float32]
 
-# name -> (Itanium mangling, MSVC mangling, argument types, result type); plain C names are tried first.
-_PRIVATE: Final[dict[str, tuple[str, str, tuple[Any, ...], Any]]] = {
-    "llama_set_embeddings_nextn": (
-        "_Z26llama_set_embeddings_nextnP13llama_contextbb",
-        "?llama_set_embeddings_nextn@@YAXPEAUllama_context@@_N1@Z",
-        (ctypes.c_void_p, ctypes.c_bool, ctypes.c_bool),
-        None,
-    ),
-    "llama_set_nextn_layer_offset": (
-        "_Z28llama_set_nextn_layer_offsetP13llama_contexti",
-        "?llama_set_nextn_layer_offset@@YAXPEAUllama_context@@H@Z",
-        (ctypes.c_void_p, ctypes.c_int32),
-        None,
-    ),
-    "llama_get_embeddings_nextn": (
-        "_Z26llama_get_embeddings_nextnP13llama_context",
-        "?llama_get_embeddings_nextn@@YAPEAMPEAUllama_context@@@Z",
-        (ctypes.c_void_p,),
-        ctypes.c_void_p,
-    ),
-    "llama_get_embeddings_nextn_ith": (
-        "_Z30llama_get_embeddings_nextn_ithP13llama_contexti",
-        "?llama_get_embeddings_nextn_ith@@YAPEAMPEAUllama_context@@H@Z",
-        (ctypes.c_void_p, ctypes.c_int32),
-        ctypes.POINTER(ctypes.c_float),
-    ),
-}
+_starting: Final = threading.RLock()
 
 
 @cache
@@ -67,6 +43,12 @@ def api() -> Any:
     Raises:
         BackendError: llama-cpp-python is missing or cannot be loaded.
     """
+    with _starting:  # of threads that come first together, one starts it
+        return _started()
+
+
+@cache
+def _started() -> Any:
     try:
         import llama_cpp.llama_cpp as module
     except (ImportError, OSError, RuntimeError) as error:
@@ -92,7 +74,7 @@ def private(name: str) -> Any:
     Raises:
         BackendError: the installed llama.cpp does not have it.
     """
-    itanium, msvc, argtypes, restype = _PRIVATE[name]
+    itanium, msvc, argtypes, restype = PRIVATE[name]
     library = api()._lib
     for symbol in (name, itanium, msvc):
         function = getattr(library, symbol, None)
@@ -158,7 +140,7 @@ class LlamaModel(Owner):
     def __init__(self, pointer: int, path: Path, options: ModelOptions) -> None:
         module = api()
         super().__init__(pointer, module.llama_model_free)
-        self.contexts: weakref.WeakSet[LlamaContext] = weakref.WeakSet()
+        self.contexts: weakref.WeakSet[LlamaContext] = weakref.WeakSet()  # added to under the lock
         self.path = path
         self.options = options
         self._vocab = module.llama_model_get_vocab(pointer)
@@ -175,10 +157,18 @@ class LlamaModel(Owner):
         return self._vocab if self.pointer else None
 
     def close(self) -> None:
-        """Frees the contexts that were made of the model, then the model."""
-        for context in sorted(self.contexts, key=lambda context: context.other is None):
-            context.close()
-        super().close()
+        """Frees the contexts that were made of the model, then the model.
+
+        Raises:
+            UsageError: called by a signal handler from within a pass.
+        """
+        while not self.closed:
+            with self._cell.lock:  # under which contexts are made
+                contexts = [context for context in self.contexts if not context.closed]
+                if not contexts:
+                    super().close()
+            for context in sorted(contexts, key=lambda context: context.other is None):
+                context.close()
 
     def __enter__(self) -> LlamaModel:
         return self
@@ -193,8 +183,14 @@ def load_model(path: str | Path, options: ModelOptions | None = None) -> LlamaMo
     Raises:
         BackendError: llama.cpp refused the file; the message has its reason.
         KeyboardInterrupt: Ctrl-C while it was loading; nothing stays loaded.
+        UsageError: this process was forked from one in which llama.cpp was at work.
     """
-    options = options or ModelOptions()
+    Process.check_usable()
+    with at_work():
+        return _load(path, options or ModelOptions())
+
+
+def _load(path: str | Path, options: ModelOptions) -> LlamaModel:
     module, since = api(), LOG.mark
     params = module.llama_model_default_params()
     params.n_gpu_layers = options.n_gpu_layers
@@ -215,7 +211,7 @@ def load_model(path: str | Path, options: ModelOptions | None = None) -> LlamaMo
     with catching(loading, loading.goes_on, _write_log):
         pointer = module.llama_model_load_from_file(os.fsencode(path), params)
     del callback
-    if loading.error is not None and pointer:
+    if pointer and loading.error is not None:
         module.llama_model_free(pointer)
     loading.check()
     if not pointer:
@@ -234,7 +230,7 @@ class _Loading(Caught):
         self.goes_on = self._goes_on  # one object, because `catching` compares by identity
 
     def _goes_on(self, _share: float, _data: Any) -> bool:
-        return self.error is None
+        return self.error is None and not Exit.stops_here()
 
 
 def _load_mode(module: Any, options: ModelOptions) -> int:
@@ -264,7 +260,7 @@ class LlamaContext(Owner):
         """Owns `pointer`. A context that runs MTP blocks gets its target as `other`, and shares its lock."""
         module = api()
         needed = (model, *([other] if other else []))
-        super().__init__(pointer, module.llama_free, *needed, lock=other.lock if other else None)
+        super().__init__(pointer, module.llama_free, *needed, beside=other)
         model.contexts.add(self)
         self.model = model
         self.other = other
@@ -316,10 +312,12 @@ class LlamaContext(Owner):
         running, set_callback = self._pass, api().llama_set_abort_callback
         running.stop_when = stop_when
         set_callback(self.pointer, self._callback, None)
+        self._cell.is_in_pass = True
         try:
             with catching(running, self._ask):
                 result = int(self._decode(self.pointer, native_batch))
         finally:
+            self._cell.is_in_pass = False
             set_callback(self.pointer, self._no_callback, None)
             running.stop_when = None
         running.check()
@@ -385,7 +383,7 @@ class _Pass(Caught):
 
     def is_to_stop(self, _: Any) -> bool:
         try:
-            if self.error is not None or Exit.is_near:
+            if self.error is not None or Exit.stops_here():
                 return True
             return self.stop_when is not None and self.stop_when()
         except BaseException as error:
@@ -433,6 +431,13 @@ def open_mtp_context(target: LlamaContext, *, n_ubatch: int = 64, n_outputs_max:
 
 
 def _open(model: LlamaModel, options: ContextOptions, ctx_type: int, other: LlamaContext | None) -> LlamaContext:
+    with at_work(), model.lock:
+        model.check_here()
+        Process.has_threads = True
+        return _make(model, options, ctx_type, other)
+
+
+def _make(model: LlamaModel, options: ContextOptions, ctx_type: int, other: LlamaContext | None) -> LlamaContext:
     module, since = api(), LOG.mark
     params = module.llama_context_default_params()
     for name in (

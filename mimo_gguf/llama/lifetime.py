@@ -21,26 +21,64 @@ from mimo_gguf.core.errors import UsageError
 _CLOSED: Final = ("the model has been closed", "load it again")
 _FORKED: Final = (
     "the model was loaded before this process was forked, and llama.cpp's threads are not here",
-    'load it in each process, or start them with multiprocessing.get_context("spawn")',
+    'start processes with multiprocessing.get_context("spawn"), or before the first model is loaded',
 )
+_SPOILED: Final = ("llama.cpp was at work before this process was forked, and its threads are not here", _FORKED[1])
+_BELOW: Final = ("an answer is being generated below", "do not close what it uses from a signal handler")
 _PATIENCE_S: Final = 10.0  # time that the exit of the process waits for a pass in another thread
 
 
 class _Cell:
     """A pointer, which is 0 as soon as it may no longer be used, and the message and hint that say why."""
 
-    __slots__ = ("__weakref__", "gone", "lock", "pointer")
+    __slots__ = ("__weakref__", "beside", "gone", "is_in_pass", "lock", "pointer")
 
-    def __init__(self, pointer: int, lock: Any) -> None:
+    def __init__(self, pointer: int, beside: _Cell | None = None) -> None:
         self.pointer = pointer
-        self.lock = lock
+        self.beside = beside
+        self.lock: Any = beside.lock if beside else threading.RLock()
         self.gone = _CLOSED
+        self.is_in_pass = False  # of the thread that holds the lock, in which a signal handler may run
 
 
 class Exit:
-    """Whether the process is ending. Passes then stop at their next call of `stop_when`."""
+    """Whether the process is ending. Passes of other threads then stop at their next call of `stop_when`."""
 
-    is_near = False
+    _thread: int | None = None  # the one that ends the process
+    gate: Final = threading.RLock()  # which it then holds for good
+
+    @classmethod
+    def stops_here(cls) -> bool:
+        """Whether this thread is to stop, because another one is ending the process."""
+        return cls._thread is not None and cls._thread != threading.get_ident()
+
+    @classmethod
+    def begin(cls) -> None:
+        """Notes that this thread ends the process."""
+        cls.gate.acquire()
+        cls._thread = threading.get_ident()
+
+
+class Process:
+    """Which process this is: a forked child has neither the threads of its parent nor whoever holds the locks."""
+
+    number = 0  # how many forks lie between it and the first
+    has_threads = False  # llama.cpp's own may have been started; they outlive the contexts they worked for
+    is_spoiled = False  # forked after that: llama.cpp would wait for them for ever
+
+    @classmethod
+    def check_usable(cls) -> None:
+        """Raises UsageError if llama.cpp was at work in the process from which this one was forked."""
+        if cls.is_spoiled:
+            message, hint = _SPOILED
+            raise UsageError(message, hint=hint)
+
+    @classmethod
+    def check_same(cls, number: int) -> None:
+        """Raises UsageError unless this is still the process of that `number`."""
+        if cls.number != number:
+            message, hint = _FORKED
+            raise UsageError(message, hint=hint)
 
 
 _LIVE: Final[weakref.WeakSet[_Cell]] = weakref.WeakSet()
@@ -49,15 +87,15 @@ _LIVE: Final[weakref.WeakSet[_Cell]] = weakref.WeakSet()
 class Owner:
     """Owns one native pointer and frees it once: on `close`, on garbage collection, or at exit."""
 
-    def __init__(self, pointer: int, free: Callable[[int], None], *needed: Owner, lock: Any = None) -> None:
+    def __init__(self, pointer: int, free: Callable[[int], None], *needed: Owner, beside: Owner | None = None) -> None:
         """Owns `pointer`.
 
         Args:
             free: frees the pointer.
             needed: owners of objects that `free` still uses, so that they are freed later.
-            lock: held while a thread works with the pointer; None makes a new one.
+            beside: an owner whose lock this one shares, and whose passes it takes part in.
         """
-        self._cell = _Cell(pointer, lock or threading.RLock())
+        self._cell: _Cell = _Cell(pointer, beside._cell if beside else None)
         self._finalizer = weakref.finalize(self, _free, self._cell, free, needed)
         _LIVE.add(self._cell)
 
@@ -73,6 +111,10 @@ class Owner:
             return cell.pointer
         message, hint = cell.gone
         raise UsageError(message, hint=hint)
+
+    def check_here(self) -> None:
+        """Raises UsageError as `pointer`."""
+        _ = self.pointer
 
     @property
     def lock(self) -> Any:
@@ -92,8 +134,17 @@ class Owner:
         return not self._cell.pointer
 
     def close(self) -> None:
-        """Frees the pointer. Does nothing if it has been freed."""
-        self._finalizer()
+        """Frees the pointer. Does nothing if it has been freed.
+
+        Raises:
+            UsageError: called by a signal handler from within a pass.
+        """
+        cell = self._cell
+        with cell.lock:
+            if cell.is_in_pass or (cell.beside is not None and cell.beside.is_in_pass):
+                message, hint = _BELOW
+                raise UsageError(message, hint=hint)
+            self._finalizer()
 
 
 def _free(cell: _Cell, free: Callable[[int], None], _: tuple[Owner, ...]) -> None:
@@ -105,17 +156,45 @@ def _free(cell: _Cell, free: Callable[[int], None], _: tuple[Owner, ...]) -> Non
             free(pointer)
 
 
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Keeps the exit of the process waiting while llama.cpp makes something that has no owner yet.
+
+    It calls back into Python meanwhile, which ends a process whose interpreter has gone.
+    """
+    cell = _Cell(1)
+    try:
+        with cell.lock:
+            _LIVE.add(cell)
+            if not Exit.stops_here():
+                yield
+    finally:
+        if Exit.stops_here():
+            with Exit.gate:  # does not come free any more
+                pass
+
+
+def _live() -> list[_Cell]:
+    while True:
+        try:
+            return list(_LIVE)
+        except RuntimeError:  # another thread has just made one
+            continue
+
+
 def _forget_the_parents() -> None:
     """Invalidates the parent's pointers in a forked child, where they are neither used nor freed."""
-    for cell in list(_LIVE):
-        cell.pointer, cell.gone = 0, _FORKED
+    Process.number += 1
+    Process.is_spoiled = Process.has_threads
+    for cell in _live():
+        cell.pointer, cell.gone, cell.lock = 0, _FORKED, threading.RLock()
 
 
 def _let_passes_end() -> None:
     """Stops the passes of daemon threads at exit, and keeps their locks. A pass that does not stop is never freed."""
-    Exit.is_near = True
-    for cell in list(_LIVE):
-        if not cell.lock.acquire(timeout=_PATIENCE_S):
+    Exit.begin()
+    for cell in _live():
+        if cell.pointer and not cell.lock.acquire(timeout=_PATIENCE_S):
             cell.pointer = 0
 
 

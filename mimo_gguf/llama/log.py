@@ -34,7 +34,7 @@ class LogRing:
 
     def __init__(self, n_lines: int = 2000) -> None:
         self._lines: collections.deque[tuple[int, int, str]] = collections.deque(maxlen=n_lines)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # llama.cpp also logs what a finalizer or a signal handler frees meanwhile
         self._count = 0
         self._partial = ""
         self._level = 0
@@ -52,6 +52,10 @@ class LogRing:
             for line in whole:
                 self._lines.append((self._count, self._level, line))
                 self._count += 1
+
+    def renew_lock(self) -> None:
+        """For a forked process, in which the thread that held it is missing."""
+        self._lock = threading.RLock()
 
     @property
     def mark(self) -> int:
@@ -81,13 +85,18 @@ def _without_function(line: str) -> str:
 
 
 LOG: Final = LogRing()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=LOG.renew_lock)
+
+
+_screen: Final = threading.RLock()  # held while stderr is elsewhere: two that swap it at a time would lose it
 
 
 @contextlib.contextmanager
 def kept_from_stderr() -> Iterator[list[str]]:
     """Collects what llama.cpp writes to stderr directly, as its grammar parser does. The list is filled at the end."""
     said: list[str] = []
-    with tempfile.TemporaryFile() as file:
+    with _screen, tempfile.TemporaryFile() as file:
         screen = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:

@@ -13,7 +13,7 @@ from mimo_gguf.llama.api import LlamaModel, api
 
 
 class Vocabulary:
-    """The tokenizer of a loaded model."""
+    """The tokenizer of a loaded model, for any thread: closing the model waits for what is being tokenized."""
 
     def __init__(self, model: LlamaModel) -> None:
         self._model = model  # owns llama.cpp's vocabulary
@@ -32,7 +32,9 @@ class Vocabulary:
 
         Raises:
             BackendError: the text has 2 GiB or more.
+            UsageError: the model was closed.
         """
+        self._model.check_here()  # before any lock that a fork may have left behind
         added = self._added_tokens
         ids: list[int] = []
         # Half a surrogate pair, which Python can hold and UTF-8 cannot, becomes U+FFFD as in other programs.
@@ -54,7 +56,8 @@ class Vocabulary:
         raw = text.encode()
         room = len(raw) + 2
         tokens = (ctypes.c_int32 * room)()
-        n = api().llama_tokenize(self._model.vocab, raw, len(raw), tokens, room, False, False)
+        with self._model.lock:
+            n = api().llama_tokenize(self._model.vocab, raw, len(raw), tokens, room, False, False)
         if n < 0:
             raise BackendError(f"llama.cpp cannot tokenize a text of {len(raw)} bytes", hint="give a shorter text")
         return list(tokens[:n])
@@ -66,6 +69,10 @@ class Vocabulary:
 
     @cached_property
     def _added_tokens(self) -> AddedTokens:
+        with self._model.lock:
+            return self._read_added_tokens()
+
+    def _read_added_tokens(self) -> AddedTokens:
         vocab, module = self._model.vocab, api()
         normalized = parse_ids(read_text_value(self._model, NORMALIZED_IDS), self.n_tokens)
         tokens = []
@@ -111,7 +118,8 @@ class Vocabulary:
         room = 128
         while True:
             buffer = ctypes.create_string_buffer(room)
-            n = api().llama_token_to_piece(self._model.vocab, token, buffer, room, 0, special)
+            with self._model.lock:
+                n = api().llama_token_to_piece(self._model.vocab, token, buffer, room, 0, special)
             if n >= 0:
                 return buffer.raw[:n]
             room = -n
@@ -123,10 +131,11 @@ class Vocabulary:
     @cached_property
     def end_tokens(self) -> frozenset[int]:
         """The tokens that end an answer: `<|im_end|>`, `<|endoftext|>`, and those that the checkpoint's files add."""
-        vocab, module = self._model.vocab, api()
         further = parse_ids(read_text_value(self._model, END_IDS), self.n_tokens)
-        possible = self._added_ids | {module.llama_vocab_eos(vocab), module.llama_vocab_eot(vocab)}
-        return further | {token for token in possible if token >= 0 and module.llama_vocab_is_eog(vocab, token)}
+        with self._model.lock:
+            vocab, module = self._model.vocab, api()
+            possible = self._added_ids | {module.llama_vocab_eos(vocab), module.llama_vocab_eot(vocab)}
+            return further | {token for token in possible if token >= 0 and module.llama_vocab_is_eog(vocab, token)}
 
 
 def read_text_value(model: LlamaModel, key: str) -> str | None:
@@ -134,7 +143,8 @@ def read_text_value(model: LlamaModel, key: str) -> str | None:
     room = 256
     while True:
         buffer = ctypes.create_string_buffer(room)
-        n = api().llama_model_meta_val_str(model.pointer, key.encode(), buffer, room)
+        with model.lock:
+            n = api().llama_model_meta_val_str(model.pointer, key.encode(), buffer, room)
         if n < room:
             return None if n < 0 else buffer.value.decode("utf-8", "replace")
         room = n + 1

@@ -8,15 +8,18 @@ while nobody wants anything, and nothing has to be stopped at the exit of the pr
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from mimo_gguf.chat.answer import Answer
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.runtime.interrupts import DeferredInterrupt
+from mimo_gguf.llama.lifetime import Process
+from mimo_gguf.runtime.interrupts import DeferredSignals
 from mimo_gguf.runtime.scheduler import Event, Request, Scheduler
 
 _CHECK_S: Final = 1.0  # how often a thread that waits looks for itself, should a notice have been lost
+Taker = Callable[[Sequence[Event]], None]
 
 
 class Driver:
@@ -24,12 +27,12 @@ class Driver:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._leader: int | None = None  # the thread that steps
-        self._n_followers = 0  # threads that wait for it
-        self._boxes: dict[int, list[Event]] = {}
+        self._lock = threading.RLock()  # a finalizer or a signal handler may close the model while its thread holds it
+        self._leader: _Lead | None = None  # who steps
+        self._gates: list[threading.Lock] = []  # of threads that wait for it
+        self._boxes: dict[int, deque[Event]] = {}
         self._closed = False
+        self._process = Process.number
 
     def submit(self, requests: Sequence[Request]) -> Ticket:
         """Queues requests; the ticket by which their events come.
@@ -37,37 +40,40 @@ class Driver:
         Raises:
             UsageError: the model was closed, or a prompt is empty or too long; nothing is queued then.
         """
+        Process.check_same(self._process)
         for request in requests:
             self.scheduler.session.slot.check_prompt(request.prompt)
-        with DeferredInterrupt(lambda: None), self._lock:
+        with DeferredSignals(_nothing), self._lock:
             if self._closed:
                 raise _closed()
             ids = [self.scheduler.add(request) for request in requests]
-            self._boxes.update((request_id, []) for request_id in ids)
+            self._boxes.update((request_id, deque()) for request_id in ids)
             return Ticket(self, ids)
 
-    def wait(self, ids: Sequence[int]) -> list[Event]:
+    def wait(self, ids: Sequence[int], *takers: Taker) -> list[Event]:
         """Events of these requests, at least one, stepping for all as long as there are none.
 
+        Args:
+            takers: called with the events before a signal handler can run, so that none is lost.
+
         Raises:
-            UsageError: called from within a step, by a signal handler of this thread.
+            UsageError: called from within a step, or the events were lost with what an exception broke off.
             KeyboardInterrupt: Ctrl-C, between two steps.
         """
+        Process.check_same(self._process)
         while True:
-            with DeferredInterrupt(self.scheduler.session.interrupt):
-                with self._lock:
-                    events = self._collect(ids)
-                    leads = not events and self._take_lead()
-                if leads:
-                    self._step()
-                    events = self._collect(ids)
+            events, led = self._take_turn(ids, takers)
             if events:
                 return events
-            if not leads:
+            if self._boxes.keys().isdisjoint(ids):
+                raise _broken_off()
+            if not led:
                 self._wait_for_a_step(ids)
 
     def cancel(self, ids: Sequence[int]) -> None:
         """Ends requests as soon as possible. From a signal handler or a finalizer, too."""
+        if self._process != Process.number:
+            return
         for request_id in ids:
             self.scheduler.cancel(request_id)
 
@@ -91,35 +97,53 @@ class Driver:
         Raises:
             UsageError: called from within a step.
         """
+        if self._process != Process.number:
+            return
         with self._lock:
-            if self._leader == threading.get_ident():
+            if self._leader is not None and self._leader.is_here:
                 raise _within_a_step()
             self._closed = True
         self.scheduler.cancel_all()
         self.scheduler.session.interrupt()
         while not self.scheduler.idle:
-            with self._lock:
-                leads = self._take_lead()
-            if leads:
-                self._step()
-            else:
+            _, led = self._take_turn((), ())
+            if not led:
                 self._wait_for_a_step(())
 
-    def _wait_for_a_step(self, ids: Sequence[int]) -> None:
-        with self._lock:
-            self._n_followers += 1
-            try:
-                self._changed.wait_for(lambda: self._leader is None or self._has_mail(ids), _CHECK_S)
-            finally:
-                self._n_followers -= 1
+    def _take_turn(self, ids: Sequence[int], takers: Sequence[Taker]) -> tuple[list[Event], bool]:
+        """What has come for these requests; if nothing has and nobody steps, a step, and what it brings; whether so."""
+        lead = _Lead()
+        try:
+            with DeferredSignals(self.scheduler.session.interrupt):
+                with self._lock:
+                    events = self._collect(ids)
+                    led = not events and self._take_lead(lead)
+                if led:
+                    self._step()
+                    with self._lock:
+                        events = self._collect(ids)
+                for take in takers:
+                    take(events)
+        finally:
+            if self._leader is lead:  # something was raised between two lines
+                self._leader = None
+        return events, led
 
-    def _take_lead(self) -> bool:
-        if self._leader == threading.get_ident():
+    def _wait_for_a_step(self, ids: Sequence[int]) -> None:
+        gate = threading.Lock()
+        gate.acquire()
+        with self._lock:
+            if self._leader is None or self._has_mail(ids):
+                return
+            self._gates.append(gate)
+        gate.acquire(timeout=_CHECK_S)
+
+    def _take_lead(self, lead: _Lead) -> bool:
+        if self._leader is not None and self._leader.is_here:
             raise _within_a_step()
-        leads = self._leader is None
-        if leads:
-            self._leader = threading.get_ident()
-        return leads
+        if self._leader is None:
+            self._leader = lead
+        return self._leader is lead
 
     def _step(self) -> None:
         try:
@@ -128,10 +152,14 @@ class Driver:
             self._deliver_lost()
             raise
         finally:
-            with self._lock:
-                self._leader = None
-                if self._n_followers:
-                    self._changed.notify_all()
+            self._leader = None  # first: the rest may be interrupted
+            self._open_gates()
+
+    def _open_gates(self) -> None:
+        with self._lock:
+            gates, self._gates = self._gates, []
+        for gate in gates:
+            gate.release()
 
     def _deliver(self, events: Sequence[Event]) -> None:
         with self._lock:
@@ -141,11 +169,10 @@ class Driver:
 
     def _deliver_lost(self) -> None:
         """Tells those whose requests have ended in a step that was broken off."""
-        lost = UsageError("the answer was broken off by an error in another thread", hint="ask again")
         with self._lock:
             for request_id, box in list(self._boxes.items()):
                 if self.scheduler.answer(request_id) is None and not (box and box[-1].is_last):
-                    box.append(Event(request_id, error=lost))
+                    box.append(Event(request_id, error=_broken_off()))
 
     def _has_mail(self, ids: Sequence[int]) -> bool:
         return any(self._boxes.get(request_id) for request_id in ids)
@@ -157,12 +184,25 @@ class Driver:
             box = self._boxes.get(request_id)
             if not box:
                 continue
-            events += box
-            if box[-1].is_last:
+            while box:
+                events.append(box.popleft())
+            if events[-1].is_last:
                 self._boxes.pop(request_id, None)
-            else:
-                self._boxes[request_id] = []
         return events
+
+
+class _Lead:
+    """One call's claim to step."""
+
+    __slots__ = ("_thread",)
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this thread's, which then asks from within its own step."""
+        return self._thread == threading.get_ident()
 
 
 class Ticket:
@@ -178,17 +218,21 @@ class Ticket:
         """Whether every request has ended."""
         return not self._open
 
-    def wait(self) -> list[Event]:
+    def wait(self, *takers: Taker) -> list[Event]:
         """The next events, at least one unless all have ended.
+
+        Args:
+            takers: called with them before a signal handler can run.
 
         Raises:
             KeyboardInterrupt: Ctrl-C. The requests go on until they are cancelled.
         """
-        events = self._driver.wait(list(self._open)) if self._open else []
+        return self._driver.wait(list(self._open), self._note, *takers) if self._open else []
+
+    def _note(self, events: Sequence[Event]) -> None:
         for event in events:
             if event.is_last:
                 self._open.pop(event.id, None)
-        return events
 
     def events(self) -> Iterator[Event]:
         """All events, to the end."""
@@ -206,6 +250,14 @@ class Ticket:
     def __del__(self) -> None:
         if self._open:
             self._driver.forget(list(self._open))
+
+
+def _nothing() -> None:
+    """Done when a signal comes where nothing has to be hurried."""
+
+
+def _broken_off() -> UsageError:
+    return UsageError("the answer was broken off by an error in another thread", hint="ask again")
 
 
 def _closed() -> UsageError:

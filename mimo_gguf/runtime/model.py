@@ -58,7 +58,7 @@ class Model:
         self.plan: FitPlan | None = None  # what `load` chose
         self.launch_note = ""  # one line where a first plan had failed
         self._running: AnswerStream | None = None
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
 
     @classmethod
     def load(
@@ -178,8 +178,10 @@ class Model:
 
     def forget(self) -> None:
         """Forgets what was evaluated: the next prompt is read from its beginning. For after an interrupt, too."""
-        self.stop_running()
-        self.session.reset(self.slot)
+        self.native.check_here()
+        with self._starting:
+            self.stop_running()
+            self.session.reset(self.slot)
 
     def prompt_tokens(self, messages: Iterable[Message], *, system: str | None = "", **variables: Any) -> list[int]:
         """The prompt that `chat` would evaluate for `messages`."""
@@ -272,12 +274,18 @@ class Model:
         if progress is not None and not callable(progress):
             raise UsageError(f"progress is {progress!r:.60}", hint="give a function of two numbers")
         sampling, options = _overridden(sampling or SamplingOptions(), options or AnswerOptions(), overrides)
+        self.native.check_here()
         read = read_prompt(prompt, self.vocabulary)
         request = Request(read.tokens, sampling, options, read.opened)
         with self._starting:
             self.stop_running()
             answers = self._running = AnswerStream(self.driver, request, progress)
-        return answers if stream else answers.read()
+        if stream:
+            return answers
+        answer = answers.read()
+        if answers.was_stopped:  # before it began, by another thread that asked at the same moment
+            raise UsageError("another answer is being generated", hint="one at a time; several: LLM")
+        return answer
 
     def stop_running(self) -> None:
         """Ends an unfinished answer of this model where it is: it has one conversation at a time.
@@ -285,9 +293,10 @@ class Model:
         Raises:
             UsageError: it is being generated, below or in another thread.
         """
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+        with self._starting:
+            if self._running is not None:
+                self._running.close()
+                self._running = None
 
 
 def _check_places(path: Any, devices: Any, n_gpu_layers: Any) -> None:

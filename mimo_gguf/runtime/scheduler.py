@@ -109,8 +109,8 @@ class Scheduler:
         """
         self.session.slot.check_prompt(request.prompt)
         job = _Job(next(self._ids), request, self.session, self.vocabulary)
+        self._jobs[job.id] = job  # first: once it waits another thread may answer it
         self._waiting.append(job)
-        self._jobs[job.id] = job
         return job.id
 
     def cancel(self, request_id: int) -> None:
@@ -134,24 +134,32 @@ class Scheduler:
     def step(self) -> list[Event]:
         """Goes on with all that run, by one pass at most, after giving free slots to those that wait.
 
-        If llama.cpp fails, each request that ran has ended with that error; those that wait go on waiting.
+        If llama.cpp fails, each request that ran has ended with that error; those that wait go on waiting. If the
+        model was closed, all have.
         """
         events: list[Event] = []
         try:
-            if self._cancelled:
-                events += self._end_cancelled()
-            if self._waiting:
-                self._admit()
-            events += self._close_reasoning()
-            samplers = {slot: job.sampler for slot, job in self._running.items() if not job.is_over}
-            if samplers:
-                events += self._note(self.session.step(samplers))
-            return events + self._end_over()
+            with self.session.target.lock:  # nobody closes it while its logits are looked at
+                self._step(events)
         except MimoGgufError as error:
-            return events + [Event(job.id, answer=job.answer, error=error) for job in self._drop_running()]
+            dropped = self._drop(self._jobs.values() if self.session.target.closed else self._running.values())
+            events += [Event(job.id, answer=job.answer, error=error) for job in dropped]
         except BaseException:
-            self._drop_running()
+            self._drop(self._running.values())
             raise
+        return events
+
+    def _step(self, events: list[Event]) -> None:
+        """Adds to `events` as they come, so that none is lost if the step fails."""
+        if self._cancelled:
+            events += self._end_cancelled()
+        if self._waiting:
+            self._admit()
+        events += self._close_reasoning()
+        samplers = {slot: job.sampler for slot, job in self._running.items() if not job.is_over}
+        if samplers:
+            events += self._note(self.session.step(samplers))
+        events += self._end_over()
 
     def _end_cancelled(self) -> Iterable[Event]:
         while self._cancelled:
@@ -160,10 +168,12 @@ class Scheduler:
                 continue
             if not job.is_over:
                 job.said.end("abort")
-            if job.slot is None:
-                with contextlib.suppress(ValueError):  # an interrupt struck while it was being given a slot
-                    self._waiting.remove(job)
+            self._stop_waiting(job)
             yield self._end(job)
+
+    def _stop_waiting(self, job: _Job) -> None:
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(job)
 
     def _admit(self) -> None:
         """Gives each free slot a request: first come, first served, but who can soon share a beginning waits for it."""
@@ -175,10 +185,10 @@ class Scheduler:
                 continue
             slot = max(free, key=lambda slot: common_prefix(slot.tokens, job.prompt))
             free.remove(slot)
-            self._waiting.remove(job)
             with self._assigning:
                 self._running[slot] = job
                 job.slot = slot
+            self._waiting.remove(job)  # last: whatever is raised in between, it is in one of the two
             try:
                 job.begin(slot)
             except MimoGgufError as error:
@@ -198,9 +208,8 @@ class Scheduler:
     def _reading(self) -> list[_Job]:
         return [job for slot, job in self._running.items() if slot.prompt and not job.said.tokens]
 
-    def _close_reasoning(self) -> list[Event]:
+    def _close_reasoning(self) -> Iterable[Event]:
         """Closes each reasoning block whose budget is used up."""
-        events = []
         for slot, job in self._running.items():
             closing = job.said.closing(job.sampler) if job.said.limits_reasoning and not job.is_over else []
             if not closing:
@@ -212,8 +221,7 @@ class Scheduler:
             else:
                 if job.scores is not None:  # before the tokens: whoever looks in between has a score for each
                     job.scores.add_inserted(closing)
-                events.append(job.event(job.said.add_inserted(closing)))
-        return events
+                yield job.event(job.said.add_inserted(closing))
 
     def _note(self, outcomes: dict[Slot, Outcome]) -> Iterable[Event]:
         """What the step brought for each; how it ended if it did."""
@@ -237,17 +245,15 @@ class Scheduler:
             else:
                 job.said.end("abort")
 
-    def _end_over(self) -> list[Event]:
+    def _end_over(self) -> Iterable[Event]:
         """Ends those that are over. A prompt that wants no token (`max_tokens=0`) is read first, for the next one."""
-        events = []
         for slot, job in [(slot, job) for slot, job in self._running.items() if job.is_over]:
             if job.reads_on:
                 self.session.evaluate([slot])
                 if job.scores is not None:
                     job.scores.add_rows(slot.read_rows, self.session.target)
             else:
-                events.append(self._end(job))
-        return events
+                yield self._end(job)
 
     def _end(self, job: _Job) -> Event:
         """Frees the slot; the last event of a request."""
@@ -259,18 +265,19 @@ class Scheduler:
                 self._running.pop(slot, None)
                 slot.clear_cancel()  # no later cancel of this request can reach the slot
         if slot is not None:
-            self.session.drop_unfinished(slot)
+            with contextlib.suppress(UsageError):  # the model was closed: nothing is left to be whole
+                self.session.drop_unfinished(slot)
         return Event(job.id, rest, len(job.said.tokens), answer=job.answer, error=job.error)
 
-    def _drop_running(self) -> list[_Job]:
+    def _drop(self, jobs: Iterable[_Job]) -> list[_Job]:
         """Leaves every slot whole after a step that failed in the middle; the requests that have ended by it."""
-        dropped = list(self._running.values())
         for slot, job in list(self._running.items()):
             job.slot = slot
-            try:
+        dropped = list(jobs)
+        for job in dropped:
+            self._stop_waiting(job)
+            with contextlib.suppress(UsageError):
                 self._end(job)
-            except UsageError:  # the model was closed: nothing is left to be whole
-                continue
         return dropped
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from mimo_gguf.chat.answer import Answer
 from mimo_gguf.chat.reasoning import Piece
@@ -30,22 +30,26 @@ class AnswerStream(Iterator[Piece]):
         self._n_tokens = 0
         self._whole: Answer | None = None
         self._at_work: dict[str, weakref.ref[_Turn]] = {}  # "by" whom: set and looked at in one go
+        self.was_stopped = False  # by `close`, before it had ended
 
     def __next__(self) -> Piece:
         me = _Turn()
         try:
             self._check_alone(me)
             while not self._pieces and not self._ticket.is_done:
-                for event in self._next_events():
-                    if event.error is not None:
-                        raise event.error
-                    if self._on_read is not None and event.n_to_read:
-                        self._on_read(event.n_read, event.n_to_read)
+                self._go_on()
         finally:
             self._leave(me)
         if not self._pieces:
             raise StopIteration
         return self._pieces.popleft()
+
+    def _go_on(self) -> None:
+        for event in self._ticket.wait(self._note):
+            if event.error is not None:
+                raise event.error
+            if self._on_read is not None and event.n_to_read:
+                self._on_read(event.n_read, event.n_to_read)
 
     def __enter__(self) -> AnswerStream:
         return self
@@ -62,9 +66,11 @@ class AnswerStream(Iterator[Piece]):
         me = _Turn()
         try:
             self._check_alone(me)
-            self._ticket.cancel()
+            if not self._ticket.is_done:
+                self.was_stopped = True
+                self._ticket.cancel()
             while not self._ticket.is_done:
-                self._next_events()
+                self._ticket.wait(self._note)
             self._pieces.clear()
         finally:
             self._leave(me)
@@ -79,12 +85,18 @@ class AnswerStream(Iterator[Piece]):
         Raises:
             BackendError, UsageError: there is no end: llama.cpp failed, a grammar that allows nothing, a closed model.
         """
+        me = _Turn()
         try:
-            for _ in self:
-                pass
+            self._check_alone(me)  # nobody else gets in between two tokens
+            while not self._ticket.is_done:
+                self._go_on()
+            self._pieces.clear()
         except BaseException:
-            self._ticket.cancel()
+            if self._is_at_work(me):
+                self._ticket.cancel()
             raise
+        finally:
+            self._leave(me)
         return self.answer
 
     @property
@@ -104,13 +116,11 @@ class AnswerStream(Iterator[Piece]):
             raise UsageError("the answer was broken off by an error in another thread", hint="ask again")
         return found
 
-    def _next_events(self) -> list[Event]:
-        events = self._ticket.wait()
+    def _note(self, events: Sequence[Event]) -> None:
         for event in events:
             self._pieces += event.pieces
             self._n_tokens = max(self._n_tokens, event.n_tokens)
             self._whole = event.answer
-        return events
 
     def _check_alone(self, me: _Turn) -> None:
         mine = weakref.ref(me)
@@ -121,9 +131,12 @@ class AnswerStream(Iterator[Piece]):
             raise UsageError("an answer is being generated", hint="one at a time: Model.cancel stops it; several: LLM")
 
     def _leave(self, me: _Turn) -> None:
-        found = self._at_work.get("by")
-        if found is not None and found() is me:
+        if self._is_at_work(me):
             del self._at_work["by"]
+
+    def _is_at_work(self, me: _Turn) -> bool:
+        found = self._at_work.get("by")
+        return found is not None and found() is me
 
 
 class _Turn:

@@ -7,12 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from mimo_gguf.llama.api import load_model
+from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.engine.shares import Share
+from mimo_gguf.engine.single import read_prompt
+from mimo_gguf.llama.api import LlamaModel, load_model
 from mimo_gguf.llama.log import LOG, LogRing
+from mimo_gguf.runtime.interrupts import DeferredSignals
+from mimo_gguf.runtime.model import Model
+from mimo_gguf.runtime.scheduler import Event, Scheduler
 
 if sys.platform == "win32":
     pytest.skip("Windows has no SIGINT to send to one process", allow_module_level=True)
@@ -111,5 +119,70 @@ def test_ctrl_c_while_a_model_loads(tiny_path: Path, monkeypatch: pytest.MonkeyP
             load_model(tiny_path)
         with load_model(tiny_path) as model:
             assert model.n_vocab
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_the_last_step_loses_no_answer(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, n_idle = Scheduler.step, 0
+
+    def step(scheduler: Scheduler) -> list[Event]:
+        nonlocal n_idle
+        n_idle += scheduler.idle
+        assert n_idle < 20
+        events = real(scheduler)
+        if any(event.is_last for event in events):
+            signal.raise_signal(signal.SIGINT)
+        return events
+
+    with Model.open(tiny_path, session=SessionOptions(n_ctx=256, n_threads=1)) as model, default_ctrl_c():
+        wanted = model.complete("a b", temperature=0, max_tokens=4)
+        monkeypatch.setattr(Scheduler, "step", step)
+        with model.complete("a b", temperature=0, max_tokens=4, stream=True) as stream:
+            with pytest.raises(KeyboardInterrupt):
+                list(stream)
+            assert stream.answer.tokens == wanted.tokens
+            assert "".join(piece.text for piece in stream) in wanted.text
+
+
+def test_a_prompt_is_read_though_signals_come_all_the_time(tiny: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Session(tiny, SessionOptions(n_ctx=256, n_threads=1)) as session:
+        real, n_asked = session._is_to_stop, 0
+
+        def interrupted(shares: Sequence[Share]) -> bool:
+            nonlocal n_asked
+            n_asked += 1
+            assert n_asked < 5000
+            session.interrupt()
+            return real(shares)
+
+        monkeypatch.setattr(session, "_is_to_stop", interrupted)
+        read_prompt(session, list(range(200)))
+
+
+def test_all_handlers_run_at_the_end_and_stay() -> None:
+    heard = []
+
+    def alarm(number: int, _: object) -> None:
+        heard.append(number)
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    try:
+        with default_ctrl_c(), pytest.raises(KeyboardInterrupt) as caught, DeferredSignals(lambda: None):
+            signal.raise_signal(signal.SIGALRM)
+            signal.raise_signal(signal.SIGINT)
+            assert not heard
+        assert heard == [signal.SIGALRM] and isinstance(caught.value.__context__, TimeoutError)
+        assert signal.getsignal(signal.SIGALRM) is alarm
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def default_ctrl_c() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGINT, before)

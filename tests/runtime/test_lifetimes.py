@@ -6,9 +6,11 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ from mimo_gguf.core.errors import UsageError
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
 from mimo_gguf.engine.single import next_token, read_prompt
-from mimo_gguf.llama.api import load_model
+from mimo_gguf.llama.api import api, load_model
 from mimo_gguf.llama.vocabulary import Vocabulary
 from mimo_gguf.runtime.model import Model
 
@@ -70,6 +72,62 @@ try: llm.generate("a")
 except Exception as error: assert "closed" in str(error), error
 else: raise AssertionError""",
 }
+SCRIPTS |= {
+    "threads that load first, together": """
+said = []
+gate = threading.Barrier(8)
+def work(): gate.wait(); said.append(load().complete("a b", temperature=0, max_tokens=3).tokens)
+sys.setswitchinterval(1e-5)
+threads = [threading.Thread(target=work) for _ in range(8)]
+[t.start() for t in threads]; [t.join() for t in threads]
+assert len(said) == 8 and len(set(said)) == 1""",
+    "daemons load and tokenize": """
+model = load()
+def loads():
+    while True: load().close()
+def tokenizes():
+    while True: model.vocabulary.tokenize("hello world " * 20000)
+for work in (loads, loads, tokenizes): threading.Thread(target=work, daemon=True).start()
+time.sleep(0.3)""",
+    "closed from below, then used": """
+def closes(what):
+    model = load(); s = stream(model); next(s); what(model)
+    for use in (s.close, lambda: list(s), lambda: model.complete("a")):
+        try: use()
+        except Exception as error: assert "closed" in str(error), error
+closes(lambda model: model.native.close()); closes(lambda model: model.session.close())""",
+    "alarms close it at any moment": """
+import random, signal
+for _ in range(5):
+    model = load()
+    signal.signal(signal.SIGALRM, lambda *_: model.close())
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.03))
+    try:
+        while True: model.complete("a b", max_tokens=50); model.forget()
+    except Exception as error: assert "closed" in str(error), error""",
+    "alarms that raise disturb nobody": """
+import random, signal
+class Late(Exception): pass
+def late(*_): raise Late
+signal.signal(signal.SIGALRM, late)
+llm = LLM(sys.argv[1], max_model_len=256, max_num_seqs=3, options=SessionOptions(n_threads=1))
+errors, done, params = [], [], SamplingParams(max_tokens=20)
+def work():
+    while not done:
+        try: llm.generate(["a b", "c d"], params)
+        except Exception as error: errors.append(error)
+threads = [threading.Thread(target=work) for _ in range(2)]; [t.start() for t in threads]
+n, end = 0, time.time() + 1.5
+while time.time() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.02))
+        while True: llm.generate(["x y", "z"], params)
+    except Late: n += 1
+done.append(1); [t.join() for t in threads]
+assert n > 5 and not errors, (n, errors)""",
+}
+if sys.platform == "win32":
+    SCRIPTS = {name: script for name, script in SCRIPTS.items() if "SIGALRM" not in script}
 EXIT_CODES = {"left by an exception": 1, "left by sys.exit": 7}
 
 
@@ -93,9 +151,16 @@ def test_a_forked_process_is_told_so(tiny_path: Path) -> None:
         """
 model = load(); wanted = model.complete("a b", temperature=0, max_tokens=5).tokens
 s = stream(model); next(s)
+held = threading.Event()
+def hold():  # what another thread may hold while this one forks
+    with model.driver._lock, model.driver.scheduler._assigning, model._starting, model.native.lock, LOG._lock:
+        held.set(); time.sleep(0.5)
+from mimo_gguf.llama.log import LOG
+threading.Thread(target=hold).start(); held.wait()
 child = os.fork()
 if not child:
-    for use in (lambda: model.complete("a"), lambda: next(s), lambda: model.vocabulary.tokenize("a"), s.close):
+    uses = [load, model.forget, lambda: model.complete("a"), lambda: model.complete([1])]
+    for use in (*uses, lambda: next(s), lambda: model.vocabulary.tokenize("a"), s.close):
         try: use()
         except Exception as error: print(type(error).__name__, "spawn" in (error.hint or ""), flush=True)
     del model, s; gc.collect(); sys.exit(0)
@@ -161,3 +226,47 @@ def test_closing_the_weights_closes_what_was_made_of_them(tiny_path: Path) -> No
             use()
     session.close()
     sampler.close()
+
+
+def test_closing_waits_for_what_is_tokenized(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(tiny_path)
+    vocabulary, begun, go_on = Vocabulary(model), threading.Event(), threading.Event()
+    real = api().llama_tokenize
+
+    def tokenize(*arguments: Any) -> int:
+        begun.set()
+        assert go_on.wait(10) and not model.closed
+        return int(real(*arguments))
+
+    vocabulary.tokenize("a")
+    monkeypatch.setattr(api(), "llama_tokenize", tokenize)
+    works, closes = threading.Thread(target=vocabulary.tokenize, args=("a b",)), threading.Thread(target=model.close)
+    works.start()
+    begun.wait(10)
+    closes.start()
+    closes.join(0.1)
+    assert not model.closed
+    go_on.set()
+    works.join()
+    closes.join()
+    assert model.closed
+
+
+def test_nothing_is_closed_from_within_a_pass(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with load_model(tiny_path) as model, Session(model, OPTIONS) as session:
+        for close in (model.close, session.close):
+            with monkeypatch.context() as patched:
+                patched.setattr(session, "_is_to_stop", lambda *_, close=close: close())
+                with pytest.raises(UsageError, match="generated below"):
+                    read_prompt(session, list(range(1, 200)))
+            assert not session.target.closed and session.drafter is not None and not session.drafter.context.closed
+        read_prompt(session, list(range(1, 200)))
+
+
+def test_a_closed_sampler_is_not_asked(tiny_path: Path) -> None:
+    with load_model(tiny_path) as model:
+        sampler = Sampler(model, SamplingOptions(grammar='root ::= "a"+'))
+        sampler.close()
+        for use in (lambda: sampler.note(1), lambda: sampler.allows([1])):
+            with pytest.raises(UsageError, match="closed"):
+                use()

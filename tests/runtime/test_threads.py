@@ -16,6 +16,7 @@ from mimo_gguf.core.errors import BackendError, MimoGgufError, UsageError
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
 from mimo_gguf.engine.single import next_token, read_prompt
+from mimo_gguf.engine.state import load_state, save_state
 from mimo_gguf.llama.api import LlamaModel
 from mimo_gguf.llama.vocabulary import Vocabulary
 from mimo_gguf.runtime.driver import Driver
@@ -181,6 +182,43 @@ def test_a_model_has_one_conversation(tiny_path: Path) -> None:
         assert len(answers) + len(refused) == 30 and refused
         assert set(answers) == {wanted}
         assert all("being generated" in error.message for error in refused)
+
+
+def test_what_ended_in_a_failed_step_is_told(tiny: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise BackendError("it failed", hint="")
+
+    with Session(tiny, replace(EXACT, n_ctx=512, n_parallel=2, n_batch=32)) as session:
+        scheduler = Scheduler(session, Vocabulary(tiny))
+        ids = [scheduler.add(request((1, 2, 3), 1)), scheduler.add(request(tuple(range(100)), 0))]
+        monkeypatch.setattr(session, "evaluate", fail)
+        events = [event for event in scheduler.step() if event.is_last]
+        assert [(event.id, event.error is None) for event in events] == [(ids[0], True), (ids[1], False)]
+        assert scheduler.idle
+
+
+def test_short_prompts_do_not_keep_a_long_one_waiting_for_ever(tiny: LlamaModel) -> None:
+    with Session(tiny, replace(EXACT, n_ctx=3 * 512, n_parallel=3, n_batch=32, mtp=False)) as session:
+        scheduler = Scheduler(session, Vocabulary(tiny))
+        long, n_steps, ended = scheduler.add(request(tuple([7] * 200), 1)), 0, False
+        while not ended:
+            while scheduler.n_waiting < 3:
+                scheduler.add(request((n_steps % 200, *range(30)), 1))
+            ended = any(event.id == long and event.is_last for event in scheduler.step())
+            n_steps += 1
+            assert n_steps < 200
+
+
+def test_caches_are_saved_between_two_passes(tiny: LlamaModel, tmp_path: Path) -> None:
+    with Session(tiny, EXACT) as session:
+        read_prompt(session, [1, 2, 3])
+        saves = threading.Thread(target=save_state, args=(session, session.slot, "key", tmp_path / "state"))
+        with session.target.lock:
+            saves.start()
+            saves.join(0.2)
+            assert saves.is_alive()
+        saves.join()
+        assert load_state(session, session.slot, "key", tmp_path / "state")
 
 
 def in_threads(work: list[Callable[[], None]]) -> None:
