@@ -62,14 +62,14 @@ def test_nothing_ticks_elsewhere(term: str, is_terminal: bool) -> None:
 def test_a_prompt_being_read_is_told(loop: ChatLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     loop.talk.screen._clock = Clock(LiveRows(console(out)), tick_s=0.01)
-    evaluate = loop.talk.model.session.evaluate
+    step = loop.talk.model.session.step
 
-    def slowly(slots: Any) -> Any:
-        loop.talk.model.session.evaluate = evaluate  # type: ignore[method-assign]
+    def slowly(samplers: Any) -> Any:
+        loop.talk.model.session.step = step  # type: ignore[method-assign]
         until(lambda: "reading the prompt, 0 s" in out.getvalue())
-        return evaluate(slots)
+        return step(samplers)
 
-    monkeypatch.setattr(loop.talk.model.session, "evaluate", slowly)
+    monkeypatch.setattr(loop.talk.model.session, "step", slowly)
     loop.run_line("Who are you?")
     assert out.getvalue().endswith("\r\x1b[2K")
 
