@@ -94,7 +94,8 @@ def resumed_conversation(folder: Path, system: str) -> tuple[KeptFile, Conversat
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.json"), key=modified_ns, reverse=True)
+    """Sorts by the last change, and by name (the time of the start) within a tick of the file system's clock."""
+    return sorted(folder.glob("*.json"), key=lambda path: (modified_ns(path), path.name), reverse=True)
 
 
 def modified_ns(path: Path) -> int:

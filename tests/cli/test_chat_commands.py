@@ -228,6 +228,14 @@ def test_the_last_ten_are_kept(tmp_path: Path) -> None:
     assert questions(tmp_path) == [[str(n)] for n in range(11, 1, -1)]
 
 
+def test_conversations_that_changed_at_the_same_time_are_kept_in_order(tmp_path: Path) -> None:
+    for n in range(12):
+        keep_one(tmp_path, str(n))
+        for path in tmp_path.glob("*.json"):
+            os.utime(path, ns=(10**18, 10**18))  # a file system's clock may tick more slowly than we write
+    assert questions(tmp_path) == [[str(n)] for n in range(11, 1, -1)]
+
+
 def test_two_chats_that_go_on_with_one_conversation_are_both_kept(tmp_path: Path) -> None:
     keep_one(tmp_path, "Yesterday?")
     both = [resumed_conversation(tmp_path, "") for _ in range(2)]
