@@ -30,7 +30,7 @@ from mimo_gguf.runtime.throughput import ThroughputLog
 from mimo_gguf.runtime.tokenizer import Tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams] | None
-Conversation = Iterable[Message]
+Messages = Iterable[Message]
 
 
 class LLM:
@@ -102,7 +102,7 @@ class LLM:
 
     def chat(
         self,
-        messages: Conversation | Sequence[Conversation],
+        messages: Messages | Sequence[Messages],
         sampling_params: Params = None,
         use_tqdm: Wanted = True,
         *,
@@ -156,7 +156,7 @@ class LLM:
 
     def render(
         self,
-        messages: Conversation,
+        messages: Messages,
         *,
         chat_template: str | None = None,
         chat_template_content_format: str = "auto",
@@ -239,10 +239,10 @@ def _is_gguf(source: str) -> bool:
     return source.lower().endswith(".gguf") or Path(source).is_file()
 
 
-def _conversations(messages: Any) -> list[Conversation]:
+def _conversations(messages: Any) -> list[Messages]:
     """One conversation, or several: told by whether the first thing in it is a message."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         raise no_conversation(messages)
     found = list(messages)
     is_one = bool(found) and (isinstance(found[0], Mapping) or not isinstance(found[0], Iterable))
-    return [found] if is_one else cast("list[Conversation]", found)
+    return [found] if is_one else cast("list[Messages]", found)
