@@ -22,8 +22,8 @@ _SMALLEST_PART_BYTES: Final = 1_000_000
 def check_output(path: Path, *, force: bool) -> None:
     """Raises OutputError if a file cannot be made at `path`.
 
-    The reasons: it exists (unless `force`), it is not a plain file, its name is too long for the files that are built
-    beside it, or its folder is missing or read-only.
+    It exists (unless `force`) or is not a plain file. Or its name is too long for the files that are built beside it,
+    or its folder is missing or read-only.
     """
     if len(os.fsencode(path.name)) > _LONGEST_NAME_BYTES:
         raise OutputError(f"{path}: the name is too long", hint="give a shorter file name with -o")

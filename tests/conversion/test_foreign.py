@@ -1,4 +1,4 @@
-"""Folders that are something else than a checkpoint: one line that names what they are, and what to do."""
+"""Folders that are not checkpoints: one line that names what they are, and what to do."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ def test_further_mtp_layers_with_a_gap(tmp_path: Path) -> None:
 
 
 def test_fingerprint_tells_inputs_apart(tmp_path: Path) -> None:
-    """A run is only resumed where nothing changed: the shards, the options, or the recipe."""
+    """A run is resumed only if nothing changed: not the shards, the options, or the recipe."""
     write_checkpoint(tmp_path)
     plan = planned(tmp_path)
 

@@ -34,7 +34,7 @@ MOST_SECONDS = 5.0  # of CPU time for one example; most take milliseconds
 
 @st.composite
 def models(draw: st.DrawFn) -> ModelSizes:
-    """A model that the rules accept, in any of ggml's types, whose rows may be no whole number of any block."""
+    """A model that the rules accept, in any of ggml's types, whose rows may not be whole numbers of blocks."""
     layout = draw(st.sampled_from([STEP35, QWEN2]))
     head_dim = 2 * draw(st.sampled_from([1, 3, 8, 16, 20, 32, 64, 65, 128]))
     kv_heads = draw(st.sampled_from([1, 2, 3, 8]))

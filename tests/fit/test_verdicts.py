@@ -33,7 +33,7 @@ def verdicts() -> list[Verdict]:
 
 
 def test_a_plan_on_a_known_card_has_an_expected_speed() -> None:
-    """Only where all layers are on one card that something runs on; with drafting only where it drafts."""
+    """There is a speed only if all layers are on one supported card, and one with MTP only if the run drafts."""
     sizes = full_size.sizes(STEP35, "Q4_K_M")
     card = find_card("RTX 4060")
 
