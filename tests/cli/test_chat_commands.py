@@ -141,7 +141,8 @@ def keep_one(folder: Path, question: str) -> KeptFile:
     kept = KeptFile(folder)
     kept.keep(Conversation(turns=[Turn(question, "Yes")]))
     assert kept.path is not None
-    os.utime(kept.path, ns=(0, 1_000_000_000 * (1 + len(list(folder.iterdir())))))
+    last_ns = max((path.stat().st_mtime_ns for path in folder.iterdir() if path != kept.path), default=0)
+    os.utime(kept.path, ns=(0, last_ns + 1_000_000_000))  # clocks of file systems are too coarse for an order
     return KeptFile.of(kept.path)
 
 
