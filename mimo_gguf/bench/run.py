@@ -69,7 +69,8 @@ class BenchOptions:
         if unknown := set(self.kinds) - PROMPTS.keys():
             raise UsageError(f"no prompts of kind {', '.join(sorted(unknown))}", hint=name_hint(min(unknown), PROMPTS))
         if min(self.n_prompt, self.n_generate, self.repetitions) < 1 or not set(self.drafts) <= set(range(9)):
-            raise UsageError("a benchmark needs at least one token, one repetition and 0 to 8 drafts", hint="--help")
+            text = "a benchmark needs at least one token, one repetition and 0 to 8 drafts"
+            raise UsageError(text, hint="see: mimo-gguf bench --help")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,9 @@ def command(
     On the other side: mimo-gguf fit FILE --rpc HOST:PORT, mimo-gguf chat FILE --rpc HOST:PORT.
     """
     from mimo_gguf.hardware.devices import host_device
-    from mimo_gguf.hardware.worker import LOOPBACK, serve, worker_devices
+    from mimo_gguf.hardware.worker import LOOPBACK, check_worker, serve, worker_devices
 
+    check_worker(host, port, threads or 0)
     devices = worker_devices(cpu_only=cpu)
     for device in devices:
         free_bytes = device.free_bytes if device.is_gpu else host_device().free_bytes  # ggml calls all RAM free

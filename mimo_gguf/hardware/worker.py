@@ -36,22 +36,27 @@ def serve(
         UsageError: the port, the address or the number of threads is not possible, or the port is in use.
         BackendError: this build of llama.cpp has no RPC, or the server could not start.
     """
+    check_worker(host, port, n_threads)
+    start = ggml_function(
+        "ggml_backend_rpc_start_server",
+        None,
+        *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p),
+    )
+    lent = devices or worker_devices()
+    pointers = (ctypes.c_void_p * len(lent))(*(device.pointer for device in lent))
+    start(f"{host}:{port}".encode(), None, n_threads or default_threads(), len(lent), ctypes.addressof(pointers))
+    raise BackendError(f"{host}:{port}: the worker stopped", hint="look at what llama.cpp wrote above")
+
+
+def check_worker(host: str, port: int, n_threads: int = 0) -> None:
+    """Raises UsageError for what `serve` cannot take: a port, address or number of threads, or a port that is taken."""
     if not 0 < port < 65536:
         raise UsageError(f"{port} is not a port", hint=f"for example --port {DEFAULT_PORT}")
     if not 0 <= n_threads <= MOST_THREADS:
         raise UsageError(f"{n_threads} threads", hint=f"at most {MOST_THREADS}; left out: one per core")
     if not host or ":" in host:  # llama.cpp splits HOST:PORT at the first colon
         raise UsageError(f"{host!r} is not an address to listen on", hint="a name or an IPv4 address: --host 127.0.0.1")
-    start = ggml_function(
-        "ggml_backend_rpc_start_server",
-        None,
-        *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p),
-    )
     _check_free(host, port)
-    lent = devices or worker_devices()
-    pointers = (ctypes.c_void_p * len(lent))(*(device.pointer for device in lent))
-    start(f"{host}:{port}".encode(), None, n_threads or default_threads(), len(lent), ctypes.addressof(pointers))
-    raise BackendError(f"{host}:{port}: the worker stopped", hint="look at what llama.cpp wrote above")
 
 
 def _check_free(host: str, port: int) -> None:

@@ -55,6 +55,7 @@ def test_it_serves_until_ctrl_c(tmp_path: Path) -> None:
 def test_values_that_are_none(tmp_path: Path, option: str, value: str) -> None:
     done = run_here(tmp_path, "worker", "--cpu", f"{option}={value}")
     assert_clear_error(done, code=2)
+    assert "listening" not in done.stderr and "lending" not in done.stderr
 
 
 def test_an_address_of_another_machine(tmp_path: Path) -> None:
