@@ -284,7 +284,7 @@ def test_a_file_system_that_holds_no_file_so_large(
         ftruncate(fd, n_bytes)
 
     monkeypatch.setattr(os, "ftruncate", limited)
-    with pytest.raises(OutputError, match="the file system holds no file so large") as caught:
+    with pytest.raises(OutputError, match="the file system cannot hold so large a file") as caught:
         run(source, tmp_path / "out")
     assert "--split-max-size" in str(caught.value.hint)
     assert files_in(tmp_path / "out") == {}
