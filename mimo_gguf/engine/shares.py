@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from mimo_gguf.engine.slot import Slot
 
-_PATIENCE: Final = 8  # passes
+_PATIENCE: Final = 8  # passes after which a prompt that was left out comes first
 
 
 class Share(NamedTuple):
@@ -21,7 +21,7 @@ class Share(NamedTuple):
 def plan_reading(slots: Sequence[Slot], room: int, n_rows: int) -> list[Share]:
     """Gives room to the prompts, the shortest first: it waits least then, and the others hardly longer.
 
-    One that was left out too often comes before all: it would wait for ever while short ones keep coming.
+    A prompt that was left out too often comes first; otherwise it would wait for ever while short ones keep coming.
 
     Args:
         room: number of tokens that the pass still has room for.
@@ -44,7 +44,7 @@ def plan_reading(slots: Sequence[Slot], room: int, n_rows: int) -> list[Share]:
 
 
 def _note_left_out(slots: Sequence[Slot], shares: Sequence[Share]) -> None:
-    """Counts, for each slot that reads, the passes since it had a share."""
+    """Counts for each slot that reads a prompt the passes since it had a share."""
     for slot in slots:
         slot.n_left_out += 1
     for share in shares:

@@ -47,7 +47,7 @@ class Slot:
         mtp_rows: the sequence's rows in the MTP context; None without one.
         wants_rows: whether every token of the prompt gives logits, not the last one only.
         read_rows: what the last pass read of such a prompt.
-        n_left_out: passes since the last one that read some of the prompt.
+        n_left_out: passes since the last one that read a part of the prompt.
         stats: counts and times since the session was made.
     """
 

@@ -59,7 +59,7 @@ def save_state(session: Session, slot: Slot, key: str, path: Path) -> None:
 
 
 def _read_caches(session: Session, slot: Slot) -> tuple[list[int], int, list[Blob]]:
-    """The tokens of a slot, where its MTP rows end, and its caches."""
+    """The tokens of a slot, the end of its MTP rows, and its KV caches as bytes."""
     session.drop_unfinished(slot)
     blobs = [_read_cache(session.target, slot.seq_id)]
     drafter = session.drafter
@@ -86,7 +86,7 @@ def load_state(session: Session, slot: Slot, key: str, path: Path) -> bool:
     except (GgufError, OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, struct.error):
         return False
     with session.target.lock:
-        session.reset(slot)  # what another thread may have put there
+        session.reset(slot)  # removes what another thread may have put there
         is_whole = 0 < len(tokens) < slot.window and _write_caches(session, slot, tokens, mtp_end, blobs)
         if not is_whole:
             session.reset(slot)
@@ -94,7 +94,7 @@ def load_state(session: Session, slot: Slot, key: str, path: Path) -> bool:
 
 
 def _write_caches(session: Session, slot: Slot, tokens: list[int], mtp_end: int, blobs: list[Blob]) -> bool:
-    """Whether llama.cpp took the caches, and so the slot the tokens."""
+    """Gives the slot its tokens and KV caches. Returns False if llama.cpp refuses the caches."""
     if not _write_cache(session.target, slot.seq_id, blobs[0]):
         return False
     slot.tokens = tokens

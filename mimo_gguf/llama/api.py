@@ -43,7 +43,7 @@ def api() -> Any:
     Raises:
         BackendError: llama-cpp-python is missing or cannot be loaded.
     """
-    with _starting:  # of threads that come first together, one starts it
+    with _starting:  # so that only one thread starts it
         return _started()
 
 
@@ -163,7 +163,7 @@ class LlamaModel(Owner):
             UsageError: called by a signal handler from within a pass.
         """
         while not self.closed:
-            with self._cell.lock:  # under which contexts are made
+            with self._cell.lock:  # no context is made meanwhile
                 contexts = [context for context in self.contexts if not context.closed]
                 if not contexts:
                     super().close()

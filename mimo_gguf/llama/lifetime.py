@@ -24,7 +24,7 @@ _FORKED: Final = (
     'start processes with multiprocessing.get_context("spawn"), or before the first model is loaded',
 )
 _SPOILED: Final = ("llama.cpp was at work before this process was forked, and its threads are not here", _FORKED[1])
-_BELOW: Final = ("an answer is being generated below", "do not close what it uses from a signal handler")
+_IN_PASS: Final = ("this thread is generating an answer", "do not close what it uses in a signal handler")
 _PATIENCE_S: Final = 10.0  # time that the exit of the process waits for a pass in another thread
 
 
@@ -38,18 +38,18 @@ class _Cell:
         self.beside = beside
         self.lock: Any = beside.lock if beside else threading.RLock()
         self.gone = _CLOSED
-        self.is_in_pass = False  # of the thread that holds the lock, in which a signal handler may run
+        self.is_in_pass = False  # whether the thread that holds the lock is in a pass; a signal handler may run there
 
 
 class Exit:
     """Whether the process is ending. Passes of other threads then stop at their next call of `stop_when`."""
 
-    _thread: int | None = None  # the one that ends the process
-    gate: Final = threading.RLock()  # which it then holds for good
+    _thread: int | None = None  # the thread that ends the process
+    gate: Final = threading.RLock()  # held by that thread to the end
 
     @classmethod
     def stops_here(cls) -> bool:
-        """Whether this thread is to stop, because another one is ending the process."""
+        """Whether this thread must stop, because another one is ending the process."""
         return cls._thread is not None and cls._thread != threading.get_ident()
 
     @classmethod
@@ -60,11 +60,11 @@ class Exit:
 
 
 class Process:
-    """Which process this is: a forked child has neither the threads of its parent nor whoever holds the locks."""
+    """Tells a forked child from its parent, whose threads do not exist in the child, even if they hold locks."""
 
-    number = 0  # how many forks lie between it and the first
-    has_threads = False  # llama.cpp's own may have been started; they outlive the contexts they worked for
-    is_spoiled = False  # forked after that: llama.cpp would wait for them for ever
+    number = 0  # forks between the first process and this one
+    has_threads = False  # whether llama.cpp may have started threads, which outlive their contexts
+    is_spoiled = False  # whether the fork came after that: llama.cpp would wait for its threads for ever
 
     @classmethod
     def check_usable(cls) -> None:
@@ -93,7 +93,7 @@ class Owner:
         Args:
             free: frees the pointer.
             needed: owners of objects that `free` still uses, so that they are freed later.
-            beside: an owner whose lock this one shares, and whose passes it takes part in.
+            beside: an owner whose lock and passes this one shares.
         """
         self._cell: _Cell = _Cell(pointer, beside._cell if beside else None)
         self._finalizer = weakref.finalize(self, _free, self._cell, free, needed)
@@ -142,7 +142,7 @@ class Owner:
         cell = self._cell
         with cell.lock:
             if cell.is_in_pass or (cell.beside is not None and cell.beside.is_in_pass):
-                message, hint = _BELOW
+                message, hint = _IN_PASS
                 raise UsageError(message, hint=hint)
             self._finalizer()
 
@@ -158,9 +158,9 @@ def _free(cell: _Cell, free: Callable[[int], None], _: tuple[Owner, ...]) -> Non
 
 @contextmanager
 def at_work() -> Iterator[None]:
-    """Keeps the exit of the process waiting while llama.cpp makes something that has no owner yet.
+    """Delays the exit of the process while llama.cpp makes an object that has no owner yet.
 
-    It calls back into Python meanwhile, which ends a process whose interpreter has gone.
+    Its callbacks into Python would crash without an interpreter.
     """
     cell = _Cell(1)
     try:
@@ -170,7 +170,7 @@ def at_work() -> Iterator[None]:
                 yield
     finally:
         if Exit.stops_here():
-            with Exit.gate:  # does not come free any more
+            with Exit.gate:  # waits for ever
                 pass
 
 
@@ -178,7 +178,7 @@ def _live() -> list[_Cell]:
     while True:
         try:
             return list(_LIVE)
-        except RuntimeError:  # another thread has just made one
+        except RuntimeError:  # another thread has just added a cell
             continue
 
 

@@ -34,7 +34,7 @@ class LogRing:
 
     def __init__(self, n_lines: int = 2000) -> None:
         self._lines: collections.deque[tuple[int, int, str]] = collections.deque(maxlen=n_lines)
-        self._lock = threading.RLock()  # llama.cpp also logs what a finalizer or a signal handler frees meanwhile
+        self._lock = threading.RLock()  # a finalizer or signal handler that frees something may log in between
         self._count = 0
         self._partial = ""
         self._level = 0
@@ -54,7 +54,7 @@ class LogRing:
                 self._count += 1
 
     def renew_lock(self) -> None:
-        """For a forked process, in which the thread that held it is missing."""
+        """Makes a new lock in a forked process, where the thread that held the old one does not exist."""
         self._lock = threading.RLock()
 
     @property
@@ -89,7 +89,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=LOG.renew_lock)
 
 
-_screen: Final = threading.RLock()  # held while stderr is elsewhere: two that swap it at a time would lose it
+_screen: Final = threading.RLock()  # held while stderr is replaced, which two threads must not do at the same time
 
 
 @contextlib.contextmanager

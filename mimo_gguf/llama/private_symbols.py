@@ -1,4 +1,4 @@
-"""The symbols that llama.cpp keeps to itself and MTP needs: their mangled names and their types.
+"""The private symbols of llama.cpp that MTP needs: their mangled names and their types.
 
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-ext.h
 """

@@ -13,7 +13,7 @@ from mimo_gguf.llama.api import LlamaModel, api
 
 
 class Vocabulary:
-    """The tokenizer of a loaded model, for any thread: closing the model waits for what is being tokenized."""
+    """The tokenizer of a loaded model, for any thread. Closing the model waits for a text that is being tokenized."""
 
     def __init__(self, model: LlamaModel) -> None:
         self._model = model  # owns llama.cpp's vocabulary
@@ -34,7 +34,7 @@ class Vocabulary:
             BackendError: the text has 2 GiB or more.
             UsageError: the model was closed.
         """
-        self._model.check_here()  # before any lock that a fork may have left behind
+        self._model.check_here()  # before any lock that may be held by a thread which a fork has removed
         added = self._added_tokens
         ids: list[int] = []
         # Half a surrogate pair, which Python can hold and UTF-8 cannot, becomes U+FFFD as in other programs.

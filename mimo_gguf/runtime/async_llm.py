@@ -29,7 +29,7 @@ from mimo_gguf.runtime.scheduler import Event
 
 
 class AsyncLLM:
-    """An `LLM` for any number of tasks: their answers are batched. A task that is cancelled aborts its request."""
+    """An `LLM` for any number of asyncio tasks, whose answers are batched. Cancelling a task aborts its request."""
 
     def __init__(self, model: str | Path, **arguments: Any) -> None:
         """Loads a model; the arguments are those of `LLM`."""
@@ -55,14 +55,14 @@ class AsyncLLM:
     async def generate(
         self, prompt: PromptType, sampling_params: SamplingParams | None, request_id: str
     ) -> AsyncIterator[RequestOutput]:
-        """Continues a prompt as it stands; the output as it grows, the last one `finished`.
+        """Continues a prompt without a template. Yields the growing output; the last one is `finished`.
 
         Args:
             prompt: a text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`.
-            request_id: by which `abort` knows it; of two at a time each has its own.
+            request_id: the name for `abort`, which no other running request may have.
 
         Raises:
-            UsageError: a prompt or parameters that cannot be, an id that is in use, or a model that was closed.
+            UsageError: the prompt, a parameter or the id is not valid, or the model was closed.
             BackendError: llama.cpp failed.
         """
         asked = self.llm.ask(prompt, sampling_params, split_reasoning=False)
@@ -72,10 +72,10 @@ class AsyncLLM:
     async def chat(
         self, messages: Iterable[Message], sampling_params: SamplingParams | None, request_id: str, **how: Any
     ) -> AsyncIterator[RequestOutput]:
-        """Answers a conversation, its reasoning apart from its text; otherwise as `generate`.
+        """Answers a conversation, with reasoning and text apart; otherwise as `generate`.
 
         Args:
-            how: what `LLM.chat` takes beside: `tools`, `chat_template`, `system`, ...
+            how: further arguments of `LLM.chat`: `tools`, `chat_template`, `system`, ...
         """
         prompt = self.llm.render(messages, **how)
         asked = self.llm.ask(prompt, sampling_params, split_reasoning=True)
@@ -83,7 +83,7 @@ class AsyncLLM:
             yield output
 
     async def abort(self, request_id: str) -> None:
-        """Ends a request as soon as possible: its last output says "abort". Harmless if it has ended."""
+        """Ends a request as soon as possible: its last output says "abort". Does nothing if it has ended."""
         ticket = self._running.get(request_id)
         if ticket is not None:
             ticket.cancel()
@@ -113,7 +113,7 @@ class AsyncLLM:
 
 
 def _new_in(output: RequestOutput, before: RequestOutput | None) -> RequestOutput:
-    """What has come since `before`."""
+    """The part of `output` that is new since `before`."""
     if before is None:
         return output
     pairs = zip(output.outputs, before.outputs, strict=True)
@@ -132,7 +132,7 @@ def _difference(now: CompletionOutput, earlier: CompletionOutput) -> CompletionO
 
 
 class _Box:
-    """Events on their way from the thread that steps to a task."""
+    """A queue of events from the thread that steps to one task."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -155,7 +155,7 @@ class _Box:
 
 @dataclass(slots=True)
 class _Pump:
-    """One thread that steps while anything is asked for, and hands out what comes. It ends as soon as nothing is."""
+    """Delivers events to tasks from one thread, which steps as long as there are requests and then ends."""
 
     driver: Driver
     _boxes: dict[int, tuple[_Box, Ticket]] = field(default_factory=dict)
@@ -163,7 +163,7 @@ class _Pump:
     _thread: threading.Thread | None = None
 
     def listen(self, ticket: Ticket) -> _Box:
-        """A box for the events of these requests."""
+        """Makes a box for the events of these requests."""
         box = _Box()
         with self._lock:
             self._boxes.update((number, (box, ticket)) for number in ticket.ids)
@@ -180,7 +180,7 @@ class _Pump:
 
     def _run(self) -> None:
         while ids := self._open():
-            if not threading.main_thread().is_alive():  # the program has ended: nobody takes what comes
+            if not threading.main_thread().is_alive():  # the program has ended: nobody needs the answers
                 self.driver.cancel(ids)
             try:
                 for event in self.driver.wait(ids):
@@ -189,7 +189,7 @@ class _Pump:
                 self._break_off(error)
 
     def _open(self) -> list[int]:
-        """The requests that have not ended; without any the thread is done."""
+        """The ids of the requests that have not ended; if there are none, the thread ends."""
         with self._lock:
             if not self._boxes:
                 self._thread = None

@@ -1,8 +1,8 @@
-"""Answers for any number of threads: whoever waits for one steps the scheduler for all, one thread at a time.
+"""Serves any number of threads: one of those that wait for an answer steps the scheduler for all of them.
 
-There is no thread of its own. The thread that finds nobody stepping does it, and puts what comes for the others into
-their boxes; it goes away with what it wanted, and the next one that waits takes over. So a step is never under way
-while nobody wants anything, and nothing has to be stopped at the exit of the process.
+The driver has no thread of its own. A waiting thread becomes the leader if there is none. It steps, puts the events of
+other threads into their boxes, and leaves when it has its own events; then another waiting thread leads. So nothing
+runs unless a thread waits, and nothing has to be stopped at the exit of the process.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from mimo_gguf.llama.lifetime import Process
 from mimo_gguf.runtime.interrupts import DeferredSignals
 from mimo_gguf.runtime.scheduler import Event, Request, Scheduler
 
-_CHECK_S: Final = 1.0  # how often a thread that waits looks for itself, should a notice have been lost
-Taker = Callable[[Sequence[Event]], None]
+_CHECK_S: Final = 1.0  # seconds after which a waiting thread checks by itself, in case a notice was lost
+Receiver = Callable[[Sequence[Event]], None]
 
 
 class Driver:
-    """Owns a scheduler and the boxes in which its events wait for those that want them."""
+    """Owns a scheduler, and a box for each request in which its events wait."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self._lock = threading.RLock()  # a finalizer or a signal handler may close the model while its thread holds it
-        self._leader: _Lead | None = None  # who steps
-        self._gates: list[threading.Lock] = []  # of threads that wait for it
+        self._leader: _Turn | None = None  # the turn that may step
+        self._gates: list[threading.Lock] = []  # those of the threads that wait for its end
         self._boxes: dict[int, deque[Event]] = {}
         self._closed = False
         self._process = Process.number
 
     def submit(self, requests: Sequence[Request]) -> Ticket:
-        """Queues requests; the ticket by which their events come.
+        """Queues requests. Returns a ticket, which gives their events.
 
         Raises:
-            UsageError: the model was closed, or a prompt is empty or too long; nothing is queued then.
+            UsageError: the model was closed, or a prompt is empty or too long; then nothing is queued.
         """
         Process.check_same(self._process)
         for request in requests:
@@ -50,19 +50,19 @@ class Driver:
             self._boxes.update((request_id, deque()) for request_id in ids)
             return Ticket(self, ids)
 
-    def wait(self, ids: Sequence[int], *takers: Taker) -> list[Event]:
-        """Events of these requests, at least one, stepping for all as long as there are none.
+    def wait(self, ids: Sequence[int], *receivers: Receiver) -> list[Event]:
+        """Waits for events of these requests, or steps for all threads, until there is at least one.
 
         Args:
-            takers: called with the events before a signal handler can run, so that none is lost.
+            receivers: called with the events before a signal handler can run, so that none is lost.
 
         Raises:
-            UsageError: called from within a step, or the events were lost with what an exception broke off.
-            KeyboardInterrupt: Ctrl-C, between two steps.
+            UsageError: a signal handler called it during a step, or an exception elsewhere broke the requests off.
+            KeyboardInterrupt: Ctrl-C, raised between two steps.
         """
         Process.check_same(self._process)
         while True:
-            events, led = self._take_turn(ids, takers)
+            events, led = self._run_turn(ids, receivers)
             if events:
                 return events
             if self._boxes.keys().isdisjoint(ids):
@@ -71,20 +71,20 @@ class Driver:
                 self._wait_for_a_step(ids)
 
     def cancel(self, ids: Sequence[int]) -> None:
-        """Ends requests as soon as possible. From a signal handler or a finalizer, too."""
+        """Ends requests as soon as possible. May be called from a signal handler or a finalizer."""
         if self._process != Process.number:
             return
         for request_id in ids:
             self.scheduler.cancel(request_id)
 
     def forget(self, ids: Sequence[int]) -> None:
-        """Cancels requests whose events nobody wants any more. From a finalizer, too."""
+        """Cancels requests and drops their events. May be called from a finalizer."""
         for request_id in ids:
             self._boxes.pop(request_id, None)
         self.cancel(ids)
 
     def answer(self, request_id: int) -> Answer | None:
-        """What a request has said so far; None once its last event was taken."""
+        """The answer to a request so far; None if its last event was collected."""
         answer = self.scheduler.answer(request_id)
         if answer is not None:
             return answer
@@ -92,10 +92,10 @@ class Driver:
         return box[-1].answer if box else None
 
     def close(self) -> None:
-        """Ends everything: what runs or waits is answered with "abort", and nothing is taken any more.
+        """Ends all requests with "abort", and refuses new ones.
 
         Raises:
-            UsageError: called from within a step.
+            UsageError: a signal handler called it during a step.
         """
         if self._process != Process.number:
             return
@@ -106,26 +106,30 @@ class Driver:
         self.scheduler.cancel_all()
         self.scheduler.session.interrupt()
         while not self.scheduler.idle:
-            _, led = self._take_turn((), ())
+            _, led = self._run_turn((), ())
             if not led:
                 self._wait_for_a_step(())
 
-    def _take_turn(self, ids: Sequence[int], takers: Sequence[Taker]) -> tuple[list[Event], bool]:
-        """What has come for these requests; if nothing has and nobody steps, a step, and what it brings; whether so."""
-        lead = _Lead()
+    def _run_turn(self, ids: Sequence[int], receivers: Sequence[Receiver]) -> tuple[list[Event], bool]:
+        """Collects the events of these requests. Without any, steps first, unless another thread leads.
+
+        Returns:
+            The events, and whether this thread led.
+        """
+        turn = _Turn()
         try:
             with DeferredSignals(self.scheduler.session.interrupt):
                 with self._lock:
                     events = self._collect(ids)
-                    led = not events and self._take_lead(lead)
+                    led = not events and self._become_leader(turn)
                 if led:
                     self._step()
                     with self._lock:
                         events = self._collect(ids)
-                for take in takers:
-                    take(events)
+                for receive in receivers:
+                    receive(events)
         finally:
-            if self._leader is lead:  # something was raised between two lines
+            if self._leader is turn:  # an exception was raised between two lines
                 self._leader = None
         return events, led
 
@@ -133,17 +137,18 @@ class Driver:
         gate = threading.Lock()
         gate.acquire()
         with self._lock:
-            if self._leader is None or self._has_mail(ids):
+            if self._leader is None or self._has_events(ids):
                 return
             self._gates.append(gate)
         gate.acquire(timeout=_CHECK_S)
 
-    def _take_lead(self, lead: _Lead) -> bool:
+    def _become_leader(self, turn: _Turn) -> bool:
+        """Makes this turn the leader, unless there is one. Returns whether it leads."""
         if self._leader is not None and self._leader.is_here:
             raise _within_a_step()
         if self._leader is None:
-            self._leader = lead
-        return self._leader is lead
+            self._leader = turn
+        return self._leader is turn
 
     def _step(self) -> None:
         try:
@@ -152,7 +157,7 @@ class Driver:
             self._deliver_lost()
             raise
         finally:
-            self._leader = None  # first: the rest may be interrupted
+            self._leader = None  # first, because the rest may be interrupted
             self._open_gates()
 
     def _open_gates(self) -> None:
@@ -168,17 +173,17 @@ class Driver:
                     self._boxes[event.id].append(event)
 
     def _deliver_lost(self) -> None:
-        """Tells those whose requests have ended in a step that was broken off."""
+        """Delivers an error for each request that ended without an event in a step that was broken off."""
         with self._lock:
             for request_id, box in list(self._boxes.items()):
                 if self.scheduler.answer(request_id) is None and not (box and box[-1].is_last):
                     box.append(Event(request_id, error=_broken_off()))
 
-    def _has_mail(self, ids: Sequence[int]) -> bool:
+    def _has_events(self, ids: Sequence[int]) -> bool:
         return any(self._boxes.get(request_id) for request_id in ids)
 
     def _collect(self, ids: Sequence[int]) -> list[Event]:
-        """Takes the events of these requests out of their boxes, which go with the last one."""
+        """Removes and returns the events of these requests. A box is removed with its last event."""
         events: list[Event] = []
         for request_id in ids:
             box = self._boxes.get(request_id)
@@ -191,8 +196,8 @@ class Driver:
         return events
 
 
-class _Lead:
-    """One call's claim to step."""
+class _Turn:
+    """One call that may step."""
 
     __slots__ = ("_thread",)
 
@@ -201,12 +206,12 @@ class _Lead:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is this thread's, which then asks from within its own step."""
+        """Whether this thread made the turn, and so asks during its own step."""
         return self._thread == threading.get_ident()
 
 
 class Ticket:
-    """Requests that somebody waits for. Dropped, it cancels what has not ended."""
+    """Gives the events of some requests. If it is dropped, requests that have not ended are cancelled."""
 
     def __init__(self, driver: Driver, ids: Sequence[int]) -> None:
         self.ids = tuple(ids)
@@ -218,16 +223,16 @@ class Ticket:
         """Whether every request has ended."""
         return not self._open
 
-    def wait(self, *takers: Taker) -> list[Event]:
-        """The next events, at least one unless all have ended.
+    def wait(self, *receivers: Receiver) -> list[Event]:
+        """Waits for the next events: at least one, unless all requests have ended.
 
         Args:
-            takers: called with them before a signal handler can run.
+            receivers: called with the events before a signal handler can run.
 
         Raises:
             KeyboardInterrupt: Ctrl-C. The requests go on until they are cancelled.
         """
-        return self._driver.wait(list(self._open), self._note, *takers) if self._open else []
+        return self._driver.wait(list(self._open), self._note, *receivers) if self._open else []
 
     def _note(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -235,16 +240,16 @@ class Ticket:
                 self._open.pop(event.id, None)
 
     def events(self) -> Iterator[Event]:
-        """All events, to the end."""
+        """Yields all events until the last request has ended."""
         while self._open:
             yield from self.wait()
 
     def answer(self, request_id: int) -> Answer | None:
-        """What a request has said so far; None if its last event has come."""
+        """The answer to a request so far; None if its last event was collected."""
         return self._driver.answer(request_id)
 
     def cancel(self) -> None:
-        """Ends what has not ended, as soon as possible; the last events still come."""
+        """Ends the requests as soon as possible; their last events still come."""
         self._driver.cancel(list(self._open))
 
     def __del__(self) -> None:
@@ -253,7 +258,7 @@ class Ticket:
 
 
 def _nothing() -> None:
-    """Done when a signal comes where nothing has to be hurried."""
+    """Does nothing when a signal arrives, because there is no pass to stop."""
 
 
 def _broken_off() -> UsageError:
@@ -265,4 +270,4 @@ def _closed() -> UsageError:
 
 
 def _within_a_step() -> UsageError:
-    return UsageError("an answer is being generated below", hint="do not ask from a signal handler")
+    return UsageError("this thread is generating an answer already", hint="do not call this in a signal handler")

@@ -1,4 +1,4 @@
-"""vLLM's arguments of an engine: what each does here, which are taken and mean nothing, and which are refused."""
+"""vLLM's engine arguments: those that have an effect here, those that are ignored, and those that are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mimo_gguf.core.numbers import is_number, is_whole
 from mimo_gguf.engine.session import SessionOptions
 from mimo_gguf.hardware.devices import Device, list_devices
 
-# Taken, and said once in the log: there is nothing here that they could change.
+# Accepted, ignored and named once in the log: there is nothing here that they could change.
 MEANINGLESS: Final = frozenset(
     (
         "allowed_local_media_path", "async_scheduling", "attention_backend", "attention_config", "block_size",
@@ -34,7 +34,7 @@ MEANINGLESS: Final = frozenset(
         "use_v2_block_manager", "use_tqdm_on_load", "worker_cls", "worker_extension_cls",
     )
 )  # fmt: skip
-# Refused unless they say what is so anyway (None, False, "auto", ...): leaving them out would change the result.
+# Refused unless the value is harmless (None, False, "auto", ...), because ignoring them would change the result.
 REFUSED: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "convert": (("auto", "none"), "there are no embeddings or scores here"),
     "enable_lora": ((), "merge the adapter into the checkpoint, and convert that"),
@@ -58,7 +58,7 @@ _LOAD: Final = ("kv_type", "mtp", "n_ubatch", "n_gpu_layers", "devices", "exact"
 
 @dataclass(frozen=True, slots=True)
 class EngineArgs:
-    """The arguments that mean something, checked; `LLM` says what each does."""
+    """The arguments that have an effect, checked. docs/engine.md says what each does."""
 
     max_model_len: int | None = None
     max_num_seqs: int = 4
@@ -72,7 +72,7 @@ class EngineArgs:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a value that makes no sense."""
+        """Raises UsageError for a value out of range or of the wrong kind."""
         for name, low, high in (
             ("max_model_len", 1, 1 << 30), ("max_num_seqs", 1, 256), ("max_num_batched_tokens", 1, 1 << 20),
             ("num_speculative_tokens", 0, 8), ("tensor_parallel_size", 1, 256), ("pipeline_parallel_size", 1, 256),
@@ -86,12 +86,12 @@ class EngineArgs:
         share = self.gpu_memory_utilization
         if share is not None and (not is_number(share) or not 0 < share <= 1):
             raise UsageError(f"gpu_memory_utilization is {share!r}", hint="give a share of the memory: 0.9")
-        self.n_draft  # noqa: B018 - checked now, so that nothing is loaded in vain
+        self.n_draft  # noqa: B018 - checked before anything is loaded
         self.kv_type  # noqa: B018
 
     @property
     def n_draft(self) -> int | None:
-        """Tokens drafted at a time; 0 for none, None if nothing was said."""
+        """The number of tokens drafted at a time; 0 for none, None if not given."""
         config = self.speculative_config
         if config is None:
             return self.num_speculative_tokens
@@ -106,7 +106,7 @@ class EngineArgs:
 
     @property
     def kv_type(self) -> str | None:
-        """Type of the KV cache in llama.cpp's words; None leaves it to the plan."""
+        """The type of the KV cache, with llama.cpp's name; None leaves it to the plan."""
         if not isinstance(self.kv_cache_dtype, str):
             raise UsageError(f"kv_cache_dtype is {self.kv_cache_dtype!r}", hint='"auto", "fp8", "q8_0", ...')
         name = self.kv_cache_dtype.lower()
@@ -114,21 +114,21 @@ class EngineArgs:
 
     @property
     def n_gpus(self) -> int | None:
-        """GPUs to be used; None: all there are."""
+        """The number of GPUs to use; None means all."""
         if self.tensor_parallel_size is None and self.pipeline_parallel_size is None:
             return None
         return (self.tensor_parallel_size or 1) * (self.pipeline_parallel_size or 1)
 
     def session_options(self, options: SessionOptions | None) -> SessionOptions:
-        """`options` with what is asked for here."""
+        """`options` with the number of conversations and drafts that these arguments set."""
         options = replace(options or SessionOptions(), n_parallel=self.max_num_seqs)
         return replace(options, n_draft=self.n_draft) if self.n_draft else options
 
     def load_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments for `Model.load`: `given` ones of its own, and what follows from these.
+        """The arguments for `Model.load`: those `given` with its names, and those that result from vLLM's.
 
         Raises:
-            UsageError: fewer GPUs than asked for, or one thing said twice.
+            UsageError: there are fewer GPUs than requested, or both names of one setting are given.
         """
         meant: dict[str, Any] = {
             "n_ctx": None if self.max_model_len is None else self.max_model_len * self.max_num_seqs,
@@ -140,15 +140,15 @@ class EngineArgs:
             meant["devices"] = chosen_devices(given.get("devices"), self.n_gpus, self.gpu_memory_utilization)
         meant = {name: value for name, value in meant.items() if value is not None}
         if twice := meant.keys() & {name for name, value in given.items() if value is not None} - {"devices"}:
-            raise UsageError(f"{', '.join(sorted(twice))} is given twice, in two words", hint="leave one out")
+            raise UsageError(f"{', '.join(sorted(twice))} is given twice, under two names", hint="leave one out")
         return {**given, **meant}
 
 
 def read_arguments(given: Mapping[str, Any]) -> tuple[EngineArgs, dict[str, Any]]:
-    """The arguments that mean something, and those of `Model.load`; what means nothing is said in the log.
+    """Sorts arguments into those of the engine and those of `Model.load`. Ignored ones are named in the log.
 
     Raises:
-        UsageError: an argument that does not exist, or one that cannot be done.
+        UsageError: an argument does not exist, is refused, or is out of range.
     """
     names = {each.name for each in fields(EngineArgs)}
     load = {name: value for name, value in given.items() if name in _LOAD}
@@ -159,16 +159,18 @@ def read_arguments(given: Mapping[str, Any]) -> tuple[EngineArgs, dict[str, Any]
                 raise UsageError(f"{name}={value!r:.40} cannot be done here", hint=hint)
         elif name not in names and name not in _LOAD and name not in MEANINGLESS:
             raise UsageError(
-                f"LLM takes no {name}", hint=name_hint(name, [*sorted(names), *_LOAD, *sorted(MEANINGLESS)])
+                f"LLM has no argument {name}", hint=name_hint(name, [*sorted(names), *_LOAD, *sorted(MEANINGLESS)])
             )
     if ignored := sorted(name for name in given if name in MEANINGLESS):
-        LOGGER.info("without a meaning for llama.cpp, and ignored: %s", ", ".join(ignored))
+        LOGGER.info("ignored, because they have no effect with llama.cpp: %s", ", ".join(ignored))
     return EngineArgs(**{name: value for name, value in given.items() if name in names}), load
 
 
 def chosen_devices(devices: Iterable[Device] | None, n_gpus: int | None, share: float | None) -> tuple[Device, ...]:
-    """The first `n_gpus` GPUs and the host, with at most a `share` of the memory of each GPU (of the host, if there is
-    no GPU) to be used.
+    """The first `n_gpus` GPUs and the host.
+
+    Args:
+        share: the share of each GPU's memory that may be used, 0 to 1; without GPUs, of the host's.
 
     Raises:
         UsageError: there are fewer GPUs.
@@ -176,9 +178,7 @@ def chosen_devices(devices: Iterable[Device] | None, n_gpus: int | None, share: 
     *gpus, host = list_devices() if devices is None else devices
     if n_gpus is not None:
         if n_gpus > max(len(gpus), 1):
-            raise UsageError(
-                f"{n_gpus} GPUs are asked for, {len(gpus)} are here", hint="leave tensor_parallel_size out"
-            )
+            raise UsageError(f"{n_gpus} GPUs are requested, {len(gpus)} found", hint="leave tensor_parallel_size out")
         gpus = gpus[:n_gpus]
     if share is None:
         return (*gpus, host)
@@ -192,7 +192,7 @@ def _limited(device: Device, share: float) -> Device:
 
 
 def model_source(model: Any) -> str:
-    """A model's name as text. Raises UsageError if it is neither a text nor a path."""
+    """The name of a model as text. Raises UsageError if it is neither a text nor a path."""
     if not isinstance(model, str | Path) or not str(model):
-        raise UsageError(f"no model: {model!r:.60}", hint="give a GGUF file, a checkpoint folder or a Hub id")
+        raise UsageError(f"not a model: {model!r:.60}", hint="give a GGUF file, a checkpoint folder or a Hub id")
     return str(model)

@@ -1,4 +1,4 @@
-"""Putting signal handlers off while shared state is between two whole states."""
+"""Defers signal handlers while shared state is being changed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Final
 
 Handler = Callable[[int, FrameType | None], Any]
 
-# Those whose handlers are known to raise: Ctrl-C, `sys.exit` on termination, a timeout by an alarm.
-# `_signal` is what the signal module wraps in an enumeration: this is asked for every token, and that takes longer.
+# Signals whose handlers often raise: Ctrl-C, `sys.exit` on termination, a timeout by an alarm.
+# `_signal` has the functions that the signal module wraps in enumerations, which would cost time for every token.
 _SIGNALS: Final = tuple(
     int(getattr(signal, name))
     for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGQUIT", "SIGBREAK", "SIGUSR1", "SIGUSR2")
@@ -21,9 +21,9 @@ _SIGNALS: Final = tuple(
 
 
 class DeferredSignals:
-    """While this lasts signals are noted, and `on_signal` called; their handlers run at the end, and may raise there.
+    """Defers signals: inside the block `on_signal` is called; their handlers run at its end, and may raise there.
 
-    Python runs handlers in the main thread alone: in others, and where no Python handler is set, this does nothing.
+    Python runs handlers in the main thread only. In other threads, and without a Python handler, this does nothing.
     """
 
     __slots__ = ("_handlers", "_noted", "_on_signal")
@@ -42,7 +42,7 @@ class DeferredSignals:
                 if callable(handler):
                     self._handlers.append((number, handler))
                     _signal.signal(number, self._note)
-        except BaseException:  # raised by the handler of one that was not yet put off
+        except BaseException:  # raised by a handler that was not yet deferred
             self._restore()
             raise
         return self
@@ -59,12 +59,12 @@ class DeferredSignals:
         try:
             for number, handler in self._handlers:
                 _signal.signal(number, handler)
-        except BaseException:  # raised by one that was just put back
+        except BaseException:  # raised by a handler that was just restored
             self._restore()
             raise
 
     def _run_handlers(self) -> None:
-        """Runs the handlers of all that was noted; what is raised last is seen, the others as its contexts."""
+        """Runs the handlers of all noted signals. The last exception is raised, with the others as its contexts."""
         number, frame = self._noted.pop(0)
         try:
             dict(self._handlers)[number](number, frame)

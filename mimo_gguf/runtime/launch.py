@@ -1,4 +1,4 @@
-"""Starting a run the way the plan chose, and one step smaller if llama.cpp runs out of memory all the same."""
+"""Starts a run as planned, or with the next smaller plan if llama.cpp runs out of memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OUT_OF_MEMORY: Final = re.compile(r"alloc|memory", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What was started: the model, its session, the plan they follow, and a line if a first plan had failed."""
+    """What was started: the model, its session, its plan, and a note if a first plan failed."""
 
     native: LlamaModel
     session: Session
@@ -33,13 +33,16 @@ class Launch:
 
 
 def choose_plan(file: GgufFile, wishes: Wishes, devices: Sequence[Device] | None = None) -> FitPlan:
-    """The best plan for `file` on `devices` (the host last; None looks at this machine) that keeps to `wishes`.
+    """The best plan for `file` that keeps to `wishes`.
 
     It may not fit: `refusal.check_fit` refuses it and names ways out.
 
+    Args:
+        devices: the GPUs, then the host; None means those of this machine.
+
     Raises:
-        GgufError: not a MiMo file.
-        UsageError: settings llama.cpp would refuse.
+        GgufError: the file is not a MiMo model.
+        UsageError: llama.cpp would refuse the settings.
     """
     model = model_sizes(file)
     if wishes.n_ctx == 0:
@@ -53,13 +56,13 @@ def choose_plan(file: GgufFile, wishes: Wishes, devices: Sequence[Device] | None
 
 
 def launch(file: GgufFile, plan: FitPlan, wishes: Wishes, options: SessionOptions) -> Launch:
-    """Loads `file` as `plan` says. If memory runs out, once more with the next smaller plan that keeps to `wishes`.
+    """Loads `file` as planned. If memory runs out, tries the next smaller plan that keeps to `wishes`, once.
 
     Args:
-        options: what a plan does not decide (threads, drafts); its context, KV type and MTP are the plan's.
+        options: threads, drafts and so on. Context, KV type, MTP and micro-batch come from the plan.
 
     Raises:
-        BackendError: llama.cpp refused, for another reason, or the smaller plan too.
+        BackendError: llama.cpp failed for another reason, or with the smaller plan, too.
     """
     try:
         return _start(file, plan, options)
@@ -69,22 +72,22 @@ def launch(file: GgufFile, plan: FitPlan, wishes: Wishes, options: SessionOption
         first = error
     smaller = next_smaller(file, plan, wishes)
     if smaller is None:
-        raise BackendError(first.message, hint=f"{_to_spare(plan)} all the same; {_report(file)}")
+        raise BackendError(first.message, hint=f"although {_to_spare(plan)}; {_report(file)}")
     try:
         started = _start(file, smaller, options)
     except BackendError as error:
-        raise BackendError(f"{error.message}; before that also with: {plan.summary()[0]}", hint=_report(file)) from None
+        raise BackendError(f"{error.message}; before, also with: {plan.summary()[0]}", hint=_report(file)) from None
     note = (
         f"out of memory, although {_to_spare(plan)}: {plan.summary()[0]} ({_reason(first)}). Running with "
-        f"{smaller.summary()[0]} instead. The estimate is wrong by more than what was left; {_report(file)}"
+        f"{smaller.summary()[0]} instead. The estimate was too low; {_report(file)}"
     )
     return replace(started, note=note)
 
 
 def next_smaller(file: GgufFile, plan: FitPlan, wishes: Wishes) -> FitPlan | None:
-    """The best plan in half of what the caches and buffers of `plan` took; None if `wishes` leave no room for one.
+    """The best plan with half the memory of `plan` for caches and buffers; None if `wishes` allow none.
 
-    The GPUs count as that much smaller, or, on a machine without one, the host.
+    The memory of the GPUs is reduced for it, or without GPUs that of the host.
     """
     free = {fit.device.name: fit.needed_bytes - _movable_bytes(fit) // 2 for fit in _blamed(plan)}
     devices = [
@@ -96,13 +99,13 @@ def next_smaller(file: GgufFile, plan: FitPlan, wishes: Wishes) -> FitPlan | Non
 
 
 def session_options(plan: FitPlan, options: SessionOptions) -> SessionOptions:
-    """`options` with what the plan decides: window, KV type, MTP, micro-batch."""
+    """`options` with what the plan decides: context, KV type, MTP and micro-batch."""
     s = plan.settings
     return replace(options, n_ctx=s.n_ctx, kv_type=s.type_k.name.lower(), mtp=s.mtp, n_batch=s.n_batch)
 
 
 def model_options(plan: FitPlan) -> ModelOptions:
-    """How the plan's model is loaded."""
+    """The options with which the plan's model is loaded."""
     devices = tuple(fit.device.pointer for fit in plan.devices[:-1])
     s = plan.settings
     return ModelOptions(n_gpu_layers=s.n_gpu_layers, devices=devices, tensor_split=s.tensor_split, load_mtp=s.mtp)
@@ -118,17 +121,17 @@ def _start(file: GgufFile, plan: FitPlan, options: SessionOptions) -> Launch:
 
 
 def _blamed(plan: FitPlan) -> tuple[DeviceFit, ...]:
-    """Where memory is taken to have run out: the GPUs, or the host if there are none."""
+    """The devices whose memory probably ran out: the GPUs, or the host if there are none."""
     return plan.devices[:-1] or plan.devices
 
 
 def _movable_bytes(fit: DeviceFit) -> int:
-    """What a smaller plan has less of: caches and compute buffers."""
+    """The bytes that a smaller plan can save: KV caches and compute buffers."""
     return fit.memory.kv_cache.n_bytes + fit.memory.compute.n_bytes
 
 
 def _reason(error: BackendError) -> str:
-    """llama.cpp's words, without the file's name, in which anything may stand."""
+    """llama.cpp's reason, without the file's name, which may contain any words."""
     return error.message.rpartition("llama.cpp cannot")[2].partition(": ")[2]
 
 

@@ -1,4 +1,4 @@
-"""`LLM` with vLLM's names, for scripts that know those: many prompts at a time.
+"""`LLM` with vLLM's names, for scripts that were written for vLLM: many prompts at a time.
 
 from mimo_gguf import LLM, SamplingParams
 
@@ -34,7 +34,7 @@ Messages = Iterable[Message]
 
 
 class LLM:
-    """A model that answers many prompts, `max_num_seqs` at a time, each as alone; for any number of threads."""
+    """A model that answers many prompts, `max_num_seqs` at a time, independently. Any number of threads may use it."""
 
     def __init__(
         self,
@@ -49,21 +49,21 @@ class LLM:
         options: SessionOptions | None = None,
         **arguments: Any,
     ) -> None:
-        """Loads a GGUF, or makes one of a checkpoint and loads that.
+        """Loads a GGUF, or converts a checkpoint and loads the result.
 
         Args:
-            model: a GGUF file, a checkpoint folder, or `org/name` on the Hub. Of the latter two a GGUF is made, once.
-            max_model_len: tokens that one prompt and its answer may have together; None: what fits into memory.
-            max_num_seqs: prompts answered at a time; they share the KV cache.
-            quantization: file type that is made of a checkpoint; None: the best that fits.
+            model: a GGUF file, a checkpoint folder, or `org/name` on the Hub. The latter two are converted, once.
+            max_model_len: tokens of one prompt and its answer together, at most; None means as many as fit into memory.
+            max_num_seqs: number of prompts answered at a time; they share the KV cache.
+            quantization: file type that a checkpoint is converted to; None means the best that fits.
             revision: branch, tag or commit on the Hub.
-            download_dir: where files that are made lie; None: `MIMO_GGUF_MODELS`, or a folder in the user's cache.
+            download_dir: folder for converted files; None means `MIMO_GGUF_MODELS`, or a folder in the user's cache.
             disable_log_stats: False writes throughput into the log ("mimo_gguf" of `logging`).
             options: threads, drafts and so on.
-            arguments: other arguments of vLLM's, see docs/engine.md, and those of `Model.load`.
+            arguments: other arguments of vLLM, see docs/engine.md, and those of `Model.load`.
 
         Raises:
-            UsageError: an argument that does not exist, cannot be done, or is out of range.
+            UsageError: an argument does not exist, is refused, or is out of range.
             GgufError, CheckpointError, HubError, DoesNotFit, BackendError: as `Model.load` and the conversion.
         """
         check_kind("options", options, SessionOptions, "options=SessionOptions(n_threads=8)", or_none=True)
@@ -73,7 +73,7 @@ class LLM:
         load = args.load_options(load)
         session = args.session_options(options)
         if not _is_gguf(source):
-            from mimo_gguf.model_files import find_model_file  # converts: the one thing here that reaches beyond a GGUF
+            from mimo_gguf.model_files import find_model_file  # imports the conversion
 
             planned = {**load, "exact": load.get("exact", False) or session.exact}
             source = str(find_model_file(source, quantization, revision, download_dir, session.n_parallel, planned))
@@ -97,7 +97,7 @@ class LLM:
         return Tokenizer(self.model.vocabulary, self.model.template)
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What is used if none are given: what Xiaomi recommends."""
+        """The parameters that are used if none are given: those that Xiaomi recommends."""
         return SamplingParams()
 
     def chat(
@@ -114,20 +114,22 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         system: str | None = "",
     ) -> list[RequestOutput]:
-        """Answers a conversation, or several, in their order.
+        """Answers one or several conversations. The outputs are in their order.
 
         Args:
-            use_tqdm: shows a progress bar, if stderr is a terminal; or what to call instead of `tqdm.tqdm`.
-            chat_template: jinja2 to be used instead of the file's own template.
-            chat_template_content_format: nothing: content in parts is joined to one text in any case.
+            sampling_params: one for all conversations, or one for each.
+            use_tqdm: show a progress bar, if stderr is a terminal; or the function to call instead of `tqdm.tqdm`.
+            chat_template: jinja2 text to use instead of the file's own template.
+            chat_template_content_format: has no effect: content in parts is always joined to one text.
             add_generation_prompt: False renders the conversation without the beginning of an answer.
-            continue_final_message: the answer goes on with the words of the last message.
-            tools: functions the model may call, as the template takes them.
+            continue_final_message: continue the text of the last message.
+            tools: descriptions of functions that the model may call, as the template expects them.
             chat_template_kwargs: further variables of the template.
             system: as for `Model.chat`.
 
         Raises:
-            UsageError: a conversation the template does not take, parameters out of range or of another number.
+            UsageError: the template refuses a conversation, a parameter is out of range, or their number is wrong.
+            BackendError: llama.cpp failed.
         """
         how: dict[str, Any] = {
             "chat_template": chat_template,
@@ -147,7 +149,7 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: Wanted = True,
     ) -> list[RequestOutput]:
-        """Continues a prompt, or several, as they stand: no template, no splitting of reasoning. Else as `chat`.
+        """Continues one or several prompts, without a template and without splitting reasoning; otherwise as `chat`.
 
         Args:
             prompts: a text, token ids, `{"prompt": text}`, `{"prompt_token_ids": ids}`, or a list of these.
@@ -169,7 +171,7 @@ class LLM:
         """The prompt of one conversation; the arguments are those of `chat`.
 
         Raises:
-            UsageError: a conversation the template does not take.
+            UsageError: the template refuses the conversation.
         """
         if continue_final_message and add_generation_prompt:
             raise UsageError(
@@ -210,7 +212,7 @@ class LLM:
                 raise type(error)(error.message.replace("the prompt", f"prompt {number}"), hint=error.hint) from None
 
     def _serve(self, asked: Sequence[Asked], bar: PromptsBar) -> list[RequestOutput]:
-        """The answers to all of these, in their order."""
+        """Answers all of these. The outputs are in their order."""
         if self._log is not None:
             self._log.begin()
         ticket = self.model.driver.submit([request for each in asked for request in each.requests])
@@ -240,7 +242,7 @@ def _is_gguf(source: str) -> bool:
 
 
 def _conversations(messages: Any) -> list[Messages]:
-    """One conversation, or several: told by whether the first thing in it is a message."""
+    """A list of conversations, made of one or several: it is one if its first element is a message."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         raise no_conversation(messages)
     found = list(messages)

@@ -1,4 +1,4 @@
-"""The Python API: load a GGUF, chat with it, complete text.
+"""The Python API: loads a GGUF, chats with it, completes text.
 
 from mimo_gguf import Model
 
@@ -44,10 +44,15 @@ __all__ = ["Answer", "AnswerOptions", "AnswerStream", "FinishReason", "Model"]
 
 
 class Model:
-    """A loaded model with one conversation's cache: turns that share a beginning evaluate only what is new."""
+    """A loaded model with the KV cache of one conversation: only what is new in a prompt is evaluated.
+
+    Attributes:
+        plan: what `load` chose; None after `open`.
+        launch_note: one line if a first plan failed, else empty.
+    """
 
     def __init__(self, file: GgufFile, native: LlamaModel, session: Session) -> None:
-        """Use `Model.load`, or `Model.open`."""
+        """Joins what was loaded; use `Model.load` or `Model.open`."""
         self.file = file
         self.native = native
         self.session = session
@@ -55,8 +60,8 @@ class Model:
         self.vocabulary = Vocabulary(native)
         self.template = ChatTemplate.of_file(file)
         self.driver = Driver(Scheduler(session, self.vocabulary))
-        self.plan: FitPlan | None = None  # what `load` chose
-        self.launch_note = ""  # one line where a first plan had failed
+        self.plan: FitPlan | None = None
+        self.launch_note = ""
         self._running: AnswerStream | None = None
         self._starting = threading.RLock()
 
@@ -76,42 +81,36 @@ class Model:
         force: bool = False,
         on_plan: Callable[[FitPlan], None] | None = None,
     ) -> Model:
-        """Loads a GGUF in the best way for the memory that is free; what is None is chosen, the rest kept as given.
+        """Loads a GGUF in the best way for the free memory. What is None is chosen; the rest is kept as given.
 
         Args:
-            n_ctx: context window in tokens; 0 takes what the model was trained with.
-            kv_type: "f16", "q8_0", ...: type of the KV cache.
+            n_ctx: the total context in tokens, which `options.n_parallel` conversations share in equal parts; 0 means
+                the context that the model was trained with.
+            kv_type: the type of the KV cache: "f16", "q8_0", ...
             mtp: draft with the file's MTP layer.
-            n_ubatch: prompt tokens computed at a time.
-            n_gpu_layers: layers on the GPU; -1 all.
-            devices: where it may lie, the host last; None: this machine's, as `devices.list_devices` gives them.
-            options: threads, drafts and so on; context, KV type, MTP and micro-batch are not taken from it.
-            exact: compute every row alone: texts are the same to the token in any batch, with and without drafts, and
-                nothing is gained by either. Prompts are read at the speed of generation. Not drafting is the default.
-            force: start even where the plan does not fit.
+            n_ubatch: micro-batch: prompt tokens computed at a time.
+            n_gpu_layers: number of layers on the GPU; -1 for all.
+            devices: the devices that may be used, the host last; None means all that `list_devices` gives.
+            options: threads, drafts and so on. Its context, KV type, MTP and micro-batch are ignored.
+            exact: compute every row alone, so that texts are the same to the token in any batch, with and without
+                drafts. Neither saves time then, and by default nothing is drafted. Prompts are read more slowly.
+            force: start even if the plan does not fit.
             on_plan: called with the plan before anything is loaded.
 
         Raises:
-            GgufError: the file is broken, or says what no model can be.
-            DoesNotFit: it needs more memory than is free; the hint names what would fit.
-            BackendError: llama.cpp cannot load it or make its contexts.
+            UsageError: an argument is out of range or of the wrong kind.
+            GgufError: the file is damaged, or its values are impossible.
+            DoesNotFit: the model needs more memory than is free; the hint names what would fit.
+            BackendError: llama.cpp cannot load the model or make its contexts.
         """
         _check_places(path, devices, n_gpu_layers=n_gpu_layers)
         _check_settings(options, kv_type, mtp, n_ctx=n_ctx, n_ubatch=n_ubatch, n_gpu_layers=n_gpu_layers)
         file = read_runnable(path)
         options = options or SessionOptions()
         options = replace(options, exact=exact or options.exact)
-        wishes = Wishes(
-            n_ctx=n_ctx,
-            kv_type=None if kv_type is None else parse_kv_type(kv_type),
-            mtp=mtp,
-            n_ubatch=n_ubatch,
-            n_gpu_layers=n_gpu_layers,
-            n_seq_max=options.n_parallel,
-            n_outputs_max=options.n_outputs_max,
-            flash_attn=options.flash_attn is not False,
-            exact=options.exact,
-        )
+        kind = None if kv_type is None else parse_kv_type(kv_type)
+        given = Wishes(n_ctx=n_ctx, kv_type=kind, mtp=mtp, n_ubatch=n_ubatch, n_gpu_layers=n_gpu_layers)
+        wishes = _with_options(given, options)
         plan = choose_plan(file, wishes, devices)
         if not force:
             check_fit(plan)
@@ -124,7 +123,7 @@ class Model:
 
     @classmethod
     def open(cls, path: str | Path, session: SessionOptions, model: ModelOptions | None = None) -> Model:
-        """Loads a GGUF exactly so, with no plan made and no memory looked at.
+        """Loads a GGUF with exactly these options, without a plan and without a check of the memory.
 
         Raises:
             GgufError, BackendError: as `load`.
@@ -148,10 +147,10 @@ class Model:
             raise
 
     def close(self) -> None:
-        """Frees contexts and weights. Answers on their way, in whatever thread, end with "abort".
+        """Frees contexts and weights. Answers that are being generated, in any thread, end with "abort".
 
         Raises:
-            UsageError: called from within a pass, by a signal handler.
+            UsageError: a signal handler called it during a pass.
         """
         self.driver.close()
         self.session.close()
@@ -167,24 +166,24 @@ class Model:
 
     @property
     def has_mtp(self) -> bool:
-        """Whether tokens are being drafted with an MTP layer."""
+        """Whether tokens are drafted with an MTP layer."""
         return self.session.drafter is not None
 
     def cancel(self) -> None:
-        """Stops the answer being generated; from any thread or a signal handler."""
+        """Ends the answer that is being generated. May be called from any thread or a signal handler."""
         running = self._running
         if running is not None:
             running.cancel()
 
     def forget(self) -> None:
-        """Forgets what was evaluated: the next prompt is read from its beginning. For after an interrupt, too."""
+        """Empties the KV cache, so that the next prompt is read from its beginning. Works after an interrupt, too."""
         self.native.check_here()
         with self._starting:
             self.stop_running()
             self.session.reset(self.slot)
 
     def prompt_tokens(self, messages: Iterable[Message], *, system: str | None = "", **variables: Any) -> list[int]:
-        """The prompt that `chat` would evaluate for `messages`."""
+        """The tokens of the prompt that `chat` would evaluate for `messages`."""
         return self.vocabulary.tokenize(self.prompt_text(messages, system=system, **variables))
 
     def prompt_text(
@@ -195,10 +194,15 @@ class Model:
         template: ChatTemplate | None = None,
         **variables: Any,
     ) -> str:
-        """The same before it becomes tokens; `template` is used instead of the file's own.
+        """The text of the prompt that `chat` would evaluate for `messages`.
+
+        Args:
+            system: as for `chat`.
+            template: used instead of the file's own template.
+            variables: further variables of the template.
 
         Raises:
-            UsageError: no message, something else than messages, or a conversation the template does not take.
+            UsageError: `messages` is not a conversation, or the template refuses it.
         """
         return (template or self.template).render(with_system(read_messages(messages), system), **variables)
 
@@ -228,13 +232,15 @@ class Model:
         """Answers a conversation: a list of {"role": ..., "content": ...}.
 
         Args:
-            stream: give an AnswerStream to iterate over instead of the whole Answer.
-            system: system message where `messages` has none; "" says an empty one, None leaves it to the template.
+            stream: return an AnswerStream to iterate over instead of the whole Answer.
+            system: the system message if `messages` has none; "" gives an empty one, None leaves it to the template.
             progress: called with (tokens evaluated, tokens to evaluate) while the prompt is read.
             overrides: any field of SamplingOptions or AnswerOptions by name: temperature=0, max_tokens=100.
 
         Raises:
-            UsageError: an unknown option, a value out of range, a conversation the template does not take.
+            UsageError: an option is unknown or out of range, the template refuses the conversation, or the prompt is
+                too long.
+            BackendError: llama.cpp failed.
         """
         prompt = self.prompt_text(messages, system=system)
         return self._answer(prompt, stream, sampling, options, progress, overrides)
@@ -261,7 +267,7 @@ class Model:
         progress: OnRead | None = None,
         **overrides: Any,
     ) -> Answer | AnswerStream:
-        """Continues a text or token ids as they stand: no template, no splitting of reasoning. Otherwise as `chat`."""
+        """Continues a text or token ids, without a template and without splitting reasoning; otherwise as `chat`."""
         options = options or AnswerOptions(split_reasoning=False)
         return self._answer(prompt, stream, sampling, options, progress, overrides)
 
@@ -288,10 +294,10 @@ class Model:
         return answer
 
     def stop_running(self) -> None:
-        """Ends an unfinished answer of this model where it is: it has one conversation at a time.
+        """Ends an unfinished answer of this model, which has one conversation at a time.
 
         Raises:
-            UsageError: it is being generated, below or in another thread.
+            UsageError: the answer is being generated, by the caller or in another thread.
         """
         with self._starting:
             if self._running is not None:
@@ -300,7 +306,7 @@ class Model:
 
 
 def _check_places(path: Any, devices: Any, n_gpu_layers: Any) -> None:
-    """What is loaded, and where to."""
+    """Refuses a path or devices of the wrong kind."""
     check_kind("path", path, (str, Path), "give the path of a GGUF file")
     if is_whole(n_gpu_layers) and n_gpu_layers < -1:
         raise UsageError(f"n_gpu_layers is {n_gpu_layers}", hint="-1 puts all layers on the GPU")
@@ -315,13 +321,24 @@ def _check_places(path: Any, devices: Any, n_gpu_layers: Any) -> None:
 
 
 def _check_settings(options: Any, kv_type: Any, mtp: Any, **numbers: Any) -> None:
-    """How it runs."""
+    """Refuses settings of the wrong kind."""
     check_kind("options", options, SessionOptions, "options=SessionOptions(n_threads=8)", or_none=True)
     check_kind("kv_type", kv_type, str, 'kv_type="q8_0"', or_none=True)
     check_kind("mtp", mtp, bool, "True, False, or None for what fits", or_none=True)
     for name, value in numbers.items():
         if value is not None and not is_whole(value):
             raise UsageError(f"{name} is {value!r}", hint=f"give a whole number: {name}=4096")
+
+
+def _with_options(wishes: Wishes, options: SessionOptions) -> Wishes:
+    """`wishes` with what the session's options add to them."""
+    return replace(
+        wishes,
+        n_seq_max=options.n_parallel,
+        n_outputs_max=options.n_outputs_max,
+        flash_attn=options.flash_attn is not False,
+        exact=options.exact,
+    )
 
 
 def _overridden(

@@ -1,4 +1,4 @@
-"""What `LLM` and `AsyncLLM` give, with vLLM's names."""
+"""The outputs of `LLM` and `AsyncLLM`, with vLLM's names."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mimo_gguf.runtime.prompts import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """What the model thought of a token: natural logarithm of its probability, its rank (1 the likeliest), its text."""
+    """The score of a token: the natural logarithm of its probability, its rank (1 is the likeliest), and its text."""
 
     logprob: float
     rank: int | None = None
     decoded_token: str | None = None
 
 
-LogprobsAt = dict[int, Logprob]  # of one place: token id -> what the model thought of it there
+LogprobsAt = dict[int, Logprob]  # of one position: token id -> its score there
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ class CompletionOutput:
 
     Attributes:
         index: its number among the answers to this prompt.
-        text: what it says; from `chat` without the reasoning.
-        token_ids: all of its tokens, reasoning and end token included.
-        cumulative_logprob: sum over the tokens' own log-probabilities, if `logprobs` was asked for.
+        text: its text; from `chat` without the reasoning.
+        token_ids: all of its tokens, with reasoning and end token.
+        cumulative_logprob: the sum of the tokens' log-probabilities, if `logprobs` was requested.
         finish_reason: "stop", "length" (it was cut off) or "abort"; None while it goes on.
-        stop_reason: the stop string or stop token id that ended it; None for the model's own end, and for all else.
-        reasoning: what stood inside `<think>...</think>`, from `chat`.
+        stop_reason: the stop string or stop token id that ended it; None for any other end.
+        reasoning: the text inside `<think>...</think>`, from `chat`.
     """
 
     index: int
@@ -53,7 +53,7 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """When what happened, in seconds since 1970; `last_token_time` and `finished_time` of the last answer."""
+    """Times of a request in seconds since 1970. `last_token_time` and `finished_time` are those of its last answer."""
 
     arrival_time: float
     first_scheduled_time: float | None = None
@@ -63,19 +63,19 @@ class RequestMetrics:
 
     @property
     def time_in_queue(self) -> float | None:
-        """Seconds until it was first worked at."""
+        """The seconds until the request first got a slot; None until then."""
         return None if self.first_scheduled_time is None else self.first_scheduled_time - self.arrival_time
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """A prompt and its answers. Two are equal if prompt and answers are.
+    """A prompt and its answers. Two outputs are equal if these are.
 
     Attributes:
         prompt: None if only its tokens were given.
         prompt_logprobs: one entry for each token of the prompt, None for the first.
         finished: whether every answer has ended.
-        num_cached_tokens: tokens of the prompt that needed no evaluation for the first answer.
+        num_cached_tokens: tokens of the prompt that were in the KV cache before the first answer.
     """
 
     request_id: str = field(compare=False)
@@ -101,9 +101,9 @@ def make_output(
     """The output of a prompt.
 
     Args:
-        answers: with whether they have ended.
-        known: for each answer the `logprobs` of outputs before, which are added to: an answer that grows token by token
-            has thousands of them.
+        answers: each answer, and whether it has ended.
+        known: for each answer the `logprobs` of earlier outputs. New ones are appended, because converting all of them
+            for every token would be slow.
     """
     first = answers[0][0] if answers else None
     before = None if first is None or first.prompt_logprobs is None else first.prompt_logprobs

@@ -1,4 +1,4 @@
-"""vLLM's `SamplingParams`: what each of its names does to the sampling, the end and the form of an answer."""
+"""vLLM's `SamplingParams`, converted to the options for sampling, end and form of an answer."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mimo_gguf.core.numbers import is_number, is_whole
 from mimo_gguf.engine.sampling import MAX_SEED, SamplingOptions
 from mimo_gguf.llama.vocabulary import Vocabulary
 
-_ALL_TOKENS: Final = 1 << 20  # penalties look back on the whole answer
+_ALL_TOKENS: Final = 1 << 20  # penalties count the whole answer
 _MOST_ANSWERS: Final = 10_000
-# Names that vLLM takes, or took, and that change nothing here or cannot be done.
+# Names that vLLM has or had, and that are not possible here.
 _REFUSED: Final = {
     "best_of": "draw several answers with n, and choose among them",
     "use_beam_search": "there is no beam search; n draws several answers",
@@ -28,13 +28,13 @@ _REFUSED: Final = {
 
 @dataclass(slots=True)
 class StructuredOutputsParams:
-    """The form of an answer; at most one of these.
+    """The form of an answer. At most one of these may be given.
 
     Attributes:
         json: a JSON schema: a dict, a text, or a pydantic model.
         regex: a regular expression that the whole answer matches.
         choice: texts, one of which is the answer.
-        grammar: GBNF, llama.cpp's form of grammar.
+        grammar: a grammar in GBNF, llama.cpp's language for grammars.
         json_object: any JSON object.
     """
 
@@ -46,7 +46,7 @@ class StructuredOutputsParams:
 
     @property
     def gbnf(self) -> str | None:
-        """What is asked for as grammar. Raises UsageError if that cannot be."""
+        """The form as GBNF; None if none is given. Raises UsageError if a grammar cannot express it."""
         return grammar_of(**{each.name: getattr(self, each.name) for each in fields(self)})
 
 
@@ -54,7 +54,7 @@ GuidedDecodingParams = StructuredOutputsParams  # vLLM's name for it until 0.11
 
 
 class RequestOutputKind(enum.Enum):
-    """What `AsyncLLM.generate` yields: all that has come so far, what is new, or the end alone."""
+    """What `AsyncLLM.generate` yields: everything so far, what is new, or the finished output only."""
 
     CUMULATIVE = 0
     DELTA = 1
@@ -63,26 +63,27 @@ class RequestOutputKind(enum.Enum):
 
 @dataclass(slots=True)
 class SamplingParams:
-    """vLLM's names for `SamplingOptions` and `AnswerOptions`, with the defaults of these: what Xiaomi recommends.
+    """vLLM's names for `SamplingOptions` and `AnswerOptions`, with their defaults, which Xiaomi recommends.
 
-    It can be changed until it is used, as vLLM's; what it holds is checked when it is made and when it is used.
+    As in vLLM, the values may be changed until they are used. They are checked now and when they are used.
 
     Attributes:
-        n: answers to each prompt.
-        presence_penalty, frequency_penalty: over the tokens of the answer.
-        repetition_penalty: over those of prompt and answer.
+        n: number of answers to each prompt.
+        presence_penalty, frequency_penalty: count the tokens of the answer.
+        repetition_penalty: counts the tokens of prompt and answer.
         top_k: 0 and -1 switch it off.
-        seed: of the first of `n`; the others count on from it.
-        stop_token_ids: tokens that end an answer, beside the model's own.
-        bad_words: texts that may not come, as they are and with a space before them.
+        seed: the seed of the first of `n` answers; the others have the next numbers.
+        stop_token_ids: tokens that end an answer, besides the model's own.
+        bad_words: texts that may not come, with or without a space before them.
         max_tokens: None lets an answer go on until the model ends it or its window is full. vLLM's default is 16.
-        min_tokens: before so many nothing ends the answer.
-        logprobs, prompt_logprobs: the likeliest so many tokens at each place, and the one that is there; -1: all.
+        min_tokens: number of tokens before which nothing ends the answer.
+        logprobs, prompt_logprobs: number of likeliest tokens whose scores are given at each position, besides the score
+            of the token itself; -1 for all.
         detokenize: False gives no text.
-        truncate_prompt_tokens: takes only so many of the last tokens of the prompt.
+        truncate_prompt_tokens: number of last tokens of the prompt to use.
         thinking_token_budget: `AnswerOptions.think_budget`.
-        structured_outputs, guided_decoding: the form of the answer; with `LLM.chat` reasoning comes before it, free.
-        spaces_between_special_tokens: nothing: the tokenizer of MiMo puts none.
+        structured_outputs, guided_decoding: the form of the answer. With `LLM.chat` free reasoning may come first.
+        spaces_between_special_tokens: has no effect, because MiMo's tokenizer adds no spaces.
     """
 
     n: int = 1
@@ -115,7 +116,7 @@ class SamplingParams:
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
     def __new__(cls, *_: Any, **given: Any) -> Self:
-        """Refuses names that do not exist, as every other mistake is refused: with a UsageError."""
+        """Raises UsageError for a name that does not exist, as for every other mistake."""
         for name in given:
             if name not in cls.__dataclass_fields__:
                 hint = _REFUSED.get(name) or name_hint(name, cls.__dataclass_fields__)
@@ -123,11 +124,11 @@ class SamplingParams:
         return object.__new__(cls)  # super() does not know a class that has got slots
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a value that makes no sense."""
+        """Raises UsageError as `check`."""
         self.check()
 
     def check(self) -> None:
-        """Raises UsageError for a value that makes no sense."""
+        """Raises UsageError for a value out of range or of the wrong kind."""
         for name, low, high in (("n", 0, _MOST_ANSWERS), ("truncate_prompt_tokens", 1, _ALL_TOKENS)):
             value = getattr(self, name)
             if value is None and name != "n":
@@ -150,14 +151,14 @@ class SamplingParams:
     def sampling(
         self, number: int = 0, vocabulary: Vocabulary | None = None, grammar: str | None = None
     ) -> SamplingOptions:
-        """What draws the tokens of answer `number` of `n`: each has a seed of its own.
+        """The sampling options of answer `number` of `n`, each of which has a seed of its own.
 
         Args:
-            vocabulary: reads `bad_words`, which are left out without it.
-            grammar: what `form` gives.
+            vocabulary: tokenizes `bad_words`, which are ignored without it.
+            grammar: the result of `form`.
 
         Raises:
-            UsageError: a value out of range.
+            UsageError: a value is out of range.
         """
         seed = self.seed
         if seed is not None and number and is_whole(seed):
@@ -180,7 +181,7 @@ class SamplingParams:
         )
 
     def ending(self, *, split_reasoning: bool) -> AnswerOptions:
-        """What ends the answer, and what is told beside it. Raises UsageError as `sampling`."""
+        """The options for the end and the scores of an answer. Raises UsageError as `sampling`."""
         return AnswerOptions(
             max_tokens=self.max_tokens,
             stop=stop_texts(self.stop),
@@ -196,13 +197,13 @@ class SamplingParams:
         )
 
     def form(self, *, split_reasoning: bool = False, inside: bool = False) -> str | None:
-        """The grammar of the answer; with `split_reasoning` free reasoning may stand before it.
+        """The grammar of the answer; None without a form. With `split_reasoning` free reasoning may come first.
 
         Args:
-            inside: the prompt has opened a reasoning block.
+            inside: whether the prompt has opened a reasoning block.
 
         Raises:
-            UsageError: two forms, or one that cannot be a grammar.
+            UsageError: two forms are given, or a grammar cannot express the form.
         """
         given = [each for each in (self.structured_outputs, self.guided_decoding) if each is not None]
         if len(given) > 1:
@@ -210,7 +211,7 @@ class SamplingParams:
         if not given:
             return None
         if not isinstance(given[0], StructuredOutputsParams):
-            raise UsageError(f"no form of an answer: {given[0]!r:.60}", hint="StructuredOutputsParams(json=...)")
+            raise UsageError(f"not a form of an answer: {given[0]!r:.60}", hint="StructuredOutputsParams(json=...)")
         grammar = given[0].gbnf
         if grammar is None or not split_reasoning:
             return grammar
@@ -231,7 +232,7 @@ def _tokens(name: str, given: Any) -> tuple[int, ...] | None:
 
 
 def _biases(given: Any) -> dict[int, float]:
-    """Token ids may be texts, as JSON has them."""
+    """Reads `logit_bias`. Its token ids may be texts, as in JSON."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -243,7 +244,7 @@ def _biases(given: Any) -> dict[int, float]:
 
 
 def _bad_tokens(words: Sequence[str], vocabulary: Vocabulary) -> tuple[tuple[int, ...], ...]:
-    """Each word as its tokens, and with a space before it, as it is within a text."""
+    """The tokens of each word, without and with a space before it."""
     spellings = [spelling for word in words for spelling in (word.lstrip(), f" {word.lstrip()}")]
     tokens = [tuple(vocabulary.tokenize(spelling, parse_special=False)) for spelling in spellings]
     return tuple(each for each in dict.fromkeys(tokens) if each)

@@ -1,4 +1,4 @@
-"""A bar on a terminal: how many prompts are answered, and how many tokens come a second."""
+"""A progress bar on the terminal: answered prompts, and tokens per second."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Wanted = bool | Callable[..., Any]
 
 
 class PromptsBar:
-    """Counts prompts that are answered; shown if it is wanted and stderr is a terminal, or by a tqdm of the caller."""
+    """Counts answered prompts, on stderr if it is a terminal, or with the caller's own tqdm."""
 
     def __init__(self, n_prompts: int, wanted: Wanted) -> None:
-        """`wanted`: True, False, or what is to be called instead of `tqdm.tqdm`."""
+        """Opens the bar. `wanted` is True, False, or the function to call instead of `tqdm.tqdm`."""
         self._bar: Any = None
         self._started = time.perf_counter()
         self._n_read = self._n_said = 0
@@ -42,6 +42,6 @@ class PromptsBar:
         self._bar.update(1)
 
     def close(self) -> None:
-        """Leaves the line as it is."""
+        """Closes the bar and leaves its line on the screen."""
         if self._bar is not None:
             self._bar.close()

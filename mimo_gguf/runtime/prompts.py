@@ -1,4 +1,4 @@
-"""Prompts as people give them: text, token ids, vLLM's dicts, and lists of these."""
+"""Reads prompts in the forms that callers use: text, token ids, vLLM's dicts, and lists of these."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mimo_gguf.core.numbers import is_whole
 from mimo_gguf.llama.vocabulary import Vocabulary
 
 _HINT: Final = 'give a text, token ids, {"prompt": text} or {"prompt_token_ids": ids}'
-_LAST: Final = 16  # tokens among which a `<think>` that ends the prompt is looked for
+_LAST: Final = 16  # tokens at the end of a prompt in which a `<think>` is looked for
 
 
 class TextPrompt(TypedDict):
-    """A prompt of text."""
+    """A prompt as text."""
 
     prompt: str
 
 
 class TokensPrompt(TypedDict):
-    """A prompt of token ids, which are taken as they are; `prompt` is what it says, for the output."""
+    """A prompt as token ids; `prompt` is its text for the output."""
 
     prompt_token_ids: Sequence[int]
     prompt: NotRequired[str]
@@ -34,22 +34,27 @@ PromptType = str | Sequence[int] | TextPrompt | TokensPrompt
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as it is evaluated; `text` is None if only its tokens were given."""
+    """A prompt as it is evaluated.
+
+    Attributes:
+        text: None if only its tokens were given.
+        opened: its text after a `<think>` of its own; None if it opens no block.
+    """
 
     text: str | None
     tokens: tuple[int, ...]
     opened: str | None
 
     def last(self, n: int | None) -> Prompt:
-        """Its last `n` tokens, all of them for None."""
+        """The prompt's last `n` tokens; all if `n` is None."""
         return self if n is None else Prompt(self.text, self.tokens[-n:], self.opened)
 
 
 def read_prompt(given: Any, vocabulary: Vocabulary) -> Prompt:
-    """The tokens of one prompt.
+    """Reads one prompt.
 
     Raises:
-        UsageError: it is none of the forms, or has a token that the model does not have.
+        UsageError: it has none of the forms, or a token that the model does not have.
     """
     if isinstance(given, str):
         return Prompt(given, tuple(vocabulary.tokenize(given)), opened_block(given))
@@ -61,10 +66,10 @@ def read_prompt(given: Any, vocabulary: Vocabulary) -> Prompt:
 
 
 def list_prompts(given: Any) -> list[Any]:
-    """The prompts that were given: one, or several in any iterable.
+    """A list of the given prompts: one, or several in any iterable.
 
     Raises:
-        UsageError: bytes, or something that is neither.
+        UsageError: it is neither a prompt nor an iterable.
     """
     if isinstance(given, str | Mapping):
         return [given]

@@ -1,4 +1,4 @@
-"""A prompt and its parameters as requests of the scheduler, and what comes of these as one output."""
+"""Turns a prompt and its parameters into requests for the scheduler, and their events into one output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NOTHING: Final = Answer("", "", (), "abort", None, 0, None, SessionStats())  # 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A prompt, what is asked of it, and the requests that answer it."""
+    """A prompt, its parameters, and the requests that answer it."""
 
     prompt: Prompt
     params: SamplingParams
@@ -32,26 +32,26 @@ class Asked:
 
 
 class Seeds:
-    """Seeds for answers that have none: always the same row after `seed`, or none at all."""
+    """Gives seeds to answers without one: always the same sequence for one `seed`, or None without it."""
 
     def __init__(self, seed: int | None) -> None:
         self._random = None if seed is None else random.Random(seed)
 
     def next(self) -> int | None:
-        """The next seed."""
+        """The next seed, or None."""
         return None if self._random is None else self._random.randrange(MAX_SEED)
 
 
 def ask(
     prompt: Prompt, params: SamplingParams, vocabulary: Vocabulary, seeds: Seeds, *, split_reasoning: bool
 ) -> Asked:
-    """The requests for `params.n` answers to `prompt`.
+    """Makes the requests for `params.n` answers to `prompt`.
 
     Raises:
-        UsageError: a parameter out of range.
+        UsageError: a parameter is out of range.
     """
     if not isinstance(params, SamplingParams):
-        raise UsageError(f"no SamplingParams: {params!r:.60}", hint="SamplingParams(temperature=0.6)")
+        raise UsageError(f"not SamplingParams: {params!r:.60}", hint="SamplingParams(temperature=0.6)")
     params.check()
     prompt = prompt.last(params.truncate_prompt_tokens)
     grammar = params.form(split_reasoning=split_reasoning, inside=prompt.opened is not None)
@@ -67,12 +67,12 @@ def ask(
 
 
 class Gathering:
-    """What has come of the requests of one prompt."""
+    """Collects the events of the requests for one prompt."""
 
     def __init__(
         self, request_id: str, asked: Asked, ids: Sequence[int], vocabulary: Vocabulary, *, arrived: float | None = None
     ) -> None:
-        """`ids`: the scheduler's numbers of the requests."""
+        """Begins to collect. `ids` are the scheduler's numbers of the requests."""
         self.request_id = request_id
         self.asked = asked
         self.metrics = RequestMetrics(arrival_time=time.time() if arrived is None else arrived)
@@ -84,7 +84,7 @@ class Gathering:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The scheduler's numbers of the requests."""
+        """The numbers of the requests in the scheduler."""
         return tuple(self._places)
 
     @property
@@ -93,7 +93,7 @@ class Gathering:
         return None not in self._answers
 
     def add(self, event: Event) -> None:
-        """Notes an event of one of the requests. Raises what ended it, if it failed."""
+        """Notes an event of one of the requests. Raises the request's error if it failed."""
         if event.error is not None:
             raise event.error
         now, metrics = time.time(), self.metrics
@@ -107,11 +107,11 @@ class Gathering:
                 metrics.finished_time = now
 
     def output(self, so_far: Callable[[int], Answer | None] = lambda _: None) -> RequestOutput:
-        """The answers; of one that goes on what `so_far` gives for its number."""
+        """The output so far. `so_far` gives the present answer to a request, by its number, until it has ended."""
         answers = []
         for number, place in self._places.items():
             ended = self._answers[place]
-            # Of one whose end is on its way there is nothing more, for a moment, than what was known before.
+            # While the last event of a request is on its way, only the latest answer before it is known.
             answer = self._latest[place] = ended or so_far(number) or self._latest[place]
             answers.append((answer, ended is not None))
         how: dict[str, Any] = {"with_text": self.asked.params.detokenize, "known": self._logprobs}
@@ -119,6 +119,6 @@ class Gathering:
 
 
 def request_ids() -> Callable[[], str]:
-    """Gives "0", "1", ... to requests that have no name."""
+    """A function that gives the names "0", "1", ... to requests without one."""
     numbers = itertools.count()
     return lambda: str(next(numbers))

@@ -1,7 +1,7 @@
-"""The one driver of answers: requests wait, get a slot of the session, and are stepped together until each has ended.
+"""The scheduler (continuous batching): requests wait for a slot of the session, and all that have one run together.
 
-Calls go down (scheduler, session, slot), events come up. What is policy is here: which request gets which slot, which
-of two with a common beginning waits for the other, the reasoning budget, stop texts, and what ends an answer.
+Calls go down (scheduler, session, slot), events come up. All policy is here: which request gets which slot, which of
+two with a common prefix waits for the other, the reasoning budget, stop texts, and what ends an answer.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from mimo_gguf.engine.stats import SessionStats
 from mimo_gguf.llama.vocabulary import Vocabulary
 from mimo_gguf.runtime.scores import AnswerScores
 
-# A request whose prompt shares so many tokens with one that is being read waits for it, and then shares its cells.
+# A request waits if its prompt has so many first tokens in common with one being read, whose cells it then shares.
 _WORTH_WAITING: Final = 32
-_LOOKED_AT: Final = 4  # requests that are looked at for each free slot: one that waits does not keep a slot idle
+_LOOKED_AT: Final = 4  # requests considered for each free slot, so that one that waits does not keep a slot idle
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer that is wanted.
+    """A request for one answer.
 
     Attributes:
-        prompt: its tokens.
+        prompt: the tokens of the prompt.
         sampling: how tokens are drawn.
         options: what ends the answer, and how long it may think.
-        opened: what the prompt says after a `<think>` of its own; None if it opened no block.
+        opened: the prompt's text after its own `<think>`; None if it opened no block.
     """
 
     prompt: tuple[int, ...]
@@ -47,15 +47,15 @@ class Request:
 
 
 class Event(NamedTuple):
-    """What a step brought for a request.
+    """The result of a step for a request.
 
     Attributes:
-        id: what `Scheduler.add` gave.
-        pieces: text that is certain now.
-        n_tokens: tokens of the answer so far.
-        n_read, n_to_read: tokens of the prompt evaluated so far, and to be evaluated; 0 if nothing is new.
+        id: the request's number, from `Scheduler.add`.
+        pieces: new pieces of text.
+        n_tokens: number of tokens of the answer so far.
+        n_read, n_to_read: tokens of the prompt evaluated so far, and to be evaluated in all; 0 if nothing is new.
         answer: the answer, in the last event of a request.
-        error: why the answer is not whole, in the last event of a request that failed.
+        error: the reason of a failure, in the last event of a request that failed.
     """
 
     id: int
@@ -73,7 +73,7 @@ class Event(NamedTuple):
 
 
 class Scheduler:
-    """Steps the answers of one session. `add` and `cancel` may be called from any thread, `step` from one at a time."""
+    """Runs the requests of one session. `add` and `cancel` may be called from any thread, `step` from one at a time."""
 
     def __init__(self, session: Session, vocabulary: Vocabulary) -> None:
         self.session = session
@@ -83,7 +83,7 @@ class Scheduler:
         self._running: dict[Slot, _Job] = {}
         self._jobs: dict[int, _Job] = {}  # waiting and running
         self._cancelled: deque[_Job] = deque()  # and not yet ended
-        self._assigning = threading.RLock()  # so that what is cancelled is this request, and not its slot's next one
+        self._assigning = threading.RLock()  # so that a cancel meets this request, not the next one in its slot
 
     @property
     def idle(self) -> bool:
@@ -92,16 +92,16 @@ class Scheduler:
 
     @property
     def n_running(self) -> int:
-        """Requests that have a slot."""
+        """The number of requests that have a slot."""
         return len(self._running)
 
     @property
     def n_waiting(self) -> int:
-        """Requests that have none yet."""
+        """The number of requests that have no slot yet."""
         return len(self._waiting)
 
     def add(self, request: Request) -> int:
-        """Queues a request; the number by which its events are known.
+        """Queues a request. Returns its number, which its events have.
 
         Raises:
             UsageError: the prompt is empty.
@@ -114,7 +114,7 @@ class Scheduler:
         return job.id
 
     def cancel(self, request_id: int) -> None:
-        """Ends a request as soon as possible. Harmless if it has ended; from a signal handler, too."""
+        """Ends a request as soon as possible, if it has not ended. May be called from a signal handler."""
         with self._assigning:
             job = self._jobs.get(request_id)
             if job is not None:
@@ -122,24 +122,24 @@ class Scheduler:
                 self._cancelled.append(job)
 
     def cancel_all(self) -> None:
-        """Cancels everything that waits or runs."""
+        """Cancels all requests."""
         for request_id in list(self._jobs):
             self.cancel(request_id)
 
     def answer(self, request_id: int) -> Answer | None:
-        """What a request has said so far; None if it has ended."""
+        """The answer to a request so far; None if it has ended."""
         job = self._jobs.get(request_id)
         return None if job is None else job.answer
 
     def step(self) -> list[Event]:
-        """Goes on with all that run, by one pass at most, after giving free slots to those that wait.
+        """Gives free slots to waiting requests, then makes at most one pass for all that have a slot.
 
-        If llama.cpp fails, each request that ran has ended with that error; those that wait go on waiting. If the
-        model was closed, all have.
+        If llama.cpp fails, every request with a slot ends with that error; the others go on waiting. If the model was
+        closed, all requests end.
         """
         events: list[Event] = []
         try:
-            with self.session.target.lock:  # nobody closes it while its logits are looked at
+            with self.session.target.lock:  # so that it is not closed while its logits are read
                 self._step(events)
         except MimoGgufError as error:
             dropped = self._drop(self._jobs.values() if self.session.target.closed else self._running.values())
@@ -150,7 +150,7 @@ class Scheduler:
         return events
 
     def _step(self, events: list[Event]) -> None:
-        """Adds to `events` as they come, so that none is lost if the step fails."""
+        """Makes the step. Adds to `events` as they come, so that none is lost if it fails."""
         if self._cancelled:
             events += self._end_cancelled()
         if self._waiting:
@@ -176,7 +176,7 @@ class Scheduler:
             self._waiting.remove(job)
 
     def _admit(self) -> None:
-        """Gives each free slot a request: first come, first served, but who can soon share a beginning waits for it."""
+        """Gives each free slot a request, in their order; one that can soon share a prefix waits for that."""
         free = [slot for slot in self.session.slots if slot not in self._running]
         for job in list(itertools.islice(self._waiting, _LOOKED_AT * len(free))):
             if not free:
@@ -188,14 +188,14 @@ class Scheduler:
             with self._assigning:
                 self._running[slot] = job
                 job.slot = slot
-            self._waiting.remove(job)  # last: whatever is raised in between, it is in one of the two
+            self._waiting.remove(job)  # last, so that an exception in between cannot lose it
             try:
                 job.begin(slot)
             except MimoGgufError as error:
                 job.error = error
 
     def _gains_by_waiting(self, job: _Job) -> bool:
-        """Whether a prompt that is being read begins like this one, and further than anything evaluated does."""
+        """Whether a prompt that is being read has more first tokens in common with this one than any slot has."""
         if job.wants_rows:
             return False
         coming = [common_prefix(other.prompt, job.prompt) for other in self._reading()]
@@ -209,7 +209,7 @@ class Scheduler:
         return [job for slot, job in self._running.items() if slot.prompt and not job.said.tokens]
 
     def _close_reasoning(self) -> Iterable[Event]:
-        """Closes each reasoning block whose budget is used up."""
+        """Closes the reasoning blocks whose budget is used up."""
         for slot, job in self._running.items():
             closing = job.said.closing(job.sampler) if job.said.limits_reasoning and not job.is_over else []
             if not closing:
@@ -219,12 +219,12 @@ class Scheduler:
             except WindowFull:
                 job.said.end("length", "window")
             else:
-                if job.scores is not None:  # before the tokens: whoever looks in between has a score for each
+                if job.scores is not None:  # before the tokens, so that every token always has a score
                     job.scores.add_inserted(closing)
                 yield job.event(job.said.add_inserted(closing))
 
     def _note(self, outcomes: dict[Slot, Outcome]) -> Iterable[Event]:
-        """What the step brought for each; how it ended if it did."""
+        """Notes the outcomes of a step. Yields an event for each request with something new."""
         for slot, job in self._running.items():
             outcome = outcomes.get(slot)
             if job.scores is not None:
@@ -246,7 +246,7 @@ class Scheduler:
                 job.said.end("abort")
 
     def _end_over(self) -> Iterable[Event]:
-        """Ends those that are over. A prompt that wants no token (`max_tokens=0`) is read first, for the next one."""
+        """Ends the requests that are over. With `max_tokens=0` the prompt is read first, for scores and reuse."""
         for slot, job in [(slot, job) for slot, job in self._running.items() if job.is_over]:
             if job.reads_on:
                 self.session.evaluate([slot])
@@ -256,7 +256,7 @@ class Scheduler:
                 yield self._end(job)
 
     def _end(self, job: _Job) -> Event:
-        """Frees the slot; the last event of a request."""
+        """Ends a request and frees its slot. Returns its last event."""
         rest = tuple(job.end())
         with self._assigning:
             self._jobs.pop(job.id, None)
@@ -265,12 +265,12 @@ class Scheduler:
                 self._running.pop(slot, None)
                 slot.clear_cancel()  # no later cancel of this request can reach the slot
         if slot is not None:
-            with contextlib.suppress(UsageError):  # the model was closed: nothing is left to be whole
+            with contextlib.suppress(UsageError):  # the model was closed, and with it every slot
                 self.session.drop_unfinished(slot)
         return Event(job.id, rest, len(job.said.tokens), answer=job.answer, error=job.error)
 
     def _drop(self, jobs: Iterable[_Job]) -> list[_Job]:
-        """Leaves every slot whole after a step that failed in the middle; the requests that have ended by it."""
+        """Ends these requests after a step that failed, so that every slot is consistent. Returns them."""
         for slot, job in list(self._running.items()):
             job.slot = slot
         dropped = list(jobs)
@@ -282,7 +282,7 @@ class Scheduler:
 
 
 class _Job:
-    """A request on its way."""
+    """A request that waits or runs, and its answer so far."""
 
     def __init__(self, number: int, request: Request, session: Session, vocabulary: Vocabulary) -> None:
         self.id = number
@@ -307,18 +307,18 @@ class _Job:
 
     @property
     def reads_on(self) -> bool:
-        """Whether no token is wanted, but the prompt is still to be read."""
+        """Whether the prompt must still be read although no token is wanted."""
         is_empty = self.said.stop_reason == "max_tokens" and not self.said.tokens
         return is_empty and self.error is None and self.slot is not None and bool(self.slot.prompt)
 
     @property
     def wants_rows(self) -> bool:
-        """Whether each token of the prompt is to give logits."""
+        """Whether each token of the prompt gives logits."""
         return self._options.prompt_logprobs is not None
 
     @property
     def _late(self) -> frozenset[int]:
-        """Tokens that are not drawn among the first `min_tokens`."""
+        """The tokens that may not be drawn among the first `min_tokens`."""
         return self.said.ends if self._options.min_tokens else frozenset()
 
     def cancel(self) -> None:
@@ -327,7 +327,11 @@ class _Job:
             self.slot.cancel()
 
     def begin(self, slot: Slot) -> None:
-        """Raises UsageError: the grammar is not GBNF, a bias is for no token, the model was closed."""
+        """Begins in a slot.
+
+        Raises:
+            UsageError: the grammar is not GBNF, a bias names an unknown token, or the model was closed.
+        """
         self._before, self._used = slot.stats.copy(), slot
         self.sampler = Sampler(
             self._session.model, self._sampling, self.prompt, at_first=self._late, n_first=self._options.min_tokens
@@ -339,7 +343,7 @@ class _Job:
         return Event(self.id, tuple(pieces), len(self.said.tokens))
 
     def end(self) -> list[Piece]:
-        """Nothing more will come: the pieces that were held back. Counts from here on are another answer's."""
+        """Ends the answer. Returns the pieces of text that were held back."""
         if hasattr(self, "sampler"):
             self.sampler.close()
         self._stats = self._counts()
@@ -354,7 +358,7 @@ class _Job:
 
     @property
     def answer(self) -> Answer:
-        """What has come so far."""
+        """The answer so far."""
         tokens = tuple(self.said.tokens)
         return Answer(
             text=self.said.text(Kind.ANSWER),

@@ -1,4 +1,4 @@
-"""The log-probabilities of one answer and its prompt, gathered from the passes that draw and read them."""
+"""Collects the log-probabilities of one answer and its prompt from the passes that compute their logits."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ OnRead = Callable[[int, int], None]  # tokens evaluated, tokens to evaluate
 class AnswerStream(Iterator[Piece]):
     """An answer while it is generated: iterate over its pieces, or `read` it to the end.
 
-    It is generated as it is asked for. Leaving it early (`close`, a `with` block, `Model.cancel` from elsewhere, or
-    dropping it) ends it; what was said stays in `answer`.
+    Tokens are generated only while the caller waits for them. `close`, the end of a `with` block, `Model.cancel`, and
+    dropping the stream end the answer early; `answer` keeps what has come.
     """
 
     def __init__(self, driver: Driver, request: Request, on_read: OnRead | None = None) -> None:
@@ -29,8 +29,8 @@ class AnswerStream(Iterator[Piece]):
         self._pieces: deque[Piece] = deque()
         self._n_tokens = 0
         self._whole: Answer | None = None
-        self._at_work: dict[str, weakref.ref[_Turn]] = {}  # "by" whom: set and looked at in one go
-        self.was_stopped = False  # by `close`, before it had ended
+        self._at_work: dict[str, weakref.ref[_Turn]] = {}  # "by": the present call; `setdefault` is atomic
+        self.was_stopped = False  # whether `close` ended it early
 
     def __next__(self) -> Piece:
         me = _Turn()
@@ -58,10 +58,10 @@ class AnswerStream(Iterator[Piece]):
         self.close()
 
     def close(self) -> None:
-        """Ends the answer here. Harmless if it has ended.
+        """Ends the answer, if it has not ended.
 
         Raises:
-            UsageError: it is at work, below (in `progress`) or in another thread.
+            UsageError: the answer is being generated, by the caller (in `progress`) or in another thread.
         """
         me = _Turn()
         try:
@@ -76,18 +76,19 @@ class AnswerStream(Iterator[Piece]):
             self._leave(me)
 
     def cancel(self) -> None:
-        """Ends the answer as soon as possible, wherever it is being read. From any thread or a signal handler."""
+        """Ends the answer as soon as possible. May be called from any thread or a signal handler."""
         self._ticket.cancel()
 
     def read(self) -> Answer:
-        """Generates to the end.
+        """Generates the answer to its end, and returns it.
 
         Raises:
-            BackendError, UsageError: there is no end: llama.cpp failed, a grammar that allows nothing, a closed model.
+            BackendError: llama.cpp failed, or the grammar allows no token.
+            UsageError: the model was closed.
         """
         me = _Turn()
         try:
-            self._check_alone(me)  # nobody else gets in between two tokens
+            self._check_alone(me)  # for the whole answer, not for each token
             while not self._ticket.is_done:
                 self._go_on()
             self._pieces.clear()
@@ -101,15 +102,15 @@ class AnswerStream(Iterator[Piece]):
 
     @property
     def n_tokens(self) -> int:
-        """Tokens generated so far."""
+        """The number of tokens so far."""
         return self._n_tokens
 
     @property
     def answer(self) -> Answer:
-        """What has come so far; complete once the iteration has ended.
+        """The answer so far, which is complete after the iteration.
 
         Raises:
-            UsageError: nothing is left of it, because an error in another thread broke it off.
+            UsageError: an error in another thread broke the answer off.
         """
         found = self._whole or self._ticket.answer(self._ticket.ids[0])
         if found is None:

@@ -1,4 +1,4 @@
-"""What vLLM writes into its log while it works: tokens per second, what runs and waits, how often drafts are right."""
+"""Logs throughput as vLLM does: tokens per second, running and waiting requests, and the acceptance of drafts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EVERY_S: Final = 10.0
 
 
 class ThroughputLog:
-    """Writes a line every ten seconds of work, and one at the end of it."""
+    """Writes lines to the log every ten seconds of work, and at its end."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
@@ -22,17 +22,17 @@ class ThroughputLog:
         self._before = self._session.stats
 
     def begin(self) -> None:
-        """Counts from here on, if nothing has been under way."""
+        """Begins to count, unless requests are running already."""
         if self._scheduler.idle:
             self._since, self._before = time.perf_counter(), self._session.stats
 
     def note(self) -> None:
-        """Writes a line if ten seconds have passed since the last one."""
+        """Writes the figures if ten seconds have passed since they were last written."""
         if time.perf_counter() - self._since >= _EVERY_S:
             self.write()
 
     def write(self) -> None:
-        """Writes a line about the time since the last one."""
+        """Writes the figures of the time since they were last written."""
         now, stats = time.perf_counter(), self._session.stats
         done, seconds = stats.since(self._before), max(now - self._since, 1e-9)
         self._since, self._before = now, stats

@@ -1,4 +1,4 @@
-"""The model's tokenizer with the names that scripts know from Hugging Face's."""
+"""The model's tokenizer, with the names of Hugging Face's tokenizers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mimo_gguf.runtime.prompts import read_prompt
 
 
 class Tokenizer:
-    """Text to token ids and back, and conversations to prompts."""
+    """Converts text to token ids and back, and conversations to prompts."""
 
     def __init__(self, vocabulary: Vocabulary, template: ChatTemplate) -> None:
         self._vocabulary = vocabulary
@@ -23,7 +23,7 @@ class Tokenizer:
         return self._vocabulary.n_tokens
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text. MiMo's tokenizer puts nothing before or after it, whatever `add_special_tokens` says.
+        """The token ids of a text. MiMo has no special tokens around a text, so `add_special_tokens` has no effect.
 
         Raises:
             UsageError: it is not a text.
@@ -50,7 +50,7 @@ class Tokenizer:
         continue_final_message: bool = False,
         **variables: Any,
     ) -> str | list[int]:
-        """The prompt of a conversation, as it is written: no system message is put before it.
+        """The prompt of a conversation, as text or token ids. No system message is added.
 
         Raises:
             UsageError: the template refuses the conversation.

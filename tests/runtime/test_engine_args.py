@@ -60,7 +60,7 @@ def test_shares_of_memory(trained_path: Path) -> None:
     assert [device.free_bytes for device in limited] == [4 * GIB, 4 * GIB, HOST.free_bytes]
     assert chosen_devices((HOST,), None, 0.25)[0].free_bytes == 4 * GIB
     assert chosen_devices((HOST,), 1, 1.0)[0].free_bytes == HOST.free_bytes
-    with pytest.raises(UsageError, match="3 GPUs are asked for, 2 are here"):
+    with pytest.raises(UsageError, match="3 GPUs are requested, 2 found"):
         chosen_devices((*CARDS, HOST), 3, None)
     with pytest.raises(DoesNotFit):
         LLM(trained_path, gpu_memory_utilization=0.001, devices=(HOST,))
@@ -82,7 +82,7 @@ def test_what_means_nothing_is_said_once(trained_path: Path, caplog: pytest.LogC
     }
     LLM(trained_path, max_model_len=128, options=SessionOptions(n_threads=1), **names).close()
     assert [record.getMessage() for record in caplog.records] == [
-        "without a meaning for llama.cpp, and ignored: dtype, enforce_eager, swap_space, trust_remote_code"
+        "ignored, because they have no effect with llama.cpp: dtype, enforce_eager, swap_space, trust_remote_code"
     ]
 
 
@@ -108,7 +108,7 @@ def test_what_cannot_be(trained_path: Path, wrong: dict[str, Any], hint: str) ->
 
 @pytest.mark.parametrize("model", [None, 5, b"x", "", "no/such/folder/here", "nothing.gguf"])
 def test_what_is_no_model(model: Any) -> None:
-    with pytest.raises(Exception, match=r"no model|no such|nothing\.gguf") as caught:
+    with pytest.raises(Exception, match=r"not a model|no such|nothing\.gguf") as caught:
         LLM(model)
     assert type(caught.value).__name__ in ("UsageError", "GgufError")
 

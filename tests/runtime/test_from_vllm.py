@@ -63,7 +63,7 @@ def test_the_published_script_runs(
     assert made.name == "mimo-tiny-Q8_0.gguf"
     log = caplog.text
     assert "Q8_0 is the best type that fits" in log and f"making {made}" in log
-    assert "ignored: trust_remote_code" in log and "Avg generation throughput" in log
+    assert "with llama.cpp: trust_remote_code" in log and "Avg generation throughput" in log
 
 
 def test_ends(llm: LLM) -> None:

@@ -257,7 +257,7 @@ def test_nothing_is_closed_from_within_a_pass(tiny_path: Path, monkeypatch: pyte
         for close in (model.close, session.close):
             with monkeypatch.context() as patched:
                 patched.setattr(session, "_is_to_stop", lambda *_, close=close: close())
-                with pytest.raises(UsageError, match="generated below"):
+                with pytest.raises(UsageError, match="is generating an answer"):
                     read_prompt(session, list(range(1, 200)))
             assert not session.target.closed and session.drafter is not None and not session.drafter.context.closed
         read_prompt(session, list(range(1, 200)))

@@ -67,5 +67,5 @@ def test_one_step_down_when_a_devices_memory_runs_out(path: Path, needs: tuple[i
 def test_what_does_not_hold_either_is_one_clear_error(path: Path, needs: tuple[int, int]) -> None:
     with running_worker(room_bytes=needs[1] // 2) as endpoint:
         done = chat(path, endpoint)
-    assert_clear_error(done, "allocate", "before that also with", "KV cache f16", code=1)
+    assert_clear_error(done, "allocate", "before, also with", "KV cache f16", code=1)
     assert "mimo-gguf fit" in done.stderr
