@@ -10,6 +10,7 @@ from typing import Any, Final
 from mimo_gguf.chat.reasoning import THINK_CLOSE, THINK_OPEN
 from mimo_gguf.chat.regex import grammar_of_regex
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.engine.gbnf import literals, render
 from mimo_gguf.engine.sampling import grammar_of_schema
 
 # Matches a literal, a set, a token, a comment, or a rule's name, of which only the last is replaced.
@@ -41,16 +42,7 @@ def grammar_of_choice(choice: Any) -> str:
     texts = list(choice) if isinstance(choice, Iterable) and not isinstance(choice, str | bytes) else []
     if not texts or not all(isinstance(text, str) and text for text in texts):
         raise UsageError(f"not a list of texts: {choice!r:.60}", hint='give texts: choice=["yes", "no"]')
-    return "root ::= " + " | ".join(_literal(text) for text in texts)
-
-
-def _literal(text: str) -> str:
-    return '"' + "".join(_character(letter) for letter in text) + '"'
-
-
-def _character(letter: str) -> str:
-    code = ord(letter)
-    return letter if letter.isprintable() and letter not in '"\\' else f"\\U{code:08X}"
+    return render({"root": literals(texts)})
 
 
 def grammar_after_reasoning(grammar: str, *, inside: bool = False) -> str:
