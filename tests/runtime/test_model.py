@@ -157,11 +157,20 @@ def test_leaving_an_answer_early(model: Model) -> None:
 
 
 def test_cancel_from_another_thread(model: Model) -> None:
-    threading.Timer(0.15, model.cancel).start()
+    done = threading.Event()
+
+    def cancel() -> None:
+        while not done.wait(0.05):  # again and again: a call between two answers cancels none
+            model.cancel()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
     n, answer = 0, None
     while n < 500 and (answer is None or answer.finish_reason != "abort"):
         answer = model.chat(WHO, temperature=1.0, max_tokens=200)
         n += 1
+    done.set()
+    canceller.join()
     assert answer is not None and answer.finish_reason == "abort"
     assert model.chat(WHO, temperature=0).finish_reason == "stop"
 
