@@ -28,6 +28,7 @@ from mimo_gguf.core.numbers import is_whole
 from mimo_gguf.core.runnable import read_runnable
 from mimo_gguf.engine.sampling import SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.engine.single import OnRead
 from mimo_gguf.fit.plan import FitPlan
 from mimo_gguf.fit.refusal import check_fit
 from mimo_gguf.fit.solver import Wishes
@@ -38,7 +39,7 @@ from mimo_gguf.runtime.driver import Driver
 from mimo_gguf.runtime.launch import choose_plan, launch
 from mimo_gguf.runtime.prompts import read_prompt
 from mimo_gguf.runtime.scheduler import Request, Scheduler
-from mimo_gguf.runtime.stream import AnswerStream, OnRead
+from mimo_gguf.runtime.stream import AnswerStream
 
 __all__ = ["Answer", "AnswerOptions", "AnswerStream", "FinishReason", "Model"]
 

@@ -11,7 +11,7 @@ from mimo_gguf.llama.api import Floats, LlamaContext
 
 
 class AnswerScores:
-    """Scores as far as they were asked for, in the order of the tokens."""
+    """Scores as far as they were requested, in the order of the tokens."""
 
     def __init__(self, prompt: Sequence[int], options: AnswerOptions) -> None:
         self._prompt = prompt
@@ -21,7 +21,7 @@ class AnswerScores:
         self._noted: ReadRows | None = None
 
     def add_rows(self, rows: ReadRows | None, context: LlamaContext) -> None:
-        """Scores the prompt's tokens that come after the tokens of these rows, if that was asked for."""
+        """Scores the prompt's tokens that come after the tokens of these rows, if that was requested."""
         if self._n_top_prompt is None or rows is None or rows is self._noted:
             return
         self._noted = rows
@@ -42,10 +42,10 @@ class AnswerScores:
             self._answer += [(TokenScore(token, 0.0, 1),) for token in tokens]
 
     def of_answer(self, n_tokens: int) -> tuple[Scores, ...] | None:
-        """One entry for each of the answer's first `n_tokens` tokens; None if they were not asked for."""
+        """One entry for each of the answer's first `n_tokens` tokens; None if they were not requested."""
         return None if self._n_top is None else tuple(self._answer[:n_tokens])
 
     @property
     def of_prompt(self) -> tuple[Scores, ...] | None:
-        """One entry for each token of the prompt; None if they were not asked for."""
+        """One entry for each token of the prompt; None if they were not requested."""
         return None if self._n_top_prompt is None else tuple(self._of_prompt)

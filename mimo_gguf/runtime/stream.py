@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from mimo_gguf.chat.answer import Answer
 from mimo_gguf.chat.reasoning import Piece
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.engine.single import OnRead
 from mimo_gguf.runtime.driver import Driver
 from mimo_gguf.runtime.scheduler import Event, Request
-
-OnRead = Callable[[int, int], None]  # tokens evaluated, tokens to evaluate
 
 
 class AnswerStream(Iterator[Piece]):
@@ -29,11 +28,11 @@ class AnswerStream(Iterator[Piece]):
         self._pieces: deque[Piece] = deque()
         self._n_tokens = 0
         self._whole: Answer | None = None
-        self._at_work: dict[str, weakref.ref[_Turn]] = {}  # "by": the present call; `setdefault` is atomic
+        self._at_work: dict[str, weakref.ref[_Call]] = {}  # "by": the present call; `setdefault` is atomic
         self.was_stopped = False  # whether `close` ended it early
 
     def __next__(self) -> Piece:
-        me = _Turn()
+        me = _Call()
         try:
             self._check_alone(me)
             while not self._pieces and not self._ticket.is_done:
@@ -63,7 +62,7 @@ class AnswerStream(Iterator[Piece]):
         Raises:
             UsageError: the answer is being generated, by the caller (in `progress`) or in another thread.
         """
-        me = _Turn()
+        me = _Call()
         try:
             self._check_alone(me)
             if not self._ticket.is_done:
@@ -86,7 +85,7 @@ class AnswerStream(Iterator[Piece]):
             BackendError: llama.cpp failed, or the grammar allows no token.
             UsageError: the model was closed.
         """
-        me = _Turn()
+        me = _Call()
         try:
             self._check_alone(me)  # for the whole answer, not for each token
             while not self._ticket.is_done:
@@ -123,24 +122,24 @@ class AnswerStream(Iterator[Piece]):
             self._n_tokens = max(self._n_tokens, event.n_tokens)
             self._whole = event.answer
 
-    def _check_alone(self, me: _Turn) -> None:
+    def _check_alone(self, me: _Call) -> None:
         mine = weakref.ref(me)
         found = self._at_work.setdefault("by", mine)
-        if found() is None:  # an interrupt struck whoever it was just as it left
+        if found() is None:  # an interrupt struck the last call just as it ended
             self._at_work["by"] = found = mine
         if found() is not me:
             raise UsageError("an answer is being generated", hint="one at a time: Model.cancel stops it; several: LLM")
 
-    def _leave(self, me: _Turn) -> None:
+    def _leave(self, me: _Call) -> None:
         if self._is_at_work(me):
             del self._at_work["by"]
 
-    def _is_at_work(self, me: _Turn) -> bool:
+    def _is_at_work(self, me: _Call) -> bool:
         found = self._at_work.get("by")
         return found is not None and found() is me
 
 
-class _Turn:
-    """Somebody's turn to work with a stream. It ends with the call it is for, however that is left."""
+class _Call:
+    """One call that works with a stream. Its claim ends with the call, even if an exception ends it."""
 
     __slots__ = ("__weakref__",)
