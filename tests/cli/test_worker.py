@@ -61,4 +61,16 @@ def test_values_that_are_none(tmp_path: Path, option: str, value: str) -> None:
 def test_an_address_of_another_machine(tmp_path: Path) -> None:
     done = run(tmp_path, "worker", "--host", "192.0.2.1", "--port", str(free_port()))
     assert_clear_error(done, "192.0.2.1", code=2)
-    assert "no password" in done.stderr
+    assert "listening" not in done.stderr
+
+
+def test_who_can_reach_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mimo_gguf.hardware.worker.check_worker", lambda *_: None)
+    monkeypatch.setattr("mimo_gguf.hardware.worker.serve", lambda *_, **__: None)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        warned = run_here(tmp_path, "worker", "--cpu", "--host", "192.0.2.1")
+        silent = run_here(tmp_path, "worker", "--cpu")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "there is no password" in warned.stderr and "no password" not in silent.stderr
