@@ -15,15 +15,19 @@ class Waits:
     def __init__(self) -> None:
         self.control = WaitControl()
         self._waiting = waiting()
-        self._n_switches = _n_switches()
+        self._n_switches, self._since_s = _n_switches(), time.perf_counter()
 
     def record(self, n_rows: int, seconds: float, *, reads: bool) -> None:
         """Records a pass that has just ended; `reads` says that it read a prompt."""
         if self._waiting is None:
             return
-        before, self._n_switches = self._n_switches, _n_switches()
+        now_s, n_switches = time.perf_counter(), _n_switches()
+        # Whatever else the process did since the pass before was interrupted, too: the pass has its share of it.
+        share = min(seconds / max(now_s - self._since_s, 1e-9), 1.0)
+        done = Pass(n_rows, seconds, share * (n_switches - self._n_switches))
+        self._n_switches, self._since_s = n_switches, now_s
         slept = self.control.sleeps
-        self.control.record(Pass(n_rows, seconds, self._n_switches - before), time.perf_counter(), reads=reads)
+        self.control.record(done, now_s, reads=reads)
         if self.control.sleeps != slept:
             self._waiting.sleep(self, wanted=self.control.sleeps)
 

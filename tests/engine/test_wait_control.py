@@ -45,7 +45,7 @@ def test_a_busy_machine_sleeps(scale: float) -> None:
 def test_it_follows_the_machine() -> None:
     n, control = simulate(lambda now: BUSY if 20 < now < 40 else IDLE, 100)
     best = (80 / 0.009 + 20 / 0.016) / 1.05
-    assert not control.sleeps and n > 0.9 * best
+    assert not control.sleeps and n > 0.8 * best
 
 
 def test_passes_that_read_are_no_measure_of_speed() -> None:
@@ -57,11 +57,31 @@ def test_passes_that_read_are_no_measure_of_speed() -> None:
     assert control.sleeps
 
 
-def test_other_numbers_of_rows_are_not_compared() -> None:
+def test_a_short_prompt_is_not_a_reason_to_sleep() -> None:
+    """The first pass of new threads is interrupted on an idle machine, too."""
     control = WaitControl()
-    for number in range(8):
-        control.record(Pass(1, 0.01, 8), number * 0.01)
-    assert control.sleeps
-    for number in range(8):
-        control.record(Pass(2, 0.02, 8), 0.1 + number * 0.02)
-    assert control.sleeps  # nothing of two rows was seen before
+    for number in range(4):
+        control.record(Pass(60, 0.03, 9), 0.03 * number, reads=True)
+    assert not control.sleeps
+
+
+def test_a_wrong_guess_lasts_for_one_trial() -> None:
+    """A long prompt was interrupted, but the machine is idle when tokens are drawn."""
+    control, now = WaitControl(), 1.0
+    control.record(Pass(512, 1.0, 80), now, reads=True)
+    for _ in range(20):
+        seconds = MEASURED[IDLE, control.sleeps][0]
+        now += seconds
+        control.record(Pass(1, seconds, 0), now)
+    assert not control.sleeps
+
+
+def test_other_numbers_of_rows_are_not_compared() -> None:
+    """Nothing of two rows was seen before, so spinning is tried with them at once, and found slower."""
+    control, now, ways = WaitControl(), 0.0, []
+    for number in range(40):
+        n_rows = 1 if number < 8 else 2
+        now += 0.01 if control.sleeps else 0.05
+        control.record(Pass(n_rows, 0.01 if control.sleeps else 0.05, 8), now)
+        ways.append(control.sleeps)
+    assert False in ways[ways.index(True) :] and ways[-1]
