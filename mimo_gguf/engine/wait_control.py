@@ -13,6 +13,8 @@ from typing import Final, NamedTuple
 
 _TRIAL: Final = 8  # passes
 _SUSPICIOUS_PER_S: Final = 50.0  # involuntary switches: an idle machine has up to 40, a busy one 70 to 200
+_SUSPICIOUS_PER_PASS: Final = 0.2  # of short passes: an idle machine has 0.02, a busy one 0.4 and more
+_LEAST_SWITCHES: Final = 5
 _LEAST_S: Final = 0.25  # of passes, before their switches say anything: new threads are interrupted on any machine
 _HOPELESS: Final = 3.0  # a trial that lasts so many times longer than the other way is over
 _CLEARLY: Final = 0.95  # of the other way's time: only below it the way changes
@@ -41,7 +43,11 @@ class WaitControl:
         self._trial: list[Pass] | None = None  # passes of the other way, while it is tried
         self._next_s = 0.0  # time before which no trial begins
         self._pause_s = _FIRST_PAUSE_S
-        self._seconds = self._n_switches = 0.0  # of the passes since the last look at how often they are interrupted
+        self._seconds, self._n_switches, self._n_passes = (
+            0.0,
+            0.0,
+            0,
+        )  # since the last look at how often it is interrupted
 
     def record(self, done: Pass, now_s: float, *, reads: bool = False) -> None:
         """Records a pass. One that `reads` a prompt shows whether the machine is busy, but not how fast tokens come."""
@@ -60,11 +66,13 @@ class WaitControl:
     def _is_disturbed(self, done: Pass) -> bool:
         """Whether the system interrupted passes too often, looked at once they took long enough to say so."""
         self._seconds += done.seconds
+        self._n_passes += 1
         self._n_switches += done.n_switches
         if self._seconds < _LEAST_S:
             return False
-        disturbed = not self.sleeps and self._n_switches > _SUSPICIOUS_PER_S * self._seconds
-        self._seconds = self._n_switches = 0.0
+        limit = min(_SUSPICIOUS_PER_S * self._seconds, _SUSPICIOUS_PER_PASS * self._n_passes)
+        disturbed = not self.sleeps and self._n_switches > max(limit, _LEAST_SWITCHES)
+        self._seconds, self._n_switches, self._n_passes = 0.0, 0.0, 0
         return disturbed
 
     def _begin_trial_if(self, due: bool) -> None:
