@@ -32,6 +32,8 @@ _FURTHER_TOKENS: Final = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS: Final = ("lstrip", "rstrip", "single_word")  # of an added token; llama.cpp has no counterpart
 # Bytes that no UTF-8 text holds; a vocabulary may lack them.
 _NEVER_IN_TEXT: Final = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
+# Control characters other than tab, line feed and carriage return; first bytes of U+40000 to U+FFFFF, unassigned.
+_HARDLY_IN_TEXT: Final = frozenset({*range(0x20), 0x7F, 0xF1, 0xF2, 0xF3}) - frozenset(b"\t\n\r")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +99,14 @@ def read_tokenizer_files(
             f"{folder}: no tokenizer (tokenizer.json, or vocab.json with merges.txt)",
             hint="download the tokenizer files",
         )
-    _check_bytes(ids, folder)
+    about_bytes = _notes_on_bytes(ids, folder)
     if "added_tokens_decoder" not in settings:
         settings = settings | read_optional_json(folder / "special_tokens_map.json")
     by_itself = any(name in entry.tokenizer_classes for name in classes)  # such a class reads only some files
     stated, notes = _stated_tokens(folder, settings, in_json, ids, by_itself=by_itself)
     defaults = _OWN_DEFAULTS if by_itself else {}
     added = _numbered(stated, defaults | dict(settings), ids, folder)
-    return TokenizerFiles(ids, merges, added, entry.name, settings, notes)
+    return TokenizerFiles(ids, merges, added, entry.name, settings, about_bytes + notes)
 
 
 def _classes(stated: Any) -> list[str]:
@@ -171,14 +173,25 @@ def _checked_merges(merges: Sequence[str], ids: Mapping[str, int], path: Path) -
     return merges
 
 
-def _check_bytes(ids: Mapping[str, int], folder: Path) -> None:
-    """Raises CheckpointError if a byte has no token: Hugging Face leaves such a byte out, llama.cpp does not."""
+def _notes_on_bytes(ids: Mapping[str, int], folder: Path) -> tuple[str, ...]:
+    """A note if bytes that text hardly has lack a token, as in SmolLM2's vocabulary.
+
+    Hugging Face leaves such a byte out, so that its neighbours may merge; llama.cpp leaves it out, but does not merge
+    across it.
+
+    Raises:
+        CheckpointError: a byte of ordinary text has no token.
+    """
     letters = _byte_letters()
-    missing = [f"{byte:02X}" for byte in range(256) if byte not in _NEVER_IN_TEXT and letters[byte] not in ids]
-    if missing:
+    missing = [byte for byte in range(256) if byte not in _NEVER_IN_TEXT and letters[byte] not in ids]
+    needed = [f"{byte:02X}" for byte in missing if byte not in _HARDLY_IN_TEXT]
+    if needed:
         raise CheckpointError(
-            f"{folder}: the vocabulary has no token for the byte {listed(missing)}", hint="download the tokenizer files"
+            f"{folder}: the vocabulary has no token for the byte {listed(needed)}", hint="download the tokenizer files"
         )
+    if not missing:
+        return ()
+    return (f"the vocabulary has no token for the bytes {', '.join(f'{byte:02X}' for byte in missing)}: left out",)
 
 
 def _byte_letters() -> list[str]:

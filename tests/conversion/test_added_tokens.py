@@ -257,6 +257,15 @@ def test_a_token_that_only_tokenizer_json_has_is_told(tmp_path: Path) -> None:
     assert any("'<tool>' as text" in note for note in plan.notes)
 
 
+def test_a_control_character_without_a_token_is_told(tmp_path: Path) -> None:
+    """SmolLM2's vocabulary has none for six of them; in a GPT-2 vocabulary, the letter of byte 04 is `Ą`."""
+    write_checkpoint(tmp_path)
+    edit("tokenizer.json", lambda table: table["model"]["vocab"].update({"<never>": table["model"]["vocab"].pop("Ą")}))(
+        tmp_path
+    )
+    assert any("no token for the bytes 04: left out" in note for note in planned(tmp_path).notes)
+
+
 @pytest.mark.parametrize(
     ("stated", "eot", "eom", "kept"),
     [
