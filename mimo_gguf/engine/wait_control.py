@@ -2,23 +2,27 @@
 
 This is pure arithmetic on what `Waits` measures. Threads spin, and nothing is tried, as long as nothing interrupts
 them: on an idle machine this costs nothing. If the system interrupts them often, a few passes are made with sleeping
-threads, and the faster way is kept. From then on the other way is tried now and then, ever more rarely.
+threads, and the faster way is kept. From then on spinning is tried now and then, ever more rarely.
+
+Means are compared, not medians: while other programs want the cores, most passes of spinning threads are as fast as
+ever, and one in fifty lasts for half a second.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections import deque
 from typing import Final, NamedTuple
 
 _TRIAL: Final = 8  # passes
+_TRIAL_S: Final = {True: 0.1, False: 0.25}  # by whether threads sleep; spinning ones have to meet other programs
+_MEMORY_S: Final = 2.0  # after so many seconds of passes, what was seen before counts half
 _SUSPICIOUS_PER_S: Final = 50.0  # involuntary switches: an idle machine has up to 40, a busy one 70 to 200
 _SUSPICIOUS_PER_PASS: Final = 0.2  # of short passes: an idle machine has 0.02, a busy one 0.4 and more
 _LEAST_SWITCHES: Final = 5
 _LEAST_S: Final = 0.25  # of passes, before their switches say anything: new threads are interrupted on any machine
 _HOPELESS: Final = 3.0  # a trial that lasts so many times longer than the other way is over
-_CLEARLY: Final = 0.95  # of the other way's time: only below it the way changes
-_FIRST_PAUSE_S: Final = 2.0
+_BETTER: Final = {True: 1.0, False: 0.9}  # of the usual time, by whether threads sleep: only below it the way changes
+_FIRST_PAUSE_S: Final = 0.5
+_LEAST_PAUSE_ASLEEP_S: Final = 4.0  # before spinning is tried: a trial of it can meet a pass of half a second
 _LONGEST_PAUSE_S: Final = 15.0
 
 
@@ -30,6 +34,51 @@ class Pass(NamedTuple):
     n_switches: float
 
 
+class _MeanSeconds:
+    """The mean seconds of passes by their number of rows; old passes count ever less."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, tuple[float, float]] = {}  # rows -> passes, seconds
+        self._seconds = 0.0
+        self.n_passes = 0
+
+    def add(self, done: Pass) -> None:
+        n, seconds = self._sums.get(done.n_rows, (0.0, 0.0))
+        self._sums[done.n_rows] = (n + 1, seconds + done.seconds)
+        self._seconds += done.seconds
+        self.n_passes += 1
+        if self._seconds > _MEMORY_S:
+            self._sums = {n_rows: (n / 2, seconds / 2) for n_rows, (n, seconds) in self._sums.items()}
+            self._seconds /= 2
+
+    def of(self, n_rows: int) -> float | None:
+        """The mean of the passes with `n_rows` rows; None if there are none."""
+        n, seconds = self._sums.get(n_rows, (0.0, 0.0))
+        return seconds / n if n else None
+
+
+class _Trial:
+    """Passes of the other way."""
+
+    def __init__(self, *, sleeps: bool) -> None:
+        self.mean = _MeanSeconds()
+        self.n_rows = 0  # of the last pass
+        self._sleeps = sleeps
+        self._seconds = 0.0
+
+    def add(self, done: Pass) -> None:
+        self.mean.add(done)
+        self.n_rows = done.n_rows
+        self._seconds += done.seconds
+
+    def is_over(self, usual: float | None) -> bool:
+        """Whether enough is known, or it is hopeless beside the `usual` seconds of a pass."""
+        n = self.mean.n_passes
+        if n >= _TRIAL and self._seconds >= _TRIAL_S[self._sleeps]:
+            return True
+        return usual is not None and self._seconds > _HOPELESS * max(n, _TRIAL) * usual
+
+
 class WaitControl:
     """Decides before each pass from the passes recorded so far.
 
@@ -39,29 +88,28 @@ class WaitControl:
 
     def __init__(self) -> None:
         self.sleeps = False
-        self._recent: deque[Pass] = deque(maxlen=_TRIAL)  # passes of the way in use
-        self._trial: list[Pass] | None = None  # passes of the other way, while it is tried
+        self._usual = _MeanSeconds()  # of the way in use
+        self._trial: _Trial | None = None  # while the other way is tried
+        self._adopted_s = -_LONGEST_PAUSE_S  # when the way in use was
         self._next_s = 0.0  # time before which no trial begins
         self._pause_s = _FIRST_PAUSE_S
-        self._seconds, self._n_switches, self._n_passes = (
-            0.0,
-            0.0,
-            0,
-        )  # since the last look at how often it is interrupted
+        # since the last look at how often it is interrupted:
+        self._seconds, self._n_switches, self._n_passes = 0.0, 0.0, 0
 
     def record(self, done: Pass, now_s: float, *, reads: bool = False) -> None:
         """Records a pass. One that `reads` a prompt shows whether the machine is busy, but not how fast tokens come."""
         if self._trial is not None:
             if not reads:
-                self._trial.append(done)
-                if self._is_over(self._trial):
+                self._trial.add(done)
+                if self._trial.is_over(self._usual.of(done.n_rows)):
                     self._decide(self._trial, now_s)
             return
         if not reads:
-            self._recent.append(done)
+            self._usual.add(done)
         disturbed = self._is_disturbed(done)
-        if now_s >= self._next_s:
-            self._begin_trial_if(disturbed or (self.sleeps and not reads))
+        if now_s >= self._next_s and (disturbed or (self.sleeps and not reads)):
+            self.sleeps = not self.sleeps
+            self._trial = _Trial(sleeps=self.sleeps)
 
     def _is_disturbed(self, done: Pass) -> bool:
         """Whether the system interrupted passes too often, looked at once they took long enough to say so."""
@@ -75,30 +123,21 @@ class WaitControl:
         self._seconds, self._n_switches, self._n_passes = 0.0, 0.0, 0
         return disturbed
 
-    def _begin_trial_if(self, due: bool) -> None:
-        if due:
-            self.sleeps = not self.sleeps
-            self._trial = []
-
-    def _is_over(self, trial: list[Pass]) -> bool:
-        usual = _median_s(self._recent, trial[-1].n_rows)
-        spent = sum(each.seconds for each in trial)
-        return len(trial) >= _TRIAL or (usual is not None and spent > _HOPELESS * _TRIAL * usual)
-
-    def _decide(self, trial: list[Pass], now_s: float) -> None:
-        n_rows = trial[-1].n_rows
-        before, tried = _median_s(self._recent, n_rows), _median_s(trial, n_rows)
-        if before is None or (tried is not None and tried < _CLEARLY * before):
-            self._pause_s = _FIRST_PAUSE_S
-            self._recent = deque(trial, maxlen=_TRIAL)
+    def _decide(self, trial: _Trial, now_s: float) -> None:
+        before, tried = self._usual.of(trial.n_rows), trial.mean.of(trial.n_rows)
+        self._trial = None
+        if before is None or tried is None:  # nothing to compare with: the way before is tried at once
+            self._usual, self._adopted_s, self._next_s = trial.mean, now_s, now_s
+        elif tried < _BETTER[self.sleeps] * before:
+            self._adopt(trial.mean, now_s)
         else:
-            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
             self.sleeps = not self.sleeps
-        # If nothing was known to compare with, the other way is tried at once: a wrong guess lasts for one trial only.
-        self._trial, self._next_s = None, now_s if before is None else now_s + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            self._next_s = now_s + max(self._pause_s, _LEAST_PAUSE_ASLEEP_S if self.sleeps else 0)
 
-
-def _median_s(passes: list[Pass] | deque[Pass], n_rows: int) -> float | None:
-    """The median seconds of the passes with `n_rows` rows; None if there are none."""
-    seconds = [each.seconds for each in passes if each.n_rows == n_rows]
-    return statistics.median(seconds) if seconds else None
+    def _adopt(self, mean: _MeanSeconds, now_s: float) -> None:
+        """Keeps the way that was tried. Spinning is left again as soon as it is interrupted; sleeping after a pause."""
+        held_s = now_s - self._adopted_s
+        self._pause_s = _FIRST_PAUSE_S if held_s >= _LONGEST_PAUSE_S else min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._usual, self._adopted_s = mean, now_s
+        self._next_s = now_s + max(self._pause_s, _LEAST_PAUSE_ASLEEP_S) if self.sleeps else now_s
