@@ -7,7 +7,6 @@ Source: https://github.com/ggml-org/llama.cpp/blob/0c1e57098/common/imatrix-load
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +15,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mimo_gguf.core.documents import MEGABYTE, DocumentKind
 from mimo_gguf.core.errors import GgufError, UsageError
-from mimo_gguf.core.ggml_types import GgmlType
-from mimo_gguf.core.gguf_file import GgufPart, read_part
+from mimo_gguf.core.importance_file import DOCUMENT, HINT, Sums, parse_importance_sums
 from mimo_gguf.core.model_source import Metadata, string, uint32
 
-_SUMS: Final = ".in_sum2"
-_COUNTS: Final = ".counts"
-_HINT: Final = "make it again with llama-imatrix"
 # Between these bounds of an entry's largest value ggml's float32 sums work. Below 1e-30 and above 1e25 the values have
 # no effect any more; at 1e-45 and 1e36 some types silently write zeros, noise or NaN. Means of squares of activations
 # are between 1e-6 and 1e6.
@@ -32,7 +26,6 @@ SMALLEST_USABLE: Final = 1e-18
 LARGEST_USABLE: Final = 1e18
 # A column with less than this counts as without importance: ggml's products with it vanish.
 _NOTHING: Final = 1e-30
-_DOCUMENT: Final = DocumentKind(GgufError, _HINT, most_bytes=1000 * MEGABYTE)  # a model of 7 B has 5 MB of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +62,17 @@ def read_importance(path: Path) -> ImportanceMatrix:
     Raises:
         GgufError: no such file, neither format, truncated, or values that a mean of squares cannot have.
     """
-    data = _DOCUMENT.read_bytes(path)
+    data = DOCUMENT.read_bytes(path)
     with np.errstate(all="ignore"):  # what is not finite is refused below
         if data[:4] == b"GGUF":
-            columns, dataset, n_chunks = _from_gguf(read_part(path), data)
+            columns, dataset, n_chunks = _from_gguf(path, data)
         else:
             columns, dataset, n_chunks = _from_dat(path, data)
     for name, values in columns.items():
         if not np.isfinite(values).all():
-            raise GgufError(f"{path}: importance of {name} is not finite", hint=_HINT)
+            raise GgufError(f"{path}: importance of {name} is not finite", hint=HINT)
         if (values < 0).any():
-            raise GgufError(f"{path}: importance of {name} is negative, which a mean of squares cannot be", hint=_HINT)
+            raise GgufError(f"{path}: importance of {name} is negative, which a mean of squares cannot be", hint=HINT)
     return ImportanceMatrix(path, columns, dataset, n_chunks)
 
 
@@ -104,7 +97,7 @@ def check_columns(importance: ImportanceMatrix, tensor_name: str, n_columns: int
     largest = float(values.max(initial=0))
     if not SMALLEST_USABLE <= largest <= LARGEST_USABLE:
         what = f"at most {largest:.3g}" if largest else "zero in every column"
-        raise GgufError(f"{importance.path}: importance of {tensor_name} is {what}: that would spoil it", hint=_HINT)
+        raise GgufError(f"{importance.path}: importance of {tensor_name} is {what}: that would spoil it", hint=HINT)
     return values
 
 
@@ -118,47 +111,16 @@ def _shortened(text: str) -> str:
     return text.encode(errors="replace")[:127].decode(errors="ignore")
 
 
-def _from_gguf(part: GgufPart, data: bytes) -> tuple[dict[str, NDArray[np.float32]], str, int]:
-    arrays: dict[str, NDArray[np.float32]] = {}
-    for tensor in part.tensors:
-        if tensor.info.name.endswith((_SUMS, _COUNTS)):
-            if tensor.info.ggml_type is not GgmlType.F32:
-                raise GgufError(f"{part.path}: {tensor.info.name} is {tensor.info.ggml_type.name}, not F32", hint=_HINT)
-            if tensor.offset + tensor.info.n_bytes > len(data):
-                raise GgufError(f"{part.path}: changed while it was read", hint="run again")
-            arrays[tensor.info.name] = np.frombuffer(data, np.float32, tensor.info.n_elements, tensor.offset)
-    missing = [key for key in ("datasets", "chunk_count", "chunk_size") if f"imatrix.{key}" not in part.metadata]
-    if missing or not arrays:
-        raise GgufError(f"{part.path}: not an importance matrix: no imatrix.{(missing or ['tensors'])[0]}", hint=_HINT)
-    names = sorted({name.removesuffix(_SUMS).removesuffix(_COUNTS) for name in arrays})
-    columns = {name: _normalised(part.path, name, arrays) for name in names}
-    return columns, _dataset(part), _chunk_count(part)
+def _from_gguf(path: Path, data: bytes) -> tuple[dict[str, NDArray[np.float32]], str, int]:
+    read = parse_importance_sums(path, data)
+    columns = {name: _normalised(read.sums[name], read.counts[name]) for name in read.sums}
+    return columns, read.datasets[0] if read.datasets else "", read.n_chunks
 
 
-def _dataset(part: GgufPart) -> str:
-    datasets = part.metadata["imatrix.datasets"].value
-    is_texts = isinstance(datasets, list) and all(isinstance(text, str) for text in datasets)
-    if not is_texts:
-        raise GgufError(f"{part.path}: imatrix.datasets is not a list of texts", hint=_HINT)
-    return str(datasets[0]) if datasets else ""
-
-
-def _chunk_count(part: GgufPart) -> int:
-    count = part.metadata["imatrix.chunk_count"].value
-    if type(count) is not int or not 0 <= count < 1 << 32:
-        raise GgufError(f"{part.path}: imatrix.chunk_count is {reprlib.repr(count)}, not a count", hint=_HINT)
-    return count
-
-
-def _normalised(path: Path, name: str, arrays: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    sums, counts = arrays.get(name + _SUMS), arrays.get(name + _COUNTS)
-    if sums is None or counts is None or sums.size % counts.size:
-        raise GgufError(f"{path}: sums and counts of {name} do not belong together", hint=_HINT)
-    per_matrix = sums.reshape(counts.size, -1)
+def _normalised(sums: Sums, counts: Sums) -> NDArray[np.float32]:
     whole = np.floor(np.abs(counts) + np.float32(0.5)) * np.sign(counts)  # lround: halves away from zero
-    return np.where(
-        whole[:, None] > 0, per_matrix / np.where(whole > 0, whole, 1).astype(np.float32)[:, None], np.float32(1)
-    ).reshape(-1)
+    quotients = sums / np.where(whole > 0, whole, 1).astype(np.float32)[:, None]
+    return np.where(whole[:, None] > 0, quotients, np.float32(1)).reshape(-1).astype(np.float32, copy=False)
 
 
 @dataclass(slots=True)
@@ -172,7 +134,7 @@ class _Reader:
     def bytes_of(self, n_bytes: int) -> bytes:
         """Reads the next `n_bytes` bytes."""
         if not 0 <= n_bytes <= len(self.data) - self.at:
-            raise GgufError(f"{self.path}: not an importance matrix, or a truncated one (byte {self.at})", hint=_HINT)
+            raise GgufError(f"{self.path}: not an importance matrix, or a truncated one (byte {self.at})", hint=HINT)
         self.at += n_bytes
         return self.data[self.at - n_bytes : self.at]
 
@@ -193,7 +155,7 @@ def _from_dat(path: Path, data: bytes) -> tuple[dict[str, NDArray[np.float32]], 
     reader = _Reader(path, data)
     n_entries = reader.number()
     if n_entries < 1:
-        raise GgufError(f"{path}: not an importance matrix", hint=_HINT)
+        raise GgufError(f"{path}: not an importance matrix", hint=HINT)
     columns: dict[str, NDArray[np.float32]] = {}
     for _ in range(n_entries):
         name = reader.text()
