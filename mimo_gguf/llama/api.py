@@ -30,6 +30,7 @@ from mimo_gguf.llama.missing_library import loading_hint
 from mimo_gguf.llama.options import ContextOptions as ContextOptions
 from mimo_gguf.llama.options import ModelOptions as ModelOptions
 from mimo_gguf.llama.private_symbols import PRIVATE
+from mimo_gguf.llama.running_pass import RunningPass, TensorAccess
 
 Floats = NDArray[np.float32]
 
@@ -255,7 +256,12 @@ class LlamaContext(Owner):
     """
 
     def __init__(
-        self, pointer: int, model: LlamaModel, options: ContextOptions, other: LlamaContext | None = None
+        self,
+        pointer: int,
+        model: LlamaModel,
+        options: ContextOptions,
+        other: LlamaContext | None,
+        running: RunningPass,
     ) -> None:
         """Owns `pointer`. A context that runs MTP blocks gets its target as `other`, and shares its lock."""
         module = api()
@@ -269,9 +275,8 @@ class LlamaContext(Owner):
         self.n_cells = int(module.llama_n_ctx(pointer))
         self.n_batch = int(module.llama_n_batch(pointer))
         self.n_outputs_max = max(options.n_outputs_max, options.n_seq_max) if options.n_outputs_max else self.n_batch
-        self._pass = _Pass()
-        self._ask = self._pass.is_to_stop  # one object, because `catching` compares by identity
-        self._callback = module.ggml_abort_callback(self._ask)
+        self._pass = running
+        self._callback = module.ggml_abort_callback(running.callbacks[0])
         self._no_callback = module.ggml_abort_callback(0)
         self._decode = module.llama_decode
         self._logits_address = ggml_function("llama_get_logits_ith", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
@@ -297,7 +302,7 @@ class LlamaContext(Owner):
                 cost time. Only there, or after the pass, can Python react to Ctrl-C.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C; any other exception that `stop_when` raises is raised here, too.
+            KeyboardInterrupt: Ctrl-C; any other exception of `stop_when` or the observer is raised here, too.
             UsageError: the batch has more rows, or more rows with logits, than the context was made for. With these
                 llama.cpp would abort.
         """
@@ -307,14 +312,14 @@ class LlamaContext(Owner):
                 f"context allows {self.n_batch} and {self.n_outputs_max}",
                 hint="make the context with a larger n_batch or n_outputs_max",
             )
-        if stop_when is None:
-            return int(self._decode(self.pointer, native_batch))
         running, set_callback = self._pass, api().llama_set_abort_callback
+        if stop_when is None and not running.observes:
+            return int(self._decode(self.pointer, native_batch))
         running.stop_when = stop_when
         set_callback(self.pointer, self._callback, None)
         self._cell.is_in_pass = True
         try:
-            with catching(running, self._ask):
+            with catching(running, *running.callbacks):
                 result = int(self._decode(self.pointer, native_batch))
         finally:
             self._cell.is_in_pass = False
@@ -372,25 +377,6 @@ class LlamaContext(Owner):
         return int(api().llama_memory_seq_pos_max(self.memory, seq_id))
 
 
-class _Pass(Caught):
-    """The abort callback of a running pass: calls `stop_when`, and keeps what it raises."""
-
-    __slots__ = ("stop_when",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stop_when: Callable[[], bool] | None = None
-
-    def is_to_stop(self, _: Any) -> bool:
-        try:
-            if self.error is not None or Exit.stops_here():
-                return True
-            return self.stop_when is not None and self.stop_when()
-        except BaseException as error:
-            self.error = error
-            return True
-
-
 def open_context(model: LlamaModel, options: ContextOptions) -> LlamaContext:
     """Makes the target context, which runs the trunk.
 
@@ -402,7 +388,7 @@ def open_context(model: LlamaModel, options: ContextOptions) -> LlamaContext:
 
 
 def open_mtp_context(target: LlamaContext, *, n_ubatch: int = 64, n_outputs_max: int = 1) -> LlamaContext:
-    """Makes the context that runs the MTP blocks beside `target`, with the same cells, threads and KV types.
+    """Makes the context that runs the MTP blocks beside `target`: the same cells, threads, KV types and observer.
 
     Its sequences share one buffer of cells, even if those of `target` do not.
 
@@ -423,6 +409,7 @@ def open_mtp_context(target: LlamaContext, *, n_ubatch: int = 64, n_outputs_max:
         type_v=given.type_v,
         flash_attn=given.flash_attn,
         offload_kqv=given.offload_kqv,
+        observer=given.observer,
     )
     context = _open(target.model, options, api().LLAMA_CONTEXT_TYPE_MTP, target)
     target.give_hidden(True, of_outputs_only=False)
@@ -454,6 +441,9 @@ def _make(model: LlamaModel, options: ContextOptions, ctx_type: int, other: Llam
     params.ctx_type = ctx_type
     params.ctx_other = other.pointer if other else None
     params.no_perf = True
+    running = RunningPass(options.observer, TensorAccess.of(ggml_function) if options.observer else None)
+    running.native = module.ggml_backend_sched_eval_callback(running.callbacks[1] if running.observes else 0)
+    params.cb_eval = running.native
     making = Caught()
     with catching(making, _write_log):
         pointer = module.llama_init_from_model(model.pointer, params)
@@ -465,4 +455,4 @@ def _make(model: LlamaModel, options: ContextOptions, ctx_type: int, other: Llam
             f"{model.path}: llama.cpp cannot make a context of {options.n_ctx} tokens: {LOG.reason(since)}",
             hint=f"try a smaller --ctx; what fits: mimo-gguf fit {command_word(model.path)}",
         )
-    return LlamaContext(pointer, model, options, other)
+    return LlamaContext(pointer, model, options, other, running)

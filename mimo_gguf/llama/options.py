@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mimo_gguf.llama.running_pass import Observer
+
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
@@ -46,6 +48,7 @@ class ContextOptions:
         type_k, type_v: ggml's numbers of the types of the KV cache.
         flash_attn: None leaves it to llama.cpp.
         offload_kqv: keep the KV cache of layers on a GPU there, too.
+        observer: looks at what matrices read in every pass; passes are slower for it.
     """
 
     n_ctx: int
@@ -60,3 +63,4 @@ class ContextOptions:
     type_v: int = 1
     flash_attn: bool | None = None
     offload_kqv: bool = True
+    observer: Observer | None = None
