@@ -15,6 +15,7 @@ from typing import Any, Final
 from mimo_gguf.chat.template_bounds import ACCOUNT, LONGEST_SOURCE, Account
 from mimo_gguf.core.errors import GgufError, UsageError, first_line
 from mimo_gguf.core.gguf_file import GgufFile
+from mimo_gguf.core.model_source import Metadata
 
 Message = Mapping[str, Any]
 
@@ -58,13 +59,19 @@ class ChatTemplate:
     @classmethod
     def of_file(cls, model: GgufFile) -> ChatTemplate:
         """The template in a GGUF (`tokenizer.chat_template`), or plain ChatML if it has none."""
-        tokens = model.value("tokenizer.ggml.tokens") or []
+        return cls.of_metadata(model.metadata)
+
+    @classmethod
+    def of_metadata(cls, metadata: Metadata) -> ChatTemplate:
+        """The template in a model's metadata, or plain ChatML if it has none."""
+        values = {key: entry.value for key, entry in metadata.items()}
+        tokens = values.get("tokenizer.ggml.tokens") or []
         special_tokens = {}
         for name in ("bos", "eos", "padding", "unknown"):
-            number = model.value(f"tokenizer.ggml.{name}_token_id")
+            number = values.get(f"tokenizer.ggml.{name}_token_id")
             if isinstance(number, int) and 0 <= number < len(tokens):
                 special_tokens[{"padding": "pad", "unknown": "unk"}.get(name, name) + "_token"] = tokens[number]
-        return cls(str(model.value("tokenizer.chat_template") or CHATML), special_tokens=special_tokens)
+        return cls(str(values.get("tokenizer.chat_template") or CHATML), special_tokens=special_tokens)
 
     def render(
         self,
