@@ -128,7 +128,7 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def begin(self, slot: Slot, prompt: Sequence[int], *, wants_rows: bool = False) -> int:
+    def begin(self, slot: Slot, prompt: Sequence[int], *, wants_rows: bool = False, n_draft: int | None = None) -> int:
         """Gives a slot its prompt. Returns the number of leading tokens that are in the KV cache already.
 
         These tokens are the slot's own, or another slot's, whose cells are then shared. `step` evaluates the rest.
@@ -136,6 +136,8 @@ class Session:
         Args:
             wants_rows: evaluate the prompt from its beginning, with logits for each token: `Slot.read_rows` says after
                 a pass which.
+            n_draft: tokens to draft at a time for this answer, at most the session's number, which None means; 0 for
+                none.
 
         Raises:
             WindowFull: the prompt leaves no room for a token after it.
@@ -146,6 +148,7 @@ class Session:
             prompt = list(prompt)  # it may be slot.tokens
             slot.drop_unfinished()
             slot.wants_rows = wants_rows
+            slot.draft_limit = self.options.n_draft if n_draft is None else min(n_draft, self.options.n_draft)
             same = 0 if wants_rows else common_prefix(slot.tokens, prompt)
             others = {other: common_prefix(other.tokens, prompt) for other in self.slots if other is not slot}
             if wants_rows:
@@ -272,7 +275,7 @@ class Session:
         if not self.drafting_allowed or not drawing or not self.control.wants_draft():
             return {}
         wanted = {
-            slot: DraftRequest(slot.mtp_rows, slot.drawn, slot.room - 1)
+            slot: DraftRequest(slot.mtp_rows, slot.drawn, min(slot.room - 1, slot.draft_limit))
             for slot in drawing
             if slot.mtp_rows is not None and slot.drawn is not None and slot.can_draft
         }

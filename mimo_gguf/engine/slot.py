@@ -48,6 +48,7 @@ class Slot:
         wants_rows: whether every token of the prompt gives logits, not the last one only.
         read_rows: what the last pass read of such a prompt.
         n_left_out: passes since the last one that read a part of the prompt.
+        draft_limit: tokens drafted at a time for this conversation, at most; 0 for none.
         stats: counts and times since the session was made.
     """
 
@@ -62,6 +63,7 @@ class Slot:
         self.wants_rows = False
         self.read_rows: ReadRows | None = None
         self.n_left_out = 0
+        self.draft_limit = n_draft
         self.stats = SessionStats(n_draft)
         self._target = target
         self._drafts: list[int] = []  # evaluated after self.tokens, not yet drawn
@@ -80,9 +82,11 @@ class Slot:
 
     @property
     def can_draft(self) -> bool:
-        """Whether the MTP blocks have seen all evaluated tokens, so that they can propose the next ones."""
+        """Whether drafts are wanted, and the MTP blocks have seen all tokens before them."""
         rows = self.mtp_rows
-        return rows is not None and rows.end == len(self.tokens) and rows.knows_state and self.room > 1
+        if rows is None or not self.draft_limit:
+            return False
+        return rows.end == len(self.tokens) and rows.knows_state and self.room > 1
 
     def cancel(self) -> None:
         """Ends the slot's work, present or next, as soon as possible. From any thread or a signal handler."""

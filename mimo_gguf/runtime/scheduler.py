@@ -38,12 +38,14 @@ class Request:
         sampling: how tokens are drawn.
         options: what ends the answer, and how long it may think.
         opened: the prompt's text after its own `<think>`; None if it opened no block.
+        n_draft: tokens drafted at a time for this answer, at most; 0 for none, None for as many as the session drafts.
     """
 
     prompt: tuple[int, ...]
     sampling: SamplingOptions
     options: AnswerOptions = field(default_factory=AnswerOptions)
     opened: str | None = None
+    n_draft: int | None = None
 
 
 class Event(NamedTuple):
@@ -295,6 +297,7 @@ class _Job:
         self.n_to_read = 0
         self._session = session
         self._options = request.options
+        self._n_draft = request.n_draft
         self.scores = AnswerScores(self.prompt, request.options) if _wants_scores(request.options) else None
         self._sampling = request.sampling.seeded()
         self._used: Slot | None = None
@@ -336,7 +339,7 @@ class _Job:
         self.sampler = Sampler(
             self._session.model, self._sampling, self.prompt, at_first=self._late, n_first=self._options.min_tokens
         )
-        self._session.begin(slot, self.prompt, wants_rows=self.wants_rows)
+        self._session.begin(slot, self.prompt, wants_rows=self.wants_rows, n_draft=self._n_draft)
         self.n_to_read = len(slot.prompt)
 
     def event(self, pieces: Sequence[Piece]) -> Event:
