@@ -144,6 +144,13 @@ RECORD: Final = Digest(
     "the journal: whether a record is torn",
 )  # fmt: skip
 
+# ---- texts
+TEXT: Final = Digest(
+    "text", "sha256",
+    "the UTF-8 bytes of a document, or one line per document of a set",
+    "whether a document is for calibration or for judging; which texts a figure is about",
+)  # fmt: skip
+
 # ---- caches
 KERNELS: Final = Digest(
     "kernels", "sha256",
@@ -159,5 +166,5 @@ STATE: Final = Digest(
 DIGESTS: Final = (
     CHUNK, TENSOR, HEADER, TENSORS, TABLE, SOURCE, FILE, SUMS,
     RECIPE, GGUF_HEADER, FINGERPRINT, RUN, JOURNAL, RECORD,
-    KERNELS, STATE,
+    TEXT, KERNELS, STATE,
 )  # fmt: skip
