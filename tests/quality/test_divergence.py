@@ -78,7 +78,10 @@ def test_a_model_does_not_differ_from_itself_or_from_shifted_logits() -> None:
 def test_without_a_base_the_same_without_the_base() -> None:
     base, other, targets = rows(9, 321)
     alone, both = score_rows(other, targets), compare_rows(base, other, targets)
-    assert alone.kl is alone.base_nll is alone.base_p is alone.same_top is None
+    assert alone.kl is None
+    assert alone.base_nll is None
+    assert alone.base_p is None
+    assert alone.same_top is None
     for name in ("nll", "p", "top"):
         np.testing.assert_array_equal(getattr(alone, name), getattr(both, name))
 
@@ -164,7 +167,7 @@ def kept_by_the_tool(logits: Floats) -> NDArray[np.float64]:
     log_sum = np.float32(np.log(np.exp(logits - largest).sum(dtype=np.float64)))
     scale = np.float32((largest - smallest) / np.float32(65535))
     codes = np.rint(np.maximum(logits - smallest, 0) / scale)
-    return scale * codes + np.float64(smallest - largest - log_sum)
+    return np.asarray(scale * codes + np.float64(smallest - largest - log_sum), np.float64)
 
 
 def figures_of_the_tool(base: Floats, other: Floats, target: int) -> tuple[float, float, float]:

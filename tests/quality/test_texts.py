@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ def letters(document: Document) -> Sequence[int]:
     return [ord(letter) for letter in document.text or ""]
 
 
-def text_of(tokens: Sequence[int]) -> str:
+def text_of(tokens: Iterable[int]) -> str:
     return "".join(map(chr, tokens))
 
 
