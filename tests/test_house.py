@@ -40,15 +40,18 @@ FORBIDDEN = {
     "runtime": {"conversion", "quantization"},
 }
 
-# library -> the only folder that imports it
+# what is compiled: kernels that repeat libggml's bytes, the search for better ones, and error feedback
+_COMPILED = ("quantization/kernels", "quantization/search", "calibration/encoder")
+
+# library -> the only folder, or folders, that import it
 HOMES = {
     "huggingface_hub": "conversion",
     "jinja2": "chat",
     "llama_cpp": "llama",
-    "llvmlite": "quantization/kernels",
+    "llvmlite": _COMPILED,
     "markdown_it": "cli",
     "matplotlib": "cli",
-    "numba": "quantization/kernels",
+    "numba": _COMPILED,
     "prompt_toolkit": "cli",
     "rich": "cli",
     "safetensors": "conversion",
@@ -226,9 +229,10 @@ def libraries(sources: Sequence[Source]) -> set[str]:
     faults = set()
     for source in sources:
         for found in imports(source, set()):
-            home = HOMES.get(found.name)
-            if home and not f"{source.folder}/".startswith(f"{home}/"):
-                faults.add(f"{source.path}: {found.name} belongs in {home}/")
+            home = HOMES.get(found.name, ())
+            homes = (home,) if isinstance(home, str) else home
+            if homes and not any(f"{source.folder}/".startswith(f"{one}/") for one in homes):
+                faults.add(f"{source.path}: {found.name} belongs in {', '.join(f'{one}/' for one in homes)}")
             if found.name in LATE and not found.late:
                 faults.add(f"{source.path}: {found.name} is imported inside the functions that use it")
     return faults

@@ -1,0 +1,177 @@
+"""Encodes a matrix for the inputs it will meet: levels with error feedback, then coordinate descent.
+
+Rows are worked on in chunks of 256, always: a matrix product of fixed size rounds the same, however many threads
+there are and however the rows were handed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimo_gguf.calibration.encoder.factors import Factors, factors
+from mimo_gguf.core.errors import WeightsError
+from mimo_gguf.core.ggml_types import GgmlType, row_bytes
+from mimo_gguf.quantization.search.kinds import PANEL, Kind, kind_of
+from mimo_gguf.quantization.search.packing import Blocks, pack
+
+ROWS_AT_A_TIME: Final = 256
+_SMALLEST_GAIN: Final = np.float32(1e-7)  # of a row's error, that a step of the descent must bring
+
+Numbers = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A matrix in ggml's bytes, and what its errors do to its outputs.
+
+    Attributes:
+        data: uint8 [rows, row bytes].
+        error_before: the squared error of the outputs, tr((W - V) Gram (W - V)^T), before the coordinate descent.
+        error_after: the same of `data`.
+    """
+
+    data: NDArray[np.uint8] = field(repr=False)
+    error_before: float
+    error_after: float
+
+
+def encode_matrix(
+    weights: Numbers,
+    ggml_type: GgmlType,
+    gram: Numbers | Factors,
+    *,
+    damping: float = 0.1,
+    passes: int = 4,
+    n_threads: int = 1,
+) -> Encoded:
+    """Encodes a matrix so that its outputs stay close for inputs with this Gram matrix.
+
+    The bytes depend on the weights and the Gram matrix alone: not on threads, nor on other rows.
+
+    Args:
+        weights: float32 [rows, columns].
+        ggml_type: one of the types in `quantization/search/kinds.py`.
+        gram: the mean of x x^T over the inputs x, float32 [columns, columns]; or its factors, computed once for the
+            matrices that read the same inputs.
+        damping: as in `factors`; not used if `gram` is factored already.
+        passes: of coordinate descent.
+        n_threads: chunks of 256 rows that are encoded at the same time.
+
+    Raises:
+        UsageError: the type cannot be written.
+        WeightsError: weights or statistics hold NaN or infinity.
+        ValueError: the shapes do not fit together.
+    """
+    kind = kind_of(ggml_type)
+    known = gram if isinstance(gram, Factors) else factors(gram, damping)
+    _check_weights(weights, known)
+    row_bytes(ggml_type, weights.shape[1])
+    chunks = [weights[first : first + ROWS_AT_A_TIME] for first in range(0, len(weights), ROWS_AT_A_TIME)]
+
+    def encode(chunk: Numbers) -> Encoded:
+        return _encode_chunk(chunk, ggml_type, kind, known, passes)
+
+    if n_threads == 1 or len(chunks) == 1:
+        parts = [encode(chunk) for chunk in chunks]
+    else:
+        with ThreadPoolExecutor(n_threads) as pool:
+            parts = list(pool.map(encode, chunks))
+    return _joined(parts)
+
+
+def _check_weights(weights: Numbers, known: Factors) -> None:
+    if weights.ndim != 2 or weights.shape[1] != known.n_columns:
+        raise ValueError(f"weights of shape {weights.shape} do not fit statistics of {known.n_columns} columns")
+    if not np.isfinite(weights).all():
+        raise WeightsError("the weights of a matrix hold NaN or infinity", hint="download the checkpoint again")
+
+
+def _joined(parts: Sequence[Encoded]) -> Encoded:
+    return Encoded(
+        np.concatenate([part.data for part in parts]),
+        sum(part.error_before for part in parts),
+        sum(part.error_after for part in parts),
+    )
+
+
+def _encode_chunk(rows: Numbers, ggml_type: GgmlType, kind: Kind, known: Factors, passes: int) -> Encoded:
+    """Encodes up to 256 rows, filled up with zeros."""
+    originals = np.zeros((len(known.weights), ROWS_AT_A_TIME), np.float32)
+    originals[: rows.shape[1], : len(rows)] = rows.T
+    with np.errstate(over="ignore", invalid="ignore"):  # of weights beyond 1e19, whose squares are infinite
+        blocks = _with_feedback(originals, len(rows), kind, known)
+        blocks, before, after = _descend(blocks, np.ascontiguousarray(originals.T), len(rows), kind, known, passes)
+    data = pack(ggml_type, blocks)[: len(rows), : row_bytes(ggml_type, rows.shape[1])]
+    return Encoded(data, before, after)
+
+
+def _with_feedback(originals: Numbers, n_rows: int, kind: Kind, known: Factors) -> Blocks:
+    """Encodes the first `n_rows` of 256 rows, given as float32 [columns, 256], panel after panel."""
+    from mimo_gguf.calibration.encoder.feedback import encode_panel
+    from mimo_gguf.quantization.search.scales import shape_of
+
+    shape = shape_of(kind)
+    n = len(originals)
+    errors, levels = np.zeros_like(originals), np.zeros_like(originals)
+    chosen = np.zeros((n // PANEL, kind.blocks, 2 + 2 * (kind.block // kind.sub), ROWS_AT_A_TIME), np.float32)
+    for panel, first in enumerate(range(0, n, PANEL)):
+        here = slice(first, first + PANEL)
+        targets = originals[here].copy()
+        if first:
+            targets += known.feedback[:first, here].T @ errors[:first]
+        factor = np.ascontiguousarray(known.feedback[here, here].T)
+        flat: list[Any] = [targets, originals[here], factor, known.weights[here], errors[here], levels[here]]
+        encode_panel(shape, n_rows, *(array.reshape(-1) for array in flat), chosen[panel].reshape(-1))
+    return _blocks(levels, chosen, kind)
+
+
+def _blocks(levels: Numbers, chosen: Numbers, kind: Kind) -> Blocks:
+    """What the kernel wrote, column after column, as rows of blocks."""
+    by_row = np.moveaxis(chosen.reshape(-1, *chosen.shape[2:]), -1, 0)
+    rows, blocks, _ = by_row.shape
+    return Blocks(
+        np.ascontiguousarray(levels.T).reshape(rows, blocks, kind.block),
+        np.ascontiguousarray(by_row[:, :, 0]),
+        np.ascontiguousarray(by_row[:, :, 1]),
+        np.ascontiguousarray(by_row[:, :, 2::2]),
+        np.ascontiguousarray(by_row[:, :, 3::2]),
+    )
+
+
+def _descend(
+    blocks: Blocks, originals: Numbers, n_rows: int, kind: Kind, known: Factors, passes: int
+) -> tuple[Blocks, float, float]:
+    """Moves levels of the first `n_rows` where that helps; also the squared error of the outputs before and after."""
+    from mimo_gguf.calibration.encoder.descent import descend
+    from mimo_gguf.quantization.search.scales import shape_of
+
+    values, levels = blocks.values(), blocks.levels.copy()
+    gradient: Numbers = np.matmul(values - originals, known.gram)
+    before = _costs(values - originals, gradient)
+    error_before = _undamped(before, values - originals, known)
+    scales = (blocks.d[:, :, None] * blocks.scales).reshape(-1)
+    offsets = (blocks.dmin[:, :, None] * blocks.offsets).reshape(-1)
+    thresholds = (before[:n_rows] * _SMALLEST_GAIN).astype(np.float32)
+    flat = [array.reshape(-1) for array in (values, levels, gradient, known.gram)]
+    for _ in range(passes):
+        if not descend(shape_of(kind), *flat, known.gram.diagonal().copy(), scales, offsets, thresholds):
+            break
+    after = _costs(values - originals, gradient)
+    moved = Blocks(levels, blocks.d, blocks.dmin, blocks.scales, blocks.offsets)
+    return moved, error_before, _undamped(after, values - originals, known)
+
+
+def _costs(errors: Numbers, gradient: Numbers) -> NDArray[np.float64]:
+    """The damped squared error of each row's outputs."""
+    costs: NDArray[np.float64] = np.einsum("rc,rc->r", errors, gradient, dtype=np.float64)
+    return costs
+
+
+def _undamped(costs: NDArray[np.float64], errors: Numbers, known: Factors) -> float:
+    return float(costs.sum() - known.added * np.einsum("rc,rc->", errors, errors, dtype=np.float64))

@@ -1,0 +1,82 @@
+"""The block types that the search can write, as a table: how a block's values are made of its integers.
+
+A value is `scale * level - offset`. The levels are integers from `low` to `high`, or the codebook's sixteen numbers.
+In a super-block of 256 the scale is `d` times an integer of the sub-block, the offset `dmin` times another. In a
+block of 32 there is only `d`.
+
+Layouts: https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-common.h
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.ggml_types import GgmlType
+
+PANEL: Final = 256
+"""The columns that are searched at a time: a super-block, or eight blocks of 32."""
+
+CODEBOOK: Final = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)  # kvalues_iq4nl in ggml-common.h
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How the values of one block type are made.
+
+    Attributes:
+        block: weights with a `d` of their own.
+        sub: weights with a scale of their own.
+        low, high: the smallest and the largest level; of a codebook, its first and last place.
+        scale_low, scale_high: the integers that a sub-block's scale may be; 1 and 1 if `d` is the scale.
+        offset_high: the largest integer of a sub-block's offset; 0 if there is no offset.
+        codebook: whether a level is one of `CODEBOOK`.
+    """
+
+    block: int
+    sub: int
+    low: int
+    high: int
+    scale_low: int = 1
+    scale_high: int = 1
+    offset_high: int = 0
+    codebook: bool = False
+
+    @property
+    def subs(self) -> int:
+        """Sub-blocks of a panel."""
+        return PANEL // self.sub
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a panel."""
+        return PANEL // self.block
+
+
+KINDS: Final[Mapping[GgmlType, Kind]] = {
+    GgmlType.Q2_K: Kind(256, 16, 0, 3, 0, 15, 15),
+    GgmlType.Q3_K: Kind(256, 16, -4, 3, -32, 31),
+    GgmlType.Q4_K: Kind(256, 32, 0, 15, 0, 63, 63),
+    GgmlType.Q5_K: Kind(256, 32, 0, 31, 0, 63, 63),
+    GgmlType.Q6_K: Kind(256, 16, -32, 31, -128, 127),
+    GgmlType.IQ4_XS: Kind(256, 32, 0, 15, -32, 31, codebook=True),
+}
+
+
+def kind_of(ggml_type: GgmlType) -> Kind:
+    """The kind of a block type.
+
+    Raises:
+        UsageError: the search cannot write the type.
+    """
+    try:
+        return KINDS[ggml_type]
+    except KeyError:
+        known = ", ".join(sorted(known.name for known in KINDS))
+        raise UsageError(f"there is no search for {ggml_type.name}", hint=f"choose one of {known}") from None

@@ -1,0 +1,111 @@
+"""Sixteen rows at a time, each in a lane of its own: what the search needs besides `kernels/lanes.py`.
+
+Rows do not depend on each other, so all lanes take the same steps with the same column, and what belongs to the
+column (its importance, a row of the factor) is one number for all of them. Sixteen lanes are two registers of AVX2.
+
+Unlike the kernels that repeat libggml's bytes, these use fused multiply-add, always and explicitly (`fused`), so that
+every processor rounds alike.
+"""
+
+# numba gives its functions no types
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, disable-error-code=misc
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from mimo_gguf.quantization.kernels.lanes import (
+    HALF,
+    F32Half,
+    MaskHalf,
+    half_bits,
+    half_value,
+    joined,
+    larger,
+    lower_half,
+    select,
+    smaller,
+    splat_half,
+)
+
+ROWS: Final = HALF
+LARGEST_HALF: Final = 65504.0
+_BITS, _I64 = ir.IntType(ROWS), ir.IntType(64)
+
+
+@intrinsic
+def fused(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        vector = args[0].type
+        declared = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{vector.count}f32"
+        )
+        return builder.call(declared, args)
+
+    return a(a, b, c), codegen
+
+
+@intrinsic
+def both(typing_context: Any, a: Any, b: Any) -> Any:
+    """The lanes where both masks hold."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.and_(*args)
+
+    return MaskHalf(MaskHalf, MaskHalf), codegen
+
+
+@intrinsic
+def lanes_that_hold(typing_context: Any, mask: Any) -> Any:
+    """The mask as an integer: bit i is lane i."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.zext(builder.bitcast(args[0], _BITS), _I64)
+
+    return types.int64(MaskHalf), codegen
+
+
+@intrinsic
+def lowest_bit(typing_context: Any, bits: Any) -> Any:
+    """The number of the lowest bit of an integer that is not 0."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def floor(typing_context: Any, value: Any) -> Any:
+    """The largest integer that is not larger, as a float."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        vector = args[0].type
+        declared = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vector, [vector]), f"llvm.floor.v{vector.count}f32"
+        )
+        return builder.call(declared, args)
+
+    return F32Half(F32Half), codegen
+
+
+@njit
+def as_half(value):
+    """The nearest finite f16, as a float32; what is beyond its range becomes the largest."""
+    limit = splat_half(LARGEST_HALF)
+    bounded = smaller(larger(value, splat_half(-LARGEST_HALF)), limit)
+    return lower_half(half_value(half_bits(joined(bounded, bounded))))
+
+
+@njit
+def quotient(a, b):
+    """a / b, and 0 where b is 0 or the quotient is not a finite number."""
+    ratio = a / b
+    return select(ratio * splat_half(0.0) == splat_half(0.0), ratio, splat_half(0.0))
