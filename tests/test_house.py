@@ -29,6 +29,7 @@ FORBIDDEN = {
     "engine": {"memory", "fit", "chat"},
     "fit": {"engine", "chat"},
     "chat": {"runtime", "fit"},
+    "reference": {"llama", "memory", "hardware", "engine", "chat", "fit", "runtime", "quality", "calibration", "cli"},
     "quality": {"fit", "cli"},
     "calibration": {"fit", "cli"},
     "server": {"cli"},

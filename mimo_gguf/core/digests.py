@@ -150,6 +150,11 @@ TEXT: Final = Digest(
     "the UTF-8 bytes of a document, or one line per document of a set",
     "whether a document is for calibration or for judging; which texts a figure is about",
 )  # fmt: skip
+WINDOWS: Final = Digest(
+    "windows", "sha256",
+    "the token ids of the windows of a text, each after their number",
+    "a folder of states: whether it is of the same text",
+)  # fmt: skip
 
 # ---- caches
 KERNELS: Final = Digest(
@@ -166,5 +171,5 @@ STATE: Final = Digest(
 DIGESTS: Final = (
     CHUNK, TENSOR, HEADER, TENSORS, TABLE, SOURCE, FILE, SUMS,
     RECIPE, GGUF_HEADER, FINGERPRINT, RUN, JOURNAL, RECORD,
-    TEXT, KERNELS, STATE,
+    TEXT, WINDOWS, KERNELS, STATE,
 )  # fmt: skip
