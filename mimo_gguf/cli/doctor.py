@@ -53,6 +53,7 @@ def command(as_json: Json = False) -> None:
 
     build, adapters = look_at_build(), graphics_adapters()
     versions, kernels = _versions(), _kernels()
+    waits = _how_threads_wait(build)
     why, folders, variables = why_no_gpu(build, adapters), _cache_folders(), _variables(os.environ)
     if as_json:
         memory = [asdict(device) for device in build.devices]
@@ -62,6 +63,7 @@ def command(as_json: Json = False) -> None:
                 "llama.cpp": asdict(build) | {"devices": memory},
                 "graphics_cards": adapters,
                 "why_no_gpu": why,
+                "threads_wait": waits,
                 "memory": _memory(),
                 "kernels": asdict(kernels),
                 "cache_folders": {str(folder): n_bytes for folder, n_bytes in folders.items()},
@@ -71,7 +73,7 @@ def command(as_json: Json = False) -> None:
     else:
         ui.print_field("program", f"mimo-gguf {__version__}, Python {versions['python']}, {versions['system']}")
         ui.print_field("packages", ", ".join(f"{name} {versions[name]}" for name in _PACKAGES))
-        for label, text in (*_about_build(build, why), *_about_kernels(kernels)):
+        for label, text in (*_about_build(build, why, waits), *_about_kernels(kernels)):
             ui.print_field(label, text)
         for folder, n_bytes in folders.items():
             ui.print_field("cache", f"{folder}: {format_size(n_bytes)}")
@@ -93,11 +95,23 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _about_build(build: Build, why: str) -> Iterator[tuple[str, str]]:
+def _how_threads_wait(build: Build) -> str:
+    """How threads wait for each other; empty if llama.cpp cannot be used."""
+    if build.problem:
+        return ""
+    from mimo_gguf.llama.api import api
+    from mimo_gguf.llama.waiting import how_threads_wait
+
+    api()  # the OpenMP library is loaded with it
+    return how_threads_wait()
+
+
+def _about_build(build: Build, why: str, waits: str) -> Iterator[tuple[str, str]]:
     if build.problem:
         yield "llama.cpp", "cannot be used"
     else:
         yield "llama.cpp", f"loads; ggml {build.ggml_version}, built with {', '.join(build.backends)}"
+        yield "threads", f"wait for each other {waits}"
     memory = _memory()
     yield "RAM", f"{format_size(memory['free_bytes'])} of {format_size(memory['total_bytes'])} free"
     for gpu in build.gpus:

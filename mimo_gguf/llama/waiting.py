@@ -64,6 +64,16 @@ def waiting() -> Waiting | None:
     return None if library is None else Waiting(library)
 
 
+def how_threads_wait() -> str:
+    """What is in force in this process, in words; for one that has loaded llama.cpp."""
+    chosen = [name for name in ENVIRONMENT if name in os.environ]
+    if chosen:
+        return f"as {' and '.join(chosen)} say{'s' if len(chosen) == 1 else ''}"
+    if waiting() is None:
+        return "as the OpenMP library does by itself; it cannot be switched here"
+    return "by spinning, and asleep while other programs want the cores"
+
+
 def _gnu_openmp() -> Any:
     """The OpenMP library that this process has loaded, if it is GNU's."""
     if not sys.platform.startswith("linux"):

@@ -31,6 +31,7 @@ def test_it_tells_what_is_here(tmp_path: Path) -> None:
     assert set(document["kernels"]["by_type"]) == {"Q4_K", "Q6_K", "Q8_0"}
     assert (3 << 20) <= document["cache_folders"][str(cache)] < (3 << 20) + 4096
     assert document["environment"]["GOMP_SPINCOUNT"] == "20000" and document["environment"]["HF_TOKEN"] == "(set)"
+    assert "GOMP_SPINCOUNT say" in document["threads_wait"]
     assert "hf_secret" not in done.stdout
     shown = run(tmp_path, "doctor", **variables)
     assert shown.returncode == 0 and "hf_secret" not in shown.stdout
