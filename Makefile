@@ -15,9 +15,10 @@ KEY        := $(subst ==,-,$(LLAMA))-$(shell printf '%s' '$(CMAKE_ARGS)' | cksum
 WHEELS     := $(CACHE)/$(KEY)
 TINY       := examples/mimo-tiny
 DEMO       ?= build/demo
+REAL       ?= build/real-model
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage fuzz lint types check tiny clean
+.PHONY: help install demo test coverage fuzz lint types check tiny real-model test-real-model clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
@@ -78,6 +79,12 @@ check: lint types test ## ruff, mypy and all tests
 
 tiny: $(VENV)/.dev ## train examples/mimo-tiny again (25 minutes of CPU time)
 	@$(BIN)/python -m examples.train_mimo_tiny
+
+real-model: $(VENV)/.dev ## build a real language model in MiMo's layout: REAL=FOLDER (a download of 93 MB)
+	@$(BIN)/python -m benchmarks.real_model build -o $(REAL)/checkpoint --downloads $(REAL)
+
+test-real-model: $(VENV)/.dev ## run the tests that need the real language model
+	@REAL_MODEL=$(REAL) $(BIN)/python -m pytest -m real_model
 
 clean: ## remove .venv and build output; compiled wheels stay
 	@rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache

@@ -24,6 +24,14 @@ def tiny(tiny_path: Path) -> Iterator[LlamaModel]:
 
 
 @pytest.fixture(scope="session")
+def real_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real language model as a checkpoint, for tests marked `real_model`: half a minute to build."""
+    from benchmarks.real_model.building import build_checkpoint
+
+    return build_checkpoint(tmp_path_factory.mktemp("real") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
 def three_heads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
     """A random float32 model with three MTP layers."""
     with load_model(make_model(tmp_path_factory.mktemp("three"), n_mtp=3)) as model:
