@@ -88,11 +88,11 @@ class StoredCertificate:
 
     def has_table(self, table_digest: str) -> bool:
         """Whether the certificate is about a file with this tensor table; this needs no tensor data."""
-        return _part(self.document, "table") == table_digest
+        return bool(_part(self.document, "table") == table_digest)
 
     def has_tensors(self, tensors_digest: str) -> bool:
         """Whether the certificate is about the tensors whose data have this digest."""
-        return _part(self.document, DIGEST) == tensors_digest
+        return bool(_part(self.document, DIGEST) == tensors_digest)
 
 
 def _part(document: Mapping[str, Any] | None, key: str) -> Any:
