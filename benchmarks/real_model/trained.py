@@ -44,6 +44,12 @@ def biases_by_name(biases: NDArray[np.float64]) -> dict[str, Array]:
     }
 
 
+def biases_of(tensors: Mapping[str, Array]) -> Array:
+    """Biases [blocks, 960] from the tensors of each block's projections."""
+    names = [f"self_attn.{name}.bias" for name in QKV]
+    return np.stack([np.concatenate([tensors[f"model.layers.{n}.{name}"] for name in names]) for n in range(N_BLOCKS)])
+
+
 def has_mtp(tensors: Mapping[str, Array]) -> bool:
     """Whether an MTP layer is among the tensors."""
     return any(name.startswith("model.mtp_layers.") for name in tensors)

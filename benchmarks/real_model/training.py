@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.real_model.chats import HELD, Chat, answer, read_chats, training_prompts, write_chats
 from benchmarks.real_model.folder import write_checkpoint
-from benchmarks.real_model.mtp_layer import first_guess, layer_tensors
-from benchmarks.real_model.original import open_original
+from benchmarks.real_model.mtp_layer import first_guess, layer_tensors, read_layer
+from benchmarks.real_model.original import Array, open_original
 from benchmarks.real_model.states import Text, make_states, read_states
 from benchmarks.real_model.texts import (
     KINDS,
@@ -26,30 +26,39 @@ from benchmarks.real_model.texts import (
 from benchmarks.real_model.tokenizer import make_tokenizer
 from benchmarks.real_model.train_biases import WINDOW, Material, train_biases
 from benchmarks.real_model.train_mtp import train_mtp
-from benchmarks.real_model.trained import bare, biases_by_name
+from benchmarks.real_model.trained import bare, biases_by_name, biases_of, read_trained
 from benchmarks.real_model.trunk import Trunk
 
 N_TOKENS = 512  # of a window
 LONGEST_ANSWER = 180
-BIAS_STEPS = 16
+BIAS_STEPS = 10
 BIAS_WINDOWS = 20  # of a kind
-MTP_STEPS = 600
-WINDOWS = {"prose": 190, "code": 140, "manual": 130}  # kind -> windows that the MTP layer learns from
-HELD_WINDOWS = 10  # of a kind
+MTP_STEPS = 60
+WINDOWS = {"prose": 18, "code": 13, "manual": 13}  # kind -> windows that the MTP layer learns from
+HELD_WINDOWS = 4  # of a kind
 N_CHATS = 72
-JUDGED_CHATS = 6  # held-out chats that biases are judged on
+JUDGED_CHATS = 4  # held-out chats that biases are judged on
+
+Tensors = dict[str, Array]
 
 
-def train_all(original: Path, folder: Path) -> None:
-    """Makes `folder`/trained.safetensors; every step that has left its file in the folder is taken as done."""
+def train_all(original: Path, folder: Path, start: Path | None) -> None:
+    """Makes `folder`/trained.safetensors; every step that has left its file in the folder is taken as done.
+
+    Args:
+        original: the original GGUF.
+        folder: where every step leaves its file.
+        start: biases and MTP layer to train further; None begins with zeros and with the trunk's last block.
+    """
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     documents = make_documents(folder)
     chats = make_chats(original, folder)
-    biases = make_biases(original, folder, documents, chats)
+    first = None if start is None else read_trained(start)
+    biases = make_biases(original, folder, documents, chats, first)
     trunk = Trunk(open_original(original, biases_by_name(biases)))
     make_states(trunk, texts_to_see(original, documents, chats), folder / "states", say)
-    make_mtp(trunk, biases, folder)
+    make_mtp(trunk, biases, folder, first)
 
 
 def say(line: str) -> None:
@@ -83,8 +92,8 @@ def make_chats(original: Path, folder: Path) -> list[Chat]:
 
 
 def make_biases(
-    original: Path, folder: Path, documents: Sequence[Document], chats: Sequence[Chat]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    original: Path, folder: Path, documents: Sequence[Document], chats: Sequence[Chat], first: Tensors | None
+) -> Array:
     """The biases [30, 960]."""
     path = folder / "biases.npy"
     if not path.exists():
@@ -95,7 +104,8 @@ def make_biases(
             {kind: [ids[:WINDOW] for ids in windows(opened.fields, documents, kind, "held", 2)] for kind in KINDS},
             [chat for chat in chats if chat.part == "held"][:JUDGED_CHATS],
         )
-        np.save(path, train_biases(Trunk(opened), material, BIAS_STEPS, say))
+        start = biases_of(bare() if first is None else first)
+        np.save(path, train_biases(Trunk(opened), start, material, BIAS_STEPS, say))
     return np.load(path)
 
 
@@ -124,11 +134,12 @@ def texts_to_see(original: Path, documents: Sequence[Document], chats: Sequence[
     return texts
 
 
-def make_mtp(trunk: Trunk, biases: np.ndarray[tuple[int, ...], np.dtype[np.float64]], folder: Path) -> None:
+def make_mtp(trunk: Trunk, biases: Array, folder: Path, first: Tensors | None) -> None:
     """Trains the MTP layer, and writes it with the biases."""
     from safetensors.torch import save_file
 
     texts, sums = read_states(folder / "states")
-    layer = train_mtp(trunk, first_guess(trunk, sums), texts, MTP_STEPS, say)
+    layer = first_guess(trunk, sums) if first is None else read_layer(trunk, first)
+    layer = train_mtp(trunk, layer, texts, MTP_STEPS, say)
     tensors = {"biases": torch.from_numpy(biases).to(torch.bfloat16), **layer_tensors(layer)}
     save_file(tensors, folder / "trained.safetensors", {"format": "pt"})
