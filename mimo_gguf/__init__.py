@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.engine.slot import WindowFull
     from mimo_gguf.fit.weigh import plan_fit
+    from mimo_gguf.quality.measure import measure_quality
     from mimo_gguf.runtime.async_llm import AsyncLLM
     from mimo_gguf.runtime.llm import LLM
     from mimo_gguf.runtime.model import Model
@@ -75,6 +76,7 @@ __all__ = [
     "__version__",
     "convert",
     "inspect",
+    "measure_quality",
     "plan_convert",
     "plan_fit",
     "plan_quantize",
@@ -102,6 +104,7 @@ _HOMES = {
     "SessionOptions": "engine.session",
     "WindowFull": "engine.slot",
     "plan_fit": "fit.weigh",
+    "measure_quality": "quality.measure",
     "AsyncLLM": "runtime.async_llm",
     "LLM": "runtime.llm",
     "Model": "runtime.model",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.log import LOGGER
-from mimo_gguf.core.paths import path_kind
+from mimo_gguf.core.paths import path_kind, program_cache
 from mimo_gguf.core.units import format_size
 
 if TYPE_CHECKING:
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 # the bytes read per token and is not noticeably better.
 TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0")
 MODELS_VARIABLE: Final = "MIMO_GGUF_MODELS"
-
-
-def program_cache() -> Path:
-    """The folder of everything large that this program keeps, except for compiled kernels on some systems."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimo-gguf"
 
 
 def models_folder() -> Path:

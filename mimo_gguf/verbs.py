@@ -4,6 +4,7 @@
     plan_quantize, quantize    any model becomes GGUF files of other types
     verify                     a GGUF file is compared with what was written
     inspect                    a GGUF file's header is described
+    measure_quality            GGUF files are judged, alone or beside what they were made from
     plan_fit                   the memory that a run needs is computed, device by device
 
 A `plan_...` function reads headers only and writes nothing: it is the `--dry-run` of its command. A command parses its
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mimo_gguf.core.inspection import Inspection
     from mimo_gguf.core.progress import Progress
     from mimo_gguf.fit.weigh import plan_fit
+    from mimo_gguf.quality.measure import measure_quality
     from mimo_gguf.quantization.estimate import TimeExpected
     from mimo_gguf.quantization.plan import QuantizeOptions, QuantizePlan
     from mimo_gguf.quantization.profiles import MtpRule, Profile
@@ -37,6 +39,7 @@ __all__ = [
     "QuantizePreview",
     "convert",
     "inspect",
+    "measure_quality",
     "plan_convert",
     "plan_fit",
     "plan_quantize",
@@ -48,12 +51,15 @@ Names = str | Path | Sequence[str | Path]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads `plan_fit` from `mimo_gguf.fit.weigh` when it is first used."""
-    if name == "plan_fit":
-        from mimo_gguf.fit import weigh
+    """Loads the verbs that live in folders of their own when they are first used."""
+    if name in _ELSEWHERE:
+        from importlib import import_module
 
-        return weigh.plan_fit
+        return getattr(import_module(_ELSEWHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_ELSEWHERE = {"plan_fit": "mimo_gguf.fit.weigh", "measure_quality": "mimo_gguf.quality.measure"}
 
 
 # ---- convert

@@ -40,7 +40,9 @@ def test_commands_and_options_exist(page: Path) -> None:
             assert option in known[command], f"{page.name}: mimo-gguf {command} {option}"
 
 
-@pytest.mark.parametrize(("page", "command"), [("convert", "convert"), ("quantize", "quantize"), ("chat", "chat")])
+@pytest.mark.parametrize(
+    ("page", "command"), [("convert", "convert"), ("quantize", "quantize"), ("chat", "chat"), ("quality", "quality")]
+)
 def test_options_in_tables_exist(page: str, command: str) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| `--") or "| `--" in line]

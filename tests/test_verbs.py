@@ -22,21 +22,23 @@ from tests.quantization.runs import files_in
 
 SMALL = Model(n_trunk=1, width=64, ffn=96, vocab=72, heads=2, kv_heads=1, head_dim=32)
 
+# the command of a verb, if it has another name
+COMMAND = {"measure_quality": "quality"}
 # what a command's option is called as an argument of its verb
 RENAMED = {"tensor_type": "tensor_types"}
 # options that are about showing, or choose between the verb and its plan
 OF_THE_COMMAND = {"dry_run", "as_json", "quiet", "profile", "tensors", "metadata"}
 # arguments that a command gives itself
-OF_THE_VERB = {"progress", "on_plan"}
+OF_THE_VERB = {"progress", "on_plan", "on_progress"}
 
 
-@pytest.mark.parametrize("name", ["convert", "quantize", "verify", "inspect"])
+@pytest.mark.parametrize("name", ["convert", "quantize", "verify", "inspect", "measure_quality"])
 def test_a_verb_takes_what_its_command_takes_with_the_same_defaults(name: str) -> None:
     def defaults(function: Callable[..., Any]) -> dict[str, Any]:
         given = inspect.signature(function).parameters.values()
         return {RENAMED.get(p.name, p.name): None if p.default in ((), []) else p.default for p in given}
 
-    command = defaults(importlib.import_module(f"mimo_gguf.cli.{name}").command)
+    command = defaults(importlib.import_module(f"mimo_gguf.cli.{COMMAND.get(name, name)}").command)
     verb = defaults(getattr(verbs, name))
     assert {key: value for key, value in command.items() if key not in OF_THE_COMMAND} == {
         key: value for key, value in verb.items() if key not in OF_THE_VERB

@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, str]] = {
     "quantize": "Make",
     "inspect": "Look",
     "verify": "Look",
+    "quality": "Look",
     "profiles": "Look",
     "fit": "Look",
     "gpus": "Look",

@@ -151,7 +151,8 @@ def _about_kernels(kernels: Kernels) -> Iterator[tuple[str, str]]:
 
 def _cache_folders() -> dict[Path, int]:
     """Finds the cache folders that exist, and the bytes in them. A folder inside another one is not listed."""
-    from mimo_gguf.model_files import models_folder, program_cache
+    from mimo_gguf.core.paths import program_cache
+    from mimo_gguf.model_files import models_folder
 
     folders = [program_cache(), models_folder()]
     try:

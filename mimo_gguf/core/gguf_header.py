@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
-from mimo_gguf.core.certificate_room import Room, room_of
 from mimo_gguf.core.model_source import Metadata, MetaValue, TensorInfo
 
 _VERSION: Final = 3
@@ -27,16 +26,11 @@ SCALARS: Final[dict[GGUFValueType, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class GgufLayout:
-    """The layout of a GGUF file: header bytes (padded to the data), first byte of each tensor, file size.
-
-    Attributes:
-        room: the place for a certificate in the header; None if the metadata reserves none.
-    """
+    """The layout of a GGUF file: header bytes (padded to the data), first byte of each tensor, file size."""
 
     header: bytes
     offsets: tuple[int, ...]
     n_bytes: int
-    room: Room | None = None
 
 
 def lay_out(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int = GGUF_DEFAULT_ALIGNMENT) -> GgufLayout:
@@ -50,14 +44,12 @@ def lay_out(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int = 
     for info in tensors:
         relative.append(at)
         at += -(-info.n_bytes // alignment) * alignment
-    header, room = _header_bytes(metadata, tensors, relative)
+    header = _header_bytes(metadata, tensors, relative)
     header += bytes(-len(header) % alignment)
-    return GgufLayout(header, tuple(len(header) + offset for offset in relative), len(header) + at, room)
+    return GgufLayout(header, tuple(len(header) + offset for offset in relative), len(header) + at)
 
 
-def _header_bytes(
-    metadata: Metadata, tensors: Sequence[TensorInfo], offsets: Sequence[int]
-) -> tuple[bytes, Room | None]:
+def _header_bytes(metadata: Metadata, tensors: Sequence[TensorInfo], offsets: Sequence[int]) -> bytes:
     entries = {
         key: entry
         for key, entry in metadata.items()
@@ -65,15 +57,13 @@ def _header_bytes(
     }
     first = {key: entries[key] for key in ("general.architecture",) if key in entries}
     parts = [b"GGUF", struct.pack("<IQQ", _VERSION, len(tensors), len(entries))]
-    room = None
     for key, entry in (first | entries).items():
         parts += [_text(key), _value(entry)]
-        room = room or room_of(key, entry, sum(map(len, parts)))
     for info, offset in zip(tensors, offsets, strict=True):
         parts.append(_text(info.name))
         parts.append(struct.pack(f"<I{len(info.shape)}Q", len(info.shape), *reversed(info.shape)))
         parts.append(struct.pack("<IQ", info.ggml_type, offset))
-    return b"".join(parts), room
+    return b"".join(parts)
 
 
 def _value(entry: MetaValue) -> bytes:

@@ -1,4 +1,4 @@
-"""The kind of thing that a path leads to, for any text that a user may type."""
+"""Paths: the kind of thing that one leads to, for any text that a user may type; the folder of what is kept."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def path_kind(path: str | Path) -> PathKind:
 def command_word(path: str | Path) -> str:
     """The path as one word of a command, for a hint to be typed as it stands: quoted if it has spaces or quotes."""
     return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
+
+
+def program_cache() -> Path:
+    """The folder of everything large that this program keeps, except for compiled kernels on some systems."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimo-gguf"

@@ -334,6 +334,11 @@ class LlamaContext(Owner):
         view = self._rows.get(address)
         return self._view(self._rows, address, (self.model.n_vocab,)) if view is None else view
 
+    def all_logits(self, n_rows: int) -> Floats:
+        """The logits of the last decode's `n_rows` rows that have any, shape (n_rows, n_vocab): a view as `logits`."""
+        address = ctypes.cast(api().llama_get_logits(self.pointer), ctypes.c_void_p).value or 0
+        return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), (n_rows, self.model.n_vocab))
+
     def hidden(self, n_rows: int) -> Floats:
         """The hidden states of the last decode, before the final norm, shape (n_rows, n_embd): a view as `logits`.
 

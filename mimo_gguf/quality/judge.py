@@ -1,0 +1,185 @@
+"""Judges files as planned: reads window after window, compares each judged token with the base's, and sums up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mimo_gguf.core.errors import WeightsError
+from mimo_gguf.core.ggml_types import ftype_name
+from mimo_gguf.core.paths import command_word
+from mimo_gguf.engine.drafting import HiddenState
+from mimo_gguf.quality.backend import BackendReader, ReaderOptions, judged_rows, n_judged, targets_of
+from mimo_gguf.quality.base import Base, OnProgress, open_base, run_blocks
+from mimo_gguf.quality.divergence import (
+    Figure,
+    Floats,
+    Ints,
+    TokenScores,
+    compare_rows,
+    score_rows,
+    share_of,
+    summarize,
+    top_tokens,
+)
+from mimo_gguf.quality.heads import Head
+from mimo_gguf.quality.plan import PlannedFile, QualityPlan
+from mimo_gguf.quality.report import ALL, FileQuality, QualityReport
+from mimo_gguf.quality.work import ScoreFile, WorkFolder, key_of
+from mimo_gguf.reference.model import open_reference
+
+Reading = tuple[Floats, Sequence[Ints]]  # a window's logits, and its drafts for each way
+
+
+def run_quality(
+    plan: QualityPlan, work: Path, *, keep_work: bool = False, on_progress: OnProgress | None = None
+) -> QualityReport:
+    """Measures all files. After Ctrl-C or a kill, the same call goes on where it stopped.
+
+    Args:
+        work: the folder for what takes long to compute.
+        keep_work: leave it there, for other files with the same base and text.
+        on_progress: called often with what is being read, the tokens done and the tokens to do.
+
+    Raises:
+        WeightsError: predictions that are NaN or infinite.
+        BackendError, GgufError, CheckpointError, HubError: a file or the base cannot be read.
+        OutputError: the folder cannot be written.
+    """
+    report = on_progress or (lambda what, done, total: None)
+    base_key = "" if plan.base is None else plan.base.fingerprint
+    folder = WorkFolder(work, key_of(base_key, plan.texts.windows_digest), kept=keep_work)
+    with ExitStack() as stack:
+        n_threads = plan.options.n_threads or _n_cores()
+        executor = stack.enter_context(ThreadPoolExecutor(n_threads))
+        base = open_base(plan, folder.path, stack, report)
+        judge = _Judge(plan, base, folder.path, executor, n_threads, report)
+        files = tuple(judge.judged(file) for file in plan.files)
+    folder.finish()
+    return QualityReport(plan.arithmetic, _backend(plan, n_threads), plan.options.n_ctx, plan.base, plan.texts, files)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Judges one file after the other."""
+
+    plan: QualityPlan
+    base: Base | None
+    folder: Path
+    executor: Executor
+    n_threads: int
+    on_progress: OnProgress
+
+    def judged(self, file: PlannedFile) -> FileQuality:
+        """Measures a file; what an earlier run left is not computed again."""
+        started, n_windows = time.perf_counter(), len(self.plan.windows)
+        scores = ScoreFile(
+            self.folder / f"{self._key(file)}.scores", n_judged(self.plan.options.n_ctx), len(file.hidden)
+        )
+        n_before = scores.n_windows
+        if n_before < n_windows:
+            try:
+                self._judge(file, scores)
+            except WeightsError as error:
+                hint = f"look for damage: mimo-gguf verify {command_word(file.path)}"
+                raise WeightsError(f"{file.path.name}: {error.message}", hint=hint) from None
+            finally:
+                scores.save()
+        n_read = (n_windows - n_before) * self.plan.options.n_ctx
+        return self._summed_up(file, scores, time.perf_counter() - started, n_read)
+
+    def _key(self, file: PlannedFile) -> str:
+        base = self.plan.base
+        where = self.plan.arithmetic, str(self.plan.n_gpu_layers), base.way if base else ""
+        return key_of(file.fingerprint, *where, *file.hidden)
+
+    def _judge(self, file: PlannedFile, scores: ScoreFile) -> None:
+        read = self._blocks if self.plan.arithmetic == "float32" else self._passes
+        n, n_ctx = len(self.plan.windows), self.plan.options.n_ctx
+        first = scores.n_windows
+        self.on_progress(file.path.name, first * n_ctx, n * n_ctx)
+        for index, (logits, drafts) in enumerate(read(file, first), first):
+            scores.add(self._compared(index, logits), drafts)
+            self.on_progress(file.path.name, (index + 1) * n_ctx, n * n_ctx)
+
+    def _compared(self, index: int, logits: Floats) -> TokenScores:
+        targets = targets_of(self.plan.windows[index].tokens)
+        if self.base is None:
+            return score_rows(logits, targets, executor=self.executor, n_threads=self.n_threads)
+        base = self.base.logits(index)
+        return compare_rows(base, logits, targets, executor=self.executor, n_threads=self.n_threads)
+
+    def _passes(self, file: PlannedFile, first: int) -> Iterator[Reading]:
+        """Reads the windows from number `first` on through llama.cpp."""
+        options = self.plan.options
+        reading = ReaderOptions(options.n_ctx, file.hidden, options.n_threads, self.plan.n_gpu_layers)
+        with BackendReader(file.path, reading) as reader:
+            for window in self.plan.windows[first:]:
+                logits = reader.read(window.tokens)
+                yield logits, [reader.drafts(window.tokens, hidden) for hidden in file.hidden]
+
+    def _blocks(self, file: PlannedFile, first: int) -> Iterator[Reading]:
+        """Computes with the file's weights in float32, all windows block by block, then gives window by window."""
+        windows = [window.tokens for window in self.plan.windows]
+        name, rows = file.path.name, judged_rows(self.plan.options.n_ctx)
+        with open_reference(file.path) as model:
+            # The row of the MTP block that predicts a token is one before the trunk's.
+            mtp_rows = slice(rows.start - 1, rows.stop - 1)
+            folder = self.folder / f"{file.fingerprint[:32]}-blocks"
+            states = [
+                run_blocks(
+                    model, windows, folder, name, self.on_progress, mtp=hidden is not None, hidden=hidden or "pre"
+                )
+                for hidden in file.hidden or (None,)
+            ]
+            head = Head(model)
+            mtp_head = Head(model, mtp_block=model.n_trunk_blocks) if file.hidden else head
+            for index in range(first, len(windows)):
+                drafts = [
+                    top_tokens(mtp_head.logits(states[way].mtp[index][mtp_rows])) for way in range(len(file.hidden))
+                ]
+                yield head.logits(states[0].final[index][rows]), drafts
+
+    def _summed_up(self, file: PlannedFile, scores: ScoreFile, seconds: float, n_read: int) -> FileQuality:
+        kinds = [window.kind for window in self.plan.windows]
+        parts = [scores.scores(index, has_base=self.base is not None) for index in range(len(kinds))]
+        of_kind = {kind: [i for i, each in enumerate(kinds) if each == kind] for kind in dict.fromkeys(kinds)}
+        of_kind[ALL] = list(range(len(kinds)))
+        acceptance: dict[HiddenState, dict[str, Figure]] = {}
+        for way, hidden in enumerate(file.hidden):
+            hits = [scores.drafts(index)[way] == part.top for index, part in enumerate(parts)]
+            acceptance[hidden] = {
+                kind: share_of(np.concatenate([hits[i] for i in members])) for kind, members in of_kind.items()
+            }
+        number = file.header.value("general.file_type")
+        return FileQuality(
+            path=file.path,
+            size_bytes=file.sizes.file_bytes,
+            file_type=ftype_name(number) if isinstance(number, int) else "",
+            fingerprint=file.fingerprint,
+            by_kind={
+                kind: summarize(TokenScores.joined([parts[i] for i in members])) for kind, members in of_kind.items()
+            },
+            acceptance=acceptance,
+            seconds=seconds,
+            n_read=n_read,
+        )
+
+
+def _n_cores() -> int:
+    from mimo_gguf.llama.api import default_threads
+
+    return default_threads()
+
+
+def _backend(plan: QualityPlan, n_threads: int) -> str:
+    threads = f"{n_threads} threads" if n_threads > 1 else "1 thread"
+    if plan.arithmetic == "float32":
+        return f"numpy, {threads}"
+    return f"llama.cpp, {'GPU' if plan.n_gpu_layers else 'CPU'}, {threads}"
