@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mimo_gguf.core.errors import MimoGgufError, UsageError
-from mimo_gguf.core.output_file import atomic_output
+from mimo_gguf.cli.picture import check_picture, new_figure, save_picture
 from mimo_gguf.core.units import GIB
 
 if TYPE_CHECKING:
     from mimo_gguf.core.model_sizes import ModelSizes
     from mimo_gguf.hardware.cards import Card
 
-_FORMATS: Final = ("png", "svg")
 _N_POINTS: Final = 9
 
 
@@ -54,19 +52,9 @@ def draw(curves: Sequence[Curve], cards: Sequence[Card], path: Path) -> None:
         MimoGgufError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in _FORMATS:
-        raise UsageError(f"{path}: a picture is a .png or .svg file", hint="--plot memory.png")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no such folder", hint="--plot memory.png")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MimoGgufError(
-            "drawing needs matplotlib, which is not installed", hint='pip install "mimo-gguf[plot]"'
-        ) from None
+    check_picture(path, example="--plot memory.png")
     widest = max(curve.points[-1][0] for curve in curves) / 1024
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure()
     axes = figure.add_subplot()
     for curve in curves:
         contexts, needs = zip(*curve.points, strict=True)
@@ -87,5 +75,4 @@ def draw(curves: Sequence[Curve], cards: Sequence[Card], path: Path) -> None:
     axes.set_xticks(list(ticks), [f"{tick}k" if tick else "0" for tick in ticks])
     axes.set_title("Memory of a chat with all layers on the card, f16 cache, MTP")
     axes.grid(alpha=0.3)
-    with atomic_output(path) as file:
-        figure.savefig(file, format=kind, dpi=150)
+    save_picture(figure, path)

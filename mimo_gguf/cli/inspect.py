@@ -91,10 +91,14 @@ def _print_groups(found: Inspection) -> None:
 
 
 def _print_metadata(model: GgufFile) -> None:
+    from mimo_gguf.core.certificate_room import CERTIFICATE_KEY
+
     ui.print_line()
     for key, entry in model.metadata.items():
         value = entry.value
-        if isinstance(value, list):
+        if key == CERTIFICATE_KEY:
+            value = f"({len(str(value).rstrip())} of {len(str(value))} characters)"
+        elif isinstance(value, list):
             shown = ", ".join(map(repr, value[:4])) + (f", ... {len(value)} in all" if len(value) > 4 else "")
             value = f"[{shown}]"
         text = str(value)

@@ -29,8 +29,8 @@ def command(
 ) -> None:
     """Check a GGUF file against its checksums: any flipped bit, missing or added byte is found.
 
-    Its sha256, which the Hub shows for an uploaded file, is printed and added to the checksums. The exit code is 1 if
-    something is wrong.
+    Its sha256, which the Hub shows for an uploaded file, is printed and added to the checksums. If the file has a
+    certificate of its quality, it must be about these tensors. The exit code is 1 if something is wrong.
     """
     from mimo_gguf.cli.progress import open_progress
     from mimo_gguf.verbs import verify
@@ -59,6 +59,20 @@ def _print(found: Verification) -> None:
         ui.print_note(f"sha256 written into {listed([f'{path.name}.sums.json' for path in found.recorded], most=1)}")
     for note in found.notes:
         ui.print_field("note", note)
+    if found.certificate is not None:
+        ui.print_field("quality", f"a certificate about these tensors, {found.certificate}")
     for problem in found.problems:
         ui.print_field("damaged", problem)
-    ui.print_field("result", "intact" if found.intact else "damaged: convert, quantize or download it again")
+    for problem in found.certificate_problems:
+        ui.print_field("quality", problem)
+    ui.print_field("result", _result(found))
+
+
+def _result(found: Verification) -> str:
+    from mimo_gguf.core.stored_certificate import repair_hint
+
+    if found.problems:
+        return "damaged: convert, quantize or download it again"
+    if found.certificate_problems:
+        return f"the file is intact, its certificate is not: {repair_hint(found.paths[0])}"
+    return "intact"

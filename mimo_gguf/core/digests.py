@@ -83,7 +83,7 @@ TENSOR: Final = Digest(
 )  # fmt: skip
 HEADER: Final = Digest(
     "header", "xxh3-128",
-    "everything of a GGUF file before its tensor data",
+    "everything of a GGUF file before its tensor data, with spaces in its room for a certificate",
     "sums.json: whether metadata or tensor table changed",
 )  # fmt: skip
 TENSORS: Final = Digest(
@@ -111,6 +111,11 @@ SUMS: Final = Digest(
     "the values in a sums.json",
     "sums.json: whether the checksums themselves were changed",
 )  # fmt: skip
+CERTIFICATE: Final = Digest(
+    "certificate", "sha256",
+    "everything else in a certificate, as one line of JSON with sorted keys",
+    "a certificate: whether it was changed",
+)  # fmt: skip
 
 # ---- what decides data
 RECIPE: Final = Digest(
@@ -120,7 +125,7 @@ RECIPE: Final = Digest(
 )  # fmt: skip
 GGUF_HEADER: Final = Digest(
     "gguf header", "sha256",
-    "header and tensor table of a GGUF that is read",
+    "header and tensor table of a GGUF that is read, with spaces in its room for a certificate",
     "part of a source's fingerprint; whether a saved conversation is of this model",
 )  # fmt: skip
 FINGERPRINT: Final = Digest(
@@ -169,7 +174,7 @@ STATE: Final = Digest(
 )  # fmt: skip
 
 DIGESTS: Final = (
-    CHUNK, TENSOR, HEADER, TENSORS, TABLE, SOURCE, FILE, SUMS,
+    CHUNK, TENSOR, HEADER, TENSORS, TABLE, SOURCE, FILE, SUMS, CERTIFICATE,
     RECIPE, GGUF_HEADER, FINGERPRINT, RUN, JOURNAL, RECORD,
     TEXT, WINDOWS, KERNELS, STATE,
 )  # fmt: skip

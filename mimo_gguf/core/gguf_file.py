@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
+from mimo_gguf.core.certificate_room import Room, room_of, with_empty_room
 from mimo_gguf.core.data_file import DataFile
 from mimo_gguf.core.digests import FINGERPRINT, GGUF_HEADER
 from mimo_gguf.core.errors import GgufError
@@ -50,7 +51,11 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufPart:
-    """The header of one GGUF file: metadata, tensor table, and the byte at which the tensor data begins."""
+    """The header of one GGUF file: metadata, tensor table, and the byte at which the tensor data begins.
+
+    Attributes:
+        room: the place for a certificate; None if the file reserves none.
+    """
 
     path: Path
     version: int
@@ -59,6 +64,7 @@ class GgufPart:
     tensors: tuple[StoredTensor, ...]
     data_offset: int
     header_digest: str
+    room: Room | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +218,7 @@ def _parse(cursor: _Cursor) -> GgufPart:
     n_tensors = cursor.scalar("<Q", "the GGUF header")
     n_values = cursor.scalar("<Q", "the GGUF header")
     metadata: dict[str, MetaValue] = {}
+    room = None
     for _ in range(n_values):
         key = cursor.text("a metadata key")
         if not key or "\0" in key:  # llama.cpp reads up to a NUL, so it would see another key
@@ -219,13 +226,14 @@ def _parse(cursor: _Cursor) -> GgufPart:
         if key in metadata:
             raise cursor.fail(f"metadata key {key} appears twice")
         metadata[key] = cursor.value(key)
+        room = room or room_of(key, metadata[key], cursor.at)
     alignment = _alignment(cursor, metadata)
     entries = _tensor_table(cursor, n_tensors)
     header_end = cursor.at
     data_offset = -(-header_end // alignment) * alignment
     tensors = _placed(cursor, entries, data_offset, alignment)
-    digest = GGUF_HEADER.hex(cursor.buffer[:header_end])
-    return GgufPart(cursor.path, version, alignment, metadata, tensors, data_offset, digest)
+    digest = GGUF_HEADER.hex(with_empty_room(cursor.buffer[:header_end], room))
+    return GgufPart(cursor.path, version, alignment, metadata, tensors, data_offset, digest, room)
 
 
 def _alignment(cursor: _Cursor, metadata: Metadata) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
+from mimo_gguf.core.certificate_room import Room, room_of
 from mimo_gguf.core.model_source import Metadata, MetaValue, TensorInfo
 
 _VERSION: Final = 3
@@ -26,11 +27,16 @@ SCALARS: Final[dict[GGUFValueType, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class GgufLayout:
-    """The layout of a GGUF file: header bytes (padded to the data), first byte of each tensor, file size."""
+    """The layout of a GGUF file: header bytes (padded to the data), first byte of each tensor, file size.
+
+    Attributes:
+        room: the place for a certificate in the header; None if the metadata reserves none.
+    """
 
     header: bytes
     offsets: tuple[int, ...]
     n_bytes: int
+    room: Room | None = None
 
 
 def lay_out(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int = GGUF_DEFAULT_ALIGNMENT) -> GgufLayout:
@@ -44,12 +50,14 @@ def lay_out(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int = 
     for info in tensors:
         relative.append(at)
         at += -(-info.n_bytes // alignment) * alignment
-    header = _header_bytes(metadata, tensors, relative)
+    header, room = _header_bytes(metadata, tensors, relative)
     header += bytes(-len(header) % alignment)
-    return GgufLayout(header, tuple(len(header) + offset for offset in relative), len(header) + at)
+    return GgufLayout(header, tuple(len(header) + offset for offset in relative), len(header) + at, room)
 
 
-def _header_bytes(metadata: Metadata, tensors: Sequence[TensorInfo], offsets: Sequence[int]) -> bytes:
+def _header_bytes(
+    metadata: Metadata, tensors: Sequence[TensorInfo], offsets: Sequence[int]
+) -> tuple[bytes, Room | None]:
     entries = {
         key: entry
         for key, entry in metadata.items()
@@ -57,13 +65,15 @@ def _header_bytes(metadata: Metadata, tensors: Sequence[TensorInfo], offsets: Se
     }
     first = {key: entries[key] for key in ("general.architecture",) if key in entries}
     parts = [b"GGUF", struct.pack("<IQQ", _VERSION, len(tensors), len(entries))]
+    room = None
     for key, entry in (first | entries).items():
         parts += [_text(key), _value(entry)]
+        room = room or room_of(key, entry, sum(map(len, parts)))
     for info, offset in zip(tensors, offsets, strict=True):
         parts.append(_text(info.name))
         parts.append(struct.pack(f"<I{len(info.shape)}Q", len(info.shape), *reversed(info.shape)))
         parts.append(struct.pack("<IQ", info.ggml_type, offset))
-    return b"".join(parts)
+    return b"".join(parts), room
 
 
 def _value(entry: MetaValue) -> bytes:

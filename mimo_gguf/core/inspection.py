@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mimo_gguf.core.certificate_room import CERTIFICATE_KEY
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.geometry import LAYOUTS, STEP35, Geometry, read_geometry, tensor_group
 from mimo_gguf.core.ggml_types import ftype_name
 from mimo_gguf.core.gguf_file import GgufFile
 from mimo_gguf.core.model_source import TensorInfo
 from mimo_gguf.core.runnable import find_fault
+from mimo_gguf.core.stored_certificate import read_certificate
+from mimo_gguf.core.tensor_table import digest_table_of
 from mimo_gguf.core.units import counted
 
 GROUPS: Final = ("embedding", "trunk", "mtp", "output")
@@ -37,6 +40,7 @@ class Inspection:
     Attributes:
         geometry: None if the architecture is not MiMo's, or if its numbers make no sense.
         fault: why llama.cpp cannot run a file of MiMo's layouts; None if nothing is known against it.
+        certificate: the document that says how good the file is; None if there is none about these tensors.
         file: the header it was made from: metadata and tensor table.
     """
 
@@ -49,6 +53,7 @@ class Inspection:
     groups: tuple[GroupSize, ...]
     file: GgufFile = field(repr=False)
     fault: str | None = None
+    certificate: dict[str, Any] | None = None
 
     @property
     def n_parameters(self) -> int:
@@ -78,6 +83,7 @@ def inspect_gguf(model: GgufFile) -> Inspection:
         with contextlib.suppress(GgufError):
             geometry = read_geometry(model.metadata, infos, where=str(model.path))
     n_trunk = geometry.n_trunk if geometry else 1 << 30
+    stored = read_certificate(model)
     return Inspection(
         paths=tuple(str(part.path) for part in model.parts),
         file_bytes=sum(part.path.stat().st_size for part in model.parts),
@@ -88,6 +94,7 @@ def inspect_gguf(model: GgufFile) -> Inspection:
         groups=tuple(size for group in GROUPS if (size := _group_size(group, infos, n_trunk)) is not None),
         file=model,
         fault=fault,
+        certificate=stored.document if stored.has_table(digest_table_of(model)) else None,
     )
 
 
@@ -146,7 +153,10 @@ def as_json(inspection: Inspection, *, tensors: bool = False) -> dict[str, Any]:
             }
             for size in inspection.groups
         ],
-        "metadata": {key: _plain(entry.value) for key, entry in inspection.file.metadata.items()},
+        "certificate": inspection.certificate,
+        "metadata": {
+            key: _plain(entry.value) for key, entry in inspection.file.metadata.items() if key != CERTIFICATE_KEY
+        },
     }
     if tensors:
         document["tensors"] = [

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mimo_gguf.core.certificate_room import Room
 from mimo_gguf.core.digests import HEADER, SUMS
 from mimo_gguf.core.documents import MEGABYTE, DocumentKind
 from mimo_gguf.core.errors import GgufError
@@ -48,6 +49,7 @@ class Checksums:
             make the file again.
         sha256: the hex digest of the whole file, as the Hub shows it. Empty until `verify` has read the file from its
             start to its end: the header comes first and holds digests that are known last.
+        room: the place for a certificate in the header, which the header's digest does not cover; see `HEADER`.
     """
 
     file: str
@@ -57,12 +59,15 @@ class Checksums:
     tensors: tuple[TensorSum, ...]
     run: str
     sha256: str = ""
+    room: Room | None = None
 
     @classmethod
     def of(cls, file: str, layout: GgufLayout, tensors: Sequence[TensorSum], run: str) -> Checksums:
         """Makes the checksums of a file from its layout and the checksums of its tensors."""
         text = file.encode(errors="replace").decode()  # a file's name may not be UTF-8
-        return cls(text, layout.n_bytes, len(layout.header), HEADER.of(layout.header), tuple(tensors), run)
+        return cls(
+            text, layout.n_bytes, len(layout.header), HEADER.of(layout.header), tuple(tensors), run, room=layout.room
+        )
 
     def as_bytes(self) -> bytes:
         """The JSON document, one tensor per line."""
@@ -71,7 +76,7 @@ class Checksums:
             "algorithm": _ALGORITHM,
             "file": self.file,
             "n_bytes": self.n_bytes,
-            "header": {"n_bytes": self.header_bytes, "digest": self.header_digest.hex()},
+            "header": {"n_bytes": self.header_bytes, "digest": self.header_digest.hex()} | self._room_json(),
             "run": self.run,
             **({"sha256": self.sha256} if self.sha256 else {}),
             "digest": SUMS.hex(self._canonical()),
@@ -79,9 +84,13 @@ class Checksums:
         lines = ",\n".join("    " + json.dumps(_tensor_json(tensor)) for tensor in self.tensors)
         return (json.dumps(head, indent=2)[:-2] + f',\n  "tensors": [\n{lines}\n  ]\n}}\n').encode()
 
+    def _room_json(self) -> dict[str, Any]:
+        return {"certificate_room": [self.room.offset, self.room.n_bytes]} if self.room else {}
+
     def _canonical(self) -> bytes:
         lines = [f"{self.file} {self.n_bytes} {self.header_bytes} {self.header_digest.hex()}"]
         lines += [value for value in (self.run, self.sha256) if value]
+        lines += [json.dumps(self._room_json())] if self.room else []
         lines += [json.dumps(_tensor_json(tensor)) for tensor in self.tensors]
         return "\n".join(lines).encode()
 
@@ -93,7 +102,8 @@ def _is_possible(sums: Checksums) -> bool:
         if tensor.offset < end or tensor.n_bytes < 0 or tensor.chunk_bytes < 1:
             return False
         end = tensor.offset + tensor.n_bytes
-    return sums.header_bytes >= 0 and end <= sums.n_bytes
+    room = sums.room or Room(0, 0)
+    return sums.header_bytes >= 0 and end <= sums.n_bytes and 0 <= room.offset <= room.end <= sums.header_bytes
 
 
 def _tensor_json(tensor: TensorSum) -> dict[str, Any]:
@@ -129,6 +139,7 @@ def read_checksums(path: Path) -> Checksums:
             tensors,
             str(table.get("run", "")),
             str(table.get("sha256", "")),
+            Room(*map(int, header["certificate_room"])) if "certificate_room" in header else None,
         )
         stored = (table["format"], table["digest"])
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -6,12 +6,13 @@ records of chunks ──> OutputDigests (source, one per tensor) ──> headers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mimo_gguf.core.digests import SOURCE, TABLE, TENSOR, TENSORS
+from mimo_gguf.core.digests import SOURCE, TENSOR, TENSORS
 from mimo_gguf.core.gguf_header import GgufLayout, lay_out
 from mimo_gguf.core.model_source import TensorInfo, string
+from mimo_gguf.core.tensor_table import digest_table
 from mimo_gguf.quantization.checksums import Checksums, TensorSum
 from mimo_gguf.quantization.chunks import Chunk, chunk_rows
 from mimo_gguf.quantization.journal import Record
@@ -48,16 +49,6 @@ def digest_output(plan: OutputPlan, chunks: Sequence[Chunk], records: Mapping[in
     return OutputDigests(
         source=SOURCE.hex(*sources), table=_digest_plan(plan), tensors=tuple(map(TENSOR.of_digests, written))
     )
-
-
-def digest_table(entries: Iterable[tuple[int, TensorInfo, int]]) -> str:
-    """Computes the hex digest of a tensor table.
-
-    Args:
-        entries: (number of the part, tensor, offset in bytes within the part's tensor data), in the tables' order.
-    """
-    lines = (f"{part} {info.name} {info.shape} {info.ggml_type.name} {offset}\n" for part, info, offset in entries)
-    return TABLE.hex("".join(lines).encode())
 
 
 def _digest_plan(plan: OutputPlan) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from gguf import GGML_QUANT_VERSION, GGUFValueType
 from numpy.typing import NDArray
 
+from mimo_gguf.core.certificate_room import CERTIFICATE_KEY, empty_room
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.geometry import Geometry, read_geometry
 from mimo_gguf.core.ggml_types import FLOAT_TYPES
@@ -271,6 +272,7 @@ def _metadata(
         TABLE_DIGEST: string(_UNKNOWN_DIGEST),
         TENSORS_DIGEST: string(_UNKNOWN_DIGEST),
         DIGEST_CHUNK: uint32(chunk_weights),
+        CERTIFICATE_KEY: empty_room(),  # a source's certificate is about the source
     }
     dropped = ours.keys() | {"general.quantization_version", "general.alignment"}  # ours have the default alignment
     return {key: value for key, value in source.metadata.items() if key not in dropped} | ours

@@ -5,6 +5,9 @@ byte is covered. Without them, a file made by this tool has a digest over all it
 found, but not its place. In any other file the form, the length, and that all floats and block scales are finite are
 checked. A program that makes a file from ours may copy our metadata: by the digest of the tensor table such a file is
 distinguished from a damaged one.
+
+A certificate of the file's quality is not covered by these. It has a digest of itself and one of the tensors that it is
+about; both are checked whichever method is used.
 """
 
 from __future__ import annotations
@@ -16,17 +19,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from mimo_gguf.core.certificate_room import with_empty_room
 from mimo_gguf.core.digests import CHUNK, HEADER, TENSOR
 from mimo_gguf.core.errors import GgufError, OutputError
 from mimo_gguf.core.gguf_file import GgufFile, GgufPart, read_gguf
 from mimo_gguf.core.machine import available_cores
 from mimo_gguf.core.model_source import Bytes, TensorInfo
 from mimo_gguf.core.progress import Progress, Silence
+from mimo_gguf.core.stored_certificate import read_certificate
+from mimo_gguf.core.tensor_table import digest_table_of
 from mimo_gguf.quantization.block_scales import first_bad_row
+from mimo_gguf.quantization.certificates import TensorsIdentity, judge_certificate
 from mimo_gguf.quantization.checksums import Checksums, checksum_path, read_checksums
 from mimo_gguf.quantization.chunks import CHUNK_WEIGHTS, chunk_rows
 from mimo_gguf.quantization.file_pass import FileRead, Look, TensorBytes, read_file
-from mimo_gguf.quantization.output_digests import digest_table, digest_tensors
+from mimo_gguf.quantization.output_digests import digest_tensors
 from mimo_gguf.quantization.partial_file import write_whole
 from mimo_gguf.quantization.plan import DIGEST_CHUNK, TABLE_DIGEST, TENSORS_DIGEST
 
@@ -48,6 +55,9 @@ class Verification:
         without_checksums: the parts that have no checksums beside them.
         sha256: file -> hex digest, for each file that was read to its end.
         recorded: the files whose SHA-256 was added to their checksums.
+        certificate: where a certificate is stored that is about these tensors, in words; None if there is none.
+        certificate_problems: one line each; what is wrong with a certificate of the file, which may itself be intact.
+        tensors_digest: hex digest of all tensors' data as they are now.
     """
 
     paths: tuple[Path, ...]
@@ -59,11 +69,14 @@ class Verification:
     without_checksums: tuple[Path, ...] = ()
     sha256: Mapping[Path, str] = field(default_factory=dict)
     recorded: tuple[Path, ...] = ()
+    certificate: str | None = None
+    certificate_problems: tuple[str, ...] = ()
+    tensors_digest: str = ""
 
     @property
     def intact(self) -> bool:
-        """Whether no problem was found."""
-        return not self.problems
+        """Whether no problem was found, neither with the file nor with its certificate."""
+        return not self.problems and not self.certificate_problems
 
     def as_json(self) -> dict[str, Any]:
         """The verification as a JSON document."""
@@ -78,6 +91,8 @@ class Verification:
             "without_checksums": [str(path) for path in self.without_checksums],
             "sha256": {str(path): digest for path, digest in self.sha256.items()},
             "recorded": [str(path) for path in self.recorded],
+            "certificate": self.certificate,
+            "certificate_problems": list(self.certificate_problems),
         }
 
 
@@ -108,23 +123,33 @@ def _verify(path: Path, progress: Progress, n_threads: int) -> Verification:
     beside = {part.path: _sums_beside(part.path) for part in model.parts}
     known = {part_path: part_sums for part_path, part_sums in beside.items() if part_sums is not None}
     read = partial(_read_parts, model, progress=progress, n_threads=n_threads)
+    stored = read_certificate(model)
     if len(known) == len(model.parts):
         found = _by_checksums(known, read)
     elif _digest_chunk(model) is not None:
         found = _by_embedded_digest(model, known, read)
     else:
-        found = _by_structure(model, read)
+        found = _by_structure(model, read, stored.chunk_weights or CHUNK_WEIGHTS)
+    certificate = judge_certificate(model, stored, found.tensors_digest)
     verification = Verification(
         paths=tuple(part.path for part in model.parts),
         method=found.method,
         n_tensors=sum(len(part.tensors) for part in model.parts),
         n_bytes=sum(part.path.stat().st_size for part in model.parts),
         problems=tuple(found.problems),
-        notes=tuple(found.notes),
+        notes=(*found.notes, *certificate.notes),
         without_checksums=tuple(part.path for part in model.parts if part.path not in known),
         sha256={file.path: file.sha256 for file in found.files},
+        certificate=certificate.places,
+        certificate_problems=certificate.problems,
+        tensors_digest=found.tensors_digest,
     )
     return replace(verification, recorded=tuple(_record(verification, known)))
+
+
+def identify_tensors(model: GgufFile, found: Verification) -> TensorsIdentity:
+    """Names the tensors that a verification of the same file has read, for a certificate about them."""
+    return TensorsIdentity(found.tensors_digest, _digest_chunk(model) or CHUNK_WEIGHTS, digest_table_of(model))
 
 
 def _sums_beside(path: Path) -> Checksums | None:
@@ -146,6 +171,7 @@ def _record(found: Verification, known: Mapping[Path, Checksums]) -> Iterator[Pa
 class _Found(NamedTuple):
     method: str
     files: Sequence[FileRead]
+    tensors_digest: str
     problems: Sequence[str]
     notes: Sequence[str] = ()
 
@@ -206,17 +232,21 @@ def _by_checksums(known: Mapping[Path, Checksums], read: ReadParts) -> _Found:
         for path, sums in known.items()
     }
     files = read(tensors, _digest)
+    digests = [
+        (file, tensor, TENSOR.of_digests(pieces))
+        for file in files
+        for tensor, pieces in zip(known[file.path].tensors, file.seen, strict=True)
+    ]
     problems = [line for file in files for line in _frame_problems(file, known[file.path])]
     problems += [
         f"{file.path.name}: the data of {tensor.name} changed"
-        for file in files
-        for tensor, pieces in zip(known[file.path].tensors, file.seen, strict=True)
-        if TENSOR.of_digests(pieces) != tensor.digest
+        for file, tensor, digest in digests
+        if digest != tensor.digest
     ]
     for file in files:
         if not problems and known[file.path].sha256 not in ("", file.sha256):
             problems.append(f"{file.path.name}: its sha256 is not the one in its checksums")
-    return _Found(CHECKSUMS, files, problems)
+    return _Found(CHECKSUMS, files, digest_tensors({tensor.name: d for _, tensor, d in digests}), problems)
 
 
 def _frame_problems(file: FileRead, sums: Checksums) -> list[str]:
@@ -237,11 +267,11 @@ def _length_problems(path: Path, expected: int) -> list[str]:
 
 
 def _header_problems(path: Path, sums: Checksums) -> list[str]:
-    hasher, left = HEADER.start(), sums.header_bytes
+    hasher, at = HEADER.start(), 0
     with path.open("rb") as file:
-        while left and (data := file.read(min(left, _READ_AT_ONCE))):
-            hasher.update(data)
-            left -= len(data)
+        while data := file.read(min(sums.header_bytes - at, _READ_AT_ONCE)):
+            hasher.update(with_empty_room(data, sums.room, at))
+            at += len(data)
     intact = hasher.digest() == sums.header_digest
     return [] if intact else [f"{path.name}: the header changed (metadata or tensor table)"]
 
@@ -268,19 +298,17 @@ def _digest_chunk(model: GgufFile) -> int | None:
 
 def _by_embedded_digest(model: GgufFile, known: Mapping[Path, Checksums], read: ReadParts) -> _Found:
     """Verifies by the one digest over all tensors. If some parts have checksums, these say which tensor changed."""
-    files = read(_tensors_of(model, _digest_chunk(model) or CHUNK_WEIGHTS), _digest_and_bad_row)
-    digests = [
-        (file, tensor.info.name, TENSOR.of_digests(digest for digest, _ in pieces))
-        for file, part in zip(files, model.parts, strict=True)
-        for tensor, pieces in zip(part.tensors, file.seen, strict=True)
-    ]
+    chunk_weights = _digest_chunk(model) or CHUNK_WEIGHTS
+    files = read(_tensors_of(model, chunk_weights), _digest_and_bad_row)
+    digests = _digests(model, files)
     problems = [line for file, part in zip(files, model.parts, strict=True) for line in _gap_problems(file, part)]
     problems += [line for path, sums in known.items() for line in _header_problems(path, sums)]
-    if digest_tensors({name: digest for _, name, digest in digests}) == model.value(TENSORS_DIGEST):
-        return _Found(EMBEDDED, files, problems)
-    if not known and _table_of(model) != model.value(TABLE_DIGEST):
-        rows = [[row for _, row in pieces] for file in files for pieces in file.seen]
-        return _Found(STRUCTURE, files, problems + _bad_rows(model, rows), [_foreign(model)])
+    tensors_digest = digest_tensors({name: digest for _, name, digest in digests})
+    if tensors_digest == model.value(TENSORS_DIGEST):
+        return _Found(EMBEDDED, files, tensors_digest, problems)
+    if not known and digest_table_of(model) != model.value(TABLE_DIGEST):
+        bad_rows = _bad_rows(model, files, chunk_weights)
+        return _Found(STRUCTURE, files, tensors_digest, problems + bad_rows, [_foreign(model)])
     expected = {(path, tensor.name): tensor.digest for path, sums in known.items() for tensor in sums.tensors}
     changed = [
         f"{file.path.name}: the data of {name} changed"
@@ -288,15 +316,7 @@ def _by_embedded_digest(model: GgufFile, known: Mapping[Path, Checksums], read: 
         if expected.get((file.path, name), digest) != digest
     ]
     unknown = f"{model.path.name}: the data of a tensor changed; without checksums we do not know which"
-    return _Found(EMBEDDED, files, problems + (changed or [unknown]))
-
-
-def _table_of(model: GgufFile) -> str:
-    return digest_table(
-        (number, tensor.info, tensor.offset - part.data_offset)
-        for number, part in enumerate(model.parts)
-        for tensor in part.tensors
-    )
+    return _Found(EMBEDDED, files, tensors_digest, problems + (changed or [unknown]))
 
 
 def _foreign(model: GgufFile) -> str:
@@ -305,22 +325,29 @@ def _foreign(model: GgufFile) -> str:
     return f"made by another program from the {profile} file of {name}; its own digest is not known"
 
 
-def _by_structure(model: GgufFile, read: ReadParts) -> _Found:
-    files = read(_tensors_of(model, CHUNK_WEIGHTS), _bad_row)
+def _by_structure(model: GgufFile, read: ReadParts, chunk_weights: int) -> _Found:
+    files = read(_tensors_of(model, chunk_weights), _digest_and_bad_row)
     problems = [line for file, part in zip(files, model.parts, strict=True) for line in _gap_problems(file, part)]
-    return _Found(STRUCTURE, files, problems + _bad_rows(model, [pieces for file in files for pieces in file.seen]))
+    digest = digest_tensors({name: digest for _, name, digest in _digests(model, files)})
+    return _Found(STRUCTURE, files, digest, problems + _bad_rows(model, files, chunk_weights))
 
 
-def _bad_rows(model: GgufFile, rows: Sequence[Sequence[int | None]]) -> list[str]:
-    """Describes in a line each tensor with a row that holds Inf or NaN.
+def _digests(model: GgufFile, files: Sequence[FileRead]) -> list[tuple[FileRead, str, bytes]]:
+    """The digests of all tensors that `_digest_and_bad_row` looked at, with their files and names."""
+    return [
+        (file, tensor.info.name, TENSOR.of_digests(digest for digest, _ in pieces))
+        for file, part in zip(files, model.parts, strict=True)
+        for tensor, pieces in zip(part.tensors, file.seen, strict=True)
+    ]
 
-    Args:
-        rows: for each tensor the first bad row of each of its chunks; None if it has no bad row.
-    """
-    weights = _digest_chunk(model) or CHUNK_WEIGHTS
+
+def _bad_rows(model: GgufFile, files: Sequence[FileRead], chunk_weights: int) -> list[str]:
+    """Describes in a line each tensor with a row that holds Inf or NaN, as `_digest_and_bad_row` saw them."""
     lines = []
-    for (part, tensor), pieces in zip(model.tensors(), rows, strict=True):
-        bad = [number * chunk_rows(tensor.info, weights) + row for number, row in enumerate(pieces) if row is not None]
+    seen = (pieces for file in files for pieces in file.seen)
+    for (part, tensor), pieces in zip(model.tensors(), seen, strict=True):
+        rows = chunk_rows(tensor.info, chunk_weights)
+        bad = [number * rows + row for number, (_, row) in enumerate(pieces) if row is not None]
         if bad:
             lines.append(f"{part.path.name}: {tensor.info.name}: row {bad[0]} holds Inf or NaN")
     return lines

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from mimo_gguf.core.geometry import Geometry
 from mimo_gguf.reference.decode import Floats
 from mimo_gguf.reference.model import EMBEDDING, FINAL_NORM, ReferenceModel, Rotation
+from mimo_gguf.reference.products import Matrix
 
 Tokens = NDArray[np.int32]
 Hidden = Literal["pre", "post"]
@@ -38,23 +40,23 @@ _QUERY_ROWS: Final = 128  # queries of each head whose scores are in memory at a
 
 @dataclass(frozen=True, slots=True)
 class BlockWeights:
-    """The weights of one block in float32, by their GGUF names without `blk.N.`; biases that are missing are None."""
+    """The weights of one block, by their GGUF names without `blk.N.`; biases that are missing are None."""
 
     number: int
     geometry: Geometry
     rotation: Rotation
     attn_norm: Floats
-    attn_q: Floats
-    attn_k: Floats
-    attn_v: Floats
+    attn_q: Matrix
+    attn_k: Matrix
+    attn_v: Matrix
     q_bias: Floats | None
     k_bias: Floats | None
     v_bias: Floats | None
-    attn_output: Floats
+    attn_output: Matrix
     ffn_norm: Floats
-    ffn_gate: Floats
-    ffn_up: Floats
-    ffn_down: Floats
+    ffn_gate: Matrix
+    ffn_up: Matrix
+    ffn_down: Matrix
 
     def name(self, part: str) -> str:
         """The GGUF name of one of its matrices: `attn_q` -> `blk.7.attn_q.weight`."""
@@ -68,7 +70,7 @@ class MtpWeights:
     block: BlockWeights
     enorm: Floats
     hnorm: Floats
-    eh_proj: Floats
+    eh_proj: Matrix
     final_norm: Floats
 
 
@@ -79,8 +81,8 @@ def read_block(model: ReferenceModel, number: int) -> BlockWeights:
         CheckpointError, GgufError: their data ends early.
     """
 
-    def matrix(part: str) -> Floats:
-        return model.weights(f"blk.{number}.{part}.weight")
+    def matrix(part: str) -> Matrix:
+        return model.products.prepare(model.weights(f"blk.{number}.{part}.weight"))
 
     def bias(part: str) -> Floats | None:
         name = f"blk.{number}.{part}.bias"
@@ -90,7 +92,7 @@ def read_block(model: ReferenceModel, number: int) -> BlockWeights:
         number=number,
         geometry=model.geometry,
         rotation=model.rotation(number),
-        attn_norm=matrix("attn_norm").reshape(-1),
+        attn_norm=model.vector(f"blk.{number}.attn_norm.weight"),
         attn_q=matrix("attn_q"),
         attn_k=matrix("attn_k"),
         attn_v=matrix("attn_v"),
@@ -98,7 +100,7 @@ def read_block(model: ReferenceModel, number: int) -> BlockWeights:
         k_bias=bias("attn_k"),
         v_bias=bias("attn_v"),
         attn_output=matrix("attn_output"),
-        ffn_norm=matrix("ffn_norm").reshape(-1),
+        ffn_norm=model.vector(f"blk.{number}.ffn_norm.weight"),
         ffn_gate=matrix("ffn_gate"),
         ffn_up=matrix("ffn_up"),
         ffn_down=matrix("ffn_down"),
@@ -116,7 +118,7 @@ def read_mtp_block(model: ReferenceModel, number: int) -> MtpWeights:
         block=read_block(model, number),
         enorm=model.vector(f"{start}enorm.weight"),
         hnorm=model.vector(f"{start}hnorm.weight"),
-        eh_proj=model.weights(f"{start}eh_proj.weight"),
+        eh_proj=model.products.prepare(model.weights(f"{start}eh_proj.weight")),
         final_norm=model.vector(f"{start}shared_head_norm.weight"),
     )
 
@@ -169,7 +171,7 @@ def head_logits(model: ReferenceModel, final: Floats, *, mtp_block: int | None =
     """
     logits = np.empty((len(final), model.geometry.vocab_size), np.float32)
     for first, rows in model.chunks(model.head_name(mtp_block)):
-        logits[:, first : first + len(rows)] = final @ rows.T
+        logits[:, first : first + len(rows)] = model.products.prepare(rows).product(final)
     return logits
 
 
@@ -202,7 +204,7 @@ def mtp_block(hidden: Floats, next_embedded: Floats, weights: MtpWeights, *, tap
     if tap is not None:
         tap(weights.block.name("nextn.eh_proj"), joined)
     # llama.cpp gives a row the position of its token
-    y = block(joined @ weights.eh_proj.T, weights.block, first_position=1, tap=tap)
+    y = block(weights.eh_proj.product(joined), weights.block, first_position=1, tap=tap)
     return rms_norm(y, weights.final_norm, epsilon)
 
 
@@ -211,27 +213,27 @@ def _attention(x: Floats, weights: BlockWeights, first_position: int, tap: Tap |
     if tap is not None:
         tap(weights.name("attn_q"), x)
     cos_sin = angles(len(x), weights.rotation, first_position)
-    q = rotate(_product(x, weights.attn_q, weights.q_bias).reshape(len(x), g.head_count, g.key_length), *cos_sin)
-    k = rotate(_product(x, weights.attn_k, weights.k_bias).reshape(len(x), g.head_count_kv, g.key_length), *cos_sin)
-    v = _product(x, weights.attn_v, weights.v_bias).reshape(len(x), g.head_count_kv, g.value_length)
+    q = rotate(_biased(x, weights.attn_q, weights.q_bias).reshape(len(x), g.head_count, g.key_length), *cos_sin)
+    k = rotate(_biased(x, weights.attn_k, weights.k_bias).reshape(len(x), g.head_count_kv, g.key_length), *cos_sin)
+    v = _biased(x, weights.attn_v, weights.v_bias).reshape(len(x), g.head_count_kv, g.value_length)
     y = causal_attention(q, k, v)
     if tap is not None:
         tap(weights.name("attn_output"), y)
-    return _product(y, weights.attn_output)
+    return weights.attn_output.product(y)
 
 
 def _swiglu(x: Floats, weights: BlockWeights, tap: Tap | None) -> Floats:
     if tap is not None:
         tap(weights.name("ffn_gate"), x)
-    inner = silu(_product(x, weights.ffn_gate))
-    inner *= _product(x, weights.ffn_up)
+    inner = silu(weights.ffn_gate.product(x))
+    inner *= weights.ffn_up.product(x)
     if tap is not None:
         tap(weights.name("ffn_down"), inner)
-    return _product(inner, weights.ffn_down)
+    return weights.ffn_down.product(inner)
 
 
-def _product(x: Floats, matrix: Floats, bias: Floats | None = None) -> Floats:
-    out: Floats = x @ matrix.T
+def _biased(x: Floats, matrix: Matrix, bias: Floats | None) -> Floats:
+    out = matrix.product(x)
     if bias is not None:
         out += bias
     return out
@@ -285,11 +287,17 @@ def causal_attention(q: Floats, k: Floats, v: Floats) -> Floats:
     return out.reshape(n, n_heads * v.shape[2])
 
 
+@cache
+def _future(m: int) -> Floats:
+    """What is added to the scores [m, group, m] of m tokens among themselves: -inf for those that come later."""
+    return np.triu(np.full((m, m), -np.inf, np.float32), 1)[:, None]
+
+
 def _attend(q: Floats, keys: Floats, values: Floats) -> Floats:
     """The outputs [m, n_group, value_length] of the last m tokens' queries, which share their keys."""
     m, n_group, length = q.shape
     scores: Floats = (q.reshape(-1, length) @ keys.T).reshape(m, n_group, -1)
-    scores[:, :, -m:] += np.triu(np.full((m, m), -np.inf, np.float32), 1)[:, None]
+    scores[:, :, -m:] += _future(m)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     sums: Floats = scores.sum(axis=-1, keepdims=True)

@@ -17,6 +17,7 @@ from mimo_gguf.core.geometry import STEP35, Geometry, read_geometry
 from mimo_gguf.core.model_rules import model_fault
 from mimo_gguf.core.model_source import ModelSource, SourceTensor
 from mimo_gguf.reference.decode import Floats, decode_rows
+from mimo_gguf.reference.products import NUMPY, Products
 
 EMBEDDING: Final = "token_embd.weight"
 HEAD: Final = "output.weight"
@@ -38,14 +39,18 @@ class ReferenceModel:
     """A model's geometry and its weights, which are read anew at every call. Close it after use.
 
     Its methods are for one thread at a time.
+
+    Attributes:
+        products: how rows are multiplied with its matrices.
     """
 
-    def __init__(self, source: ModelSource) -> None:
+    def __init__(self, source: ModelSource, products: Products = NUMPY) -> None:
         infos = [tensor.info for tensor in source.tensors]
         fault = model_fault(source.metadata, infos, where=source.label) or _rope_fault(source)
         if fault is not None:
             raise GgufError(f"{source.label}: {fault}", hint="convert the checkpoint again: mimo-gguf convert SRC")
         self.source: Final = source
+        self.products: Final = products
         self.geometry: Final[Geometry] = read_geometry(source.metadata, infos, where=source.label)
         self._tensors = {tensor.info.name: tensor for tensor in source.tensors}
         self._buffer = FileBuffer(_STRIP_BYTES + max(info.row_bytes for info in infos))
@@ -148,22 +153,23 @@ class ReferenceModel:
         return raw
 
 
-def open_reference(source: str | Path | ModelSource) -> ReferenceModel:
+def open_reference(source: str | Path | ModelSource, *, products: Products = NUMPY) -> ReferenceModel:
     """The model in a checkpoint folder, a GGUF file of any type, or a Hub id, which is downloaded.
 
     Args:
         source: a name, or an open source, which stays open when the model is closed.
+        products: how rows are multiplied with its matrices.
 
     Raises:
         GgufError: a broken file, or one that is not a MiMo model.
         CheckpointError, HubError: no such checkpoint, or one that cannot be converted.
     """
     if isinstance(source, ModelSource):
-        return ReferenceModel(source)
+        return ReferenceModel(source, products)
     from mimo_gguf.conversion.open_model import open_model
 
     with ExitStack() as stack:
-        model = ReferenceModel(stack.enter_context(open_model(str(source))))
+        model = ReferenceModel(stack.enter_context(open_model(str(source))), products)
         model._close = stack.pop_all()
         return model
 

@@ -32,7 +32,7 @@ from mimo_gguf.reference.states import FolderStore, MemoryStore, Store, mapped
 
 OnProgress = Callable[[int, int], None]
 
-_FORM: Final = 1  # of the states in a folder; raised if the arithmetic or the files change
+_VERSION: Final = 1  # of the states in a folder; raised if the arithmetic or the files change
 _EMBEDDED_TOKENS: Final = 1 << 14  # 256 MiB of float32 in MiMo-7B
 
 
@@ -124,8 +124,9 @@ def _open_folder(
     folder: Path, model: ReferenceModel, windows: Sequence[Tokens], purpose: str, *, tapped: bool
 ) -> FolderStore:
     identity = {
-        "form": _FORM,
+        "version": _VERSION,
         "model": model.source.fingerprint,
+        "products": model.products.name,
         "text": WINDOWS.hex(*(np.ascontiguousarray(part, "<i4") for w in windows for part in ([len(w)], w))),
         "purpose": purpose if tapped else "nothing but states",
     }

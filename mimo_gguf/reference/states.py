@@ -21,6 +21,7 @@ from mimo_gguf.core.paths import path_kind
 from mimo_gguf.reference.decode import Floats
 
 MANIFEST: Final = "states.json"
+_WHAT: Final = {"products": "another arithmetic"}
 Step = Callable[[int, Floats], Floats]  # the number of a window and its rows -> its rows in the next stage
 
 
@@ -214,5 +215,6 @@ def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
         raise OutputError(f"{path}: cannot be read: {error}", hint="delete the folder, or give another") from None
     if found != identity:
         found = found if isinstance(found, dict) else {}
-        other = next(key for key in (*identity, *found, "form") if found.get(key) != identity.get(key))
-        raise OutputError(f"{folder}: its states are of another {other}", hint="give another folder, or delete it")
+        other = next((key for key in identity if found.get(key) != identity[key]), "version")
+        what = _WHAT.get(other, f"another {other}")
+        raise OutputError(f"{folder}: its states are of {what}", hint="give another folder, or delete it")

@@ -1,0 +1,72 @@
+"""Finds places for the labels of points in a picture, so that no label covers another, a point, or the frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import cos, pi, sin
+from typing import Final
+
+_DIRECTIONS: Final = 16
+_DISTANCES: Final = (8, 14, 22, 34, 50, 70, 95, 125)  # pixels between a point and the box of its label
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in pixels."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    @property
+    def area(self) -> float:
+        """Its area in square pixels."""
+        return (self.right - self.left) * (self.top - self.bottom)
+
+    def overlap(self, other: Box) -> float:
+        """The area that it has in common with another one."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.top, other.top) - max(self.bottom, other.bottom)
+        return max(width, 0.0) * max(height, 0.0)
+
+
+def place_labels(
+    points: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    frame: Box,
+    taken: Sequence[Box] = (),
+) -> list[Box]:
+    """Chooses a place for each label: the nearest to its point that is free, or else the one with the least overlap.
+
+    Args:
+        points: in pixels; one per label.
+        sizes: width and height of each label in pixels.
+        frame: labels lie inside it.
+        taken: other places that no label may cover, such as marks and error bars.
+    """
+    occupied = list(taken)
+    placed: list[Box] = []
+    for point, size in zip(points, sizes, strict=True):
+        _, box = min(
+            ((_hidden_area(box, frame, occupied), box) for box in _candidates(point, size)), key=lambda pair: pair[0]
+        )
+        occupied.append(box)
+        placed.append(box)
+    return placed
+
+
+def _hidden_area(box: Box, frame: Box, occupied: Sequence[Box]) -> float:
+    return box.area - frame.overlap(box) + sum(box.overlap(other) for other in occupied)
+
+
+def _candidates(point: tuple[float, float], size: tuple[float, float]) -> Iterator[Box]:
+    """The places around a point, the nearest ring first and in each ring the one to the right."""
+    (x, y), (width, height) = point, size
+    for distance in _DISTANCES:
+        for step in range(_DIRECTIONS):
+            angle = 2 * pi * step / _DIRECTIONS
+            left = x + cos(angle) * (distance + width / 2) - width / 2
+            bottom = y + sin(angle) * (distance + height / 2) - height / 2
+            yield Box(left, bottom, left + width, bottom + height)

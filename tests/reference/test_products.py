@@ -1,0 +1,38 @@
+"""Products by numpy and by torch agree; what is not there is one clear error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.reference.model import open_reference
+from mimo_gguf.reference.products import NUMPY, best_products, torch_products
+from mimo_gguf.reference.run import run_windows
+from tests.tiny_models import make_model
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def test_numpy_and_torch_agree(tmp_path: Path) -> None:
+    path = make_model(tmp_path)
+    windows = [np.arange(30, dtype=np.int32)]
+    with open_reference(path) as plain, open_reference(path, products=torch_products(DEVICE)) as other:
+        assert (plain.products, other.products.name) == (NUMPY, f"torch on {DEVICE}")
+        wanted, got = run_windows(plain, windows, mtp=True), run_windows(other, windows, mtp=True)
+    assert np.abs(wanted.final[0]).max() > 1
+    assert np.abs(got.final[0] - wanted.final[0]).max() < 1e-4
+    assert np.abs(got.mtp[0] - wanted.mtp[0]).max() < 1e-4
+
+
+def test_the_best_products_are_those_of_a_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert best_products() is NUMPY
+    with pytest.raises(UsageError, match="torch sees no GPU"):
+        torch_products()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="torch is not installed"):
+        torch_products()
