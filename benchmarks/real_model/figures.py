@@ -3,8 +3,8 @@
     python -m benchmarks.real_model.figures divergence BASE.gguf FILE.gguf --texts FOLDER
     python -m benchmarks.real_model.figures ends FILE.gguf...
 
-FOLDER is that of `train`: its held-out documents and chats are the texts. BASE may be the original's own GGUF. The last
-line is one JSON document.
+FOLDER is that of `train`: its held-out documents and chats are the texts. BASE may be the original's own GGUF, which is
+measured with its weights as float32. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.real_model.chats import HELD, answer, read_chats
+from benchmarks.real_model.original import MEMBER, write_float
 from benchmarks.real_model.texts import KINDS, pieces, read_documents
 
 N_TOKENS = 512
@@ -86,6 +87,17 @@ class Scorer:
         return np.asarray(scores - np.log(np.exp(scores).sum(-1, keepdims=True)))
 
 
+def as_float(model: str) -> str:
+    """The path of a model; for the original, that of a copy beside it with its weights as float32."""
+    path = Path(model)
+    if path.name != Path(MEMBER).name:
+        return model
+    copy = path.with_name("original-F32.gguf")
+    if not copy.exists():
+        write_float(path, copy)
+    return str(copy)
+
+
 def held_windows(folder: Path, scorer: Scorer) -> Iterator[tuple[str, list[int]]]:
     """Windows of held-out documents, and of held-out chats one after the other, each with its kind."""
     documents = read_documents(folder / "documents.jsonl")
@@ -139,7 +151,7 @@ def main() -> None:
     else:
         if len(arguments.models) != 2 or arguments.texts is None:
             sys.exit("give two files, and --texts FOLDER")
-        base, file = (Scorer(model) for model in arguments.models)
+        base, file = (Scorer(as_float(model)) for model in arguments.models)
         found = compare(base, file, held_windows(arguments.texts, file))
         for each in found:
             print(

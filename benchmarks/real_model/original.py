@@ -113,6 +113,23 @@ def open_original(path: Path, added: Mapping[str, Array]) -> Original:
     return Original(fields, {tensor.name: tensor for tensor in reader.tensors}, added)
 
 
+def write_float(path: Path, output: Path) -> None:
+    """Writes the original GGUF with its weights as float32, because llama.cpp multiplies Q4_1 less exactly."""
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(output, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        kind, *of = field.types
+        writer.add_key_value(name, field.contents(), kind, sub_type=of[-1] if of else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def stored_name(name: str) -> str:
     """llama.cpp's name of a tensor of the trunk, from Hugging Face's."""
     if name in TRUNK:
