@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from mimo_gguf.chat.messages import cut_after_last, no_conversation, read_messages
 from mimo_gguf.chat.template import ChatTemplate, Message
@@ -31,6 +31,7 @@ from mimo_gguf.runtime.tokenizer import Tokenizer
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 Messages = Iterable[Message]
+_OWN_VARIABLES: Final = frozenset({"messages", "system", "template", "tools", "add_generation_prompt"})
 
 
 class LLM:
@@ -179,6 +180,10 @@ class LLM:
             )
         check_kind("chat_template", chat_template, str, "give jinja2 text", or_none=True)
         check_kind("chat_template_kwargs", chat_template_kwargs, Mapping, "give a dict", or_none=True)
+        if taken := _OWN_VARIABLES.intersection(chat_template_kwargs or ()):
+            raise UsageError(
+                f"chat_template_kwargs has {', '.join(sorted(taken))}", hint="they have arguments of their own"
+            )
         found, own = read_messages(messages), self.model.template
         template = own if chat_template is None else ChatTemplate(chat_template, special_tokens=own.special_tokens)
         variables = {"tools": tools, **(chat_template_kwargs or {}), "add_generation_prompt": add_generation_prompt}

@@ -198,6 +198,9 @@ def test_conversations(llm: LLM) -> None:
     assert tokenizer.apply_chat_template(SUM, tokenize=False, add_generation_prompt=True)
     with pytest.raises(UsageError, match="together"):
         llm.chat(begun, greedy, continue_final_message=True)
+    for name in ("messages", "system", "template", "tools", "add_generation_prompt"):
+        with pytest.raises(UsageError, match=f"chat_template_kwargs has {name}"):
+            llm.chat(SUM, greedy, chat_template_kwargs={name: 1})
     for wrong in ("hello", b"x", 5, [5], [["a"]], [[{"role": "user", "content": [{"type": "image_url"}]}]]):
         with pytest.raises(UsageError):
             llm.chat(wrong, greedy)  # type: ignore[arg-type]
