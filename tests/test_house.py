@@ -53,13 +53,17 @@ HOMES = {
     "markdown_it": "cli",
     "matplotlib": "cli",
     "numba": _COMPILED,
+    "prometheus_client": "server",
     "prompt_toolkit": "cli",
+    "pydantic": "server",
     "rich": "cli",
     "safetensors": "conversion",
+    "starlette": "server",
     "tokenizers": "reference",
     "torch": "reference",
     "transformers": "reference",
     "typer": "cli",
+    "uvicorn": "server",
 }
 
 # libraries whose import takes long or brings others: never while a module is loaded, only inside a function

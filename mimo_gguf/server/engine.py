@@ -1,0 +1,149 @@
+"""The model behind the server: a bounded queue before it, a time limit for each call, and events as they come.
+
+The scheduler gives slots and steps; one thread of `Pump` does that for all calls. Here is only what a server adds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from mimo_gguf.chat.answer import Answer
+from mimo_gguf.core.errors import UsageError
+from mimo_gguf.runtime.llm import LLM
+from mimo_gguf.runtime.pump import Pump
+from mimo_gguf.runtime.scheduler import Event, Request
+from mimo_gguf.server.failures import Failure, Refused
+
+_LONGEST_RETRY_S: Final = 60
+_NEWEST: Final = 0.2  # weight of the newest call in the mean time of a call
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server takes on.
+
+    Attributes:
+        n_waiting: answers that may wait for a slot.
+        time_s: seconds after which a call is cut off, counted from its arrival; None sets no limit.
+    """
+
+    n_waiting: int = 64
+    time_s: float | None = None
+
+
+class Engine:
+    """A model that answers calls. All methods belong to the event loop's thread."""
+
+    def __init__(self, llm: LLM, limits: Limits | None = None) -> None:
+        self.llm = llm
+        self.limits = limits or Limits()
+        self._pump = Pump(llm.model.driver)
+        self._mean_s = 1.0
+
+    @property
+    def n_running(self) -> int:
+        """The number of answers that have a slot."""
+        return self.llm.model.driver.scheduler.n_running
+
+    @property
+    def n_waiting(self) -> int:
+        """The number of answers that wait for a slot."""
+        return self.llm.model.driver.scheduler.n_waiting
+
+    @property
+    def n_parallel(self) -> int:
+        """The number of slots."""
+        return self.llm.model.session.options.n_parallel
+
+    def submit(self, requests: Sequence[Request]) -> Call:
+        """Queues the requests of one call.
+
+        Raises:
+            Refused: the queue is full.
+            UsageError: more answers than the queue ever holds, a prompt that is empty or too long, or a closed model.
+        """
+        self._check_room(len(requests))
+        return Call(self, requests, self._pump, self.limits.time_s)
+
+    def close(self) -> None:
+        """Ends all answers with "abort" and frees the model."""
+        self.llm.close()
+        self._pump.join()
+
+    def note_seconds(self, seconds: float) -> None:
+        """Notes how long a call took, to tell others when to come again."""
+        self._mean_s += _NEWEST * (seconds - self._mean_s)
+
+    def _check_room(self, n: int) -> None:
+        most = self.n_parallel + self.limits.n_waiting
+        if n > most:
+            raise UsageError(f"{n} answers in one request", hint=f"this server takes {most} at a time")
+        if self.n_running + self.n_waiting + n <= most:
+            return
+        seconds = math.ceil(self._mean_s * (self.n_waiting + 1) / self.n_parallel)
+        raise Refused(
+            Failure(
+                429, f"{self.n_waiting} answers are waiting already", "rate_limit_error", "queue_full",
+                retry_after_s=max(1, min(seconds, _LONGEST_RETRY_S)),
+            )
+        )  # fmt: skip
+
+
+class Call:
+    """The answers to one call, from their place in the queue to their last event."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request], pump: Pump, time_s: float | None) -> None:
+        self._engine, self._began = engine, time.monotonic()
+        self._driver = engine.llm.model.driver
+        self._ticket = self._driver.submit(requests)
+        self._box = pump.listen(self._ticket)
+        self._n_open = len(requests)
+        self.ids = self._ticket.ids
+        self.ran_out = False  # whether the time limit ended it
+        loop = asyncio.get_running_loop()
+        self._limit = None if time_s is None else loop.call_later(time_s, self._run_out)
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Yields all events until the last request has ended. Leaving the iteration early cancels the rest.
+
+        Raises:
+            Refused: the time limit was reached before anything was generated.
+            MimoGgufError: a request failed.
+        """
+        has_begun = False
+        try:
+            while self._n_open:
+                for event in await self._box.take():
+                    if event.error is not None:
+                        raise event.error
+                    has_begun = has_begun or event.n_tokens > 0
+                    self._n_open -= event.is_last
+                    if self.ran_out and event.is_last and not has_begun:
+                        raise Refused(Failure(503, "not answered in time", "server_error", "timeout", retry_after_s=5))
+                    yield event
+            self._engine.note_seconds(time.monotonic() - self._began)
+        finally:
+            self.cancel()
+
+    def so_far(self, request_id: int) -> Answer | None:
+        """The answer to a request so far; None if its last event was collected."""
+        return self._driver.answer(request_id)
+
+    def cancel(self) -> None:
+        """Ends what has not ended within one step."""
+        if self._limit is not None:
+            self._limit.cancel()
+        self._ticket.cancel()
+
+    def cancel_one(self, request_id: int) -> None:
+        """Ends one of the answers; its last event still comes."""
+        self._driver.cancel([request_id])
+
+    def _run_out(self) -> None:
+        self.ran_out = True
+        self._ticket.cancel()

@@ -1,0 +1,184 @@
+"""The bodies of requests in OpenAI's form, as pydantic models, with llama.cpp's and vLLM's names for what OpenAI lacks.
+
+A field that does not exist is refused, because ignoring it would give another answer than the client expects. `IGNORED`
+are those that change nothing here: they are about OpenAI's accounts and machines.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Accepted without an effect, in every body.
+IGNORED: Final = (
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "verbosity", "modalities", "cache_prompt", "cache_salt", "request_id", "priority",
+)  # fmt: skip
+
+Count = Annotated[int, Field(ge=0, le=1 << 30)]
+Token = Annotated[int, Field(ge=0, le=1 << 31)]
+Texts = Annotated[list[str], Field(max_length=64)]
+Tokens = Annotated[list[Token], Field(max_length=1 << 20)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class Body(BaseModel):
+    """What all bodies have in common: exact types, and no unknown field."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Loose(BaseModel):
+    """A part of a body whose further fields are left as they are: clients send back whole messages of ours."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Loose):
+    """OpenAI's `stream_options`."""
+
+    include_usage: bool | None = None
+
+
+class JsonSchema(Loose):
+    """The form of an answer, as OpenAI wraps it."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """OpenAI's `response_format`, and llama.cpp's, which has the schema beside the type."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+
+
+class FunctionCall(Loose):
+    """A call in an earlier message: the function's name, and its arguments as a JSON text."""
+
+    name: str
+    arguments: str | dict[str, Any] = "{}"
+
+
+class ToolCall(Loose):
+    """A tool's call in an earlier message."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(Loose):
+    """A message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[str | dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class Function(Loose):
+    """A function that the model may call; `parameters` is a JSON schema of an object."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Loose):
+    """A tool, of which OpenAI has one kind that we can offer."""
+
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class NamedFunction(Loose):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Loose):
+    """A `tool_choice` that names the one function to call."""
+
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
+class Drawing(Body):
+    """How tokens are drawn and what ends an answer: the same fields for chat and completions."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    stop: str | Texts | None = None
+    stop_token_ids: Tokens | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Count | None = None
+    bad_words: Texts | None = None
+    skip_special_tokens: bool | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=4096)] | None = None
+    response_format: ResponseFormat | None = None
+    grammar: Annotated[str, Field(max_length=1 << 20)] | None = None
+    thinking_token_budget: Count | None = None
+    mtp: bool | None = None
+    n_draft: Count | None = None
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    verbosity: Any = None
+    modalities: Any = None
+    cache_prompt: Any = None
+    cache_salt: Any = None
+    request_id: Any = None
+    priority: Any = None
+
+
+class ChatBody(Drawing):
+    """The body of `/v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+class CompletionBody(Drawing):
+    """The body of `/v1/completions`."""
+
+    prompt: str | Tokens | Annotated[list[str | Tokens], Field(min_length=1, max_length=1024)]
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    suffix: str | None = None
+    best_of: int | None = None

@@ -1,0 +1,57 @@
+"""A real server on loopback, in a thread of the test's process."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+
+from mimo_gguf.runtime.llm import LLM
+from mimo_gguf.server.engine import Engine
+from mimo_gguf.server.run import Server, config_of, listen
+from mimo_gguf.server.settings import Settings
+
+SUM = [{"role": "user", "content": "What is 17 + 25?"}]
+WHO = [{"role": "user", "content": "Who are you?"}]
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A running server."""
+
+    engine: Engine
+    settings: Settings
+
+    @property
+    def url(self) -> str:
+        return self.settings.url
+
+    def post(self, path: str, body: Any, **how: Any) -> Any:
+        return httpx.post(self.url + path, json=body, timeout=60, **how)
+
+    def get(self, path: str, **how: Any) -> Any:
+        return httpx.get(self.url + path, timeout=60, **how)
+
+
+@contextlib.contextmanager
+def serving(llm: LLM, **settings: Any) -> Iterator[Serving]:
+    """Serves a model until the end of the block; the model stays open."""
+    given = Settings(port=0, names=("mimo-tiny", "other-name"), **settings)
+    engine = Engine(llm, given.limits)
+    with listen(given) as listener:
+        given = replace(given, port=listener.getsockname()[1])
+        ready = threading.Event()
+        server = Server(config_of(engine, given), ready.set)
+        thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
+        thread.start()
+        try:
+            assert ready.wait(20)
+            yield Serving(engine, given)
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
