@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.engine.slot import WindowFull
     from mimo_gguf.fit.weigh import plan_fit
+    from mimo_gguf.quality.checking import check_quality
     from mimo_gguf.quality.measure import measure_quality
     from mimo_gguf.runtime.async_llm import AsyncLLM
     from mimo_gguf.runtime.llm import LLM
@@ -74,6 +75,7 @@ __all__ = [
     "WeightsError",
     "WindowFull",
     "__version__",
+    "check_quality",
     "convert",
     "inspect",
     "measure_quality",
@@ -104,6 +106,7 @@ _HOMES = {
     "SessionOptions": "engine.session",
     "WindowFull": "engine.slot",
     "plan_fit": "fit.weigh",
+    "check_quality": "quality.checking",
     "measure_quality": "quality.measure",
     "AsyncLLM": "runtime.async_llm",
     "LLM": "runtime.llm",

@@ -5,6 +5,7 @@
     verify                     a GGUF file is compared with what was written
     inspect                    a GGUF file's header is described
     measure_quality            GGUF files are judged, alone or beside what they were made from
+    check_quality              files with a certificate are measured again, and compared with it
     plan_fit                   the memory that a run needs is computed, device by device
 
 A `plan_...` function reads headers only and writes nothing: it is the `--dry-run` of its command. A command parses its
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mimo_gguf.core.inspection import Inspection
     from mimo_gguf.core.progress import Progress
     from mimo_gguf.fit.weigh import plan_fit
+    from mimo_gguf.quality.checking import check_quality
     from mimo_gguf.quality.measure import measure_quality
     from mimo_gguf.quantization.estimate import TimeExpected
     from mimo_gguf.quantization.plan import QuantizeOptions, QuantizePlan
@@ -37,6 +39,7 @@ __all__ = [
     "ConvertPlan",
     "ConvertReport",
     "QuantizePreview",
+    "check_quality",
     "convert",
     "inspect",
     "measure_quality",
@@ -59,7 +62,11 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-_ELSEWHERE = {"plan_fit": "mimo_gguf.fit.weigh", "measure_quality": "mimo_gguf.quality.measure"}
+_ELSEWHERE = {
+    "check_quality": "mimo_gguf.quality.checking",
+    "measure_quality": "mimo_gguf.quality.measure",
+    "plan_fit": "mimo_gguf.fit.weigh",
+}
 
 
 # ---- convert

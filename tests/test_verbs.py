@@ -27,9 +27,9 @@ COMMAND = {"measure_quality": "quality"}
 # what a command's option is called as an argument of its verb
 RENAMED = {"tensor_type": "tensor_types"}
 # options that are about showing, or choose between the verb and its plan
-OF_THE_COMMAND = {"dry_run", "as_json", "quiet", "profile", "tensors", "metadata"}
+OF_THE_COMMAND = {"dry_run", "as_json", "quiet", "profile", "tensors", "metadata", "check", "plot"}
 # arguments that a command gives itself
-OF_THE_VERB = {"progress", "on_plan", "on_progress"}
+OF_THE_VERB = {"progress", "on_plan", "on_progress", "on_certified"}
 
 
 @pytest.mark.parametrize("name", ["convert", "quantize", "verify", "inspect", "measure_quality"])

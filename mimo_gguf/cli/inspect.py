@@ -9,6 +9,7 @@ import typer
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.options import Json
+from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.units import format_count, format_size
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def command(
         ui.print_json(describe(found, tensors=tensors))
         return
     _print_summary(found, layout_line(found))
+    _print_certificate(found)
     _print_groups(found)
     if metadata:
         _print_metadata(found.file)
@@ -67,6 +69,19 @@ def _print_summary(found: Inspection, layout_line: str) -> None:
             rows.append((label, str(value)))
     if (url := model.value("general.source.url", model.value("general.source.repo_url"))) is not None:
         rows.append(("source", str(url)))
+    for label, text in rows:
+        ui.print_field(label, text)
+
+
+def _print_certificate(found: Inspection) -> None:
+    from mimo_gguf.cli.quality_certificates import certificate_fields
+
+    if found.certificate is None:
+        return
+    try:
+        rows = certificate_fields(found.certificate, found.file.path.name)
+    except GgufError as error:
+        rows = [("quality", error.message)]
     for label, text in rows:
         ui.print_field(label, text)
 

@@ -75,6 +75,15 @@ def command(
     ] = None,
     threads: Threads = None,
     gpu_layers: GpuLayers = None,
+    certify: Annotated[
+        bool, typer.Option("--certify", help="Write the result into each file, without moving a tensor, and beside it.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure a certified file again, and compare with its certificate.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="OUT.svg", help="Draw size against divergence: .svg or .png.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -82,20 +91,32 @@ def command(
 
     The table is printed on stdout. After Ctrl-C the same command goes on where it stopped.
     """
+    from mimo_gguf.cli.quality_certificates import check_files, print_certified
+    from mimo_gguf.cli.quality_overview import check_plot, plot_report, print_overview
     from mimo_gguf.cli.quality_screen import showing
     from mimo_gguf.verbs import measure_quality
 
+    if check:
+        given = {"base": base, "texts": texts or (), "work": work, "threads": threads, "gpu_layers": gpu_layers}
+        raise typer.Exit(0 if check_files(files, given, as_json=as_json, quiet=quiet) else 1)
+    if plot is not None:
+        check_plot(plot, base)
     with showing(quiet=quiet or as_json) as screen:
         report = measure_quality(
             files, base=base, texts=texts or (), ctx=ctx, tokens=tokens, arithmetic=arithmetic, hidden=hidden, mtp=mtp,
-            all_text=all_text, work=work, threads=threads, gpu_layers=gpu_layers,
+            all_text=all_text, work=work, threads=threads, gpu_layers=gpu_layers, certify=certify,
             on_plan=lambda plan: None if quiet or as_json else _print_plan(plan),
-            on_progress=screen.update,
+            on_progress=screen.update, on_certified=print_certified,
         )  # fmt: skip
+    if plot is not None:
+        plot_report(report, plot)
     if as_json:
         ui.print_json(report.as_json())
         return
     print_report(report)
+    if len(report.files) > 1:
+        ui.print_line()
+        print_overview(report)
 
 
 def _print_plan(plan: QualityPlan) -> None:

@@ -113,7 +113,7 @@ SUMS: Final = Digest(
 )  # fmt: skip
 CERTIFICATE: Final = Digest(
     "certificate", "sha256",
-    "everything else in a certificate, as one line of JSON with sorted keys",
+    "everything else in a certificate, as one line of JSON",
     "a certificate: whether it was changed",
 )  # fmt: skip
 

@@ -38,7 +38,7 @@ def seal(document: Mapping[str, Any]) -> str:
 
 
 def _one_line(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(document, separators=(",", ":"), allow_nan=False)
 
 
 def unseal(text: str, where: Path | str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mimo_gguf.core.paths import program_cache
 from mimo_gguf.quality.base import OnProgress
+from mimo_gguf.quality.certifying import CertifiedFile, certify_files, check_certifiable
 from mimo_gguf.quality.judge import run_quality
 from mimo_gguf.quality.plan import QualityPlan, parse_options, plan_quality
 from mimo_gguf.quality.report import QualityReport
@@ -26,8 +27,10 @@ def measure_quality(
     work: str | Path | None = None,
     threads: int | None = None,
     gpu_layers: int | None = None,
+    certify: bool = False,
     on_plan: Callable[[QualityPlan], None] | None = None,
     on_progress: OnProgress | None = None,
+    on_certified: Callable[[CertifiedFile], None] | None = None,
 ) -> QualityReport:
     """Measures GGUF files: perplexity, divergence from a base, acceptance of drafts. A repeated call goes on.
 
@@ -43,8 +46,10 @@ def measure_quality(
         all_text: also read the documents that are for calibration, and leave texts whole.
         work: a folder that keeps the base's states and the scores; None: one in the user's cache, until the end.
         threads, gpu_layers: None means one per core, and all layers on the GPU if they fit there.
+        certify: write the result as a certificate into each file, without moving a tensor, and beside it.
         on_plan: called with the plan before anything is computed.
         on_progress: called with what is being read, the tokens done and the tokens to do.
+        on_certified: called with each file that was certified.
 
     Raises:
         UsageError: no such text, too little of it, another vocabulary than the base's, or no MTP layer.
@@ -56,8 +61,14 @@ def measure_quality(
     )  # fmt: skip
     paths = [Path(files)] if isinstance(files, str | Path) else list(map(Path, files))
     named = [texts] if isinstance(texts, str) else list(texts)
+    if certify:
+        check_certifiable(paths)
     plan = plan_quality(paths, None if base is None else str(base), named, options)
     if on_plan is not None:
         on_plan(plan)
     folder = program_cache() / "quality" if work is None else Path(work)
-    return run_quality(plan, folder, keep_work=work is not None, on_progress=on_progress)
+    report = run_quality(plan, folder, keep_work=work is not None, on_progress=on_progress)
+    for certified in certify_files(plan, report, threads) if certify else ():
+        if on_certified is not None:
+            on_certified(certified)
+    return report

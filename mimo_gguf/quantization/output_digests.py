@@ -41,14 +41,20 @@ def digest_output(plan: OutputPlan, chunks: Sequence[Chunk], records: Mapping[in
     for number, chunk in enumerate(chunks):
         read[chunk.tensor].append(records[number].source)
         written[chunk.tensor].append(records[number].output)
-    sources = (
-        f"{tensor.source.info.name} {tensor.source.info.shape} {tensor.source.info.ggml_type.name} "
-        f"{TENSOR.of_digests(digests).hex()}\n".encode()
-        for tensor, digests in zip(plan.tensors, read, strict=True)
-    )
     return OutputDigests(
-        source=SOURCE.hex(*sources), table=_digest_plan(plan), tensors=tuple(map(TENSOR.of_digests, written))
+        source=digest_tensors_read([tensor.source.info for tensor in plan.tensors], read),
+        table=_digest_plan(plan),
+        tensors=tuple(map(TENSOR.of_digests, written)),
     )
+
+
+def digest_tensors_read(infos: Sequence[TensorInfo], digests: Sequence[Sequence[bytes]]) -> str:
+    """Computes the hex digest of a source from its tensors and the digests of their chunks, in order."""
+    lines = (
+        f"{info.name} {info.shape} {info.ggml_type.name} {TENSOR.of_digests(chunks).hex()}\n".encode()
+        for info, chunks in zip(infos, digests, strict=True)
+    )
+    return SOURCE.hex(*lines)
 
 
 def _digest_plan(plan: OutputPlan) -> str:

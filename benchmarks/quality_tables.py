@@ -1,0 +1,237 @@
+"""Measures what every file type costs, and what the MTP block's type costs, for the tables of docs/quality.md.
+
+    python -m benchmarks.quality_tables --model CHECKPOINT [--tokens 20480] -o benchmarks/results/quality.json
+    python -m benchmarks.quality_tables --write-docs -o benchmarks/results/quality.json
+
+Each type is made from the checkpoint, without and with an importance matrix, and judged beside the checkpoint's own
+weights in float32: once with the file's weights alone (float32), once as llama.cpp computes here (backend). A row is
+written as soon as it is measured, and a row that is there is not measured again, so a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks.measured import machine
+from benchmarks.quality_docs import write_docs
+from mimo_gguf.core.output_file import atomic_output
+from mimo_gguf.core.version import LLAMA_CPP_COMMIT, __version__
+
+if TYPE_CHECKING:
+    from mimo_gguf.quality.divergence import Figure
+    from mimo_gguf.quality.report import FileQuality, QualityReport
+
+RESULTS: Final = Path("benchmarks/results/quality.json")
+FTYPES: Final = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q3_K_M", "Q2_K")
+WITHOUT_SEARCH: Final = ("F16", "Q8_0")  # an importance matrix changes nothing in them
+ARITHMETICS: Final = ("float32", "backend")
+MTP_TYPES: Final = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16")
+TRUNKS: Final = ("F16", "Q4_K_M")
+FIGURES: Final = ("perplexity", "ln_ratio", "kl", "same_top", "acceptance")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement: a file, and how it is judged.
+
+    Attributes:
+        table: "types", or "mtp" for the rows that differ in the MTP block alone.
+        mtp_type: type of the MTP block; None means as the profile says.
+    """
+
+    table: str
+    ftype: str
+    imatrix: bool
+    mtp_type: str | None
+    arithmetic: str
+
+    @property
+    def file(self) -> str:
+        """The name of the file that the row is about; several rows may share it."""
+        parts = [self.ftype, *(["imatrix"] if self.imatrix else []), *([f"mtp-{self.mtp_type}"] * bool(self.mtp_type))]
+        return f"{'-'.join(parts)}.gguf"
+
+
+def rows(arithmetics: Sequence[str]) -> Iterator[Row]:
+    """All rows, those of one file together."""
+    for ftype in FTYPES:
+        for imatrix in (False,) if ftype in WITHOUT_SEARCH else (False, True):
+            for arithmetic in arithmetics:
+                yield Row("types", ftype, imatrix, None, arithmetic)
+    for trunk in TRUNKS:
+        for mtp_type in MTP_TYPES:
+            yield Row("mtp", trunk, trunk not in WITHOUT_SEARCH, mtp_type, arithmetics[0])
+
+
+class Results:
+    """The document with all rows that were measured; it is written whenever one is added."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        """Reads what an earlier run left.
+
+        Raises:
+            SystemExit: it was measured with other settings.
+        """
+        self.path = path
+        self.document: dict[str, Any] = {"settings": settings, "rows": []}
+        if path.is_file():
+            self.document = json.loads(path.read_text())
+            if self.document["settings"] != settings:
+                sys.exit(f"{path}: was measured with other settings, {self.document['settings']}: give another -o")
+
+    def has(self, row: Row) -> bool:
+        """Whether the row was measured."""
+        return any(all(each[key] == value for key, value in asdict(row).items()) for each in self.document["rows"])
+
+    def add(self, row: Row, found: dict[str, Any]) -> None:
+        """Adds a measured row."""
+        self.document["rows"].append(asdict(row) | found)
+        self.save()
+
+    def save(self) -> None:
+        """Writes the document, a row per line."""
+        head = {key: value for key, value in self.document.items() if key != "rows"}
+        lines = ",\n".join(f"  {json.dumps(row)}" for row in self.document["rows"])
+        text = f'{json.dumps(head, indent=1)[:-2]},\n "rows": [\n{lines}\n ]\n}}\n'
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_output(self.path) as file:
+            file.write(text.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The measuring of rows.
+
+    Attributes:
+        model: the checkpoint.
+        work: folder for the files, the importance matrix, and the base's states.
+    """
+
+    model: Path
+    work: Path
+    tokens: int
+    imatrix_tokens: int
+    results: Results
+
+    def run(self, wanted: Sequence[Row]) -> None:
+        """Measures the rows that are missing; a file is removed when its last row is there."""
+        left = [row for row in wanted if not self.results.has(row)]
+        for number, row in enumerate(left):
+            started = time.perf_counter()
+            path = self._make(row)
+            report = self._judge(path, row)
+            self._note(report)
+            self.results.add(row, figures_of(report.files[0], path) | {"seconds": time.perf_counter() - started})
+            print(f"{number + 1}/{len(left)} {row}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+            if not any(other.file == row.file for other in left[number + 1 :]):
+                for made in self.work.glob(f"{row.file}*"):
+                    made.unlink()
+
+    def _make(self, row: Row) -> Path:
+        from mimo_gguf.verbs import quantize
+
+        path = self.work / row.file
+        quantize(
+            self.model, types=[row.ftype], out=path, mtp_type=row.mtp_type,
+            imatrix=self._imatrix() if row.imatrix else None,
+        )  # fmt: skip
+        return path
+
+    def _imatrix(self) -> Path:
+        """The importance matrix of the checkpoint, of text for calibration."""
+        from mimo_gguf.verbs import imatrix
+
+        path = self.work / f"imatrix-{self.imatrix_tokens}.gguf"
+        if not path.is_file():
+            imatrix(self.model, out=path, tokens=self.imatrix_tokens)
+        return path
+
+    def _judge(self, path: Path, row: Row) -> QualityReport:
+        from mimo_gguf.verbs import measure_quality
+
+        base = self.model if row.table == "types" else None
+        return measure_quality(
+            path, base=base, tokens=self.tokens, arithmetic=row.arithmetic, work=self.work / "quality"
+        )
+
+    def _note(self, report: QualityReport) -> None:
+        """Writes down once what the rows have in common."""
+        kinds = {kind: asdict(info) for kind, info in report.texts.kinds.items()}
+        self.results.document["texts"] = {"windows_digest": report.texts.windows_digest, "kinds": kinds}
+        self.results.document.setdefault("backends", {})[report.arithmetic] = report.backend
+
+
+def figures_of(file: FileQuality, path: Path) -> dict[str, Any]:
+    """The figures of a file as they are kept: [value, standard error] for each kind of text."""
+    from mimo_gguf.verbs import inspect
+
+    found = inspect(path)
+    kinds: dict[str, dict[str, list[float]]] = {}
+    for kind, summary in file.by_kind.items():
+        figures: dict[str, Figure] = {"perplexity": summary.perplexity}
+        if summary.divergence is not None:
+            figures |= {name: getattr(summary.divergence, name) for name in ("ln_ratio", "kl", "same_top")}
+        if file.acceptance:
+            (of_kind,) = file.acceptance.values()  # hidden states before the final norm alone
+            figures["acceptance"] = of_kind[kind]
+        kinds[kind] = {name: [_short(figure.value), _short(figure.error)] for name, figure in figures.items()}
+    mtp_bytes = found.mtp.n_bytes if found.mtp is not None else 0
+    return {
+        "size_bytes": found.file_bytes, "bits_per_weight": round(found.bits_per_weight, 3), "mtp_bytes": mtp_bytes,
+        "kinds": kinds,
+    }  # fmt: skip
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What decides the figures, so that rows of two runs belong together."""
+    return {
+        "model": arguments.name or arguments.model.resolve().name,
+        "tokens": arguments.tokens,
+        "imatrix_tokens": arguments.imatrix_tokens,
+        "version": __version__,
+        "llama_cpp": LLAMA_CPP_COMMIT,
+        "machine": machine(),
+    }
+
+
+def read_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a checkpoint; without it nothing is measured")
+    parser.add_argument("--name", help="what the document calls the model, if not its folder's name")
+    parser.add_argument("--tokens", type=int, default=20480, help="tokens that each file reads")
+    parser.add_argument("--imatrix-tokens", type=int, default=50_000)
+    parser.add_argument("--arithmetic", choices=[*ARITHMETICS, "both"], default="both")
+    parser.add_argument("--table", choices=["types", "mtp", "both"], default="both")
+    parser.add_argument("--work", type=Path, default=Path("build/quality-tables"))
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS)
+    parser.add_argument("--write-docs", action="store_true", help="write the tables into docs/quality.md")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str]) -> None:
+    """Measures, writes the documents, or both."""
+    arguments = read_arguments(words)
+    if arguments.model is not None:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        results = Results(arguments.output, settings_of(arguments))
+        arithmetics = ARITHMETICS if arguments.arithmetic == "both" else (arguments.arithmetic,)
+        wanted = [row for row in rows(arithmetics) if arguments.table in (row.table, "both")]
+        Bench(arguments.model, arguments.work, arguments.tokens, arguments.imatrix_tokens, results).run(wanted)
+    if arguments.write_docs:
+        write_docs(arguments.output)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
