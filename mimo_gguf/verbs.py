@@ -21,6 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mimo_gguf.verb_arguments import (
+    Names,
+    destination_of,
+    make_output_folder,
+    part_bytes,
+    profiles_of,
+    quantize_options,
+    type_options,
+)
+
 if TYPE_CHECKING:
     from mimo_gguf.conversion.checkpoint_source import ConversionPlan
     from mimo_gguf.core.inspection import Inspection
@@ -30,9 +40,7 @@ if TYPE_CHECKING:
     from mimo_gguf.quality.measure import measure_quality
     from mimo_gguf.quantization.estimate import TimeExpected
     from mimo_gguf.quantization.plan import QuantizeOptions, QuantizePlan
-    from mimo_gguf.quantization.profiles import MtpRule, Profile
     from mimo_gguf.quantization.report import QuantizeReport
-    from mimo_gguf.quantization.type_choice import TypeOptions
     from mimo_gguf.quantization.verification import Verification
 
 __all__ = [
@@ -49,8 +57,6 @@ __all__ = [
     "quantize",
     "verify",
 ]
-
-Names = str | Path | Sequence[str | Path]
 
 
 def __getattr__(name: str) -> Any:
@@ -168,11 +174,11 @@ def convert(
     from mimo_gguf.quantization.plan import QuantizeOptions
     from mimo_gguf.quantization.run import run_quantization
 
-    options = QuantizeOptions(n_threads=threads, split_max_bytes=_part_bytes(split_max_size), force=force)
+    options = QuantizeOptions(n_threads=threads, split_max_bytes=part_bytes(split_max_size), force=force)
     with _planned_conversion(src, out, types, layout, mtp, mtp_layers, split_max_size, options) as plan:
         if on_plan is not None:
             on_plan(plan)
-        _make_folder(out, plan.writing)
+        make_output_folder(out, plan.writing.outputs[0].path)
         return ConvertReport(plan.conversion, run_quantization(plan.writing, progress))
 
 
@@ -198,8 +204,8 @@ def _planned_conversion(
     from mimo_gguf.quantization.profiles import load_profile
 
     # Errors in these come before 15 GB are downloaded.
-    profiles, destination = _profiles(types), _destination(out)
-    options = options or QuantizeOptions(split_max_bytes=_part_bytes(split_max_size))
+    profiles, destination = profiles_of(types), destination_of(out)
+    options = options or QuantizeOptions(split_max_bytes=part_bytes(split_max_size))
     with ExitStack() as stack:
         heads = None if mtp_layers is None else find_mtp_layers(str(mtp_layers), stack, headers_only=headers_only)
         checkpoint = find_checkpoint(str(src), stack, headers_only=headers_only)
@@ -272,8 +278,8 @@ def plan_quantize(
     from mimo_gguf.quantization.estimate import estimate_time
     from mimo_gguf.quantization.output_state import is_complete
 
-    options = _quantize_options(
-        _type_options(mtp_type, tensor_types, output_type, token_embedding_type),
+    options = quantize_options(
+        type_options(mtp_type, tensor_types, output_type, token_embedding_type),
         imatrix, allow_requantize, threads, split_max_size, force,
     )  # fmt: skip
     with _planned_quantization(src, types, out, options, headers_only=True) as plan:
@@ -332,14 +338,14 @@ def quantize(
     """
     from mimo_gguf.quantization.run import run_quantization
 
-    options = _quantize_options(
-        _type_options(mtp_type, tensor_types, output_type, token_embedding_type),
+    options = quantize_options(
+        type_options(mtp_type, tensor_types, output_type, token_embedding_type),
         imatrix, allow_requantize, threads, split_max_size, force,
     )  # fmt: skip
     with _planned_quantization(src, types, out, options) as plan:
         if on_plan is not None:
             on_plan(plan)
-        _make_folder(out, plan)
+        make_output_folder(out, plan.outputs[0].path)
         return run_quantization(plan, progress)
 
 
@@ -352,83 +358,12 @@ def _planned_quantization(
     from mimo_gguf.core.output_file import name_outputs
     from mimo_gguf.quantization.plan import OutputRequest, plan_quantization
 
-    profiles, destination = _profiles(types), _destination(out)
+    profiles, destination = profiles_of(types), destination_of(out)
     with open_model(str(src), headers_only=headers_only) as source:
         beside = Path(src).parent if is_gguf(str(src)) else Path()
         paths = name_outputs(destination, beside, source.name, [profile.name for profile in profiles])
         requests = [OutputRequest(profile, path) for profile, path in zip(profiles, paths, strict=True)]
         yield plan_quantization(source, requests, options)
-
-
-def _quantize_options(
-    types: TypeOptions,
-    imatrix: str | Path | None,
-    allow_requantize: bool,
-    threads: int | None,
-    split_max_size: str | int | None,
-    force: bool,
-) -> QuantizeOptions:
-    from mimo_gguf.quantization.importance import read_importance
-    from mimo_gguf.quantization.plan import QuantizeOptions
-
-    return QuantizeOptions(
-        types=types,
-        importance=None if imatrix is None else read_importance(Path(imatrix)),
-        n_threads=threads,
-        split_max_bytes=_part_bytes(split_max_size),
-        force=force,
-        allow_requantize=allow_requantize,
-    )
-
-
-def _type_options(
-    mtp_type: str | None, tensor_types: str | Sequence[str], output_type: str | None, token_embedding_type: str | None
-) -> TypeOptions:
-    from mimo_gguf.quantization.profiles import parse_weight_type
-    from mimo_gguf.quantization.type_choice import TypeOptions, parse_tensor_type
-
-    patterns = [tensor_types] if isinstance(tensor_types, str) else tensor_types
-    return TypeOptions(
-        mtp=None if mtp_type is None else _mtp_rule(mtp_type),
-        tensor_types=tuple(parse_tensor_type(text) for text in patterns),
-        output_type=None if output_type is None else parse_weight_type(output_type),
-        token_embedding_type=None if token_embedding_type is None else parse_weight_type(token_embedding_type),
-    )
-
-
-def _mtp_rule(text: str) -> MtpRule:
-    from mimo_gguf.quantization.profiles import SAME, MtpRule, parse_weight_type
-
-    return MtpRule(None if text.lower() == SAME else parse_weight_type(text))
-
-
-# ---- arguments of both
-
-
-def _profiles(types: Names) -> tuple[Profile, ...]:
-    from mimo_gguf.quantization.profiles import load_profile
-
-    return tuple(map(load_profile, [types] if isinstance(types, str | Path) else types))
-
-
-def _destination(out: str | Path | None) -> Any:
-    from mimo_gguf.core.output_file import parse_destination
-
-    return None if out is None else parse_destination(str(out))
-
-
-def _part_bytes(size: str | int | None) -> int | None:
-    from mimo_gguf.core.output_file import parse_part_size
-
-    return None if size is None else parse_part_size(str(size))
-
-
-def _make_folder(out: str | Path | None, plan: QuantizePlan) -> None:
-    from mimo_gguf.core.output_file import make_folder
-
-    destination = _destination(out)
-    if destination is None or not destination.is_file:
-        make_folder(plan.outputs[0].path.parent)
 
 
 # ---- verify, inspect

@@ -63,10 +63,10 @@ def profile_text(base: Profile, mix: Mix, kept: Sequence[TypeChoice] = (), *, so
 
 
 def _kept_rules(kept: Sequence[TypeChoice]) -> list[_Rule]:
-    grouped: dict[tuple[str, GgmlType, str], list[str]] = {}
+    grouped: dict[tuple[GgmlType, str], list[str]] = {}
     for choice in kept:
-        grouped.setdefault((_part(choice.info.name), choice.info.ggml_type, choice.why), []).append(choice.info.name)
-    return [_Rule(tuple(names), ggml_type, why) for (_, ggml_type, why), names in grouped.items()]
+        grouped.setdefault((choice.info.ggml_type, choice.why), []).append(choice.info.name)
+    return [_Rule(tuple(names), ggml_type, why) for (ggml_type, why), names in grouped.items()]
 
 
 def _solved_rules(mix: Mix) -> list[_Rule]:
@@ -78,7 +78,8 @@ def _solved_rules(mix: Mix) -> list[_Rule]:
     for part, by_type in parts.items():
         total = sum(map(len, by_type.values()))
         for ggml_type, names in sorted(by_type.items(), key=lambda entry: (len(entry[1]), entry[0].name)):
-            tensors = (f"*.{part}",) if len(names) == total and block_number(names[0]) is not None else tuple(names)
+            in_order = tuple(sorted(names, key=lambda name: block_number(name) or 0))
+            tensors = (f"*.{part}",) if len(names) == total and block_number(names[0]) is not None else in_order
             rules.append(_Rule(tensors, ggml_type, _why(mix, names, total)))
     return rules
 

@@ -148,6 +148,16 @@ RECORD: Final = Digest(
     "one record of a journal",
     "the journal: whether a record is torn",
 )  # fmt: skip
+WORK: Final = Digest(
+    "work", "sha256",
+    "version, source fingerprint, tokens and options of a calibration",
+    "run.json in a work folder: whether an interrupted calibration can go on",
+)  # fmt: skip
+GRAM: Final = Digest(
+    "gram", "xxh3-128",
+    "the bytes of one Gram matrix",
+    "metadata `mimo_gguf.calibration.statistics`: whether two files were calibrated with the same statistics",
+)  # fmt: skip
 
 # ---- texts
 TEXT: Final = Digest(
@@ -176,5 +186,6 @@ STATE: Final = Digest(
 DIGESTS: Final = (
     CHUNK, TENSOR, HEADER, TENSORS, TABLE, SOURCE, FILE, SUMS, CERTIFICATE,
     RECIPE, GGUF_HEADER, FINGERPRINT, RUN, JOURNAL, RECORD,
+    WORK, GRAM,
     TEXT, WINDOWS, KERNELS, STATE,
 )  # fmt: skip
