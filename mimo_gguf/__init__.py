@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mimo_gguf.fit.weigh import plan_fit
     from mimo_gguf.quality.checking import check_quality
     from mimo_gguf.quality.measure import measure_quality
+    from mimo_gguf.quality.original import compare
     from mimo_gguf.runtime.async_llm import AsyncLLM
     from mimo_gguf.runtime.llm import LLM
     from mimo_gguf.runtime.model import Model
@@ -76,6 +77,7 @@ __all__ = [
     "WindowFull",
     "__version__",
     "check_quality",
+    "compare",
     "convert",
     "inspect",
     "measure_quality",
@@ -122,6 +124,7 @@ _HOMES = {
     "TextPrompt": "runtime.prompts",
     "TokensPrompt": "runtime.prompts",
     "AnswerStream": "runtime.stream",
+    "compare": "quality.original",
     "convert": "verbs",
     "inspect": "verbs",
     "plan_convert": "verbs",

@@ -3,6 +3,7 @@
     plan_convert,  convert     a checkpoint becomes GGUF files, its MTP layers kept
     plan_quantize, quantize    any model becomes GGUF files of other types
     verify                     a GGUF file is compared with what was written
+    compare                    a GGUF file is compared with the original it was made from
     inspect                    a GGUF file's header is described
     measure_quality            GGUF files are judged, alone or beside what they were made from
     check_quality              files with a certificate are measured again, and compared with it
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from mimo_gguf.fit.weigh import plan_fit
     from mimo_gguf.quality.checking import check_quality
     from mimo_gguf.quality.measure import measure_quality
+    from mimo_gguf.quality.original import compare
     from mimo_gguf.quantization.estimate import TimeExpected
     from mimo_gguf.quantization.plan import QuantizeOptions, QuantizePlan
     from mimo_gguf.quantization.report import QuantizeReport
@@ -48,6 +50,7 @@ __all__ = [
     "ConvertReport",
     "QuantizePreview",
     "check_quality",
+    "compare",
     "convert",
     "inspect",
     "measure_quality",
@@ -70,6 +73,7 @@ def __getattr__(name: str) -> Any:
 
 _ELSEWHERE = {
     "check_quality": "mimo_gguf.quality.checking",
+    "compare": "mimo_gguf.quality.original",
     "measure_quality": "mimo_gguf.quality.measure",
     "plan_fit": "mimo_gguf.fit.weigh",
 }

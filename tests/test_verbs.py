@@ -26,8 +26,8 @@ SMALL = Model(n_trunk=1, width=64, ffn=96, vocab=72, heads=2, kv_heads=1, head_d
 COMMAND = {"measure_quality": "quality"}
 # what a command's option is called as an argument of its verb
 RENAMED = {"tensor_type": "tensor_types"}
-# options that are about showing, or choose between the verb and its plan
-OF_THE_COMMAND = {"dry_run", "as_json", "quiet", "profile", "tensors", "metadata", "check", "plot"}
+# options that are about showing, or choose between the verb and its plan or another verb
+OF_THE_COMMAND = {"against", "dry_run", "as_json", "quiet", "profile", "tensors", "metadata", "check", "plot"}
 # arguments that a command gives itself
 OF_THE_VERB = {"progress", "on_plan", "on_progress", "on_certified"}
 
@@ -58,6 +58,7 @@ def test_every_public_name_is_in_the_table_and_can_be_had() -> None:
         assert getattr(mimo_gguf, name) is not None
     assert mimo_gguf.convert is verbs.convert
     assert verbs.plan_fit is mimo_gguf.plan_fit
+    assert verbs.compare is mimo_gguf.compare
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         mimo_gguf.nothing  # type: ignore[attr-defined]  # noqa: B018 - asked for, that is all
 

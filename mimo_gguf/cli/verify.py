@@ -1,4 +1,4 @@
-"""`mimo-gguf verify`: checks that a file is still what was written."""
+"""`mimo-gguf verify`: checks that a file is still what was written, or compares it with its original."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ _MEANING = {
 
 def command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, or any part of a split one.")],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", metavar="SRC", help="Compare with the original: a checkpoint folder, a Hub id, or a GGUF file."
+        ),
+    ] = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -31,10 +38,20 @@ def command(
 
     Its sha256, which the Hub shows for an uploaded file, is printed and added to the checksums. If the file has a
     certificate of its quality, it must be about these tensors. The exit code is 1 if something is wrong.
+
+    With --against the file is compared with the original that it was made from: the error of each kind of tensor (with
+    --tensors of each one, the worst first), and predictions. The exit code is 1 if its weights are not the original's.
     """
     from mimo_gguf.cli.progress import open_progress
-    from mimo_gguf.verbs import verify
+    from mimo_gguf.verbs import compare, verify
 
+    if against is not None:
+        from mimo_gguf.cli.comparison import show
+
+        with open_progress(quiet=quiet, as_json=as_json) as progress:
+            comparison = compare(file, against, progress=progress)
+        show(comparison, tensors=tensors, as_json=as_json)
+        raise typer.Exit(1 if comparison.foreign else 0)
     with open_progress(quiet=quiet, as_json=as_json) as progress:
         found = verify(file, threads=threads, progress=progress)
     if as_json:

@@ -15,7 +15,7 @@ from mimo_gguf.core.data_file import FileBuffer
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.geometry import STEP35, Geometry, read_geometry
 from mimo_gguf.core.model_rules import model_fault
-from mimo_gguf.core.model_source import ModelSource, SourceTensor
+from mimo_gguf.core.model_source import ModelSource, SourceTensor, TensorInfo
 from mimo_gguf.reference.decode import Floats, decode_rows
 from mimo_gguf.reference.products import NUMPY, Products
 
@@ -24,7 +24,7 @@ HEAD: Final = "output.weight"
 FINAL_NORM: Final = "output_norm.weight"
 
 _STRIP_BYTES: Final = 1 << 23  # of stored weights that are decoded at a time
-_CHUNK_WEIGHTS: Final = 1 << 25  # of a matrix that is read in parts: 128 MiB of float32
+CHUNK_WEIGHTS: Final = 1 << 25  # of a matrix that is read in parts: 128 MiB of float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,10 @@ class ReferenceModel:
         """Whether the model has a tensor of this GGUF name."""
         return name in self._tensors
 
+    def info(self, name: str) -> TensorInfo:
+        """What the tensor of a GGUF name is."""
+        return self._tensors[name].info
+
     def weights(self, name: str) -> Floats:
         """The matrix of a GGUF name, float32 [rows, columns].
 
@@ -110,14 +114,14 @@ class ReferenceModel:
             decode_rows(raw, info.ggml_type, out[start - first : end - first])
         return out
 
-    def chunks(self, name: str) -> Iterator[tuple[int, Floats]]:
-        """A matrix in parts of at most 128 MiB: the first row of each, and its rows.
+    def chunks(self, name: str, n_weights: int = CHUNK_WEIGHTS) -> Iterator[tuple[int, Floats]]:
+        """A matrix in parts of at most `n_weights`, or of one row: the number of the first row of each, and its rows.
 
         Raises:
             CheckpointError, GgufError: its data ends early.
         """
         info = self._tensors[name].info
-        n_chunk = max(1, _CHUNK_WEIGHTS // info.n_columns)
+        n_chunk = max(1, n_weights // info.n_columns)
         for first in range(0, info.n_rows, n_chunk):
             yield first, self.rows(name, first, min(first + n_chunk, info.n_rows))
 

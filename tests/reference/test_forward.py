@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +116,7 @@ def test_embeddings_and_logits_of_a_matrix_that_is_read_in_parts(
     with open_reference(path) as model:
         rows, whole = embed(model, tokens), model.weights("token_embd.weight")
         logits = head_logits(model, rows)
-        monkeypatch.setattr("mimo_gguf.reference.model._CHUNK_WEIGHTS", 640)
+        monkeypatch.setattr(ReferenceModel, "chunks", partialmethod(ReferenceModel.chunks, n_weights=640))
         monkeypatch.setattr("mimo_gguf.reference.model._STRIP_BYTES", 1)
         assert np.array_equal(rows, whole[tokens])
         assert np.array_equal(embed(model, tokens), rows)
