@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from mimo_gguf.cli import ui
-from mimo_gguf.cli.options import GpuLayers, Json, Mtp, Quiet, Threads
+from mimo_gguf.cli.options import Force, GpuLayers, Json, Mtp, Quiet, Threads
+from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import counted, format_size
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ _DRAFTS: Final = "share of tokens at which the MTP layer drafts what the trunk f
 
 
 def command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="GGUF files to judge.", show_default=False)],
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE...", help="GGUF files to judge.", show_default=False)
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option("--base", metavar="SRC", help="What they were made from: a GGUF, a checkpoint or a Hub id."),
@@ -73,6 +76,21 @@ def command(
         Path | None,
         typer.Option("--work", metavar="DIR", help="Keep the base's states and the scores there, for further files."),
     ] = None,
+    write_text: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-text",
+            metavar="OUT",
+            help="Write the base's own answers to shipped prompts there, as a text for -f.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        int, typer.Option("--prompts", min=1, metavar="N", help="Prompts that --write-text asks, 450 at most.")
+    ] = 48,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, metavar="T", help="Of --write-text; 0 is greedy, above 0 seeded.")
+    ] = 0.0,
+    force: Force = False,
     threads: Threads = None,
     gpu_layers: GpuLayers = None,
     certify: Annotated[
@@ -91,11 +109,20 @@ def command(
 
     The table is printed on stdout. After Ctrl-C the same command goes on where it stopped.
     """
+    from mimo_gguf.cli.quality_answers import write_text as write_answers
     from mimo_gguf.cli.quality_certificates import check_files, print_certified
     from mimo_gguf.cli.quality_overview import check_plot, plot_report, print_overview
     from mimo_gguf.cli.quality_screen import showing
     from mimo_gguf.verbs import measure_quality
 
+    if write_text is not None:
+        write_answers(
+            write_text, files or (), base, n_prompts=prompts, temperature=temperature, threads=threads, force=force,
+            as_json=as_json, quiet=quiet,
+        )  # fmt: skip
+        return
+    if not files:
+        raise UsageError("missing argument 'FILE...'", hint="mimo-gguf quality FILE.gguf")
     if check:
         given = {"base": base, "texts": texts or (), "work": work, "threads": threads, "gpu_layers": gpu_layers}
         raise typer.Exit(0 if check_files(files, given, as_json=as_json, quiet=quiet) else 1)

@@ -27,8 +27,8 @@ class QualityScreen:
         self._before = 0  # tokens that an earlier run had read
         self._shown_s = 0.0
 
-    def update(self, what: str, done: int, total: int) -> None:
-        """Receives the tokens done and to do of a base or a file."""
+    def update(self, what: str, done: int, total: int, unit: str = "tokens") -> None:
+        """Receives the tokens, or other units, done and to do of a base or a file."""
         now = self._clock()
         if what != self._what:
             self._what, self._started_s, self._before = what, now, done
@@ -37,19 +37,20 @@ class QualityScreen:
         self._shown_s = now
         if self._quiet:
             return
-        line = self.describe(done, total, now)
+        line = self.describe(done, total, now, unit)
         if self._live.possible:
             self._live.draw(dimmed(ui.harmless(line), ui.err))
         else:
             ui.print_note(line)
 
-    def describe(self, done: int, total: int, now: float) -> str:
+    def describe(self, done: int, total: int, now: float, unit: str = "tokens") -> str:
         """The line: `Q4_K_M.gguf: 4096 of 16384 tokens, 83 tok/s, 2:28 left`."""
-        line = f"{self._what}: {done} of {total} tokens"
+        line = f"{self._what}: {done} of {total} {unit}"
         seconds = now - self._started_s
         if done > self._before and seconds > 0:
             speed = (done - self._before) / seconds
-            line += f", {speed:.0f} tok/s, {format_clock((total - done) / speed)} left"
+            pace = f"{speed:.0f} tok/s, " if unit == "tokens" else ""
+            line += f", {pace}{format_clock((total - done) / speed)} left"
         return line
 
     def erase(self) -> None:

@@ -78,35 +78,43 @@ class _Judge:
 
     def judged(self, file: PlannedFile) -> FileQuality:
         """Measures a file; what an earlier run left is not computed again."""
-        started, n_windows = time.perf_counter(), len(self.plan.windows)
-        scores = ScoreFile(
-            self.folder / f"{self._key(file)}.scores", n_judged(self.plan.options.n_ctx), len(file.hidden)
-        )
+        n_windows, n_ctx, seconds = len(self.plan.windows), self.plan.options.n_ctx, 0.0
+        scores = ScoreFile(self.folder / f"{self._key(file)}.scores", n_judged(n_ctx), len(file.hidden))
         n_before = scores.n_windows
         if n_before < n_windows:
             try:
-                self._judge(file, scores)
+                seconds = self._judge(file, scores)
             except WeightsError as error:
                 hint = f"look for damage: mimo-gguf verify {command_word(file.path)}"
                 raise WeightsError(f"{file.path.name}: {error.message}", hint=hint) from None
             finally:
                 scores.save()
-        n_read = (n_windows - n_before) * self.plan.options.n_ctx
-        return self._summed_up(file, scores, time.perf_counter() - started, n_read)
+        return self._summed_up(file, scores, seconds, (n_windows - n_before) * n_ctx)
 
     def _key(self, file: PlannedFile) -> str:
         base = self.plan.base
         where = self.plan.arithmetic, str(self.plan.n_gpu_layers), base.way if base else ""
         return key_of(file.fingerprint, *where, *file.hidden)
 
-    def _judge(self, file: PlannedFile, scores: ScoreFile) -> None:
-        read = self._blocks if self.plan.arithmetic == "float32" else self._passes
-        n, n_ctx = len(self.plan.windows), self.plan.options.n_ctx
-        first = scores.n_windows
-        self.on_progress(file.path.name, first * n_ctx, n * n_ctx)
-        for index, (logits, drafts) in enumerate(read(file, first), first):
-            scores.add(self._compared(index, logits), drafts)
-            self.on_progress(file.path.name, (index + 1) * n_ctx, n * n_ctx)
+    def _judge(self, file: PlannedFile, scores: ScoreFile) -> float:
+        """Adds the scores of the windows that are left. Returns the seconds that it took, loading not counted."""
+        n, n_ctx, first = len(self.plan.windows), self.plan.options.n_ctx, scores.n_windows
+        with ExitStack() as stack:
+            readings = self._open(file, first, stack)
+            self.on_progress(file.path.name, first * n_ctx, n * n_ctx)
+            started = time.perf_counter()
+            for index, (logits, drafts) in enumerate(readings, first):
+                scores.add(self._compared(index, logits), drafts)
+                self.on_progress(file.path.name, (index + 1) * n_ctx, n * n_ctx)
+            return time.perf_counter() - started
+
+    def _open(self, file: PlannedFile, first: int, stack: ExitStack) -> Iterator[Reading]:
+        """What is read from window number `first` on; a model that has to be loaded is loaded now."""
+        if self.plan.arithmetic == "float32":
+            return self._blocks(file, first)
+        options = self.plan.options
+        reading = ReaderOptions(options.n_ctx, file.hidden, options.n_threads, self.plan.n_gpu_layers)
+        return self._passes(stack.enter_context(BackendReader(file.path, reading)), first, file.hidden)
 
     def _compared(self, index: int, logits: Floats) -> TokenScores:
         targets = targets_of(self.plan.windows[index].tokens)
@@ -115,14 +123,10 @@ class _Judge:
         base = self.base.logits(index)
         return compare_rows(base, logits, targets, executor=self.executor, n_threads=self.n_threads)
 
-    def _passes(self, file: PlannedFile, first: int) -> Iterator[Reading]:
-        """Reads the windows from number `first` on through llama.cpp."""
-        options = self.plan.options
-        reading = ReaderOptions(options.n_ctx, file.hidden, options.n_threads, self.plan.n_gpu_layers)
-        with BackendReader(file.path, reading) as reader:
-            for window in self.plan.windows[first:]:
-                logits = reader.read(window.tokens)
-                yield logits, [reader.drafts(window.tokens, hidden) for hidden in file.hidden]
+    def _passes(self, reader: BackendReader, first: int, ways: Sequence[HiddenState]) -> Iterator[Reading]:
+        for window in self.plan.windows[first:]:
+            logits = reader.read(window.tokens)
+            yield logits, [reader.drafts(window.tokens, hidden) for hidden in ways]
 
     def _blocks(self, file: PlannedFile, first: int) -> Iterator[Reading]:
         """Computes with the file's weights in float32, all windows block by block, then gives window by window."""

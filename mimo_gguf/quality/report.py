@@ -69,7 +69,7 @@ class FileQuality:
         fingerprint: digest of its header and of what decides its weights.
         by_kind: kind of text -> figures; `ALL` is the last.
         acceptance: states that the MTP block was given -> kind of text -> share of its drafts that the trunk accepts.
-        seconds, n_read: time of this run, and the tokens that it read in that time.
+        seconds, n_read: time of this run without loading, and the tokens that it read in that time.
     """
 
     path: Path
