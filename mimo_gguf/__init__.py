@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     )
     from mimo_gguf.runtime.prompts import TextPrompt, TokensPrompt
     from mimo_gguf.runtime.stream import AnswerStream
-    from mimo_gguf.verbs import convert, inspect, plan_convert, plan_quantize, quantize, verify
+    from mimo_gguf.verbs import convert, imatrix, inspect, plan_convert, plan_quantize, quantize, verify
 
 __all__ = [
     "LLM",
@@ -79,6 +79,7 @@ __all__ = [
     "check_quality",
     "compare",
     "convert",
+    "imatrix",
     "inspect",
     "measure_quality",
     "plan_convert",
@@ -126,6 +127,7 @@ _HOMES = {
     "AnswerStream": "runtime.stream",
     "compare": "quality.original",
     "convert": "verbs",
+    "imatrix": "verbs",
     "inspect": "verbs",
     "plan_convert": "verbs",
     "plan_quantize": "verbs",

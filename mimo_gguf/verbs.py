@@ -8,6 +8,7 @@
     measure_quality            GGUF files are judged, alone or beside what they were made from
     check_quality              files with a certificate are measured again, and compared with it
     plan_fit                   the memory that a run needs is computed, device by device
+    imatrix                    how much each column of a model's matrices is used is measured on texts
 
 A `plan_...` function reads headers only and writes nothing: it is the `--dry-run` of its command. A command parses its
 arguments, calls one of these functions, and shows what it returns. Conversion and quantization do not import each
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from mimo_gguf.core.progress import Progress
     from mimo_gguf.fit.weigh import plan_fit
     from mimo_gguf.quality.checking import check_quality
+    from mimo_gguf.quality.imatrix.run import imatrix
     from mimo_gguf.quality.measure import measure_quality
     from mimo_gguf.quality.original import compare
     from mimo_gguf.quantization.estimate import TimeExpected
@@ -52,6 +54,7 @@ __all__ = [
     "check_quality",
     "compare",
     "convert",
+    "imatrix",
     "inspect",
     "measure_quality",
     "plan_convert",
@@ -74,6 +77,7 @@ def __getattr__(name: str) -> Any:
 _ELSEWHERE = {
     "check_quality": "mimo_gguf.quality.checking",
     "compare": "mimo_gguf.quality.original",
+    "imatrix": "mimo_gguf.quality.imatrix.run",
     "measure_quality": "mimo_gguf.quality.measure",
     "plan_fit": "mimo_gguf.fit.weigh",
 }

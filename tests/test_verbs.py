@@ -29,12 +29,12 @@ RENAMED = {"tensor_type": "tensor_types"}
 # options that are about showing, or choose between the verb and its plan or another verb
 OF_THE_COMMAND = {"against", "dry_run", "as_json", "quiet", "profile", "tensors", "metadata", "check", "plot"}
 # options of a command that does more than its verb, and what it needs less for that
-FURTHER = {"measure_quality": {"files", "write_text", "prompts", "temperature", "force"}}
+FURTHER = {"measure_quality": {"files", "write_text", "prompts", "temperature", "force"}, "imatrix": {"merge", "show"}}
 # arguments that a command gives itself
 OF_THE_VERB = {"progress", "on_plan", "on_progress", "on_certified"}
 
 
-@pytest.mark.parametrize("name", ["convert", "quantize", "verify", "inspect", "measure_quality"])
+@pytest.mark.parametrize("name", ["convert", "quantize", "imatrix", "verify", "inspect", "measure_quality"])
 def test_a_verb_takes_what_its_command_takes_with_the_same_defaults(name: str) -> None:
     def defaults(function: Callable[..., Any]) -> dict[str, Any]:
         given = inspect.signature(function).parameters.values()

@@ -28,6 +28,7 @@ from mimo_gguf.core.version import __version__
 COMMANDS: Final[dict[str, str]] = {
     "convert": "Make",
     "quantize": "Make",
+    "imatrix": "Make",
     "inspect": "Look",
     "verify": "Look",
     "quality": "Look",

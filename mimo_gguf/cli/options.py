@@ -57,6 +57,23 @@ Auto = Annotated[
     bool, typer.Option("--auto", show_default=False, help="Choose for the free memory whatever is not given.")
 ]
 
+# ---- what is read
+
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-f", "--text", metavar="TEXT", show_default=False,
+        help="A text, folder, JSONL of conversations, or a name; repeatable [default: what every machine has].",
+    ),
+]  # fmt: skip
+WindowTokens = Annotated[int, typer.Option("-c", "--ctx", min=2, metavar="N", help="Tokens of a window.")]
+AllText = Annotated[
+    bool,
+    typer.Option(
+        "--all-text", help="Read all documents, those for calibration and for judging, and leave texts whole."
+    ),
+]
+
 # ---- what is made
 
 OneType = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="File type, like Q4_K_M.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from mimo_gguf.cli import ui
-from mimo_gguf.cli.options import Force, GpuLayers, Json, Mtp, Quiet, Threads
+from mimo_gguf.cli.options import AllText, Force, GpuLayers, Json, Mtp, Quiet, Texts, Threads, WindowTokens
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import counted, format_size
 
@@ -41,17 +41,8 @@ def command(
         str | None,
         typer.Option("--base", metavar="SRC", help="What they were made from: a GGUF, a checkpoint or a Hub id."),
     ] = None,
-    texts: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-f",
-            "--text",
-            metavar="TEXT",
-            show_default=False,
-            help="A text, folder, JSONL of conversations, or a name; repeatable [default: what every machine has].",
-        ),
-    ] = None,
-    ctx: Annotated[int, typer.Option("-c", "--ctx", min=2, metavar="N", help="Tokens of a window.")] = 512,
+    texts: Texts = None,
+    ctx: WindowTokens = 512,
     tokens: Annotated[
         int, typer.Option("-n", "--tokens", min=0, metavar="N", help="Tokens to read in all; 0 reads everything.")
     ] = 16384,
@@ -68,10 +59,7 @@ def command(
         str, typer.Option("--hidden", metavar="WHICH", help="States that the MTP layer reads: pre, post or both.")
     ] = "pre",
     mtp: Mtp = None,
-    all_text: Annotated[
-        bool,
-        typer.Option("--all-text", help="Also read the documents that are for calibration, and leave texts whole."),
-    ] = False,
+    all_text: AllText = False,
     work: Annotated[
         Path | None,
         typer.Option("--work", metavar="DIR", help="Keep the base's states and the scores there, for further files."),

@@ -143,6 +143,11 @@ JOURNAL: Final = Digest(
     "the run digest and the names of the kernels",
     "the journal's first line: whether an interrupted run can go on",
 )  # fmt: skip
+GATHERED: Final = Digest(
+    "gathered", "sha256",
+    "source fingerprint, options and windows of an importance matrix that is being measured",
+    "the sums of an interrupted run: whether the same run can go on with them",
+)  # fmt: skip
 RECORD: Final = Digest(
     "record", "xxh3-64",
     "one record of a journal",
@@ -187,5 +192,5 @@ DIGESTS: Final = (
     CHUNK, TENSOR, HEADER, TENSORS, TABLE, SOURCE, FILE, SUMS, CERTIFICATE,
     RECIPE, GGUF_HEADER, FINGERPRINT, RUN, JOURNAL, RECORD,
     WORK, GRAM,
-    TEXT, WINDOWS, KERNELS, STATE,
+    TEXT, WINDOWS, GATHERED, KERNELS, STATE,
 )  # fmt: skip
