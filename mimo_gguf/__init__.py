@@ -8,6 +8,7 @@ TYPE_CHECKING = False  # as typing's, which takes longer to import than all of t
 if TYPE_CHECKING:
     from typing import Any
 
+    from mimo_gguf.calibrated import calibrate, plan_calibrate
     from mimo_gguf.chat.answer import Answer, AnswerOptions
     from mimo_gguf.chat.reasoning import Kind, Piece
     from mimo_gguf.core.errors import (
@@ -76,12 +77,14 @@ __all__ = [
     "WeightsError",
     "WindowFull",
     "__version__",
+    "calibrate",
     "check_quality",
     "compare",
     "convert",
     "imatrix",
     "inspect",
     "measure_quality",
+    "plan_calibrate",
     "plan_convert",
     "plan_fit",
     "plan_quantize",
@@ -125,6 +128,8 @@ _HOMES = {
     "TextPrompt": "runtime.prompts",
     "TokensPrompt": "runtime.prompts",
     "AnswerStream": "runtime.stream",
+    "calibrate": "calibrated",
+    "plan_calibrate": "calibrated",
     "compare": "quality.original",
     "convert": "verbs",
     "imatrix": "verbs",

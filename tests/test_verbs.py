@@ -22,6 +22,8 @@ from tests.quantization.runs import files_in
 
 SMALL = Model(n_trunk=1, width=64, ffn=96, vocab=72, heads=2, kv_heads=1, head_dim=32)
 
+# verbs that share a command; it has the options of all
+TOGETHER = {"quantize": ("calibrate",)}
 # the command of a verb, if it has another name
 COMMAND = {"measure_quality": "quality"}
 # what a command's option is called as an argument of its verb
@@ -29,7 +31,11 @@ RENAMED = {"tensor_type": "tensor_types"}
 # options that are about showing, or choose between the verb and its plan or another verb
 OF_THE_COMMAND = {"against", "dry_run", "as_json", "quiet", "profile", "tensors", "metadata", "check", "plot"}
 # options of a command that does more than its verb, and what it needs less for that
-FURTHER = {"measure_quality": {"files", "write_text", "prompts", "temperature", "force"}, "imatrix": {"merge", "show"}}
+FURTHER = {
+    "measure_quality": {"files", "write_text", "prompts", "temperature", "force"},
+    "imatrix": {"merge", "show"},
+    "quantize": {"calibrate", "card", "ctx"},
+}
 # arguments that a command gives itself
 OF_THE_VERB = {"progress", "on_plan", "on_progress", "on_certified"}
 
@@ -42,9 +48,19 @@ def test_a_verb_takes_what_its_command_takes_with_the_same_defaults(name: str) -
 
     command = defaults(importlib.import_module(f"mimo_gguf.cli.{COMMAND.get(name, name)}").command)
     verb = defaults(getattr(verbs, name))
+    for other in TOGETHER.get(name, ()):
+        verb = defaults(getattr(mimo_gguf, other)) | verb
     further = FURTHER.get(name, set())
     assert {key: value for key, value in command.items() if key not in OF_THE_COMMAND | further} == {
         key: value for key, value in verb.items() if key not in OF_THE_VERB | further
+    }
+
+
+def test_what_decides_a_calibration_decides_its_plan() -> None:
+    verb = inspect.signature(mimo_gguf.calibrate).parameters
+    plan = inspect.signature(mimo_gguf.plan_calibrate).parameters
+    assert {key: plan[key].default for key in plan} == {
+        key: verb[key].default for key in verb if key not in OF_THE_VERB
     }
 
 

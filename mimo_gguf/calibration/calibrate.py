@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mimo_gguf.calibration.calibrated_source import calibrated_source
 from mimo_gguf.calibration.encode import Outcome
@@ -50,9 +51,31 @@ class CalibratedFile:
     outcomes: tuple[Outcome, ...] = field(repr=False, default=())
 
     @property
+    def before(self) -> float | None:
+        """The divergence predicted for the profile's own types with importance encoding; None if it is not known."""
+        return None if self.solved is None else self.solved.before
+
+    @property
+    def after(self) -> float | None:
+        """The divergence predicted for this file; None if it is not known."""
+        return None if self.solved is None else self.solved.after
+
+    @property
     def n_plain(self) -> int:
         """The matrices whose plain importance encoding was the better one, or the only one."""
         return sum(outcome.method == "importance" for outcome in self.outcomes)
+
+    def as_json(self) -> dict[str, Any]:
+        """The file as a JSON document."""
+        return {
+            "path": str(self.path),
+            "was_complete": self.written is None,
+            "written": None if self.written is None else self.written.as_json(),
+            "profile": None if self.profile is None else str(self.profile),
+            "predicted_before": self.before,
+            "predicted_after": self.after,
+            "matrices": [asdict(outcome) for outcome in self.outcomes],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +84,10 @@ class CalibrationReport:
 
     files: tuple[CalibratedFile, ...]
     seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as a JSON document."""
+        return {"files": [file.as_json() for file in self.files], "seconds": self.seconds}
 
 
 def run_calibration(plan: CalibrationPlan, progress: Progress | None = None) -> CalibrationReport:

@@ -62,7 +62,7 @@ def estimate_time(plan: CalibrationPlan) -> TimeExpected:
     per_block = _block_weights(g)
     blocks = g.n_trunk + g.n_mtp
     widths = [g.embedding_length, g.head_count * g.value_length, g.embedding_length, g.feed_forward_length]
-    n_tokens = plan.text.n_tokens + sum(map(len, plan.text.held_out))
+    n_tokens = plan.text.n_tokens + plan.text.n_held_out
     sample = sample_of(plan.text).size
     solves = any(output.wanted.solved for output in plan.outputs)
     head = 2 * g.vocab_size * g.embedding_length

@@ -9,7 +9,7 @@ import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,11 @@ class CalibrationText:
     def n_tokens(self) -> int:
         """The tokens that are encoded with."""
         return sum(map(len, self.used))
+
+    @property
+    def n_held_out(self) -> int:
+        """The tokens that are judged by."""
+        return sum(map(len, self.held_out))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,28 @@ class CalibrationPlan:
     disk_bytes: int
     memory_bytes: int
     notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as a JSON document."""
+        return {
+            "source": self.source.label,
+            "text": {"digest": self.text.digest, "n_tokens": self.text.n_tokens, "n_held_out": self.text.n_held_out},
+            "mix": self.options.mix,
+            "outputs": [
+                {
+                    "path": str(output.path),
+                    "base": output.wanted.profile.name,
+                    "most_bytes": output.budget_bytes,
+                    "n_solved": len(output.wanted.solved),
+                }
+                for output in self.outputs
+            ],
+            "complete": list(map(str, self.complete)),
+            "work": str(self.work),
+            "disk_bytes": self.disk_bytes,
+            "memory_bytes": self.memory_bytes,
+            "notes": list(self.notes),
+        }
 
 
 def plan_calibration(
@@ -238,7 +265,7 @@ def _row_bytes_or_zero(ggml_type: GgmlType, n_columns: int) -> int:
 
 def _disk_bytes(geometry: Geometry, text: CalibrationText, outputs: Sequence[CalibratedOutput]) -> int:
     """The bytes of the work folder: encoded matrices, and states between blocks, of which two are there at a time."""
-    n_tokens = text.n_tokens + sum(map(len, text.held_out))
+    n_tokens = text.n_tokens + text.n_held_out
     states = 2 * n_tokens * geometry.embedding_length * 4
     sample = 2 * (geometry.n_trunk + 1) * sample_of(text).size * geometry.embedding_length * 4
     return sum(min(output.budget_bytes, output.wanted.n_bytes) for output in outputs) + max(states, sample)
@@ -254,7 +281,7 @@ def _memory_bytes(geometry: Geometry, text: CalibrationText) -> int:
     widest = max(widths)
     block = 4 * g.embedding_length * (2 * g.head_count * g.key_length + 2 * g.head_count_kv * g.key_length)
     block += 3 * 4 * g.embedding_length * g.feed_forward_length
-    states = 4 * g.embedding_length * (text.n_tokens + sum(map(len, text.held_out)))
+    states = 4 * g.embedding_length * (text.n_tokens + text.n_held_out)
     forward = block + states + grams + 4 * widest * widest
     factorization = grams + 3 * 8 * widest * widest + 3 * 4 * g.embedding_length * widest
     head = int(1.5 * 4 * g.vocab_size * sample_of(text).size)
