@@ -36,6 +36,7 @@ Tap = Callable[[str, Floats], None]
 
 _FFN_ROWS: Final = 1024  # tokens whose inner activations are in memory at a time
 _QUERY_ROWS: Final = 128  # queries of each head whose scores are in memory at a time
+_CACHED_FLOATS: Final = 1 << 15  # that stay in a core's cache: touching new memory takes longer than computing
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +226,8 @@ def _attention(x: Floats, weights: BlockWeights, first_position: int, tap: Tap |
 def _swiglu(x: Floats, weights: BlockWeights, tap: Tap | None) -> Floats:
     if tap is not None:
         tap(weights.name("ffn_gate"), x)
-    inner = silu(weights.ffn_gate.product(x))
+    inner = weights.ffn_gate.product(x)
+    silu(inner, out=inner)
     inner *= weights.ffn_up.product(x)
     if tap is not None:
         tap(weights.name("ffn_down"), inner)
@@ -239,12 +241,19 @@ def _biased(x: Floats, matrix: Matrix, bias: Floats | None) -> Floats:
     return out
 
 
-def silu(x: Floats) -> Floats:
-    """x / (1 + exp(-x))."""
+def silu(x: Floats, out: Floats | None = None) -> Floats:
+    """x / (1 + exp(-x)) of rows [n, columns], into `out` if it is given, which may be `x` itself."""
+    out = np.empty_like(x) if out is None else out
+    n_rows = max(1, _CACHED_FLOATS // x.shape[1])
+    scratch = np.empty((n_rows, x.shape[1]), np.float32)
     with np.errstate(over="ignore"):  # x / inf is the right zero
-        out: Floats = np.exp(-x)
-    out += 1
-    np.divide(x, out, out=out)
+        for first in range(0, len(x), n_rows):
+            rows = x[first : first + n_rows]
+            divisor = scratch[: len(rows)]
+            np.negative(rows, out=divisor)
+            np.exp(divisor, out=divisor)
+            divisor += 1
+            np.divide(rows, divisor, out=out[first : first + n_rows])
     return out
 
 
@@ -261,9 +270,14 @@ def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
     half = cos.shape[1]
     cos, sin = cos[:, None], sin[:, None]
     a, b = x[..., :half], x[..., half : 2 * half]
-    out = x.copy()
-    out[..., :half] = a * cos - b * sin
-    out[..., half : 2 * half] = b * cos + a * sin
+    out = np.empty_like(x)
+    np.multiply(a, cos, out=out[..., :half])
+    np.multiply(b, cos, out=out[..., half : 2 * half])
+    out[..., 2 * half :] = x[..., 2 * half :]
+    turned = b * sin
+    out[..., :half] -= turned
+    np.multiply(a, sin, out=turned)
+    out[..., half : 2 * half] += turned
     return out
 
 
@@ -300,7 +314,7 @@ def _attend(q: Floats, keys: Floats, values: Floats) -> Floats:
     scores[:, :, -m:] += _future(m)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    sums: Floats = scores.sum(axis=-1, keepdims=True)
-    out: Floats = scores.reshape(m * n_group, -1) @ values
-    out /= sums.reshape(-1, 1)
+    flat = scores.reshape(m * n_group, -1)
+    out: Floats = flat @ values
+    out /= (flat @ np.ones(len(keys), np.float32))[:, None]
     return out.reshape(m, n_group, -1)

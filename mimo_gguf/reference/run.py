@@ -15,9 +15,7 @@ from mimo_gguf.core.digests import WINDOWS
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.reference.decode import Floats
 from mimo_gguf.reference.forward import (
-    BlockWeights,
     Hidden,
-    MtpWeights,
     Tap,
     Tokens,
     block,
@@ -145,39 +143,54 @@ def _run_trunk(run: _Run) -> Sequence[Floats]:
         store.write(_stage(0), _embedded(run.model, run.windows))
     run.count.add(done * sum(map(len, run.windows)))
     for number in range(done, n_blocks):
-        weights = read_block(run.model, number)
-
-        def step(i: int, x: Floats, weights: BlockWeights = weights) -> Floats:
-            rows = block(x, weights, tap=run.tap) if len(x) else x
-            run.count.add(len(run.windows[i]))
-            return rows
-
-        on_done = partial(run.on_block, number)
-        store.advance(_stage(number), _stage(number + 1), step, keep=False, on_done=on_done)
+        _run_block(run, number)
     return store.read(_stage(n_blocks))
+
+
+def _run_block(run: _Run, number: int) -> None:
+    """Passes all windows through a block of the trunk. Its weights are forgotten before those of the next are read."""
+    weights = read_block(run.model, number)
+
+    def step(i: int, x: Floats) -> Floats:
+        rows = block(x, weights, tap=run.tap) if len(x) else x
+        run.count.add(len(run.windows[i]))
+        return rows
+
+    run.store.advance(_stage(number), _stage(number + 1), step, keep=False, on_done=partial(run.on_block, number))
 
 
 def _run_mtp(run: _Run, hidden: Hidden) -> Sequence[Floats]:
     """Runs the MTP blocks that are left on the trunk's states, and returns the rows of the first."""
-    model, first = run.model, run.model.n_trunk_blocks
-    gains = model.vector(FINAL_NORM)
-    for number in range(first, model.geometry.block_count):
-        stage = f"mtp-{number:03}-{hidden}"
-        if run.store.has(stage):
+    first = run.model.n_trunk_blocks
+    for number in range(first, run.model.geometry.block_count):
+        if run.store.has(_mtp_stage(number, hidden)):
             run.count.add(sum(map(len, run.windows)))
-            continue
-        weights = read_mtp_block(model, number)
-        embedded = _embedded(model, run.windows)
+        else:
+            _run_mtp_block(run, number, hidden)
+    return run.store.read(_mtp_stage(first, hidden))
 
-        def step(i: int, x: Floats, weights: MtpWeights = weights, embedded: Iterator[Floats] = embedded) -> Floats:
-            x = rms_norm(x, gains, model.geometry.rms_epsilon) if hidden == "post" else x
-            following = next(embedded)[1:]
-            rows = mtp_block(x[:-1], following, weights, tap=run.tap) if len(following) else following
-            run.count.add(len(run.windows[i]))
-            return rows
 
-        run.store.advance(_stage(first), stage, step, keep=True, on_done=partial(run.on_block, number))
-    return run.store.read(f"mtp-{first:03}-{hidden}")
+def _run_mtp_block(run: _Run, number: int, hidden: Hidden) -> None:
+    """Passes the trunk's states of all windows, and the tokens after them, through an MTP block."""
+    model = run.model
+    gains, epsilon = model.vector(FINAL_NORM), model.geometry.rms_epsilon
+    embedded = _embedded(model, run.windows)
+    weights = read_mtp_block(model, number)
+
+    def step(i: int, x: Floats) -> Floats:
+        following = next(embedded)[1:]
+        x = rms_norm(x[:-1], gains, epsilon) if hidden == "post" else x[:-1]
+        rows = mtp_block(x, following, weights, tap=run.tap) if len(following) else following
+        run.count.add(len(run.windows[i]))
+        return rows
+
+    after = _mtp_stage(number, hidden)
+    run.store.advance(_stage(model.n_trunk_blocks), after, step, keep=True, on_done=partial(run.on_block, number))
+
+
+def _mtp_stage(number: int, hidden: Hidden) -> str:
+    """The name of the rows of an MTP block, which depend on the states it was fed with."""
+    return f"mtp-{number:03}-{hidden}"
 
 
 def _stage(n_blocks: int) -> str:

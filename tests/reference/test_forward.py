@@ -14,8 +14,9 @@ from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import open_gguf
 from mimo_gguf.core.model_source import Bytes, ModelSource, SourceTensor, string
-from mimo_gguf.reference.forward import causal_attention, embed, head_logits
-from mimo_gguf.reference.model import ReferenceModel, open_reference
+from mimo_gguf.reference.decode import Floats
+from mimo_gguf.reference.forward import angles, causal_attention, embed, head_logits, rotate, silu
+from mimo_gguf.reference.model import ReferenceModel, Rotation, open_reference
 from mimo_gguf.reference.run import run_windows
 from tests.engine.test_parity import GEOMETRIES, TOLERANCE, difference, make_case, reference, through_llama, write_model
 from tests.reference import MIMO_TINY, Hidden, Mimo, load_checkpoint
@@ -106,6 +107,27 @@ def test_attention_over_many_tiles_equals_torch() -> None:
     wanted = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)[0]
     got = causal_attention(q, k, v).reshape(300, 6, 16)
     assert np.abs(got - wanted.transpose(0, 1).numpy()).max() < 5e-5
+
+
+def test_silu_equals_torch_where_exp_overflows_too() -> None:
+    x = np.linspace(-200, 200, 3 * 40000, dtype=np.float32).reshape(3, -1)  # a row is more than a piece
+    wanted = torch.nn.functional.silu(torch.from_numpy(x)).numpy()
+    assert np.abs(silu(x) - wanted).max() < 1e-5
+    rows = x.reshape(-1, 60).copy()
+    assert silu(rows, out=rows) is rows
+    assert np.array_equal(rows.reshape(3, -1), silu(x))
+
+
+def test_dimensions_beyond_the_rotated_ones_stay() -> None:
+    x = np.random.default_rng(0).standard_normal((9, 2, 16), np.float32)
+    turned = rotate(x, *angles(9, Rotation(8, 10000.0), 3))
+    assert np.array_equal(turned[..., 8:], x[..., 8:])
+    assert np.allclose(np.square(turned).sum(-1), np.square(x).sum(-1), rtol=1e-5)
+    assert np.abs(rotate(turned, *_backwards(angles(9, Rotation(8, 10000.0), 3))) - x).max() < 1e-6
+
+
+def _backwards(turn: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+    return turn[0], -turn[1]
 
 
 def test_embeddings_and_logits_of_a_matrix_that_is_read_in_parts(

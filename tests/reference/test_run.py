@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +85,22 @@ def test_a_tap_sees_the_inputs_of_every_matrix(model: ReferenceModel) -> None:
     gains = model.vector("blk.2.attn_norm.weight")
     normed = previous / np.sqrt((previous**2).mean(-1, keepdims=True) + 1e-5) * gains
     assert np.abs(normed - np.concatenate(seen["blk.2.attn_q.weight"])).max() < 1e-4
+
+
+def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    """A block has a million weights, everything else little; without a folder the states are in memory, too."""
+    sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "head_dim": 64}
+    with open_reference(make_model(tmp_path, **sizes)) as model:
+        in_block = [t.info.n_elements for t in model.source.tensors if t.info.name.startswith("blk.2.")]
+        block_bytes = 4 * sum(in_block)
+        assert block_bytes > 3 << 20
+        tracemalloc.start()
+        try:
+            run_windows(model, some_windows(), folder=tmp_path / "states")
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert block_bytes < peak < 1.5 * block_bytes
 
 
 def test_progress_ends_at_the_total(model: ReferenceModel, tmp_path: Path) -> None:
