@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from mimo_gguf.runtime.prompts import TextPrompt, TokensPrompt
     from mimo_gguf.runtime.stream import AnswerStream
+    from mimo_gguf.server.start import serve
     from mimo_gguf.verbs import convert, imatrix, inspect, plan_convert, plan_quantize, quantize, verify
 
 __all__ = [
@@ -89,6 +90,7 @@ __all__ = [
     "plan_fit",
     "plan_quantize",
     "quantize",
+    "serve",
     "verify",
 ]
 
@@ -128,6 +130,7 @@ _HOMES = {
     "TextPrompt": "runtime.prompts",
     "TokensPrompt": "runtime.prompts",
     "AnswerStream": "runtime.stream",
+    "serve": "server.start",
     "calibrate": "calibrated",
     "plan_calibrate": "calibrated",
     "compare": "quality.original",

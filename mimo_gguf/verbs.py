@@ -8,6 +8,7 @@
     measure_quality            GGUF files are judged, alone or beside what they were made from
     check_quality              files with a certificate are measured again, and compared with it
     plan_fit                   the memory that a run needs is computed, device by device
+    serve                      a model answers over HTTP, as OpenAI's API does
     imatrix                    how much each column of a model's matrices is used is measured on texts
 
 A `plan_...` function reads headers only and writes nothing: it is the `--dry-run` of its command. A command parses its
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from mimo_gguf.quantization.plan import QuantizeOptions, QuantizePlan
     from mimo_gguf.quantization.report import QuantizeReport
     from mimo_gguf.quantization.verification import Verification
+    from mimo_gguf.server.start import serve
 
 __all__ = [
     "ConvertPlan",
@@ -61,6 +63,7 @@ __all__ = [
     "plan_fit",
     "plan_quantize",
     "quantize",
+    "serve",
     "verify",
 ]
 
@@ -79,6 +82,7 @@ _ELSEWHERE = {
     "compare": "mimo_gguf.quality.original",
     "imatrix": "mimo_gguf.quality.imatrix.run",
     "measure_quality": "mimo_gguf.quality.measure",
+    "serve": "mimo_gguf.server.start",
     "plan_fit": "mimo_gguf.fit.weigh",
 }
 

@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, str]] = {
     "gpus": "Look",
     "doctor": "Look",
     "chat": "Run",
+    "serve": "Run",
     "bench": "Run",
     "worker": "Run",
 }
@@ -181,4 +182,11 @@ _Misused: Final[Any] = typer.BadParameter.__base__  # click's UsageError: some v
 _POSSIBLE: Final = re.compile(r" \((Possible options|Did you mean).*\)$")
 _NO_COMMAND: Final = re.compile(r"No such command '(.*)'", re.IGNORECASE)
 _PATHS: Final = frozenset({"FILE", "DIR", "SRC", "OUT", "PROGRAM"})  # metavars of what may be a path
-_MEANT: Final = {"version": "--version", "help": "--help", "run": "chat", "info": "inspect", "download": "convert"}
+_MEANT: Final = {
+    "version": "--version",
+    "help": "--help",
+    "run": "chat",
+    "server": "serve",
+    "info": "inspect",
+    "download": "convert",
+}

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.chat_asking import ask
+from mimo_gguf.cli.llama_log import copied_log
 from mimo_gguf.cli.loading import loading, print_advice
 from mimo_gguf.cli.options import (
+    AlwaysDraft,
     Auto,
     Ctx,
+    Draft,
     Exact,
     Force,
     GpuLayers,
@@ -33,8 +36,6 @@ from mimo_gguf.cli.workers import use_workers
 from mimo_gguf.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mimo_gguf.chat.answer import Answer
     from mimo_gguf.cli.chat_screen import Screen
 
@@ -72,10 +73,8 @@ def command(
     grammar: Annotated[Path | None, typer.Option(metavar="FILE", help="GBNF grammar of the answer.")] = None,
     json_schema: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON schema of the answer.")] = None,
     mtp: Mtp = None,
-    draft: Annotated[int, typer.Option(metavar="N", help="Tokens drafted at a time.")] = 1,
-    always_draft: Annotated[
-        bool, typer.Option("--always-draft", help="Draft even if that is slower than not drafting.")
-    ] = False,
+    draft: Draft = 1,
+    always_draft: AlwaysDraft = False,
     draft_p_min: Annotated[float, typer.Option(metavar="P", help="Draft only tokens at least this likely.")] = 0.0,
     hidden: Annotated[str, typer.Option(metavar="pre|post", help="Trunk state the MTP layer is fed.")] = "pre",
     threads: Threads = None,
@@ -121,7 +120,7 @@ def command(
     if resume:
         kept, conversation = resumed_conversation(kept_folder(), system)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_copied_log(log_file, verbose))
+        stack.enter_context(copied_log(log_file, verbose))
         options = SessionOptions(
             n_threads=threads or 0, n_draft=draft, p_min=draft_p_min, adaptive=not always_draft,
             hidden="post" if hidden == "post" else "pre",
@@ -186,26 +185,6 @@ def _grammar(grammar: Path | None, json_schema: Path | None) -> str | None:
     if json_schema is not None:
         return grammar_of_schema(read_text(json_schema))
     return None if grammar is None else read_text(grammar)
-
-
-@contextlib.contextmanager
-def _copied_log(path: Path | None, verbose: bool) -> Iterator[None]:
-    """Copies llama.cpp's log to a file, or to stderr if it is `verbose`, until the end of the `with` block."""
-    from mimo_gguf.llama.log import use_log
-
-    with contextlib.nullcontext(sys.stderr) if path is None else _open_log(path) as stream:
-        use_log(copy_to=ui.HarmlessLines(stream) if verbose or path is not None else None)
-        try:
-            yield
-        finally:
-            use_log(copy_to=None)
-
-
-def _open_log(path: Path) -> Any:
-    try:
-        return path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}", hint="choose another --log-file") from None
 
 
 def _somebody_watches() -> bool:

@@ -12,7 +12,7 @@ import typer
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.candidates import USUAL_TYPES, choose_devices, find_candidates
 from mimo_gguf.cli.loading import print_advice
-from mimo_gguf.cli.options import Auto, Ctx, Exact, GpuLayers, Json, KvType, Mtp, Rpc, Types, Ubatch
+from mimo_gguf.cli.options import Auto, Ctx, Exact, GpuLayers, Json, KvType, Mtp, Parallel, Rpc, Types, Ubatch
 from mimo_gguf.core.errors import DoesNotFit, UsageError
 from mimo_gguf.core.units import format_size
 
@@ -41,9 +41,7 @@ def command(
     ubatch: Ubatch = None,
     mtp: Mtp = None,
     flash_attn: Annotated[bool, typer.Option("--flash-attn/--no-flash-attn", help="Flash attention.")] = True,
-    parallel: Annotated[
-        int, typer.Option("--parallel", min=1, metavar="N", help="Conversations at once, sharing --ctx.")
-    ] = 1,
+    parallel: Parallel = 1,
     gpu_layers: GpuLayers = None,
     exact: Exact = False,
     auto: Auto = False,

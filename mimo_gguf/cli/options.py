@@ -53,6 +53,13 @@ Exact = Annotated[
 Rpc = Annotated[
     list[str] | None, typer.Option("--rpc", metavar="HOST:PORT", help="Also use this worker; repeat it for several.")
 ]
+Parallel = Annotated[
+    int, typer.Option("--parallel", min=1, max=256, metavar="N", help="Conversations at once, sharing --ctx.")
+]
+Draft = Annotated[int, typer.Option("--draft", metavar="N", help="Tokens drafted at a time.")]
+AlwaysDraft = Annotated[bool, typer.Option("--always-draft", help="Draft even if that is slower than not drafting.")]
+Host = Annotated[str, typer.Option("--host", help="Address to listen on; strangers must not reach it.")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port to listen on.")]
 Auto = Annotated[
     bool, typer.Option("--auto", show_default=False, help="Choose for the free memory whatever is not given.")
 ]

@@ -8,15 +8,13 @@ from typing import Annotated
 import typer
 
 from mimo_gguf.cli import ui
-from mimo_gguf.cli.options import Threads
+from mimo_gguf.cli.options import Host, Port, Threads
 from mimo_gguf.core.units import format_size
 
 
 def command(
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; strangers must not reach it.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 50052,
+    host: Host = "127.0.0.1",
+    port: Port = 50052,
     cpu: Annotated[bool, typer.Option("--cpu", help="Lend the CPU even if there is a GPU.")] = False,
     threads: Threads = None,
 ) -> None:

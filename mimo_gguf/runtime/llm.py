@@ -78,10 +78,20 @@ class LLM:
 
             planned = {**load, "exact": load.get("exact", False) or session.exact}
             source = str(find_model_file(source, quantization, revision, download_dir, session.n_parallel, planned))
-        self.model = Model.load(source, options=session, **load)
-        self._seeds = Seeds(args.seed)
+        self._begin(Model.load(source, options=session, **load), args.seed, disable_log_stats=disable_log_stats)
+
+    @classmethod
+    def of_model(cls, model: Model) -> LLM:
+        """An LLM that answers with a loaded model, and closes it at its own end."""
+        llm = cls.__new__(cls)
+        llm._begin(model, None, disable_log_stats=True)
+        return llm
+
+    def _begin(self, model: Model, seed: int | None, *, disable_log_stats: bool) -> None:
+        self.model = model
+        self._seeds = Seeds(seed)
         self._next_id = request_ids()
-        self._log = None if disable_log_stats else ThroughputLog(self.model.driver.scheduler)
+        self._log = None if disable_log_stats else ThroughputLog(model.driver.scheduler)
 
     def close(self) -> None:
         """Frees contexts and weights."""

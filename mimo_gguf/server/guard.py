@@ -62,7 +62,7 @@ class Guard:
         else:
             await self._app(scope, receive, send_named)
         LOGGER.info(
-            "%s %s %s %d %.3f s", request_id, scope["method"], scope["path"], status, time.perf_counter() - began
+            "%s %s %r %d %.3f s", request_id, scope["method"], scope["path"], status, time.perf_counter() - began
         )
 
     def _refusal(self, scope: Scope, headers: Headers, origin: str | None) -> Failure | None:

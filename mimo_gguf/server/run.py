@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -14,6 +16,7 @@ from typing import Final
 import uvicorn
 
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.log import LOGGER
 from mimo_gguf.server.app import make_app
 from mimo_gguf.server.engine import Engine
 from mimo_gguf.server.settings import Settings
@@ -22,26 +25,28 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG: Final = 512
 
 
-def run(engine: Engine, settings: Settings, on_ready: Callable[[Settings], None] | None = None) -> bool:
+def run(
+    engine: Engine, settings: Settings, listener: socket.socket, on_ready: Callable[[Settings], None] | None = None
+) -> bool:
     """Serves until SIGTERM or SIGINT, and then answers what it has taken on. A second SIGINT breaks that off.
 
     The model is closed at the end in any case.
 
     Args:
+        listener: the result of `listen`.
         on_ready: called with the settings, whose port is the real one, when clients can connect.
 
     Returns:
         Whether everything was answered.
 
     Raises:
-        UsageError: the address cannot be listened on, or the TLS files cannot be read.
+        UsageError: the TLS files cannot be read.
     """
     try:
-        with listen(settings) as listener:
-            settings = replace(settings, port=listener.getsockname()[1])
-            server = Server(config_of(engine, settings), on_ready and (lambda: on_ready(settings)))
-            server.run(sockets=[listener])
-            return not server.force_exit
+        real = replace(settings, port=listener.getsockname()[1])
+        server = Server(config_of(engine, real), on_ready and (lambda: on_ready(real)))
+        server.run(sockets=[listener])
+        return not server.force_exit
     finally:
         engine.close()
 
@@ -58,6 +63,9 @@ def listen(settings: Settings) -> socket.socket:
 
 def config_of(engine: Engine, settings: Settings) -> uvicorn.Config:
     """uvicorn's configuration. Raises UsageError if the TLS files cannot be read."""
+    logger = logging.getLogger("uvicorn.error")
+    logger.setLevel(logging.ERROR)  # not a line for each client that speaks no HTTP
+    logger.addFilter(_is_fault)
     certificate, key = settings.tls or (None, None)
     config = uvicorn.Config(
         make_app(engine, settings), lifespan="off", log_config=None, access_log=False, server_header=False,
@@ -68,6 +76,11 @@ def config_of(engine: Engine, settings: Settings) -> uvicorn.Config:
     except OSError as error:  # ssl.SSLError is one
         raise UsageError(f"{certificate}, {key}: {error.strerror or error}", hint="give PEM files") from None
     return config
+
+
+def _is_fault(record: logging.LogRecord) -> bool:
+    """Whether uvicorn logs a fault, not an answer that was broken off because the server stops."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 class Server(uvicorn.Server):
@@ -81,6 +94,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self._on_ready is not None:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        LOGGER.info("stopping as soon as every answer has ended; Ctrl-C again stops at once")
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.numbers import is_number, is_whole
 from mimo_gguf.server.engine import Limits
 
 LOOPBACK: Final = "127.0.0.1"
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 _KEY_HINT: Final = "give --api-key or --api-key-file, or --insecure if only friends can reach it"
 
 
@@ -103,3 +106,50 @@ def key_digests(keys: Sequence[str], file: Path | None) -> tuple[bytes, ...]:
 def digest(key: str) -> bytes:
     """What keys are compared by: digests of one length, so that the time tells nothing about a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def read_settings(
+    *,
+    host: str,
+    port: int,
+    names: Sequence[str],
+    n_waiting: int,
+    time_s: float | None,
+    api_keys: Sequence[str],
+    api_key_file: str | Path | None,
+    insecure: bool,
+    cors_origins: Sequence[str],
+    tls_cert: str | Path | None,
+    tls_key: str | Path | None,
+) -> Settings:
+    """The settings that a user's options mean.
+
+    Raises:
+        UsageError: an option is out of range, or others could ask without a key.
+    """
+    keys = key_digests(api_keys, None if api_key_file is None else Path(api_key_file))
+    check_reach(host, keys, insecure=insecure)
+    _check_numbers(port, n_waiting, time_s)
+    for origin in cors_origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise UsageError(f"{origin!r} is not an origin", hint="--cors-origin https://example.org")
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("TLS needs a certificate and its key", hint="--tls-cert cert.pem --tls-key key.pem")
+    return Settings(
+        host=host,
+        port=port,
+        names=tuple(dict.fromkeys(names)),
+        api_keys=keys,
+        cors_origins=tuple(cors_origins),
+        tls=None if tls_cert is None or tls_key is None else (Path(tls_cert), Path(tls_key)),
+        limits=Limits(n_waiting, time_s),
+    )
+
+
+def _check_numbers(port: int, n_waiting: int, time_s: float | None) -> None:
+    if not is_whole(port) or not 0 <= port <= 65535:
+        raise UsageError(f"port {port}", hint="choose 1 to 65535: --port 8080")
+    if not is_whole(n_waiting) or not 0 <= n_waiting <= 1 << 20:
+        raise UsageError(f"a queue of {n_waiting}", hint="choose how many answers may wait: --queue 64")
+    if time_s is not None and (not is_number(time_s) or not 0 < time_s < 1e9):
+        raise UsageError(f"a time limit of {time_s} seconds", hint="give seconds: --time-limit 600")

@@ -42,9 +42,9 @@ def test_a_letter_is_one_option() -> None:
     assert {"-t", "-ngl", "-c", "-q", "-o", "-p", "-f", "-r"} == set(letters)
     for letter, by_command in letters.items():
         assert len({parameter.name for parameter in by_command.values()}) == 1, letter
-    assert set(letters["-t"]) == {"chat", "bench", "quantize", "convert", "verify", "worker"}
-    assert set(letters["-ngl"]) == {"chat", "bench", "fit"}
-    assert set(_options()["--mtp"]) == set(_options()["--no-mtp"]) == {"chat", "bench", "fit", "convert"}
+    assert set(letters["-t"]) == {"chat", "bench", "quantize", "convert", "verify", "worker", "serve"}
+    assert set(letters["-ngl"]) == {"chat", "bench", "fit", "serve"}
+    assert set(_options()["--mtp"]) == set(_options()["--no-mtp"]) == {"chat", "bench", "fit", "convert", "serve"}
 
 
 @pytest.mark.parametrize(

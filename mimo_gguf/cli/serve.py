@@ -1,0 +1,124 @@
+"""`mimo-gguf serve`: answers over HTTP with OpenAI's API."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mimo_gguf.cli import ui
+from mimo_gguf.cli.llama_log import copied_log
+from mimo_gguf.cli.loading import loading, print_advice
+from mimo_gguf.cli.options import (
+    AlwaysDraft,
+    Auto,
+    Ctx,
+    Draft,
+    Exact,
+    Force,
+    GpuLayers,
+    Host,
+    KvType,
+    LogFile,
+    Mtp,
+    Parallel,
+    Port,
+    Rpc,
+    Threads,
+    Ubatch,
+    Verbose,
+)
+from mimo_gguf.cli.workers import use_workers
+
+if TYPE_CHECKING:
+    from mimo_gguf.fit.plan import FitPlan
+    from mimo_gguf.server.settings import Settings
+
+
+def command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF made by convert or quantize.")],
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    alias: Annotated[
+        list[str] | None, typer.Option("--alias", metavar="NAME", help="A further name of the model; may be repeated.")
+    ] = None,
+    ctx: Ctx = None,
+    parallel: Parallel = 4,
+    mem_fraction: Annotated[
+        float | None,
+        typer.Option(
+            "--mem-fraction", metavar="X", help="Share of the memory that may be used [default: what is free]."
+        ),
+    ] = None,
+    queue: Annotated[
+        int, typer.Option("--queue", min=0, metavar="N", help="Answers that may wait; past that clients get a 429.")
+    ] = 64,
+    time_limit: Annotated[
+        float | None, typer.Option("--time-limit", metavar="S", help="Seconds after which a request is cut off.")
+    ] = None,
+    mtp: Mtp = None,
+    draft: Draft = 1,
+    always_draft: AlwaysDraft = False,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    rpc: Rpc = None,
+    kv_type: KvType = None,
+    ubatch: Ubatch = None,
+    exact: Exact = False,
+    auto: Auto = True,
+    api_key: Annotated[
+        list[str] | None, typer.Option("--api-key", metavar="KEY", help="Ask clients for this key; may be repeated.")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", metavar="FILE", help="The same, one key in a line.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let others ask without a key.")] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option("--cors-origin", metavar="URL", help="Let pages of this origin ask, * all; may be repeated."),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate for HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key.")] = None,
+    verbose: Verbose = False,
+    log_file: LogFile = None,
+    force: Force = False,
+) -> None:
+    """Answer over HTTP with OpenAI's API, many conversations at a time, with MTP drafting.
+
+    Ctrl-C ends it as soon as every answer has ended; a second one at once.
+    """
+    from mimo_gguf.server.start import serve
+
+    use_workers(rpc or [])
+    with copied_log(log_file, verbose), loading(shown=True, alive=False) as show_plan:
+        plans: list[FitPlan] = []
+
+        def on_plan(plan: FitPlan) -> None:
+            plans.append(plan)
+            show_plan(plan)
+
+        def on_ready(settings: Settings) -> None:
+            print_advice(plans[0], gpu_layers)
+            _show_log()
+            ui.print_note(f"listening on {settings.url}/v1 as {settings.names[0]}")
+
+        everything = serve(
+            file, host=host, port=port, alias=alias or (), ctx=ctx, parallel=parallel, mem_fraction=mem_fraction,
+            queue=queue, time_limit=time_limit, mtp=mtp, draft=draft, always_draft=always_draft, threads=threads,
+            gpu_layers=gpu_layers, kv_type=kv_type, ubatch=ubatch, exact=exact, api_key=api_key or (),
+            api_key_file=api_key_file, insecure=insecure, cors_origin=cors_origin or (), tls_cert=tls_cert,
+            tls_key=tls_key, force=force, on_plan=on_plan, on_ready=on_ready,
+        )  # fmt: skip
+    raise typer.Exit(0 if everything else 130)
+
+
+def _show_log() -> None:
+    """Shows the package's log on stderr: a line for each request."""
+    handler = logging.StreamHandler(ui.HarmlessLines(sys.stderr))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("mimo_gguf")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
