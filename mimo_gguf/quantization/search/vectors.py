@@ -23,11 +23,9 @@ from mimo_gguf.quantization.kernels.lanes import (
     HALF,
     F32Half,
     MaskHalf,
-    half_bits,
-    half_value,
-    joined,
+    absolute,
     larger,
-    lower_half,
+    round_to_even,
     select,
     smaller,
     splat_half,
@@ -98,10 +96,16 @@ def floor(typing_context: Any, value: Any) -> Any:
 
 @njit
 def as_half(value):
-    """The nearest finite f16, as a float32; what is beyond its range becomes the largest."""
+    """The nearest finite f16, as a float32; what is beyond its range becomes the largest.
+
+    Veltkamp's splitting leaves the eleven bits of a normal f16; a subnormal one is a multiple of 2**-24.
+    """
     limit = splat_half(LARGEST_HALF)
     bounded = smaller(larger(value, splat_half(-LARGEST_HALF)), limit)
-    return lower_half(half_value(half_bits(joined(bounded, bounded))))
+    product = bounded * splat_half(8193.0)
+    normal = product - (product - bounded)
+    subnormal = round_to_even(bounded * splat_half(2.0**24)) * splat_half(2.0**-24)
+    return select(absolute(bounded) < splat_half(2.0**-14), subnormal, normal)
 
 
 @njit
