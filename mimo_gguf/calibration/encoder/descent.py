@@ -1,9 +1,10 @@
-"""Coordinate descent: after the feedback, single levels move while that lowers the output error of their row.
+"""Coordinate descent: after the feedback, levels and scales move while that lowers the output error of their row.
 
 A row at a time, sixteen columns at a time. With the gradient g = (v - w) H, column j would like to move by -g_j / H_jj;
 it takes the level next to that if the error falls, and then g moves by the step times row j of H. Columns are taken in
-their order, each after the steps of those before. Steps are rare (one column in ten in the first pass, few later), so
-looking at sixteen columns costs more than stepping, and a matrix product for each pass would cost much more.
+their order, each after the steps of those before. Before the columns of a sub-block the integer of its scale may move
+likewise; not of kinds with an offset, where that gains nothing. Steps are rare, one column in ten in the first pass and
+fewer later, so looking at sixteen columns costs more than stepping, and a matrix product for each pass much more.
 
 A panel's part of H lies in the second-level cache. So a panel of all rows is done first, then its steps are spread
 over the gradients of the other panels, 64 columns at a time.
@@ -24,9 +25,10 @@ from mimo_gguf.quantization.kernels.lanes import load_half, splat_half, store
 from mimo_gguf.quantization.search.jit import kernel_of
 from mimo_gguf.quantization.search.kinds import PANEL
 from mimo_gguf.quantization.search.scales import nearest_level
-from mimo_gguf.quantization.search.vectors import ROWS, fused, lanes_that_hold, lowest_bit
+from mimo_gguf.quantization.search.vectors import ROWS, fused, lanes_that_hold, lowest_bit, sum_of_lanes
 
 _SEGMENT: Final = 4 * ROWS
+MOST_STEPS: Final = 2 * PANEL  # of a row in a panel: each weight with its scale, and once alone
 _ALL: Final = (1 << ROWS) - 1
 
 
@@ -54,15 +56,83 @@ def _add_row(gradient, at, gram, gram_at, step):
 
 
 @njit
-def _descend_row(shape, row, begin, arrays, gram, diagonal, scales, offsets, threshold, steps, proposed):
+def _take_step(row, begin, column, value, arrays, gram, n, steps, n_steps):
+    """Moves one value, records the step, and adds to the row's gradient in its panel what the step is worth."""
+    values, _, gradient = arrays
+    columns, moves = steps
+    step = value - values[row * n + column]
+    values[row * n + column] = value
+    _add_row(gradient, row * n + begin, gram, column * n + begin, step)
+    columns[row * MOST_STEPS + n_steps], moves[row * MOST_STEPS + n_steps] = column, step
+    return n_steps + 1
+
+
+@njit
+def _better_number(shape, row, first, arrays, gram, n, unit, number, direction):
+    """The integer of a sub-block's scale with the smallest error, if its levels stay."""
+    _, levels, gradient = arrays
+    slope = splat_half(0.0)
+    for i in range(0, shape.sub, ROWS):
+        part = splat_half(unit) * load_half(levels, row * n + first + i)
+        store(direction, i, part)
+        slope = fused(part, load_half(gradient, row * n + first + i), slope)
+    curvature = splat_half(0.0)
+    for i in range(0, shape.sub, ROWS):
+        bent = splat_half(0.0)
+        for j in range(shape.sub):
+            bent = fused(splat_half(direction[j]), load_half(gram, (first + j) * n + first + i), bent)
+        curvature = fused(bent, load_half(direction, i), curvature)
+    bend = sum_of_lanes(curvature)
+    if not bend > 0:
+        return number
+    wanted = np.rint(number - sum_of_lanes(slope) / bend)
+    return np.float32(min(max(wanted, shape.scale_low), shape.scale_high))
+
+
+@njit
+def _move_number(shape, row, begin, first, arrays, gram, n, scales, at, threshold, steps, n_steps, direction):
+    """Moves the integer of a sub-block's scale if the error falls by that."""
+    units, numbers = scales
+    number = _better_number(shape, row, first, arrays, gram, n, units[at], numbers[at], direction)
+    by = number - numbers[at]
+    if by == 0:
+        return n_steps
+    values, levels, gradient = arrays
+    gain = np.float32(0.0)
+    scale = units[at] * number
+    for i in range(shape.sub):
+        direction[i] = scale * levels[row * n + first + i] - values[row * n + first + i]
+    for i in range(0, shape.sub, ROWS):
+        bent = load_half(gradient, row * n + first + i)
+        bent = bent + bent
+        for j in range(shape.sub):
+            bent = fused(splat_half(direction[j]), load_half(gram, (first + j) * n + first + i), bent)
+        gain += sum_of_lanes(bent * load_half(direction, i))
+    if gain >= -threshold:
+        return n_steps
+    numbers[at] = number
+    for i in range(shape.sub):
+        value = scale * levels[row * n + first + i]
+        n_steps = _take_step(row, begin, first + i, value, arrays, gram, n, steps, n_steps)
+    return n_steps
+
+
+@njit
+def _descend_row(shape, move_numbers, row, begin, arrays, gram, diagonal, scales, offsets, threshold, steps, proposed):
     """Takes the steps of one row in the panel that begins at column `begin`; gives their number."""
     values, levels, gradient = arrays
-    columns, moves = steps
+    units, numbers = scales
     n = diagonal.size
     n_steps = 0
     for first in range(begin, begin + PANEL, ROWS):
         sub = row * (n // shape.sub) + first // shape.sub
-        scale, offset = scales[sub], offsets[sub]
+        if units[sub] == 0:
+            continue
+        if move_numbers and first % shape.sub == 0:
+            n_steps = _move_number(
+                shape, row, begin, first, arrays, gram, n, scales, sub, threshold, steps, n_steps, proposed
+            )
+        scale, offset = units[sub] * numbers[sub], offsets[sub]
         if scale == 0:
             continue
         at, pending = row * n + first, _ALL
@@ -73,11 +143,8 @@ def _descend_row(shape, row, begin, arrays, gram, diagonal, scales, offsets, thr
             if not pending:
                 break
             lane = lowest_bit(pending)
-            step = proposed[lane] - values[at + lane]
-            values[at + lane], levels[at + lane] = proposed[lane], proposed[ROWS + lane]
-            _add_row(gradient, row * n + begin, gram, (first + lane) * n + begin, step)
-            columns[row * PANEL + n_steps], moves[row * PANEL + n_steps] = first + lane, step
-            n_steps += 1
+            levels[at + lane] = proposed[ROWS + lane]
+            n_steps = _take_step(row, begin, first + lane, proposed[lane], arrays, gram, n, steps, n_steps)
             pending = _ALL & ~((2 << lane) - 1)
     return n_steps
 
@@ -88,7 +155,7 @@ def _spread(gradient, gram, n, segment, row, columns, moves, n_steps):
     at = row * n + segment
     a, b = load_half(gradient, at), load_half(gradient, at + ROWS)
     c, d = load_half(gradient, at + 2 * ROWS), load_half(gradient, at + 3 * ROWS)
-    for i in range(row * PANEL, row * PANEL + n_steps):
+    for i in range(row * MOST_STEPS, row * MOST_STEPS + n_steps):
         move, source = splat_half(moves[i]), columns[i] * n + segment
         a = fused(move, load_half(gram, source), a)
         b = fused(move, load_half(gram, source + ROWS), b)
@@ -101,24 +168,27 @@ def _spread(gradient, gram, n, segment, row, columns, moves, n_steps):
 
 
 @kernel_of(Path(__file__).parent)
-def descend(shape, values, levels, gradient, gram, diagonal, scales, offsets, thresholds):
+def descend(shape, move_numbers, values, levels, gradient, gram, diagonal, units, numbers, offsets, thresholds):
     """One pass over all columns of all rows; gives the number of steps.
 
     Args:
         shape: what `shape_of` gives.
+        move_numbers: whether the integers of the scales move, too.
         values, levels, gradient: float32[rows * columns], flat, row after row; they move with the steps.
         gram, diagonal: H and its diagonal, float32, flat.
-        scales, offsets: float32[rows * sub-blocks], real numbers.
+        units, numbers: float32[rows * sub-blocks]: a sub-block's scale is the product; the numbers may move.
+        offsets: float32[rows * sub-blocks], real numbers.
         thresholds: float32[rows]: what a step must gain.
     """
     n, n_rows = diagonal.size, thresholds.size
-    columns, moves = np.empty(n_rows * PANEL, np.int64), np.empty(n_rows * PANEL, np.float32)
+    columns, moves = np.empty(n_rows * MOST_STEPS, np.int64), np.empty(n_rows * MOST_STEPS, np.float32)
     counts, proposed = np.zeros(n_rows, np.int64), np.empty(2 * ROWS, np.float32)
     total = 0
     for begin in range(0, n, PANEL):
         for row in range(n_rows):
             counts[row] = _descend_row(
-                shape, row, begin, (values, levels, gradient), gram, diagonal, scales, offsets, thresholds[row],
+                shape, move_numbers, row, begin, (values, levels, gradient), gram, diagonal, (units, numbers), offsets,
+                thresholds[row],
                 (columns, moves), proposed,
             )  # fmt: skip
             total += counts[row]

@@ -155,15 +155,18 @@ def _descend(
     gradient: Numbers = np.matmul(values - originals, known.gram)
     before = _costs(values - originals, gradient)
     error_before = _undamped(before, values - originals, known)
-    scales = (blocks.d[:, :, None] * blocks.scales).reshape(-1)
+    units = np.repeat(blocks.d, blocks.scales.shape[2], axis=1).reshape(-1)
+    numbers = blocks.scales.copy()
     offsets = (blocks.dmin[:, :, None] * blocks.offsets).reshape(-1)
     thresholds = (before[:n_rows] * _SMALLEST_GAIN).astype(np.float32)
     flat = [array.reshape(-1) for array in (values, levels, gradient, known.gram)]
+    diagonal = known.gram.diagonal().copy()
+    move_numbers = kind.offset_high == 0 and kind.scale_high > kind.scale_low
     for _ in range(passes):
-        if not descend(shape_of(kind), *flat, known.gram.diagonal().copy(), scales, offsets, thresholds):
+        if not descend(shape_of(kind), move_numbers, *flat, diagonal, units, numbers.reshape(-1), offsets, thresholds):
             break
     after = _costs(values - originals, gradient)
-    moved = Blocks(levels, blocks.d, blocks.dmin, blocks.scales, blocks.offsets)
+    moved = Blocks(levels, blocks.d, blocks.dmin, numbers, blocks.offsets)
     return moved, error_before, _undamped(after, values - originals, known)
 
 

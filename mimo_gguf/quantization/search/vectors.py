@@ -21,9 +21,11 @@ from numba.extending import intrinsic
 
 from mimo_gguf.quantization.kernels.lanes import (
     HALF,
+    I32,
     F32Half,
     MaskHalf,
     absolute,
+    indices,
     larger,
     round_to_even,
     select,
@@ -78,6 +80,21 @@ def lowest_bit(typing_context: Any, bits: Any) -> Any:
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def sum_of_lanes(typing_context: Any, value: Any) -> Any:
+    """The sum of all lanes, always added in the same order: halves, quarters, and so on."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        vector, span = args[0], ROWS // 2
+        while span:
+            lanes = indices([lane ^ span for lane in range(ROWS)])
+            vector = builder.fadd(vector, builder.shuffle_vector(vector, vector, lanes))
+            span //= 2
+        return builder.extract_element(vector, ir.Constant(I32, 0))
+
+    return types.float32(F32Half), codegen
 
 
 @intrinsic
