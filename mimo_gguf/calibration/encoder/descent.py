@@ -19,20 +19,27 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numba import njit
 
 from mimo_gguf.quantization.kernels.lanes import load_half, splat_half, store
 from mimo_gguf.quantization.search.jit import kernel_of
 from mimo_gguf.quantization.search.kinds import PANEL
 from mimo_gguf.quantization.search.scales import nearest_level
-from mimo_gguf.quantization.search.vectors import ROWS, fused, lanes_that_hold, lowest_bit, sum_of_lanes
+from mimo_gguf.quantization.search.vectors import (
+    ROWS,
+    everywhere,
+    fused,
+    lanes_that_hold,
+    lowest_bit,
+    step_of,
+    sum_of_lanes,
+)
 
 _SEGMENT: Final = 4 * ROWS
 MOST_STEPS: Final = 2 * PANEL  # of a row in a panel: each weight with its scale, and once alone
 _ALL: Final = (1 << ROWS) - 1
 
 
-@njit
+@step_of
 def _proposals(shape, values, levels, gradient, at, diagonal, column, scale, offset, threshold, proposed):
     """The columns of sixteen that would gain by a step, as bits; their new values and levels in `proposed`."""
     value, slope, curvature = load_half(values, at), load_half(gradient, at), load_half(diagonal, column)
@@ -47,7 +54,7 @@ def _proposals(shape, values, levels, gradient, at, diagonal, column, scale, off
     return lanes_that_hold(gain < splat_half(-threshold))
 
 
-@njit
+@step_of
 def _add_row(gradient, at, gram, gram_at, step):
     step_lanes = splat_half(step)
     for i in range(0, PANEL, ROWS):
@@ -55,7 +62,7 @@ def _add_row(gradient, at, gram, gram_at, step):
         store(gradient, at + i, moved)
 
 
-@njit
+@step_of
 def _take_step(row, begin, column, value, arrays, gram, n, steps, n_steps):
     """Moves one value, records the step, and adds to the row's gradient in its panel what the step is worth."""
     values, _, gradient = arrays
@@ -67,7 +74,7 @@ def _take_step(row, begin, column, value, arrays, gram, n, steps, n_steps):
     return n_steps + 1
 
 
-@njit
+@step_of
 def _better_number(shape, row, first, arrays, gram, n, unit, number, direction):
     """The integer of a sub-block's scale with the smallest error, if its levels stay."""
     _, levels, gradient = arrays
@@ -80,7 +87,7 @@ def _better_number(shape, row, first, arrays, gram, n, unit, number, direction):
     for i in range(0, shape.sub, ROWS):
         bent = splat_half(0.0)
         for j in range(shape.sub):
-            bent = fused(splat_half(direction[j]), load_half(gram, (first + j) * n + first + i), bent)
+            bent = fused(everywhere(direction, j), load_half(gram, (first + j) * n + first + i), bent)
         curvature = fused(bent, load_half(direction, i), curvature)
     bend = sum_of_lanes(curvature)
     if not bend > 0:
@@ -89,7 +96,7 @@ def _better_number(shape, row, first, arrays, gram, n, unit, number, direction):
     return np.float32(min(max(wanted, shape.scale_low), shape.scale_high))
 
 
-@njit
+@step_of
 def _move_number(shape, row, begin, first, arrays, gram, n, scales, at, threshold, steps, n_steps, direction):
     """Moves the integer of a sub-block's scale if the error falls by that."""
     units, numbers = scales
@@ -106,7 +113,7 @@ def _move_number(shape, row, begin, first, arrays, gram, n, scales, at, threshol
         bent = load_half(gradient, row * n + first + i)
         bent = bent + bent
         for j in range(shape.sub):
-            bent = fused(splat_half(direction[j]), load_half(gram, (first + j) * n + first + i), bent)
+            bent = fused(everywhere(direction, j), load_half(gram, (first + j) * n + first + i), bent)
         gain += sum_of_lanes(bent * load_half(direction, i))
     if gain >= -threshold:
         return n_steps
@@ -117,7 +124,7 @@ def _move_number(shape, row, begin, first, arrays, gram, n, scales, at, threshol
     return n_steps
 
 
-@njit
+@step_of
 def _descend_row(shape, move_numbers, row, begin, arrays, gram, diagonal, scales, offsets, threshold, steps, proposed):
     """Takes the steps of one row in the panel that begins at column `begin`; gives their number."""
     values, levels, gradient = arrays
@@ -149,14 +156,14 @@ def _descend_row(shape, move_numbers, row, begin, arrays, gram, diagonal, scales
     return n_steps
 
 
-@njit
+@step_of
 def _spread(gradient, gram, n, segment, row, columns, moves, n_steps):
     """Adds to 64 columns of a row's gradient what its steps in another panel are worth there."""
     at = row * n + segment
     a, b = load_half(gradient, at), load_half(gradient, at + ROWS)
     c, d = load_half(gradient, at + 2 * ROWS), load_half(gradient, at + 3 * ROWS)
     for i in range(row * MOST_STEPS, row * MOST_STEPS + n_steps):
-        move, source = splat_half(moves[i]), columns[i] * n + segment
+        move, source = everywhere(moves, i), columns[i] * n + segment
         a = fused(move, load_half(gram, source), a)
         b = fused(move, load_half(gram, source + ROWS), b)
         c = fused(move, load_half(gram, source + 2 * ROWS), c)

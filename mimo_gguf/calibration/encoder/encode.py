@@ -114,9 +114,9 @@ def _encode_chunk(rows: Numbers, ggml_type: GgmlType, kind: Kind, known: Factors
 def _with_feedback(originals: Numbers, n_rows: int, kind: Kind, known: Factors) -> Blocks:
     """Encodes the first `n_rows` of 256 rows, given as float32 [columns, 256], panel after panel."""
     from mimo_gguf.calibration.encoder.feedback import encode_panel
-    from mimo_gguf.quantization.search.scales import shape_of
+    from mimo_gguf.quantization.search.scales import FEW_STEPS, shape_of
 
-    shape = shape_of(kind)
+    shape, trials = shape_of(kind, FEW_STEPS)
     n = len(originals)
     errors, levels = np.zeros_like(originals), np.zeros_like(originals)
     chosen = np.zeros((n // PANEL, kind.blocks, 2 + 2 * (kind.block // kind.sub), ROWS_AT_A_TIME), np.float32)
@@ -127,7 +127,7 @@ def _with_feedback(originals: Numbers, n_rows: int, kind: Kind, known: Factors) 
             targets += known.feedback[:first, here].T @ errors[:first]
         factor = np.ascontiguousarray(known.feedback[here, here].T)
         flat: list[Any] = [targets, originals[here], factor, known.weights[here], errors[here], levels[here]]
-        encode_panel(shape, n_rows, *(array.reshape(-1) for array in flat), chosen[panel].reshape(-1))
+        encode_panel(shape, trials, n_rows, *(array.reshape(-1) for array in flat), chosen[panel].reshape(-1))
     return _blocks(levels, chosen, kind)
 
 
@@ -149,7 +149,7 @@ def _descend(
 ) -> tuple[Blocks, float, float]:
     """Moves levels of the first `n_rows` where that helps; also the squared error of the outputs before and after."""
     from mimo_gguf.calibration.encoder.descent import descend
-    from mimo_gguf.quantization.search.scales import shape_of
+    from mimo_gguf.quantization.search.scales import FEW_STEPS, shape_of
 
     values, levels = blocks.values(), blocks.levels.copy()
     gradient: Numbers = np.matmul(values - originals, known.gram)
@@ -160,10 +160,10 @@ def _descend(
     offsets = (blocks.dmin[:, :, None] * blocks.offsets).reshape(-1)
     thresholds = (before[:n_rows] * _SMALLEST_GAIN).astype(np.float32)
     flat = [array.reshape(-1) for array in (values, levels, gradient, known.gram)]
-    diagonal = known.gram.diagonal().copy()
+    diagonal, (shape, _) = known.gram.diagonal().copy(), shape_of(kind, FEW_STEPS)
     move_numbers = kind.offset_high == 0 and kind.scale_high > kind.scale_low
     for _ in range(passes):
-        if not descend(shape_of(kind), move_numbers, *flat, diagonal, units, numbers.reshape(-1), offsets, thresholds):
+        if not descend(shape, move_numbers, *flat, diagonal, units, numbers.reshape(-1), offsets, thresholds):
             break
     after = _costs(values - originals, gradient)
     moved = Blocks(levels, blocks.d, blocks.dmin, numbers, blocks.offsets)

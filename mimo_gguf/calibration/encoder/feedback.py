@@ -16,22 +16,17 @@ with feedback inside it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 import numpy as np
-from numba import njit
 
-from mimo_gguf.quantization.kernels.lanes import load_half, select, splat_half, store
+from mimo_gguf.quantization.kernels.lanes import load_half, select, smaller, splat_half, store
 from mimo_gguf.quantization.search.jit import kernel_of
 from mimo_gguf.quantization.search.kinds import PANEL
 from mimo_gguf.quantization.search.scales import bounded_offset, bounded_scale, choose_scales, fit, nearest_level
-from mimo_gguf.quantization.search.vectors import ROWS, floor, fused, lanes_that_hold, quotient
-
-_AROUND: Final = (0, 1, -1, 2)  # the integers tried, from the one below the real number; the likely ones first
-_CHUNK: Final = 8  # columns of a trial between two looks whether it can still win
+from mimo_gguf.quantization.search.vectors import ROWS, everywhere, floor, fused, quotient, step_of
 
 
-@njit
+@step_of
 def _feed(x, errors, factor, first, n):
     """Adds to the columns `first` to `first + n` what the errors of all columns before them are worth there."""
     for column in range(first, first + n, 4):
@@ -40,103 +35,85 @@ def _feed(x, errors, factor, first, n):
         at = column * PANEL
         for before in range(first):
             error = load_half(errors, before * ROWS)
-            a = fused(error, splat_half(factor[at + before]), a)
-            b = fused(error, splat_half(factor[at + PANEL + before]), b)
-            c = fused(error, splat_half(factor[at + 2 * PANEL + before]), c)
-            d = fused(error, splat_half(factor[at + 3 * PANEL + before]), d)
+            a = fused(error, everywhere(factor, at + before), a)
+            b = fused(error, everywhere(factor, at + PANEL + before), b)
+            c = fused(error, everywhere(factor, at + 2 * PANEL + before), c)
+            d = fused(error, everywhere(factor, at + 3 * PANEL + before), d)
         store(x, column * ROWS, a)
         store(x, (column + 1) * ROWS, b)
         store(x, (column + 2) * ROWS, c)
         store(x, (column + 3) * ROWS, d)
 
 
-@njit
-def _target(x, errors, factor, column, first, n):
-    """What column `column` aims at, after the errors of the `n` columns before it in its sub-block."""
-    target, other = load_half(x, column * ROWS), splat_half(0.0)
-    at = column * PANEL + first
-    for before in range(0, n - 1, 2):
-        target = fused(load_half(errors, before * ROWS), splat_half(factor[at + before]), target)
-        other = fused(load_half(errors, (before + 1) * ROWS), splat_half(factor[at + before + 1]), other)
-    if n % 2:
-        target = fused(load_half(errors, (n - 1) * ROWS), splat_half(factor[at + n - 1]), target)
-    return target + other
+@step_of
+def _judge(shape, x, original, factor, weights, first, scale, offset, errors):
+    """The error that a sub-block has in the end, with feedback, under each of two scales and offsets.
+
+    `scale` and `offset` hold two each. Two at a time, because each column waits for the one before.
+    """
+    scale_a, scale_b = scale
+    offset_a, offset_b = offset
+    inverse_a, inverse_b = quotient(splat_half(1.0), scale_a), quotient(splat_half(1.0), scale_b)
+    total_a = total_b = splat_half(0.0)
+    for column in range(first, first + shape.sub):
+        target_a = target_b = load_half(x, column * ROWS)
+        at = column * PANEL + first
+        for before in range(column - first):
+            share = everywhere(factor, at + before)
+            target_a = fused(load_half(errors, 2 * before * ROWS), share, target_a)
+            target_b = fused(load_half(errors, (2 * before + 1) * ROWS), share, target_b)
+        value_a = scale_a * nearest_level(shape, (target_a + offset_a) * inverse_a) - offset_a
+        value_b = scale_b * nearest_level(shape, (target_b + offset_b) * inverse_b) - offset_b
+        aim, own = load_half(original, column * ROWS), 2 * (column - first) * ROWS
+        store(errors, own, aim - value_a)
+        store(errors, own + ROWS, aim - value_b)
+        weight, missed_a, missed_b = everywhere(weights, column), target_a - value_a, target_b - value_b
+        total_a = fused(missed_a * weight, missed_a, total_a)
+        total_b = fused(missed_b * weight, missed_b, total_b)
+    return total_a, total_b
 
 
-@njit
-def _judge(shape, tile, factor, weights, first, scale, offset, best, errors):
-    """The error that a sub-block has with this scale and offset, with feedback; at least `best` if it gave up."""
-    x, original = tile
-    inverse = quotient(splat_half(1.0), scale)
-    total = splat_half(0.0)
-    for n in range(shape.sub):
-        column = first + n
-        target = _target(x, errors, factor, column, first, n)
-        value = scale * nearest_level(shape, (target + offset) * inverse) - offset
-        store(errors, n * ROWS, load_half(original, column * ROWS) - value)
-        missed = target - value
-        total = fused(missed * splat_half(weights[column]), missed, total)
-        if n % _CHUNK == _CHUNK - 1 and lanes_that_hold(total < best) == 0:
-            return total
-    return total
-
-
-@njit
-def _choose_with_feedback(shape, tile, factor, weights, first, d, dmin, errors):
+@step_of
+def _choose_with_feedback(shape, trials, x, original, factor, weights, first, d, dmin, errors):
     """The integers of a sub-block's scale and offset with the smallest error, among those around the real ones."""
-    scale, offset = fit(shape, tile[0], weights, first)
+    scale, offset = fit(shape, trials, x, weights, first)
     below, below_offset = floor(quotient(scale, d)), floor(quotient(offset, dmin))
     best, best_number, best_other = splat_half(np.inf), bounded_scale(shape, below), bounded_offset(shape, below_offset)
-    for step in range(4):
-        number = bounded_scale(shape, below + splat_half(_AROUND[step]))
-        for further in range(4 if shape.offset_high > 0 else 1):
-            other = bounded_offset(shape, below_offset + splat_half(_AROUND[further]))
-            error = _judge(shape, tile, factor, weights, first, d * number, dmin * other, best, errors)
-            better = error < best
-            best = select(better, error, best)
-            best_number = select(better, number, best_number)
-            best_other = select(better, other, best_other)
+    for pair in range(8 if shape.offset_high > 0 else 2):
+        shift, further = splat_half(2 * (pair % 2) - 1), splat_half(pair // 2 - 1)
+        other = bounded_offset(shape, below_offset + further)
+        a = bounded_scale(shape, below + shift)
+        b = bounded_scale(shape, below + shift + splat_half(1.0))
+        error_a, error_b = _judge(
+            shape, x, original, factor, weights, first, (d * a, d * b), (dmin * other, dmin * other), errors
+        )
+        number, error = select(error_b < error_a, b, a), smaller(error_b, error_a)
+        better = error < best
+        best = select(better, error, best)
+        best_number = select(better, number, best_number)
+        best_other = select(better, other, best_other)
     return best_number, best_other
 
 
-@njit
-def _take_levels(shape, tile, factor, first, scale, offset, errors, levels):
+@step_of
+def _take_levels(shape, x, original, factor, first, scale, offset, errors, levels):
     """Takes the levels of a sub-block one after the other, each after the errors of those before it."""
-    x, original = tile
     inverse = quotient(splat_half(1.0), scale)
-    own = errors[first * ROWS :]
-    for n in range(shape.sub):
-        column = first + n
-        target = _target(x, own, factor, column, first, n)
+    for column in range(first, first + shape.sub):
+        target = load_half(x, column * ROWS)
+        for before in range(first, column):
+            target = fused(load_half(errors, before * ROWS), everywhere(factor, column * PANEL + before), target)
         level = nearest_level(shape, (target + offset) * inverse)
         store(levels, column * ROWS, level)
         store(errors, column * ROWS, load_half(original, column * ROWS) - (scale * level - offset))
 
 
-@njit
-def _encode_tile(shape, tile, factor, weights, chosen, scratch, errors, levels):
-    """Encodes the blocks of a panel in sixteen rows; `chosen` holds what `choose_scales` gives, block after block."""
-    subs = shape.block // shape.sub
-    for block in range(PANEL // shape.block):
-        mine = chosen[block * (2 + 2 * subs) * ROWS :]
-        for sub in range(subs):
-            first = block * shape.block + sub * shape.sub
-            _feed(tile[0], errors, factor, first, shape.sub)
-            if sub == 0:
-                choose_scales(shape, tile[0], weights, first, scratch, mine)
-            d, dmin = load_half(mine, 0), load_half(mine, ROWS)
-            number, other = _choose_with_feedback(shape, tile, factor, weights, first, d, dmin, scratch)
-            store(mine, (2 + 2 * sub) * ROWS, number)
-            store(mine, (3 + 2 * sub) * ROWS, other)
-            _take_levels(shape, tile, factor, first, d * number, dmin * other, errors, levels)
-
-
 @kernel_of(Path(__file__).parent)
-def encode_panel(shape, n_wanted, targets, originals, factor, weights, errors, levels, chosen):
+def encode_panel(shape, trials, n_wanted, targets, originals, factor, weights, errors, levels, chosen):
     """Encodes one panel of 256 columns.
 
     Args:
-        shape: what `shape_of` gives.
+        shape, trials: what `shape_of` gives.
         n_wanted: the rows that are encoded, from the first; the others keep what they have.
         targets: float32[256 * rows], flat, column after column: the weights, plus what the errors of all panels
             before are worth here. The rows are a multiple of sixteen.
@@ -152,14 +129,25 @@ def encode_panel(shape, n_wanted, targets, originals, factor, weights, errors, l
     n_chosen = chosen.size // n_rows
     x, original = np.empty(PANEL * ROWS, np.float32), np.empty(PANEL * ROWS, np.float32)
     tile_errors, tile_levels = np.empty(PANEL * ROWS, np.float32), np.empty(PANEL * ROWS, np.float32)
-    tile_chosen, scratch = np.empty(n_chosen * ROWS, np.float32), np.empty(64 * ROWS, np.float32)
+    tile_chosen = np.empty(n_chosen * ROWS, np.float32)
+    scratch, other_scratch = np.empty(64 * ROWS, np.float32), np.empty(32 * ROWS, np.float32)
     for row in range(0, n_wanted, ROWS):
         for column in range(PANEL):
             store(x, column * ROWS, load_half(targets, column * n_rows + row))
             store(original, column * ROWS, load_half(originals, column * n_rows + row))
-        _encode_tile(shape, (x, original), factor, weights, tile_chosen, scratch, tile_errors, tile_levels)
+        for first in range(0, PANEL, shape.sub):
+            at = first // shape.block * (2 + 2 * shape.subs) * ROWS
+            _feed(x, tile_errors, factor, first, shape.sub)
+            if first % shape.block == 0:
+                choose_scales(shape, trials, x, weights, first, scratch, other_scratch, tile_chosen, at)
+            d, dmin = load_half(tile_chosen, at), load_half(tile_chosen, at + ROWS)
+            number, other = _choose_with_feedback(shape, trials, x, original, factor, weights, first, d, dmin, scratch)
+            own = at + (2 + 2 * (first % shape.block // shape.sub)) * ROWS
+            store(tile_chosen, own, number)
+            store(tile_chosen, own + ROWS, other)
+            _take_levels(shape, x, original, factor, first, d * number, dmin * other, tile_errors, tile_levels)
         for column in range(PANEL):
             store(errors, column * n_rows + row, load_half(tile_errors, column * ROWS))
             store(levels, column * n_rows + row, load_half(tile_levels, column * ROWS))
-        for at in range(n_chosen):
-            store(chosen, at * n_rows + row, load_half(tile_chosen, at * ROWS))
+        for i in range(n_chosen):
+            store(chosen, i * n_rows + row, load_half(tile_chosen, i * ROWS))

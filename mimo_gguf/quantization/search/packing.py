@@ -48,13 +48,16 @@ def pack(ggml_type: GgmlType, blocks: Blocks) -> Bytes:
     """The bytes of rows of blocks: uint8 [rows, row bytes]."""
     kind = kind_of(ggml_type)
     if kind.codebook:
-        codes = np.searchsorted(CODEBOOK, blocks.levels).astype(np.uint8)
+        codes = _PLACES[blocks.levels.astype(np.int16)]
     else:
         codes = (blocks.levels - np.float32(kind.low)).astype(np.uint8)
     scales = (blocks.scales - np.float32(kind.scale_low)).astype(np.uint8)
     fields = _PACKERS[ggml_type](codes, scales, blocks.offsets.astype(np.uint8), blocks)
     return np.concatenate(fields, axis=-1).reshape(len(codes), -1)
 
+
+_PLACES: Final = np.zeros(256, np.uint8)  # of the codebook's numbers; the negative ones are counted from the end
+_PLACES[CODEBOOK.astype(np.int16)] = np.arange(len(CODEBOOK))
 
 Packer = Callable[[Bytes, Bytes, Bytes, Blocks], list[Bytes]]
 """From codes (levels counted from 0), scales counted from the lowest, offsets and the floats to a block's fields."""

@@ -6,7 +6,7 @@ importance of each column, the same for all rows.
 A sub-block's real scale (and offset) is fitted for each of a table of trial steps: take the levels, then move scale
 and offset to the least squares of those levels. The residuals of the levels are summed rather than the values, so
 that nothing cancels. Then `d` (and `dmin`) is tried at a few divisors of the largest scale; each time every sub-block
-takes the integers with the smallest error, and `d` and `dmin` move once to the joint least squares of all levels.
+takes the integers with the smallest error. The best `d` and `dmin` move to the joint least squares of all levels.
 """
 
 # numba gives its functions no types
@@ -18,7 +18,6 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from mimo_gguf.quantization.kernels.lanes import (
@@ -32,51 +31,59 @@ from mimo_gguf.quantization.kernels.lanes import (
     store,
 )
 from mimo_gguf.quantization.search.kinds import CODEBOOK, Kind
-from mimo_gguf.quantization.search.vectors import ROWS, as_half, both, floor, fused, quotient
+from mimo_gguf.quantization.search.vectors import ROWS, as_half, both, everywhere, floor, fused, quotient, step_of
 
 Numbers = NDArray[np.float32]
 
 
 class Shape(NamedTuple):
-    """A kind as the kernels read it: numbers that hold for all blocks, and the tables of trials."""
+    """A kind as the kernels read it. The trials lie in one table: steps, divisors of the scale, then of the offset."""
 
     block: int
     sub: int
+    subs: int
     low: float
     high: float
     scale_low: float
     scale_high: float
     offset_high: float
     codebook: bool
-    steps: Numbers
-    divisors: Numbers
-    offset_divisors: Numbers
+    n_steps: int
+    n_divisors: int
+    n_offset_divisors: int
 
 
-def shape_of(kind: Kind) -> Shape:
-    """The numbers and the trials of a kind."""
-    divisors, offset_divisors = _divisors(kind)
-    return Shape(
+def shape_of(kind: Kind, n_steps: int) -> tuple[Shape, Numbers]:
+    """The numbers of a kind, and its table of trials; `n_steps` of them for the scale of a sub-block."""
+    if kind.high - kind.low > _MANY_LEVELS:
+        n_steps = max(n_steps, MANY_STEPS)
+    steps, (divisors, offset_divisors) = _steps(kind, n_steps), _divisors(kind)
+    shape = Shape(
         kind.block,
         kind.sub,
+        kind.block // kind.sub,
         float(kind.low),
         float(kind.high),
         float(kind.scale_low),
         float(kind.scale_high),
         float(kind.offset_high),
         kind.codebook,
-        np.array(_steps(kind), np.float32),
-        np.array(divisors, np.float32),
-        np.array(offset_divisors, np.float32),
+        len(steps),
+        len(divisors),
+        len(offset_divisors),
     )
+    return shape, np.array([*steps, *divisors, *offset_divisors], np.float32)
 
 
-N_STEPS: Final = 19
+MANY_STEPS: Final = 19
+FEW_STEPS: Final = 10
+_MANY_LEVELS: Final = 32  # more than these need many steps, whatever follows the search
+REFINEMENTS: Final = 2  # of d and dmin, by joint least squares
 
 
-def _steps(kind: Kind) -> list[float]:
+def _steps(kind: Kind, n_steps: int) -> list[float]:
     """By what the range (or the value of largest magnitude) of a sub-block is divided in turn, to give its scale."""
-    part = [k / (N_STEPS - 1) for k in range(N_STEPS)]
+    part = [k / (n_steps - 1) for k in range(n_steps)]
     if kind.offset_high:
         below, width = (1.17, 2.6) if kind.high > 20 else (0.9, 2.2)
         return [kind.high - below + width * t for t in part]
@@ -103,7 +110,7 @@ _GAPS: Final = tuple(float(b - a) / 2 for a, b in pairwise(CODEBOOK))
 _G0, _, _G2, _, _G4, _, _G6, _, _G8, _, _G10, _, _G12, _, _G14 = _GAPS
 
 
-@njit
+@step_of
 def _nearest_in_codebook(y):
     """The number of the codebook nearest to y, by halving: three choices of a middle, then left or right of it."""
     right = y > splat_half(_M7)
@@ -144,7 +151,7 @@ def _nearest_in_codebook(y):
     return select(y > middle, middle + gap, middle - gap)
 
 
-@njit
+@step_of
 def nearest_level(shape, y):
     """The level nearest to y; of a codebook, its number."""
     if shape.codebook:
@@ -155,8 +162,8 @@ def nearest_level(shape, y):
 # -- one sub-block ---------------------------------------------------------------------------------------------------
 
 
-@njit
-def _fit_scale(shape, x, weights, first):
+@step_of
+def _fit_scale(shape, trials, x, weights, first):
     """The best real scale of the sub-block that begins at column `first`."""
     extreme = largest = splat_half(0.0)
     for column in range(first, first + shape.sub):
@@ -164,14 +171,14 @@ def _fit_scale(shape, x, weights, first):
         beyond = absolute(value) > largest
         extreme = select(beyond, value, extreme)
         largest = larger(absolute(value), largest)
-    scale = extreme / splat_half(shape.steps[0])
+    scale = extreme / everywhere(trials, 0)
     best = splat_half(np.inf)
-    for trial in range(shape.steps.size):
-        divisor = splat_half(shape.steps[trial])
+    for trial in range(shape.n_steps):
+        divisor = everywhere(trials, trial)
         step, inverse = extreme / divisor, divisor / extreme
         sum_qq = sum_qr = sum_rr = splat_half(0.0)
         for column in range(first, first + shape.sub):
-            value, weight = load_half(x, column * ROWS), splat_half(weights[column])
+            value, weight = load_half(x, column * ROWS), everywhere(weights, column)
             level = nearest_level(shape, value * inverse)
             residual = value - step * level
             weighted = weight * level
@@ -186,23 +193,23 @@ def _fit_scale(shape, x, weights, first):
     return scale
 
 
-@njit
-def _fit_scale_and_offset(shape, x, weights, first):
+@step_of
+def _fit_scale_and_offset(shape, trials, x, weights, first):
     """The best real scale and offset (0 at least) of the sub-block that begins at column `first`."""
     zero = low = high = splat_half(0.0)
     sum_w = zero
     for column in range(first, first + shape.sub):
         value = load_half(x, column * ROWS)
         low, high = smaller(value, low), larger(value, high)
-        sum_w = sum_w + splat_half(weights[column])
+        sum_w = sum_w + everywhere(weights, column)
     span = high - low
     scale, offset, best = zero, zero, splat_half(np.inf)
-    for trial in range(shape.steps.size):
-        divisor = splat_half(shape.steps[trial])
+    for trial in range(shape.n_steps):
+        divisor = everywhere(trials, trial)
         step, inverse = span / divisor, divisor / span
         sum_q = sum_qq = sum_r = sum_qr = sum_rr = zero
         for column in range(first, first + shape.sub):
-            value, weight = load_half(x, column * ROWS) - low, splat_half(weights[column])
+            value, weight = load_half(x, column * ROWS) - low, everywhere(weights, column)
             level = smaller(round_to_even(value * inverse), splat_half(shape.high))
             residual = value - step * level
             weighted = weight * level
@@ -220,7 +227,7 @@ def _fit_scale_and_offset(shape, x, weights, first):
     return scale, offset
 
 
-@njit
+@step_of
 def _least_squares(sum_w, sum_q, sum_qq, sum_r, sum_qr, sum_rr, low):
     """How far scale and offset move to the least squares of the levels, and the error then; the offset stays >= 0."""
     zero = splat_half(0.0)
@@ -238,15 +245,15 @@ def _least_squares(sum_w, sum_q, sum_qq, sum_r, sum_qr, sum_rr, low):
     return change, select(without, low, shift), error
 
 
-@njit
-def fit(shape, x, weights, first):
+@step_of
+def fit(shape, trials, x, weights, first):
     """The best real scale and offset of the sub-block that begins at column `first`."""
     if shape.offset_high > 0:
-        return _fit_scale_and_offset(shape, x, weights, first)
-    return _fit_scale(shape, x, weights, first), splat_half(0.0)
+        return _fit_scale_and_offset(shape, trials, x, weights, first)
+    return _fit_scale(shape, trials, x, weights, first), splat_half(0.0)
 
 
-@njit
+@step_of
 def _error_of(shape, x, weights, first, scale, offset):
     """The weighted squared error of a sub-block under a scale and an offset."""
     inverse = quotient(splat_half(1.0), scale)
@@ -254,21 +261,21 @@ def _error_of(shape, x, weights, first, scale, offset):
     for column in range(first, first + shape.sub):
         value = load_half(x, column * ROWS) + offset
         residual = scale * nearest_level(shape, value * inverse) - value
-        error = fused(splat_half(weights[column]) * residual, residual, error)
+        error = fused(everywhere(weights, column) * residual, residual, error)
     return error
 
 
-@njit
+@step_of
 def bounded_scale(shape, number):
     return smaller(larger(number, splat_half(shape.scale_low)), splat_half(shape.scale_high))
 
 
-@njit
+@step_of
 def bounded_offset(shape, number):
     return smaller(larger(number, splat_half(0.0)), splat_half(shape.offset_high))
 
 
-@njit
+@step_of
 def _choose_integers(shape, x, weights, first, d, dmin, scale, offset):
     """The integers next to a real scale and offset that have the smallest error, and that error."""
     one = splat_half(1.0)
@@ -289,11 +296,11 @@ def _choose_integers(shape, x, weights, first, d, dmin, scale, offset):
 # -- one block -------------------------------------------------------------------------------------------------------
 
 
-@njit
+@step_of
 def _choose_all_integers(shape, x, weights, first, d, dmin, fits, trial):
     """Chooses the integers of every sub-block into `trial`; gives the sum of the errors."""
     total = splat_half(0.0)
-    for sub in range(shape.block // shape.sub):
+    for sub in range(shape.subs):
         scale, offset = load_half(fits, 2 * sub * ROWS), load_half(fits, (2 * sub + 1) * ROWS)
         error, number, other = _choose_integers(shape, x, weights, first + sub * shape.sub, d, dmin, scale, offset)
         total = total + error
@@ -302,19 +309,21 @@ def _choose_all_integers(shape, x, weights, first, d, dmin, fits, trial):
     return total
 
 
-@njit
-def _joint_least_squares(shape, x, weights, first, d, dmin, trial):
+@step_of
+def _joint_least_squares(shape, x, weights, first, chosen, at):
     """`d` and `dmin` that fit all levels of the block best, as f16 values; unchanged if there is no such fit."""
     zero = splat_half(0.0)
+    d, dmin = load_half(chosen, at), load_half(chosen, at + ROWS)
     aa = ab = bb = ax = bx = zero
-    for sub in range(shape.block // shape.sub):
-        number, other = load_half(trial, 2 * sub * ROWS), load_half(trial, (2 * sub + 1) * ROWS)
+    for sub in range(shape.subs):
+        number = load_half(chosen, at + (2 + 2 * sub) * ROWS)
+        other = load_half(chosen, at + (3 + 2 * sub) * ROWS)
         scale, offset = d * number, dmin * other
         inverse = quotient(splat_half(1.0), scale)
         sum_q = sum_qq = sum_x = sum_qx = sum_w = zero
         begin = first + sub * shape.sub
         for column in range(begin, begin + shape.sub):
-            value, weight = load_half(x, column * ROWS), splat_half(weights[column])
+            value, weight = load_half(x, column * ROWS), everywhere(weights, column)
             level = nearest_level(shape, (value + offset) * inverse)
             weighted = weight * level
             sum_w = sum_w + weight
@@ -327,54 +336,63 @@ def _joint_least_squares(shape, x, weights, first, d, dmin, trial):
         bb = fused(other * other, sum_w, bb)
         ax = fused(number, sum_qx, ax)
         bx = fused(other, sum_x, bx)
+    determinant = aa * bb - ab * ab
+    sound = determinant > splat_half(1e-6) * (aa * bb)
+    new_d = select(sound, quotient(bb * ax - ab * bx, determinant), quotient(ax, aa))
+    new_dmin = select(sound, quotient(ab * ax - aa * bx, determinant), zero)
     if shape.offset_high > 0:
-        determinant = aa * bb - ab * ab
-        new_d = as_half(quotient(bb * ax - ab * bx, determinant))
-        new_dmin = as_half(quotient(ab * ax - aa * bx, determinant))
-        sound = both(determinant > splat_half(1e-6) * (aa * bb), new_d > zero)
-        sound = both(sound, new_dmin + splat_half(1e-30) > zero)
-        return select(sound, new_d, d), select(sound, new_dmin, dmin)
-    return select(aa > zero, as_half(quotient(ax, aa)), d), dmin
+        sound = both(sound, both(new_d > zero, new_dmin + splat_half(1e-30) > zero))
+        return select(sound, as_half(new_d), d), select(sound, as_half(new_dmin), dmin)
+    return select(aa > zero, as_half(new_d), d), dmin
 
 
-@njit
-def _keep_better(shape, error, best, d, dmin, trial, chosen):
+@step_of
+def _keep_better(shape, error, best, d, dmin, trial, chosen, at):
     """Copies the lanes whose error is smaller than the best so far to `chosen`: d, dmin, then the integers."""
     better = error < best
-    store(chosen, 0, select(better, d, load_half(chosen, 0)))
-    store(chosen, ROWS, select(better, dmin, load_half(chosen, ROWS)))
-    for at in range(2 * (shape.block // shape.sub)):
-        now = load_half(trial, at * ROWS)
-        store(chosen, (2 + at) * ROWS, select(better, now, load_half(chosen, (2 + at) * ROWS)))
+    store(chosen, at, select(better, d, load_half(chosen, at)))
+    store(chosen, at + ROWS, select(better, dmin, load_half(chosen, at + ROWS)))
+    for i in range(0, 2 * shape.subs * ROWS, ROWS):
+        to = at + 2 * ROWS + i
+        store(chosen, to, select(better, load_half(trial, i), load_half(chosen, to)))
     return select(better, error, best)
 
 
-@njit
-def choose_scales(shape, x, weights, first, scratch, chosen):
-    """Searches the scales of the block that begins at column `first`.
-
-    `chosen`: float32[(2 + 2 * sub-blocks) * ROWS], receives d, dmin, and for each sub-block the integers of its scale
-    and its offset. `scratch`: float32, at least 64 * ROWS.
-    """
-    zero = splat_half(0.0)
-    fits, trial = scratch[: 32 * ROWS], scratch[32 * ROWS : 64 * ROWS]
-    extreme = largest = largest_offset = zero
-    for sub in range(shape.block // shape.sub):
-        scale, offset = fit(shape, x, weights, first + sub * shape.sub)
-        store(fits, 2 * sub * ROWS, scale)
-        store(fits, (2 * sub + 1) * ROWS, offset)
+@step_of
+def _largest(shape, fits):
+    """The scale of largest magnitude and the largest offset of a block's sub-blocks."""
+    extreme = largest = largest_offset = splat_half(0.0)
+    for sub in range(shape.subs):
+        scale = load_half(fits, 2 * sub * ROWS)
         extreme = select(absolute(scale) > largest, scale, extreme)
         largest = larger(absolute(scale), largest)
-        largest_offset = larger(offset, largest_offset)
-    for at in range(2 + 2 * (shape.block // shape.sub)):
-        store(chosen, at * ROWS, zero)
+        largest_offset = larger(load_half(fits, (2 * sub + 1) * ROWS), largest_offset)
+    return extreme, largest_offset
+
+
+@step_of
+def choose_scales(shape, trials, x, weights, first, fits, trial, chosen, at):
+    """Searches the scales of the block that begins at column `first`.
+
+    `chosen` receives from `at` on d, dmin, and for each sub-block the integers of its scale and its offset; each takes
+    one number for every lane. `fits`, `trial`: float32[32 * ROWS], scratch.
+    """
+    for sub in range(shape.subs):
+        scale, offset = fit(shape, trials, x, weights, first + sub * shape.sub)
+        store(fits, 2 * sub * ROWS, scale)
+        store(fits, (2 * sub + 1) * ROWS, offset)
+    for i in range(0, (2 + 2 * shape.subs) * ROWS, ROWS):
+        store(chosen, at + i, splat_half(0.0))
+    extreme, largest_offset = _largest(shape, fits)
     best = splat_half(np.inf)
-    for divisor in shape.divisors:
-        for offset_divisor in shape.offset_divisors:
-            d = as_half(extreme / splat_half(divisor))
-            dmin = as_half(largest_offset / splat_half(offset_divisor))
-            for refined in range(2):
-                if refined:
-                    d, dmin = _joint_least_squares(shape, x, weights, first, d, dmin, trial)
-                error = _choose_all_integers(shape, x, weights, first, d, dmin, fits, trial)
-                best = _keep_better(shape, error, best, d, dmin, trial, chosen)
+    n_trials = shape.n_divisors * shape.n_offset_divisors
+    for number in range(n_trials + REFINEMENTS):
+        if number < n_trials:
+            divisor = shape.n_steps + number % shape.n_divisors
+            offset_divisor = shape.n_steps + shape.n_divisors + number // shape.n_divisors
+            d = as_half(extreme / everywhere(trials, divisor))
+            dmin = as_half(largest_offset / everywhere(trials, offset_divisor))
+        else:
+            d, dmin = _joint_least_squares(shape, x, weights, first, chosen, at)
+        error = _choose_all_integers(shape, x, weights, first, d, dmin, fits, trial)
+        best = _keep_better(shape, error, best, d, dmin, trial, chosen, at)

@@ -20,6 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from mimo_gguf.quantization.kernels.lanes import (
+    F32,
     HALF,
     I32,
     F32Half,
@@ -27,12 +28,14 @@ from mimo_gguf.quantization.kernels.lanes import (
     absolute,
     indices,
     larger,
+    pointer_to,
     round_to_even,
     select,
     smaller,
     splat_half,
 )
 
+step_of = njit(error_model="numpy")  # decorator for the parts of a kernel
 ROWS: Final = HALF
 LARGEST_HALF: Final = 65504.0
 _BITS, _I64 = ir.IntType(ROWS), ir.IntType(64)
@@ -50,6 +53,19 @@ def fused(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
         return builder.call(declared, args)
 
     return a(a, b, c), codegen
+
+
+@intrinsic
+def everywhere(typing_context: Any, array: Any, at: Any) -> Any:
+    """One element of a float32 array in every lane. The index is not negative: nothing is checked."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1])
+        scalar = builder.load(builder.bitcast(pointer, ir.PointerType(F32)))
+        one = builder.insert_element(ir.Constant(F32Half.vector, ir.Undefined), scalar, ir.Constant(I32, 0))
+        return builder.shuffle_vector(one, one, indices([0] * ROWS))
+
+    return F32Half(array, types.intp), codegen
 
 
 @intrinsic
@@ -111,7 +127,7 @@ def floor(typing_context: Any, value: Any) -> Any:
     return F32Half(F32Half), codegen
 
 
-@njit
+@step_of
 def as_half(value):
     """The nearest finite f16, as a float32; what is beyond its range becomes the largest.
 
@@ -125,7 +141,7 @@ def as_half(value):
     return select(absolute(bounded) < splat_half(2.0**-14), subnormal, normal)
 
 
-@njit
+@step_of
 def quotient(a, b):
     """a / b, and 0 where b is 0 or the quotient is not a finite number."""
     ratio = a / b
