@@ -44,7 +44,7 @@ def with_tables(text: str, document: dict[str, Any]) -> str:
 def tables(document: dict[str, Any]) -> str:
     """All tables, each with a line that says what it is of."""
     parts = [_of_what(document)]
-    types = [row for row in document["rows"] if row["table"] == "types"]
+    types = sorted((row for row in document["rows"] if row["table"] == "types"), key=_place)
     for arithmetic, title in (("float32", "The weights alone (float32)"), ("backend", "What llama.cpp computes here")):
         chosen = [row for row in types if row["arithmetic"] == arithmetic]
         if chosen:
@@ -55,6 +55,11 @@ def tables(document: dict[str, Any]) -> str:
     parts += _mtp_tables([row for row in document["rows"] if row["table"] == "mtp"])
     parts.append(_published_table(types))
     return "\n\n".join(parts) + "\n"
+
+
+def _place(row: dict[str, Any]) -> tuple[float, bool]:
+    """Larger files first, and of one type the one without an importance matrix."""
+    return -row["bits_per_weight"], row["imatrix"]
 
 
 def _of_what(document: dict[str, Any]) -> str:
@@ -111,6 +116,7 @@ def _mtp_tables(rows: Rows) -> Iterable[str]:
             ("MTP block", lambda row: str(row["mtp_type"])),
             ("its MiB", lambda row: f"{row['mtp_bytes'] / MIB:.2f}"),
             ("acceptance", lambda row: _percent(row, ALL, "acceptance")),
+            ("less than F16", lambda row: _percent(row, ALL, "change", sign=-1)),
             *((kind, _cell_of(kind, "acceptance")) for kind in kinds),
         ]
         made = "with an importance matrix, " if chosen[0]["imatrix"] else ""
@@ -137,14 +143,14 @@ def _name(row: dict[str, Any]) -> str:
 
 def _number(row: dict[str, Any], kind: str, name: str, places: int) -> str:
     value, error = row["kinds"][kind][name]
-    return f"{value:.{places}f} ± {error:.{places}f}"
+    return f"{round(value, places) + 0.0:.{places}f} ± {error:.{places}f}"  # no -0.00000
 
 
-def _percent(row: dict[str, Any], kind: str, name: str) -> str:
+def _percent(row: dict[str, Any], kind: str, name: str, *, sign: int = 1) -> str:
     if name not in row["kinds"][kind]:
         return ""
     value, error = row["kinds"][kind][name]
-    return f"{100 * value:.1f} ± {100 * error:.1f} %"
+    return f"{round(100 * sign * value, 1) + 0.0:.1f} ± {100 * error:.1f} %"
 
 
 def _table(rows: Rows, columns: Sequence[tuple[str, Cell]]) -> str:

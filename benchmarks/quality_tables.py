@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +25,7 @@ from mimo_gguf.core.output_file import atomic_output
 from mimo_gguf.core.version import LLAMA_CPP_COMMIT, __version__
 
 if TYPE_CHECKING:
+    from benchmarks.mtp_types import Hits, Trunk
     from mimo_gguf.quality.divergence import Figure
     from mimo_gguf.quality.report import FileQuality, QualityReport
 
@@ -32,9 +33,8 @@ RESULTS: Final = Path("benchmarks/results/quality.json")
 FTYPES: Final = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q3_K_M", "Q2_K")
 WITHOUT_SEARCH: Final = ("F16", "Q8_0")  # an importance matrix changes nothing in them
 ARITHMETICS: Final = ("float32", "backend")
-MTP_TYPES: Final = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16")
+MTP_TYPES: Final = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "Q2_K")  # the first is the best
 TRUNKS: Final = ("F16", "Q4_K_M")
-FIGURES: Final = ("perplexity", "ln_ratio", "kl", "same_top", "acceptance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,15 @@ class Row:
 
 
 def rows(arithmetics: Sequence[str]) -> Iterator[Row]:
-    """All rows, those of one file together."""
-    for ftype in FTYPES:
-        for imatrix in (False,) if ftype in WITHOUT_SEARCH else (False, True):
-            for arithmetic in arithmetics:
-                yield Row("types", ftype, imatrix, None, arithmetic)
-    for trunk in TRUNKS:
-        for mtp_type in MTP_TYPES:
-            yield Row("mtp", trunk, trunk not in WITHOUT_SEARCH, mtp_type, arithmetics[0])
+    """All rows, in the order in which they are measured: what is asked for most comes first."""
+    with_search = [ftype for ftype in FTYPES if ftype not in WITHOUT_SEARCH]
+    first, *others = arithmetics
+    yield from (Row("types", ftype, False, None, first) for ftype in FTYPES)
+    yield from (Row("mtp", trunk, False, mtp_type, first) for trunk in TRUNKS for mtp_type in MTP_TYPES)
+    yield from (Row("types", ftype, True, None, first) for ftype in with_search)
+    for arithmetic in others:
+        yield from (Row("types", ftype, False, None, arithmetic) for ftype in FTYPES)
+        yield from (Row("types", ftype, True, None, arithmetic) for ftype in with_search)
 
 
 class Results:
@@ -119,20 +120,41 @@ class Bench:
     tokens: int
     imatrix_tokens: int
     results: Results
+    trunks: dict[str, tuple[Trunk, Hits]] = field(default_factory=dict)
 
     def run(self, wanted: Sequence[Row]) -> None:
         """Measures the rows that are missing; a file is removed when its last row is there."""
         left = [row for row in wanted if not self.results.has(row)]
         for number, row in enumerate(left):
             started = time.perf_counter()
-            path = self._make(row)
-            report = self._judge(path, row)
-            self._note(report)
-            self.results.add(row, figures_of(report.files[0], path) | {"seconds": time.perf_counter() - started})
+            found = self._measured(row)
+            self.results.add(row, found | {"seconds": round(time.perf_counter() - started, 1)})
             print(f"{number + 1}/{len(left)} {row}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
             if not any(other.file == row.file for other in left[number + 1 :]):
                 for made in self.work.glob(f"{row.file}*"):
                     made.unlink()
+
+    def _measured(self, row: Row) -> dict[str, Any]:
+        path = self._make(row)
+        if row.table == "mtp":
+            return sizes_of(path) | {"kinds": self._drafts(row, path)}
+        report = self._judge(path, row)
+        self._note(report)
+        return figures_of(report.files[0], path)
+
+    def _drafts(self, row: Row, path: Path) -> dict[str, Any]:
+        """How many drafts of a file's MTP block its trunk accepts; the trunk is run once for all of its rows."""
+        from benchmarks.mtp_types import Trunk, acceptance_figures, as_pairs
+        from mimo_gguf.quality.plan import QualityOptions, plan_quality
+
+        if row.ftype not in self.trunks:
+            best = self._make(replace(row, mtp_type=MTP_TYPES[0]))
+            plan = plan_quality([best], None, [], QualityOptions(n_tokens=self.tokens, arithmetic="float32"))
+            self._check_texts(plan.texts.windows_digest)
+            trunk = Trunk(plan, self.work / f"trunk-{row.ftype}")
+            self.trunks[row.ftype] = trunk, trunk.hits(best)
+        trunk, best_hits = self.trunks[row.ftype]
+        return as_pairs(acceptance_figures(trunk.hits(path), best_hits))
 
     def _make(self, row: Row) -> Path:
         from mimo_gguf.verbs import quantize
@@ -156,41 +178,50 @@ class Bench:
     def _judge(self, path: Path, row: Row) -> QualityReport:
         from mimo_gguf.verbs import measure_quality
 
-        base = self.model if row.table == "types" else None
         return measure_quality(
-            path, base=base, tokens=self.tokens, arithmetic=row.arithmetic, work=self.work / "quality"
+            path, base=self.model, tokens=self.tokens, arithmetic=row.arithmetic, work=self.work / "quality"
         )
 
     def _note(self, report: QualityReport) -> None:
-        """Writes down once what the rows have in common."""
+        """Writes down once what the rows have in common.
+
+        Raises:
+            SystemExit: the rows that are there were measured with other texts.
+        """
         kinds = {kind: asdict(info) for kind, info in report.texts.kinds.items()}
-        self.results.document["texts"] = {"windows_digest": report.texts.windows_digest, "kinds": kinds}
+        self.results.document.setdefault("texts", {"windows_digest": report.texts.windows_digest, "kinds": kinds})
+        self._check_texts(report.texts.windows_digest)
         self.results.document.setdefault("backends", {})[report.arithmetic] = report.backend
+
+    def _check_texts(self, windows_digest: str) -> None:
+        if self.results.document.get("texts", {}).get("windows_digest", windows_digest) != windows_digest:
+            sys.exit(f"{self.results.path}: was measured with other texts than there are now: give another -o")
 
 
 def figures_of(file: FileQuality, path: Path) -> dict[str, Any]:
     """The figures of a file as they are kept: [value, standard error] for each kind of text."""
-    from mimo_gguf.verbs import inspect
+    from benchmarks.mtp_types import as_pairs
 
-    found = inspect(path)
-    kinds: dict[str, dict[str, list[float]]] = {}
+    kinds: dict[str, dict[str, Figure]] = {}
     for kind, summary in file.by_kind.items():
-        figures: dict[str, Figure] = {"perplexity": summary.perplexity}
+        kinds[kind] = figures = {"perplexity": summary.perplexity}
         if summary.divergence is not None:
-            figures |= {name: getattr(summary.divergence, name) for name in ("ln_ratio", "kl", "same_top")}
+            figures.update({name: getattr(summary.divergence, name) for name in ("ln_ratio", "kl", "same_top")})
         if file.acceptance:
             (of_kind,) = file.acceptance.values()  # hidden states before the final norm alone
             figures["acceptance"] = of_kind[kind]
-        kinds[kind] = {name: [_short(figure.value), _short(figure.error)] for name, figure in figures.items()}
+    return sizes_of(path) | {"kinds": as_pairs(kinds)}
+
+
+def sizes_of(path: Path) -> dict[str, Any]:
+    """The sizes of a file and of its MTP block."""
+    from mimo_gguf.verbs import inspect
+
+    found = inspect(path)
     mtp_bytes = found.mtp.n_bytes if found.mtp is not None else 0
     return {
-        "size_bytes": found.file_bytes, "bits_per_weight": round(found.bits_per_weight, 3), "mtp_bytes": mtp_bytes,
-        "kinds": kinds,
+        "size_bytes": found.file_bytes, "bits_per_weight": round(found.bits_per_weight, 3), "mtp_bytes": mtp_bytes
     }  # fmt: skip
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import cos, pi, sin
+from itertools import pairwise
+from math import cos, hypot, pi, sin
 from typing import Final
 
 _DIRECTIONS: Final = 16
 _DISTANCES: Final = (8, 14, 22, 34, 50, 70, 95, 125)  # pixels between a point and the box of its label
+_LINE_PIXELS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,20 @@ class Box:
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.top, other.top) - max(self.bottom, other.bottom)
         return max(width, 0.0) * max(height, 0.0)
+
+
+def box_around(x: float, y: float, reach: float) -> Box:
+    """The square whose edges are `reach` pixels from a point."""
+    return Box(x - reach, y - reach, x + reach, y + reach)
+
+
+def boxes_along(corners: Sequence[tuple[float, float]]) -> list[Box]:
+    """Small squares along a line from corner to corner, so that labels avoid it, too."""
+    boxes = []
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        n = max(int(hypot(x1 - x0, y1 - y0) / (2 * _LINE_PIXELS)), 1)
+        boxes += [box_around(x0 + (x1 - x0) * i / n, y0 + (y1 - y0) * i / n, _LINE_PIXELS) for i in range(n + 1)]
+    return boxes
 
 
 def place_labels(

@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mimo_gguf.cli.label_places import Box, place_labels
+from mimo_gguf.cli.label_places import Box, box_around, boxes_along, place_labels
 from mimo_gguf.cli.picture import check_picture, new_figure, save_picture
 from mimo_gguf.core.units import MIB
 
@@ -88,10 +88,15 @@ def _draw_series(axes: Axes, files: Sequence[PlottedFile], name: str, number: in
     axes.errorbar(
         [file.n_bytes / unit_bytes for file in ordered],
         [file.kl for file in ordered],
-        yerr=[[min(file.error, 0.9 * file.kl) for file in ordered], [file.error for file in ordered]],
+        yerr=[[_error_below(file) for file in ordered], [file.error for file in ordered]],
         fmt=f"{_MARKS[number % len(_MARKS)]}-", color=f"C{number}", markersize=5, linewidth=0.8, alpha=0.9,
         capsize=3, label=name,
     )  # fmt: skip
+
+
+def _error_below(file: PlottedFile) -> float:
+    """The error as far as a logarithmic scale can show it: it ends above zero."""
+    return min(file.error, 0.9 * file.kl)
 
 
 def _label(figure: Figure, axes: Axes, files: Sequence[PlottedFile], unit_bytes: int) -> None:
@@ -103,7 +108,13 @@ def _label(figure: Figure, axes: Axes, files: Sequence[PlottedFile], unit_bytes:
         text.remove()
     bounds = axes.get_window_extent()
     legend = axes.get_legend()
-    taken = [Box(x - _POINT_PIXELS, y - _POINT_PIXELS, x + _POINT_PIXELS, y + _POINT_PIXELS) for x, y in points]
+    taken = [box_around(x, y, _POINT_PIXELS) for x, y in points]
+    for name in dict.fromkeys(file.series for file in files):
+        corners = sorted(point for file, point in zip(files, points, strict=True) if file.series == name)
+        taken += boxes_along(corners)
+    for file in files:
+        ends = (file.kl - _error_below(file), file.kl + file.error)
+        taken += boxes_along([_pixels(axes, file.n_bytes / unit_bytes, end) for end in ends])
     if legend is not None:
         area = legend.get_window_extent()
         taken.append(Box(area.x0, area.y0, area.x1, area.y1))
