@@ -59,7 +59,7 @@ def plan_calibrate(
     quantize = _quantize_options(
         mtp_type, tensor_types, output_type, token_embedding_type, allow_requantize, threads, split_max_size, force
     )
-    with _planned(src, types, out, texts, tokens, most_bytes, bpw, options, quantize) as plan:
+    with _planned(src, types, out, texts, tokens, most_bytes, bpw, options, quantize, headers_only=True) as plan:
         return plan, estimate_time(plan)
 
 
@@ -133,6 +133,8 @@ def _planned(
     bpw: float | None,
     options: CalibrationOptions,
     quantize: QuantizeOptions,
+    *,
+    headers_only: bool = False,
 ) -> Iterator[CalibrationPlan]:
     """Plans a calibration; its source is open until the end of the `with` block."""
     from dataclasses import replace
@@ -145,7 +147,7 @@ def _planned(
     from mimo_gguf.quantization.plan import OutputRequest
 
     profiles, destination = profiles_of(types), destination_of(out)
-    with open_model(str(src)) as source:
+    with open_model(str(src), headers_only=headers_only) as source:
         budget = _budget_bytes(source, most_bytes, bpw)
         profiles = profiles or profiles_of(_nearest_type(source, budget))
         beside = Path(src).parent if is_gguf(str(src)) else Path()

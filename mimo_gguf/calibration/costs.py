@@ -29,6 +29,7 @@ Floats = NDArray[np.float32]
 
 # The share of plain encoding's error that error feedback leaves; 1 for types without it.
 FEEDBACK_LEAVES: Final[Mapping[GgmlType, float]] = {
+    GgmlType.Q2_K: 0.33,
     GgmlType.Q3_K: 0.33,
     GgmlType.IQ4_XS: 0.37,
     GgmlType.Q4_K: 0.42,

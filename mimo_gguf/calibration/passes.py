@@ -68,6 +68,10 @@ class Encoding:
     on_step: Callable[[str], None] = lambda step: None
 
     @property
+    def _n_embd(self) -> int:
+        return self.model.geometry.embedding_length
+
+    @property
     def statistics(self) -> str:
         """The hex digest of all Gram matrices that were used; known when everything is encoded."""
         names = sorted({input_of(tensor) for tensor in self.wanted})
@@ -84,18 +88,29 @@ class Encoding:
         n_trunk, n_mtp = self.model.n_trunk_blocks, self.model.n_mtp_blocks
         for outcome in self._outcomes():
             self.on_outcome(outcome, True)
-        last = max((number for number in range(n_trunk + 1) if self.work.has(_states(number))), default=-1)
-        if last < 0:
-            self.work.save_array(_states(0), self._embedded(np.stack([*self.used, *self.held_out])))
-            last = 0
-        for number in range(last, n_trunk):
+        for number in range(self._first_block(), n_trunk):
             self._trunk_block(number)
         if not self._is_done(HEAD):
             self._head()
         for number in range(n_trunk, n_trunk + n_mtp):
-            if any(not self._is_done(name) for name in self.wanted if name.startswith(f"blk.{number}.")):
+            if not self._is_block_done(number):
                 self._mtp_block(number)
         return tuple(self._outcomes())
+
+    def _first_block(self) -> int:
+        """The block to go on at: its states are there, and nothing before it is missing.
+
+        An earlier run in the same folder may have passed all blocks for other types; then the text passes again.
+        """
+        n_trunk = self.model.n_trunk_blocks
+        missing = [number for number in range(n_trunk) if not self._is_block_done(number)]
+        there = [number for number in range(min(missing, default=n_trunk) + 1) if self.work.has(_states(number))]
+        if not there:
+            self.work.save_array(_states(0), self._embedded(np.stack([*self.used, *self.held_out])))
+        return max(there, default=0)
+
+    def _is_block_done(self, number: int) -> bool:
+        return all(self._is_done(name) for name in self.wanted if name.startswith(f"blk.{number}."))
 
     def _outcomes(self) -> Iterator[Outcome]:
         """The outcomes of what is wanted and done."""
@@ -122,16 +137,23 @@ class Encoding:
 
     def _trunk_block(self, number: int) -> None:
         self.on_step(f"block {number + 1} of {self.model.n_trunk_blocks}")
-        self._matrices(number, self._through_block(number))
+        collector = self._through_block(number)
+        if not self._is_block_done(number):
+            self._matrices(number, collector)
         self.work.rename("pending.npy", _states(number + 1))
         self.work.remove(_states(number))
 
     def _through_block(self, number: int) -> GramCollector:
         """Passes all windows through a block of the trunk, and stores the states after it as pending."""
         weights = read_block(self.model, number)
-        after: list[Floats] = []
-        collector = self._collect(number, lambda i, x, tap: after.append(block(x, weights, tap=tap)))
-        self.work.save_array("pending.npy", np.stack(after))
+        after = np.empty((len(self.used) + len(self.held_out), len(self.used[0]), self._n_embd), np.float32)
+        done = self._is_block_done(number)  # then nothing of it has to be known
+
+        def pass_window(i: int, x: Floats, tap: Tap) -> None:
+            after[i] = block(x, weights, tap=None if done else tap)
+
+        collector = self._collect(number, pass_window)
+        self.work.save_array("pending.npy", after)
         return collector
 
     def _head(self) -> None:

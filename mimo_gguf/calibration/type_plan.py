@@ -128,7 +128,8 @@ def solve_types(wanted: TypesWanted, costs: Costs, budget_bytes: int) -> SolvedT
     options: dict[str, tuple[Option, ...]] = {}
     for name in infos:
         if name in wanted.solved:
-            found = options_of(infos[name], after_encoding(name, costs.get(name, {})), MIXED_TYPES)
+            mixed = tuple(dict.fromkeys((*MIXED_TYPES, infos[name].ggml_type)))  # its own, so that it is no worse
+            found = options_of(infos[name], after_encoding(name, costs.get(name, {})), mixed)
             options[name] = found or (Option(infos[name].ggml_type, infos[name].n_bytes, 0.0),)
     fixed = sum(info.n_bytes for name, info in infos.items() if name not in options)
     if fixed > budget_bytes:

@@ -30,7 +30,7 @@ from tests.quantization.crash_runner import die_before_call, in_child
 from tests.quantization.models import Model, write_random
 
 # attn_output reads 128 columns, which the types of 256 do not divide
-SMALL = Model(n_trunk=2, n_mtp=1, width=256, ffn=256, vocab=96, heads=2, kv_heads=1, head_dim=64)
+SMALL = Model(n_trunk=1, n_mtp=1, width=256, ffn=256, vocab=96, heads=2, kv_heads=1, head_dim=64)
 OPTIONS = CalibrationOptions(encode=encode.EncodeOptions(passes=1, n_threads=1))
 
 
@@ -95,10 +95,10 @@ def test_no_larger_than_by_the_profile(source: ModelSource, made: CalibrationRep
 
 def test_matrices_are_better_on_held_out_text_and_never_worse(made: CalibrationReport) -> None:
     for file in made.files:
-        assert len(file.outcomes) == 2 * 7 + 7 + 1 + 1  # two blocks, the MTP block with its eh_proj, the head
+        assert len(file.outcomes) == 7 + 7 + 1 + 1  # a block, the MTP block with its eh_proj, the head
         assert all(outcome.error <= outcome.plain_error for outcome in file.outcomes)
         fed_back = [outcome for outcome in file.outcomes if outcome.method == "feedback"]
-        assert len(fed_back) >= 15
+        assert len(fed_back) >= 10
         ragged = [outcome for outcome in file.outcomes if "attn_output" in outcome.tensor]
         assert all(outcome.method == "importance" for outcome in ragged)
         assert np.mean([outcome.ratio for outcome in fed_back]) < 0.9
@@ -132,7 +132,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(source: ModelSource, tmp_path: P
     run_calibration(plan(source, tmp_path / "whole", "Q4_K_M"))
     whole = tmp_path / "whole/Q4_K_M-calibrated.gguf"
     killed = tmp_path / "killed"
-    for number in (3, 30, 60, 40, 25):
+    for number in (3, 40, 30, 25):
 
         def attempt(number: int = number) -> None:
             die_before_call(number)
@@ -143,6 +143,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(source: ModelSource, tmp_path: P
     run_calibration(plan(source, killed, "Q4_K_M"))
     assert digest(killed / whole.name) == digest(whole)
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.parent.iterdir())
+
+
+def test_a_kept_folder_serves_further_types(source: ModelSource, made: CalibrationReport, tmp_path: Path) -> None:
+    options = replace(OPTIONS, work=tmp_path / "work")
+    for name in ("Q4_K_M", "Q6_K"):
+        run_calibration(plan(source, tmp_path, name, options=options))
+        assert (tmp_path / "work/run.json").is_file()
+    for file in made.files:
+        assert digest(tmp_path / file.path.name) == digest(file.path)
 
 
 def test_types_of_the_profile_can_be_kept(source: ModelSource, tmp_path: Path) -> None:

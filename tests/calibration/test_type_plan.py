@@ -70,6 +70,19 @@ def test_solution_written_as_a_profile_gives_the_same_types_again(tmp_path: Path
     assert solved_name(profile) == profile.name
 
 
+def test_a_type_above_or_below_those_that_are_mixed_keeps_its_own() -> None:
+    geometry = read_geometry(metadata(SMALL), infos(SMALL), where="test")
+    costs = costs_of(SMALL)
+    for by_type in costs.values():
+        by_type |= {GgmlType.Q8_0: by_type[Q6] / 50, GgmlType.Q2_K: 3 * by_type[Q3]}
+    wanted = wanted_types(load_profile("Q8_0"), geometry, infos(SMALL), TypeOptions(), "solve")
+    assert set(solve_types(wanted, costs, wanted.n_bytes).types.values()) == {GgmlType.Q8_0}
+    wanted = wanted_types(load_profile("Q2_K"), geometry, infos(SMALL), TypeOptions(), "solve")
+    solved = solve_types(wanted, costs, wanted.n_bytes)
+    assert GgmlType.Q2_K in solved.types.values()
+    assert solved.before is not None and solved.after is not None and solved.after < solved.before
+
+
 def test_a_bound_below_what_is_kept_is_refused() -> None:
     geometry = read_geometry(metadata(SMALL), infos(SMALL), where="test")
     wanted = wanted_types(load_profile("Q6_K"), geometry, infos(SMALL), TypeOptions(), "solve")
