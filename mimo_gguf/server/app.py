@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mimo_gguf.core.log import LOGGER
+from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.server.answers import Answers
 from mimo_gguf.server.chat_form import Head, chat_chunks, whole_chat
 from mimo_gguf.server.completion_form import completion_chunks, whole_completion
@@ -21,11 +22,15 @@ from mimo_gguf.server.engine import Engine
 from mimo_gguf.server.failures import Failure, failure_of, refusal
 from mimo_gguf.server.guard import Guard
 from mimo_gguf.server.jobs import Job, chat_job, completion_job
-from mimo_gguf.server.requests import ChatBody, CompletionBody, Drawing
+from mimo_gguf.server.looking import detokenized, properties, templated, tokenized, tokenizer_info
+from mimo_gguf.server.metrics import CONTENT_TYPE, Metrics
+from mimo_gguf.server.requests import ChatBody, CompletionBody, DetokenizeBody, Drawing, TemplateBody, TokenizeBody
 from mimo_gguf.server.settings import Settings
 from mimo_gguf.server.streams import ClientGone, EventStream, data_lines, until_gone, with_comments
 
 Work = Callable[[bytes], Coroutine[Any, Any, Response]]
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+B = TypeVar("B", TokenizeBody, DetokenizeBody, TemplateBody)
 
 
 class Api:
@@ -33,6 +38,7 @@ class Api:
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine, self.settings = engine, settings
+        self.counts = Metrics(engine)
 
     # ---- paths
 
@@ -58,6 +64,34 @@ class Api:
     async def health(self, request: Request) -> Response:
         """`GET /health`."""
         return JSONResponse({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        """`GET /metrics`."""
+        return Response(self.counts.text(), media_type=CONTENT_TYPE)
+
+    async def props(self, request: Request) -> Response:
+        """`GET /props`."""
+        return JSONResponse(properties(self.engine.llm, self.settings.names))
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """`GET /tokenizer_info`."""
+        return JSONResponse(tokenizer_info(self.engine.llm))
+
+    def lookup(self, kind: type[B], look: Callable[[B, LLM], dict[str, Any]]) -> Endpoint:
+        """The endpoint of a path whose answer `look` makes of a body and the model, without generating."""
+
+        def read(raw: bytes) -> dict[str, Any]:
+            body = kind.model_validate_json(raw)
+            self._name(body.model)
+            return look(body, self.engine.llm)
+
+        async def work(raw: bytes) -> Response:
+            return JSONResponse(await asyncio.to_thread(read, raw))
+
+        async def endpoint(request: Request) -> Response:
+            return await self._answer(request, work)
+
+        return endpoint
 
     # ---- what they share
 
@@ -144,9 +178,17 @@ def make_app(engine: Engine, settings: Settings) -> Starlette:
         Route("/v1/models/{name:path}", api.model, methods=["GET"]),
         Route("/v1/chat/completions", api.chat_completions, methods=["POST"]),
         Route("/v1/completions", api.completions, methods=["POST"]),
+        Route("/tokenize", api.lookup(TokenizeBody, tokenized), methods=["POST"]),
+        Route("/detokenize", api.lookup(DetokenizeBody, detokenized), methods=["POST"]),
+        Route("/apply-template", api.lookup(TemplateBody, templated), methods=["POST"]),
+        Route("/tokenizer_info", api.tokenizer_info, methods=["GET"]),
+        Route("/props", api.props, methods=["GET"]),
+        Route("/metrics", api.metrics, methods=["GET"]),
     ]
+    api.counts.paths = frozenset(route.path for route in routes)
+    guard = Middleware(Guard, settings=settings, on_end=api.counts.note_request)
     handlers: Any = {HTTPException: _no_such_path, Exception: _unforeseen}
-    return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, settings=settings)])
+    return Starlette(routes=routes, exception_handlers=handlers, middleware=[guard])
 
 
 def failed(error: Exception) -> Response:

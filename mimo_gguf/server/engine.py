@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,13 +37,18 @@ class Limits:
 
 
 class Engine:
-    """A model that answers calls. All methods belong to the event loop's thread."""
+    """A model that answers calls. All methods belong to the event loop's thread.
+
+    Attributes:
+        on_first_token: called with the seconds from each call to its first token.
+    """
 
     def __init__(self, llm: LLM, limits: Limits | None = None) -> None:
         self.llm = llm
         self.limits = limits or Limits()
         self._pump = Pump(llm.model.driver)
         self._mean_s = 1.0
+        self.on_first_token: Callable[[float], None] = lambda seconds: None
 
     @property
     def n_running(self) -> int:
@@ -121,7 +126,9 @@ class Call:
                 for event in await self._box.take():
                     if event.error is not None:
                         raise event.error
-                    has_begun = has_begun or event.n_tokens > 0
+                    if event.n_tokens and not has_begun:
+                        has_begun = True
+                        self._engine.on_first_token(time.monotonic() - self._began)
                     self._n_open -= event.is_last
                     if self.ran_out and event.is_last and not has_begun:
                         raise Refused(Failure(503, "not answered in time", "server_error", "timeout", retry_after_s=5))

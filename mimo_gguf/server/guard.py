@@ -8,7 +8,7 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -29,8 +29,9 @@ _WRONG_ORIGIN: Final = Failure(403, "pages of this origin may not ask: --cors-or
 class Guard:
     """ASGI middleware that lets a request through, or answers it with what is missing. It names and logs each one."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app, self._settings = app, settings
+    def __init__(self, app: ASGIApp, settings: Settings, on_end: Callable[[str, int, float], None]) -> None:
+        """Makes the guard of `app`. `on_end` is called with path, status and seconds of each request."""
+        self._app, self._settings, self._on_end = app, settings, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -61,9 +62,9 @@ class Guard:
             await _send_preflight(headers, send_named)
         else:
             await self._app(scope, receive, send_named)
-        LOGGER.info(
-            "%s %s %r %d %.3f s", request_id, scope["method"], scope["path"], status, time.perf_counter() - began
-        )
+        seconds = time.perf_counter() - began
+        self._on_end(scope["path"], status, seconds)
+        LOGGER.info("%s %s %r %d %.3f s", request_id, scope["method"], scope["path"], status, seconds)
 
     def _refusal(self, scope: Scope, headers: Headers, origin: str | None) -> Failure | None:
         """The failure of a request that may not pass; None if it may."""

@@ -13,7 +13,7 @@ from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.runtime.params import SamplingParams, StructuredOutputsParams
 from mimo_gguf.runtime.requests import Asked
 from mimo_gguf.runtime.scheduler import Request
-from mimo_gguf.server.requests import ChatBody, CompletionBody, Drawing, Message, ResponseFormat
+from mimo_gguf.server.requests import ChatBody, CompletionBody, Conversation, Drawing, Message, ResponseFormat
 from mimo_gguf.server.tool_choice import ToolRule, tool_rule
 
 # reasoning_effort -> reasoning tokens after which the answer is asked for; None sets no limit.
@@ -58,14 +58,7 @@ def chat_job(body: ChatBody, llm: LLM) -> Job:
             answer cannot be compiled, or more drafts are wished for than the server makes.
     """
     tools = tool_rule(body, llm.model.template.source)
-    continues = bool(body.continue_final_message)
-    prompt = llm.render(
-        [as_message(message) for message in body.messages],
-        add_generation_prompt=not continues and body.add_generation_prompt is not False,
-        continue_final_message=continues,
-        tools=None if tools is None else tools.shown,
-        chat_template_kwargs=body.chat_template_kwargs,
-    )
+    prompt = _render(body, tools, llm)
     if body.top_logprobs is not None and not body.logprobs:
         raise UsageError("top_logprobs is without logprobs", hint='"logprobs": true')
     n_top = (body.top_logprobs or 0) if body.logprobs else None
@@ -75,6 +68,22 @@ def chat_job(body: ChatBody, llm: LLM) -> Job:
         params.thinking_token_budget = EFFORTS[body.reasoning_effort]
     asked = llm.ask(prompt, params, split_reasoning=True)
     return Job((_with_drafts(asked, body, llm),), tools, n_top=n_top)
+
+
+def chat_prompt(body: Conversation, llm: LLM) -> str:
+    """The prompt of a conversation as text. Raises UsageError as `chat_job`."""
+    return _render(body, tool_rule(body, llm.model.template.source), llm)
+
+
+def _render(body: Conversation, tools: ToolRule | None, llm: LLM) -> str:
+    continues = bool(body.continue_final_message)
+    return llm.render(
+        [as_message(message) for message in body.messages],
+        add_generation_prompt=not continues and body.add_generation_prompt is not False,
+        continue_final_message=continues,
+        tools=None if tools is None else tools.shown,
+        chat_template_kwargs=body.chat_template_kwargs,
+    )
 
 
 def completion_job(body: CompletionBody, llm: LLM) -> Job:

@@ -158,20 +158,25 @@ class Drawing(Body):
     priority: Any = None
 
 
-class ChatBody(Drawing):
-    """The body of `/v1/chat/completions`."""
+class Conversation(BaseModel):
+    """What a prompt is made of."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
-    max_completion_tokens: Count | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: Effort | None = None
     chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+
+
+class ChatBody(Drawing, Conversation):
+    """The body of `/v1/chat/completions`."""
+
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    reasoning_effort: Effort | None = None
 
 
 class CompletionBody(Drawing):
@@ -182,3 +187,40 @@ class CompletionBody(Drawing):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     suffix: str | None = None
     best_of: int | None = None
+
+
+class TemplateBody(Conversation, Body):
+    """The body of `/apply-template`."""
+
+    model: str | None = None
+
+
+class TokenizeBody(Body):
+    """The body of `/tokenize`: llama-server's `content`, or vLLM's `prompt` or `messages`."""
+
+    model: str | None = None
+    content: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[dict[str, Any]], Field(max_length=10_000)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special: bool | None = None
+    add_special_tokens: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+    return_token_strs: bool | None = None
+
+    @property
+    def as_template(self) -> dict[str, Any]:
+        """The fields that `TemplateBody` has, too."""
+        names = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+        return {name: getattr(self, name) for name in names}
+
+
+class DetokenizeBody(Body):
+    """The body of `/detokenize`."""
+
+    model: str | None = None
+    tokens: Tokens

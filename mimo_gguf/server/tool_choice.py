@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.engine.sampling import grammar_of_schema
-from mimo_gguf.server.requests import ChatBody, NamedTool, Tool
+from mimo_gguf.server.requests import Conversation, NamedTool, Tool
 
 _ROOT: Final = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*|[A-Za-z0-9-]+')
 _MOST_CALLS: Final = 16  # of one answer that must call
@@ -32,7 +32,7 @@ class ToolRule:
     in_parallel: bool = True
 
 
-def tool_rule(body: ChatBody, template: str) -> ToolRule | None:
+def tool_rule(body: Conversation, template: str) -> ToolRule | None:
     """The rule for a conversation; None if it has no tools.
 
     Args:
@@ -71,7 +71,7 @@ def calls_grammar(tools: Sequence[Tool], *, several: bool) -> str:
     return f"root ::= {_OPEN} mimo-call {_CLOSE}{further}\n{grammar}"
 
 
-def _chosen(body: ChatBody) -> list[Tool]:
+def _chosen(body: Conversation) -> list[Tool]:
     assert body.tools is not None
     if not isinstance(body.tool_choice, NamedTool):
         return body.tools

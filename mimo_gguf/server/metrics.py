@@ -1,0 +1,81 @@
+"""`/metrics` in Prometheus' form: requests, tokens, drafts, the queue, and how soon the first token comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mimo_gguf.engine.stats import SessionStats
+from mimo_gguf.server.engine import Engine
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+_SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+# name -> what it counts, and how it is read from the counts of the session
+_COUNTS: Final[dict[str, tuple[str, Callable[[SessionStats], float]]]] = {
+    "prompt_tokens": ("Tokens of prompts that were evaluated", lambda stats: stats.n_prompt),
+    "cached_tokens": ("Tokens of prompts that were in the KV cache already", lambda stats: stats.n_reused),
+    "generated_tokens": ("Tokens that were drawn", lambda stats: stats.n_generated),
+    "passes": ("Passes that evaluated a drawn token", lambda stats: stats.n_passes),
+    "drafted_tokens": ("Drafts that were compared with a drawn token", lambda stats: sum(stats.n_drafted)),
+    "accepted_drafts": ("Drafts that were equal to it", lambda stats: sum(stats.n_accepted)),
+    "prompt_seconds": ("Seconds of reading prompts, summed over answers", lambda stats: stats.prompt_s),
+    "generation_seconds": ("Seconds of generating, summed over answers", lambda stats: stats.generation_s),
+}
+
+
+class Metrics:
+    """What one server counts.
+
+    Attributes:
+        paths: the paths that have series of their own; all others share one, so that strangers make no new series.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.paths: frozenset[str] = frozenset()
+        self._registry = CollectorRegistry()
+        self._registry.register(_SessionCounts(engine))
+        self._requests = Counter(
+            "mimo_gguf_requests", "Requests, by path and status", ["path", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "mimo_gguf_request_seconds", "Seconds from a request to the end of its answer", ["path"],
+            registry=self._registry, buckets=_SECONDS,
+        )  # fmt: skip
+        self._first = Histogram(
+            "mimo_gguf_first_token_seconds", "Seconds from a call to its first token", registry=self._registry,
+            buckets=_SECONDS,
+        )  # fmt: skip
+        engine.on_first_token = self._first.observe
+
+    def note_request(self, path: str, status: int, seconds: float) -> None:
+        """Counts a request that has ended."""
+        known = path if path in self.paths else "other"
+        self._requests.labels(known, str(status)).inc()
+        self._seconds.labels(known).observe(seconds)
+
+    def text(self) -> bytes:
+        """The document that Prometheus reads."""
+        return generate_latest(self._registry)
+
+
+class _SessionCounts(Collector):
+    """Reads the counts that the engine keeps anyway."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        engine, session = self._engine, self._engine.llm.model.session
+        yield GaugeMetricFamily("mimo_gguf_running", "Answers that have a slot", engine.n_running)
+        yield GaugeMetricFamily("mimo_gguf_waiting", "Answers that wait for a slot", engine.n_waiting)
+        yield GaugeMetricFamily("mimo_gguf_slots", "Slots", engine.n_parallel)
+        n_cells = sum(len(slot.tokens) for slot in session.slots)
+        yield GaugeMetricFamily("mimo_gguf_cached_cells", "Tokens in the KV cache, shared ones counted twice", n_cells)
+        stats = session.stats
+        for name, (text, read) in _COUNTS.items():
+            yield CounterMetricFamily(f"mimo_gguf_{name}", text, read(stats))
