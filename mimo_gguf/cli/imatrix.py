@@ -148,19 +148,18 @@ def _print_statistics(found: ImatrixStatistics) -> None:
     ui.print_field("file", f"{found.path}, {counted(len(found.matrices), 'matrix', 'matrices')}")
     texts = listed([text for text in found.datasets if text]) or "unnamed"
     ui.print_field("texts", f"{found.n_chunks} chunks of {found.chunk_size} tokens: {texts}")
-    columns = ["matrix", "sum", "mean", "min", "max", "active", "bits", "top 1 %"]
-    if found.against is not None:
-        columns.append("cosine")
-    ui.print_table(columns, [_row(matrix)[: len(columns)] for matrix in found.matrices])
+    compared = found.against is not None  # 80 columns have no room for both, the smallest value and the cosine
+    columns = ("matrix", "sum", "mean", "max", "active", "bits", "top 1 %", "cosine" if compared else "min")
+    ui.print_table(columns, [_row(matrix, compared=compared) for matrix in found.matrices])
     for names, where in ((found.only_here, found.path), (found.only_there, found.against)):
         if names:
             ui.print_warning(f"only in {where}: {listed(list(names))}")
 
 
-def _row(matrix: MatrixStatistics) -> list[str]:
-    figures = (matrix.sum, matrix.mean, matrix.smallest, matrix.largest)
+def _row(matrix: MatrixStatistics, *, compared: bool) -> list[str]:
     cosine = "-" if matrix.cosine is None else f"{matrix.cosine:.4f}"
     return [
-        matrix.matrix.removesuffix(".weight"), *(f"{figure:.3g}" for figure in figures), f"{100 * matrix.active:.0f} %",
-        f"{matrix.entropy:.2f}", f"{100 * matrix.largest_share:.1f} %", cosine,
+        matrix.matrix.removesuffix(".weight"), *(f"{x:.2g}" for x in (matrix.sum, matrix.mean, matrix.largest)),
+        f"{100 * matrix.active:.0f} %", f"{matrix.entropy:.2f}", f"{100 * matrix.largest_share:.1f} %",
+        cosine if compared else f"{matrix.smallest:.2g}",
     ]  # fmt: skip
