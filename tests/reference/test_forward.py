@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mimo_gguf import convert
 from mimo_gguf.core.errors import GgufError
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import open_gguf
@@ -18,7 +19,16 @@ from mimo_gguf.reference.decode import Floats
 from mimo_gguf.reference.forward import angles, causal_attention, embed, head_logits, rotate, silu
 from mimo_gguf.reference.model import ReferenceModel, Rotation, open_reference
 from mimo_gguf.reference.run import run_windows
-from tests.engine.test_parity import GEOMETRIES, TOLERANCE, difference, make_case, reference, through_llama, write_model
+from tests.engine.test_parity import (
+    GEOMETRIES,
+    TOLERANCE,
+    Case,
+    difference,
+    make_case,
+    reference,
+    through_llama,
+    write_model,
+)
 from tests.reference import MIMO_TINY, Hidden, Mimo, load_checkpoint
 from tests.tiny_models import make_model, quantized, write_gguf
 
@@ -54,6 +64,17 @@ def test_a_checkpoint_and_both_states_that_mtp_may_read(hidden: Hidden) -> None:
         assert np.abs(states.before_norm[0] - state.numpy()).max() < TOLERANCE
         assert np.abs(head_logits(model, states.final[0]) - logits.numpy()).max() < TOLERANCE
         assert np.abs(head_logits(model, states.mtp[0]) - drafts.numpy()).max() < TOLERANCE
+
+
+def test_the_trained_example_equals_llama_cpp(tmp_path: Path) -> None:
+    convert(MIMO_TINY, out=tmp_path / "tiny.gguf", types="F32")
+    tokens = np.random.default_rng(2).integers(0, 900, 60).tolist()
+    with open_reference(MIMO_TINY) as model:
+        states = run_windows(model, [int32(tokens)], mtp=True)
+        got = head_logits(model, states.final[0]), [head_logits(model, states.mtp[0])]
+    case = Case({"num_nextn_predict_layers": 1}, {}, tokens)
+    trunk, mtp = difference(got, through_llama(tmp_path / "tiny.gguf", case))
+    assert trunk < TOLERANCE and mtp < TOLERANCE
 
 
 def test_the_trunk_alone_with_its_output_tied_to_the_embedding(tmp_path: Path) -> None:
