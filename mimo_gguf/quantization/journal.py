@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from mimo_gguf.core.digests import RECORD
 from mimo_gguf.core.errors import OutputError
+from mimo_gguf.core.file_lock import is_still, open_locked
 from mimo_gguf.core.paths import path_kind
 
 _MAGIC: Final = b"mimo-gguf journal 1\n"
@@ -71,7 +70,7 @@ class Journal:
 
     def check_in_place(self) -> None:
         """Raises OutputError if another program deleted or replaced the file, because the lock is then useless."""
-        if not _is_still(self.path, self._fd):
+        if not is_still(self.path, self._fd):
             raise OutputError(
                 f"{self.path}: was deleted or replaced while this run was working",
                 hint="leave the hidden files beside the output alone, and run the same command again",
@@ -82,7 +81,7 @@ class Journal:
         if self._fd < 0:
             return
         with contextlib.suppress(OSError):
-            if _is_still(self.path, self._fd):
+            if is_still(self.path, self._fd):
                 if os.name == "nt":  # Windows does not remove open files
                     self.close()
                 self.path.unlink(missing_ok=True)
@@ -107,7 +106,7 @@ def open_journal(path: Path, fingerprint: str, *, what: Path) -> Journal:
     if path_kind(path) == "special":  # opening a pipe would wait for its other end
         raise OutputError(f"{path}: is a device or pipe, not a file", hint="remove it, or choose another place with -o")
     try:
-        fd = _open_locked(path)
+        fd = open_locked(path)
     except BlockingIOError:
         raise OutputError(
             f"{what}: another run is writing it", hint="wait for it to end, or choose another name with -o"
@@ -156,48 +155,3 @@ def _read_all(fd: int) -> bytes:
     while part := os.read(fd, 1 << 20):
         parts.append(part)
     return b"".join(parts)
-
-
-# ---- locking: the operating system's, so that a killed run leaves no lock behind
-
-
-def _open_locked(path: Path) -> int:
-    """Opens `path` and locks it. Raises BlockingIOError if another process holds the lock."""
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):  # reading a pipe would wait for its other end
-                raise OSError(f"{path} is not a file")
-            _lock(fd)
-            if _is_still(path, fd):
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)  # the run that held it has just finished and removed it
-
-
-def _is_still(path: Path, fd: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(fd))
-    except OSError:  # gone, or its folder is
-        return False
-
-
-if sys.platform == "win32":  # pragma: no cover
-    import msvcrt
-
-    _LOCK_BYTE: Final = 1 << 40  # far beyond the records, which stay readable
-
-    def _lock(fd: int) -> None:
-        os.lseek(fd, _LOCK_BYTE, os.SEEK_SET)
-        try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            raise BlockingIOError(*error.args) from None
-
-else:
-    import fcntl
-
-    def _lock(fd: int) -> None:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,85 @@
+"""Files that one process at a time works on: locks of the operating system, so a killed run leaves none behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from mimo_gguf.core.errors import OutputError
+
+
+def open_locked(path: Path) -> int:
+    """Opens `path`, which is made if it is missing, and locks it until it is closed. Gives the descriptor.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: it cannot be opened, or is not a file.
+    """
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):  # reading a pipe would wait for its other end
+                raise OSError(f"{path} is not a file")
+            _lock(fd)
+            if is_still(path, fd):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # the run that held it has just finished and removed it
+
+
+def is_still(path: Path, fd: int) -> bool:
+    """Whether the open file is the one at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except OSError:  # gone, or its folder is
+        return False
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, name: str) -> Iterator[None]:
+    """Holds the lock of a folder: a file of that name, which is removed at the end.
+
+    Raises:
+        OutputError: another process holds it, or the folder is read-only.
+    """
+    path = folder / name
+    try:
+        fd = open_locked(path)
+    except BlockingIOError:
+        raise OutputError(
+            f"{folder}: another run is working in it", hint="wait for it, or give another folder"
+        ) from None
+    except OSError as error:
+        raise OutputError(f"{folder}: {error.strerror or error}", hint="give another folder") from None
+    try:
+        yield
+    finally:
+        if os.name != "nt":  # Windows does not remove an open file
+            path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+if sys.platform == "win32":  # pragma: no cover
+    import msvcrt
+
+    _LOCK_BYTE: Final = 1 << 40  # far beyond the records, which stay readable
+
+    def _lock(fd: int) -> None:
+        os.lseek(fd, _LOCK_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(*error.args) from None
+
+else:
+    import fcntl
+
+    def _lock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
