@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from mimo_gguf.reference.forward import (
     rms_norm,
 )
 from mimo_gguf.reference.model import FINAL_NORM, HEAD, ReferenceModel
-from mimo_gguf.reference.states import FolderStore, MemoryStore, Store, mapped
+from mimo_gguf.reference.states import FolderStore, MemoryStore, Store, locked, mapped
 
 OnProgress = Callable[[int, int], None]
 
@@ -95,27 +96,23 @@ def run_windows(
     Raises:
         UsageError: a token id that the vocabulary lacks, a window longer than the context, or no MTP block.
         CheckpointError, GgufError: the weights' data ends early.
-        OutputError: the folder is of something else, or cannot be written.
+        OutputError: the folder is of something else, another run works in it, or it cannot be written.
     """
     _check_windows(model, windows, mtp=mtp)
     n_blocks = model.geometry.block_count if mtp else model.n_trunk_blocks
-    run = _Run(
-        model=model,
-        windows=windows,
-        store=MemoryStore()
-        if folder is None
-        else _open_folder(folder, model, windows, purpose, tapped=tap is not None),
-        tap=tap,
-        on_block=on_block or (lambda number: None),
-        count=_Count(on_progress, n_blocks * sum(map(len, windows))),
-    )
-    before_norm = _run_trunk(run)
-    final = mapped(partial(rms_norm, gains=model.vector(FINAL_NORM), epsilon=model.geometry.rms_epsilon), before_norm)
-    mtp_rows = _run_mtp(run, hidden) if mtp else ()
+    with nullcontext() if folder is None else locked(folder):
+        store = (
+            MemoryStore() if folder is None else _open_folder(folder, model, windows, purpose, tapped=tap is not None)
+        )
+        count = _Count(on_progress, n_blocks * sum(map(len, windows)))
+        run = _Run(model, windows, store, tap, on_block or (lambda number: None), count)
+        before_norm = _run_trunk(run)
+        norm = partial(rms_norm, gains=model.vector(FINAL_NORM), epsilon=model.geometry.rms_epsilon)
+        states = WindowStates(before_norm, mapped(norm, before_norm), _run_mtp(run, hidden) if mtp else ())
     if tap is not None:
-        for rows in filter(len, final):
+        for rows in filter(len, states.final):
             tap(HEAD, rows)
-    return WindowStates(before_norm, final, mtp_rows)
+    return states
 
 
 def _open_folder(

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, overload
 
 import numpy as np
 
 from mimo_gguf.core.errors import OutputError
+from mimo_gguf.core.file_lock import locked_folder
 from mimo_gguf.core.output_file import atomic_output, check_free_space, make_folder
 from mimo_gguf.core.paths import path_kind
 from mimo_gguf.reference.decode import Floats
 
 MANIFEST: Final = "states.json"
+LOCK: Final = "states.lock"
 _WHAT: Final = {"products": "another arithmetic"}
 Step = Callable[[int, Floats], Floats]  # the number of a window and its rows -> its rows in the next stage
 
@@ -81,6 +83,18 @@ class MemoryStore:
         return self._stages[stage]
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes a folder of states if it is missing, and holds its lock: two runs would delete each other's files.
+
+    Raises:
+        OutputError: another run holds it, or it cannot be made.
+    """
+    make_folder(folder)
+    with locked_folder(folder, LOCK):
+        yield
+
+
 class FolderStore:
     """Keeps stages as files of a folder: little-endian float32, the rows of all windows one after the other.
 
@@ -98,7 +112,6 @@ class FolderStore:
         self._folder: Final = folder
         self._n_rows: Final = n_rows
         self._n_embd: Final = n_embd
-        make_folder(folder)
         _check_identity(folder, identity)
         for left in folder.glob(".*.partial"):  # of a run that was killed
             with suppress(OSError):
@@ -204,7 +217,7 @@ def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
     """
     path = folder / MANIFEST
     if path_kind(path) == "nothing":
-        if any(not other.name.endswith(".partial") for other in folder.iterdir()):
+        if any(other.name != LOCK and not other.name.endswith(".partial") for other in folder.iterdir()):
             raise OutputError(f"{folder}: holds other files", hint="give an empty folder, or one that does not exist")
         with atomic_output(path) as file:
             file.write(json.dumps(identity, indent=2).encode() + b"\n")

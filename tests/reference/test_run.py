@@ -191,6 +191,16 @@ def test_a_folder_of_something_else_is_refused(path: Path, model: ReferenceModel
         run_windows(model, some_windows(), folder=folder)
 
 
+def test_two_runs_do_not_share_a_folder(model: ReferenceModel, tmp_path: Path) -> None:
+    def second(_: int) -> None:
+        with pytest.raises(OutputError, match="another run is working in it"):
+            run_windows(model, some_windows(), folder=tmp_path / "states")
+
+    run_windows(model, some_windows(), folder=tmp_path / "states", on_block=second)
+    run_windows(model, some_windows(), folder=tmp_path / "states")
+    assert not (tmp_path / "states" / "states.lock").exists() or os.name == "nt"
+
+
 def test_windows_are_checked(model: ReferenceModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="window 1 has a token id beyond the vocabulary of 272"):
         run_windows(model, [np.zeros(2, np.int32), np.array([3, 272], np.int32)])
