@@ -4,7 +4,8 @@
 
 llama-perplexity writes the base's logits to a file and compares the other file with them; here both are read in step.
 Speeds are of reading a file for its perplexity, and of base and file together for the divergence, without loading.
-The programs take turns. The last line is one JSON document.
+Tokens per second of CPU time are of whole runs, with loading: they say more while other programs are busy. The programs
+take turns. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,19 +51,27 @@ FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def run(command: Sequence[str | Path], *, only_stdout: bool = False) -> str:
-    """Runs a program; its output. Stops with the output if it fails."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{command[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.stdout if only_stdout else done.stdout + done.stderr
+def run_tool(command: Sequence[str | Path]) -> tuple[str, float, float]:
+    """Runs llama-perplexity; its output, seconds after loading, CPU seconds. Stops with the output if it fails."""
+    started, before, lines = time.perf_counter(), cpu_seconds(), []
+    with subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if "system_info" in line:  # what it prints when the model is loaded
+                started = time.perf_counter()
+    seconds, output = time.perf_counter() - started, "".join(lines)
+    if process.returncode:
+        sys.exit(f"{command[0]} failed:\n{output[-2000:]}")
+    return output, seconds, cpu_seconds() - before
 
 
-def seconds_of_tool(output: str) -> float:
-    """The seconds of a run of llama-perplexity without loading, as it reports them."""
-    found = re.search(rf"total time =\s*{NUMBER} ms", output)
-    assert found, output[-2000:]
-    return float(found[1]) / 1000
+def cpu_seconds() -> float:
+    """The CPU seconds of all programs that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 class Ours:
@@ -72,11 +83,13 @@ class Ours:
             "-ngl", "0", "--no-mtp", "--arithmetic", "backend", "--json",
         ]  # fmt: skip
 
-    def __call__(self, file: Path, *base: str | Path) -> dict[str, Any]:
+    def __call__(self, file: Path, *base: str | Path) -> tuple[dict[str, Any], float]:
+        """Its document, and its CPU seconds."""
+        before = cpu_seconds()
         with tempfile.TemporaryDirectory() as work:
             command = [sys.executable, "-m", "mimo_gguf", "quality", file, *base, "--work", work, *self.rest]
-            document: dict[str, Any] = json.loads(run(command, only_stdout=True))
-        return document
+            done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=True)
+        return json.loads(done.stdout), cpu_seconds() - before
 
 
 def main() -> None:
@@ -93,22 +106,26 @@ def main() -> None:
         given.tool, "-f", given.text, "-c", str(N_CTX), "--chunks", str(given.chunks), "-t", str(given.threads),
         "-ngl", "0",
     ]  # fmt: skip
-    speeds: dict[str, list[float]] = {name: [] for name in ("tool", "ours", "tool, both", "ours, both")}
+    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in ("tool", "ours", "tool, both", "ours, both")}
     with tempfile.TemporaryDirectory() as folder:
         logits = Path(folder) / "base.kld"
         for _ in range(given.rounds):
-            speeds["tool"].append(n_tokens / seconds_of_tool(run([*tool, "-m", given.file])))
-            speeds["ours"].append(ours(given.file)["files"][0]["tokens_per_s"])
-            first = run([*tool, "-m", given.base, "--kl-divergence-base", logits])
-            second = run([given.tool, "-m", given.file, "--kl-divergence-base", logits, "--kl-divergence",
-                          "-t", str(given.threads), "-ngl", "0"])  # fmt: skip
-            speeds["tool, both"].append(n_tokens / (seconds_of_tool(first) + seconds_of_tool(second)))
-            document = ours(given.file, "--base", given.base)
-            speeds["ours, both"].append(document["files"][0]["tokens_per_s"])
-    report(document, second, speeds)
+            _, seconds, cpu_s = run_tool([*tool, "-m", given.file])
+            speeds["tool"].append((n_tokens / seconds, n_tokens / cpu_s))
+            document, cpu_s = ours(given.file)
+            speeds["ours"].append((document["files"][0]["tokens_per_s"], n_tokens / cpu_s))
+            _, first_s, first_cpu_s = run_tool([*tool, "-m", given.base, "--kl-divergence-base", logits])
+            output, second_s, second_cpu_s = run_tool(
+                [given.tool, "-m", given.file, "--kl-divergence-base", logits, "--kl-divergence",
+                 "-t", str(given.threads), "-ngl", "0"]
+            )  # fmt: skip
+            speeds["tool, both"].append((n_tokens / (first_s + second_s), n_tokens / (first_cpu_s + second_cpu_s)))
+            document, cpu_s = ours(given.file, "--base", given.base)
+            speeds["ours, both"].append((document["files"][0]["tokens_per_s"], n_tokens / cpu_s))
+    report(document, output, speeds)
 
 
-def report(document: dict[str, Any], output: str, speeds: dict[str, list[float]]) -> None:
+def report(document: dict[str, Any], output: str, speeds: dict[str, list[tuple[float, float]]]) -> None:
     """Prints the figures of both programs, and their speeds."""
     found = document["files"][0]["kinds"]["all"]
     figures = {}
@@ -121,10 +138,12 @@ def report(document: dict[str, Any], output: str, speeds: dict[str, list[float]]
             mine = mine[key]
         figures[name] = (float(match[match.lastindex or 1]), 100 * mine if name.endswith("%") else mine)
         print(f"{name:<24}{figures[name][0]:>18.6f}{figures[name][1]:>14.6f}")
-    medians = {name: statistics.median(each) for name, each in speeds.items()}
     for way, note in (("", "perplexity of the file"), (", both", "divergence, base and file read")):
-        theirs, mine = medians[f"tool{way}"], medians[f"ours{way}"]
-        print(f"{note}: {theirs:.1f} and {mine:.1f} tok/s, {mine / theirs:.3f} x")
+        for which, unit in enumerate(("tok/s", "tok per second of CPU time")):
+            theirs, mine = (
+                statistics.median(each[which] for each in speeds[f"{who}{way}"]) for who in ("tool", "ours")
+            )
+            print(f"{note}: {theirs:.1f} and {mine:.1f} {unit}, {mine / theirs:.3f} x")
     print(json.dumps({"machine": machine(), "figures": figures, "speeds": speeds}))
 
 

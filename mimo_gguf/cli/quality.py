@@ -180,7 +180,8 @@ def _print_file(file: FileQuality) -> None:
     drafts = [f"{hidden} drafts" if len(file.acceptance) > 1 else "drafts" for hidden in file.acceptance]
     heading = (_ROW if has_base else _ROW_ALONE).format(*columns[: 6 if has_base else 3])
     ui.print_line(heading + "".join(f"{name:>13}" for name in drafts), style="heading")
-    for kind, summary in file.by_kind.items():
+    rows = list(file.by_kind.items())
+    for kind, summary in rows[:-1] if len(rows) == 2 else rows:  # all of one kind is that kind
         line = row_of(kind, summary) + "".join(f"{_percent(each[kind]):>13}" for each in file.acceptance.values())
         ui.print_line(line, style="figure" if kind == list(file.by_kind)[-1] else "")
     _print_tails(list(file.by_kind.values())[-1])

@@ -11,6 +11,7 @@ from mimo_gguf.quality.certifying import CertifiedFile, certify_files, check_cer
 from mimo_gguf.quality.judge import run_quality
 from mimo_gguf.quality.plan import QualityPlan, parse_options, plan_quality
 from mimo_gguf.quality.report import QualityReport
+from mimo_gguf.quality.work import forget_old
 
 
 def measure_quality(
@@ -66,9 +67,16 @@ def measure_quality(
     plan = plan_quality(paths, None if base is None else str(base), named, options)
     if on_plan is not None:
         on_plan(plan)
-    folder = program_cache() / "quality" if work is None else Path(work)
+    folder = _cache() if work is None else Path(work)
     report = run_quality(plan, folder, keep_work=work is not None, on_progress=on_progress)
     for certified in certify_files(plan, report, threads) if certify else ():
         if on_certified is not None:
             on_certified(certified)
     return report
+
+
+def _cache() -> Path:
+    """The folder of runs that are not to be kept, without those that nobody went on with."""
+    folder = program_cache() / "quality"
+    forget_old(folder)
+    return folder

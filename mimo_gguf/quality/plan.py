@@ -125,8 +125,9 @@ def _base_info(
     base: str, files: Sequence[PlannedFile], options: QualityOptions, arithmetic: Arithmetic, n_gpu_layers: int
 ) -> BaseInfo:
     with open_model(base, headers_only=True) as source:
-        for file in files[:1]:  # they have the same vocabulary
-            _check_vocabulary(file.path.name, file.header.metadata, source.label, source.metadata)
+        first = files[0]  # all files have the same vocabulary
+        _check_vocabulary(first.path.name, first.header.metadata, source.label, source.metadata)
+    with open_model(base) as source:  # of a Hub id the files are downloaded now: headers alone have no lasting name
         fingerprint = source.fingerprint
     sizes = model_sizes(read_runnable(base)) if arithmetic == "backend" and is_gguf(base) else None
     return BaseInfo(base, fingerprint, _way(files, sizes, options, n_gpu_layers))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ from mimo_gguf.core.output_file import atomic_output, check_free_space, make_fol
 from mimo_gguf.quality.divergence import Floats, Ints, TokenScores
 
 _SAVED_EVERY_S: Final = 5.0
+_OLD_S: Final = 14 * 24 * 3600
 _NONE: Final = -1  # a draft that was not asked for
 _SCORES: Final = np.dtype(
     [("nll", "<f8"), ("p", "<f8"), ("top", "<i4"), ("base_nll", "<f8"), ("base_p", "<f8"), ("kl", "<f8"),
@@ -34,6 +36,17 @@ _OF_BASE: Final = ("base_nll", "base_p", "kl", "same_top")
 def key_of(*parts: str) -> str:
     """A name for a folder or file that holds what these parts decide: 32 hexadecimal digits."""
     return TEXT.hex("\n".join(parts).encode())[:32]
+
+
+def forget_old(root: Path) -> None:
+    """Deletes the folders of runs that nobody went on with for two weeks."""
+    for folder in root.iterdir() if root.is_dir() else ():
+        with suppress(OSError):
+            if (
+                folder.is_dir()
+                and time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) > _OLD_S
+            ):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class ScoreFile:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from mimo_gguf.quality.divergence import Summary
 from mimo_gguf.quality.judge import run_quality
 from mimo_gguf.quality.plan import QualityOptions, QualityPlan, plan_quality
 from mimo_gguf.quality.report import ALL, BaseWay, QualityReport
+from mimo_gguf.quality.work import forget_old
 from mimo_gguf.reference.forward import head_logits
 from mimo_gguf.reference.model import open_reference
 from mimo_gguf.reference.run import run_windows
@@ -368,3 +371,14 @@ def test_a_damaged_file_is_one_line(tiny_path: Path, tmp_path: Path) -> None:
         assert done.returncode == 1
         assert done.stderr.startswith(f"error: {name}: ")
         assert not done.stdout
+
+
+def test_folders_of_runs_that_nobody_went_on_with_are_deleted(tmp_path: Path) -> None:
+    for name, days in (("old", 20), ("new", 3)):
+        (tmp_path / name).mkdir()
+        for path in (tmp_path / name / "x.scores", tmp_path / name):
+            path.touch()
+            os.utime(path, (time.time() - days * 86400,) * 2)
+    forget_old(tmp_path)
+    forget_old(tmp_path / "nothing")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
