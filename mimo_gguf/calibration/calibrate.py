@@ -16,7 +16,7 @@ from typing import Any
 from mimo_gguf.calibration.calibrated_source import calibrated_source
 from mimo_gguf.calibration.encode import Outcome
 from mimo_gguf.calibration.mix import MIXED_TYPES
-from mimo_gguf.calibration.passes import Encoding
+from mimo_gguf.calibration.passes import Encoding, Wanted
 from mimo_gguf.calibration.plan import RUN, CalibratedOutput, CalibrationPlan, sample_of, work_identity
 from mimo_gguf.calibration.sensitivity import Costs, measure_costs
 from mimo_gguf.calibration.solved_profile import profile_text
@@ -223,27 +223,53 @@ class _Gain:
 
 
 def _encode(plan: CalibrationPlan, encoding: Encoding, gain: _Gain, progress: Progress) -> tuple[Outcome, ...]:
-    """Encodes everything, and reports: bytes of matrices that are done, and the gain at every block."""
-    sizes = {tensor.info.name: tensor.info.n_bytes for tensor in plan.source.tensors}
-    counts = {name: len(types) for name, types in encoding.wanted.items()}
-    shares = {name: sizes[name] / counts[name] for name in counts}
-    done = {"earlier": 0.0, "all": 0.0}
-    progress.start([Job("calibrating", max(1, sum(sizes[name] for name in counts)))])
+    """Encodes everything, and reports how far that is and what is gained."""
+    done = _Done(plan, encoding.wanted, progress)
+    progress.start([Job("calibrating", max(1, int(done.total)))])
 
     def on_outcome(outcome: Outcome, earlier: bool) -> None:
         gain.add(outcome)
-        done["all"] += shares[outcome.tensor]
-        done["earlier"] += shares[outcome.tensor] if earlier else 0.0
-        progress.update([int(done["all"])], [int(done["earlier"])])
+        done.add(outcome, earlier)
 
     def on_step(step: str) -> None:
         progress.note(f"{step}; {gain.describe()}" if gain.ratios else step)
 
-    encoding.on_outcome, encoding.on_step = on_outcome, on_step
+    encoding.on_outcome, encoding.on_step, encoding.on_pass = on_outcome, on_step, done.pass_share
     try:
         return encoding.run()
     finally:
         progress.finish()
+
+
+class _Done:
+    """How far encoding is, in bytes of the source's matrices: half for the text that passed, half for the codes."""
+
+    def __init__(self, plan: CalibrationPlan, wanted: Wanted, progress: Progress) -> None:
+        sizes = {tensor.info.name: tensor.info.n_bytes for tensor in plan.source.tensors}
+        self._left = {name: sizes[name] for name in wanted}
+        self._shares = {name: sizes[name] / len(types) for name, types in wanted.items()}
+        self._progress = progress
+        self._passed = ("", 0.0)
+        self._done, self._earlier = 0.0, 0.0
+        self.total = float(sum(self._left.values()))
+
+    def add(self, outcome: Outcome, earlier: bool) -> None:
+        """Counts a matrix in a type."""
+        share = self._shares[outcome.tensor]
+        self._left[outcome.tensor] -= int(share)
+        self._done += share
+        self._earlier += share if earlier else 0.0
+        self._show()
+
+    def pass_share(self, names: str, share: float) -> None:
+        """Counts the part of the text that has passed the matrices whose names begin so."""
+        self._passed = (names, share)
+        self._show()
+
+    def _show(self) -> None:
+        names, share = self._passed
+        passing = sum(n_bytes for name, n_bytes in self._left.items() if name.startswith(names)) if names else 0
+        self._progress.update([int(self._done + share * passing / 2)], [int(self._earlier)])
 
 
 def _write(

@@ -56,6 +56,7 @@ class Encoding:
         wanted: the types to encode each matrix in.
         on_outcome: called with each outcome, and whether an earlier run had it.
         on_step: called with a name before a block, the head or an MTP block.
+        on_pass: called with the beginning of names ("blk.3.", "output") and the share of the text that has passed.
     """
 
     model: ReferenceModel
@@ -66,6 +67,7 @@ class Encoding:
     options: EncodeOptions = field(default_factory=EncodeOptions)
     on_outcome: Callable[[Outcome, bool], None] = lambda outcome, earlier: None
     on_step: Callable[[str], None] = lambda step: None
+    on_pass: Callable[[str, float], None] = lambda names, share: None
 
     @property
     def _n_embd(self) -> int:
@@ -126,13 +128,14 @@ class Encoding:
         """The embedding rows [windows, n, n_embd] of tokens [windows, n]."""
         return embed(self.model, tokens.reshape(-1)).reshape(*tokens.shape, -1)
 
-    def _collect(self, number: int, pass_window: Callable[[int, Floats, Tap], None]) -> GramCollector:
+    def _collect(self, number: int, names: str, pass_window: Callable[[int, Floats, Tap], None]) -> GramCollector:
         """Passes every window's states before block `number` on; gives the statistics of what was tapped."""
         states = self.work.load_array(_states(number), mapped=True)
         collector = GramCollector()
         for i, x in enumerate(states):
             collector.collect("used" if i < len(self.used) else "held_out")
             pass_window(i, np.array(x), collector.tap)
+            self.on_pass(names, (i + 1) / len(states))
         return collector
 
     def _trunk_block(self, number: int) -> None:
@@ -152,14 +155,14 @@ class Encoding:
         def pass_window(i: int, x: Floats, tap: Tap) -> None:
             after[i] = block(x, weights, tap=None if done else tap)
 
-        collector = self._collect(number, pass_window)
+        collector = self._collect(number, f"blk.{number}.", pass_window)
         self.work.save_array("pending.npy", after)
         return collector
 
     def _head(self) -> None:
         self.on_step("the head")
         last = self.model.n_trunk_blocks
-        collector = self._collect(last, lambda i, x, tap: tap(HEAD, final_norm(self.model, x)))
+        collector = self._collect(last, HEAD, lambda i, x, tap: tap(HEAD, final_norm(self.model, x)))
         self._input(HEAD, [HEAD], collector.take(HEAD))
 
     def _mtp_block(self, number: int) -> None:
@@ -174,7 +177,7 @@ class Encoding:
         def pass_window(i: int, x: Floats, tap: Tap) -> None:
             mtp_block(x[:-1], following[i], weights, tap=tap)
 
-        return self._collect(self.model.n_trunk_blocks, pass_window)
+        return self._collect(self.model.n_trunk_blocks, f"blk.{number}.", pass_window)
 
     def _matrices(self, number: int, collector: GramCollector) -> None:
         """Encodes the matrices of a block, input by input, so that few Gram matrices are there at a time."""

@@ -137,7 +137,7 @@ def _bytes_for(card: str, src: str, file_type: str, n_ctx: int) -> int:
 
 def _print_notes(plan: CalibrationPlan) -> None:
     for note in plan.notes:
-        ui.print_note(note)
+        ui.print_warning(note)
 
 
 def _print_plan(plan: CalibrationPlan, expected: TimeExpected) -> None:
