@@ -172,14 +172,21 @@ def read_certificate_json(document: Mapping[str, Any], where: Path | str) -> Cer
         GgufError: it is not a certificate that this version can read.
     """
     try:
-        if document["format"] != _FORMAT:
+        certificate = _certificate(document)
+        if document["format"] != _FORMAT or not _is_of_its_texts(certificate):
             raise ValueError
-        return _certificate(document)
+        return certificate
     except (KeyError, TypeError, ValueError, AttributeError):
         raise GgufError(
             f"{where}: its certificate has a form that this version cannot read",
             hint="measure it again, with mimo-gguf quality --certify",
         ) from None
+
+
+def _is_of_its_texts(certificate: Certificate) -> bool:
+    """Whether there are figures of each kind of text that was read, and of no other."""
+    kinds = [*certificate.texts.kinds, ALL]
+    return all(list(figures) == kinds for figures in (certificate.figures, *certificate.acceptance.values()))
 
 
 def _certificate(document: Mapping[str, Any]) -> Certificate:
@@ -224,9 +231,7 @@ def _one_of(value: Any, allowed: tuple[str, ...]) -> Any:
 
 
 def _of_kinds(values: Mapping[str, Any], make: Callable[[Any], T]) -> dict[str, T]:
-    """What a document has for each kind of text; for all texts together it must have something."""
-    made = {kind: make(value) for kind, value in values.items()}
-    return made | {ALL: made[ALL]}
+    return {kind: make(value) for kind, value in values.items()}
 
 
 def _figure(pair: Any) -> Figure:

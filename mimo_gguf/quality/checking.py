@@ -91,7 +91,8 @@ def check_same_base(certificate: Certificate, base: str, model: GgufFile, n_thre
 
 def check_same_texts(certificate: Certificate, plan: QualityPlan) -> None:
     """Raises UsageError if a planned measurement reads other texts than a certificate names."""
-    if plan.texts.windows_digest != certificate.texts.windows_digest:
+    planned, certified = plan.texts, certificate.texts
+    if (planned.windows_digest, list(planned.kinds)) != (certified.windows_digest, list(certified.kinds)):
         names = ", ".join(certificate.texts.names)
         raise UsageError(
             f"the texts of the certificate ({names}) are others on this machine, so figures cannot be compared",

@@ -135,6 +135,7 @@ def test_a_certificate_without_base_or_drafts_is_read_again() -> None:
         ("base", {"label": "x"}),
         ("versions", {"numpy": "2"}),
         ("acceptance", {"before": {}}),
+        ("acceptance", {"pre": {ALL: [0.5, 0.1]}}),
         ("acceptance", {"pre": {ALL: [1]}}),
     ],
 )
@@ -205,6 +206,8 @@ def test_a_certificate_names_the_tensors_and_the_base_that_the_file_was_made_fro
     check_same_texts(certificate_of(file), plan)
     with pytest.raises(UsageError, match=r"the texts of the certificate \(docs, a.txt\) are others"):
         check_same_texts(certificate_of(file), replace(plan, texts=replace(plan.texts, windows_digest="x")))
+    with pytest.raises(UsageError, match="are others"):
+        check_same_texts(certificate_of(file), replace(plan, texts=replace(plan.texts, kinds={})))
 
 
 def test_a_damaged_file_gets_no_certificate_and_is_not_measured_again(file: Path) -> None:
