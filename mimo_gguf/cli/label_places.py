@@ -8,6 +8,9 @@ from itertools import pairwise
 from math import cos, hypot, pi, sin
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 _DIRECTIONS: Final = 16
 _DISTANCES: Final = (8, 14, 22, 34, 50, 70, 95, 125)  # pixels between a point and the box of its label
 _LINE_PIXELS: Final = 2
@@ -62,19 +65,28 @@ def place_labels(
         frame: labels lie inside it.
         taken: other places that no label may cover, such as marks and error bars.
     """
-    occupied = list(taken)
+    occupied = _as_array([frame, *taken])
     placed: list[Box] = []
     for point, size in zip(points, sizes, strict=True):
-        _, box = min(
-            ((_hidden_area(box, frame, occupied), box) for box in _candidates(point, size)), key=lambda pair: pair[0]
-        )
-        occupied.append(box)
-        placed.append(box)
+        candidates = list(_candidates(point, size))
+        shared = _overlaps(_as_array(candidates), occupied)
+        hidden = candidates[0].area - shared[:, 0] + shared[:, 1:].sum(axis=1)  # outside the frame, or on another
+        placed.append(candidates[int(hidden.argmin())])
+        occupied = np.concatenate([occupied, _as_array(placed[-1:])])
     return placed
 
 
-def _hidden_area(box: Box, frame: Box, occupied: Sequence[Box]) -> float:
-    return box.area - frame.overlap(box) + sum(box.overlap(other) for other in occupied)
+def _as_array(boxes: Sequence[Box]) -> NDArray[np.float64]:
+    """Boxes as rows of left, bottom, right, top."""
+    return np.array([(box.left, box.bottom, box.right, box.top) for box in boxes])
+
+
+def _overlaps(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The area that each box has in common with each other one, [n_boxes, n_others]."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    areas: NDArray[np.float64] = np.clip(high - low, 0, None).prod(axis=2)
+    return areas
 
 
 def _candidates(point: tuple[float, float], size: tuple[float, float]) -> Iterator[Box]:

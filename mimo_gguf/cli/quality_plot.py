@@ -71,7 +71,7 @@ def compose(shown: Sequence[PlottedFile], title: str) -> Figure:
     axes.margins(0.1)
     axes.grid(alpha=0.3, which="both")
     if len(series) > 1:
-        axes.legend()
+        axes.legend(loc="upper right")  # the larger a file, the less it diverges
     figure.draw_without_rendering()  # places the axes, so that data have pixels
     figure.set_layout_engine("none")
     _label(figure, axes, shown, unit_bytes)
