@@ -6,7 +6,7 @@ is the business of core/stored_certificate.py and quantization/certificates.py. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -186,7 +186,8 @@ def read_certificate_json(document: Mapping[str, Any], where: Path | str) -> Cer
 def _is_of_its_texts(certificate: Certificate) -> bool:
     """Whether there are figures of each kind of text that was read, and of no other."""
     kinds = [*certificate.texts.kinds, ALL]
-    return all(list(figures) == kinds for figures in (certificate.figures, *certificate.acceptance.values()))
+    all_figures: list[Collection[str]] = [certificate.figures, *certificate.acceptance.values()]
+    return all(list(figures) == kinds for figures in all_figures)
 
 
 def _certificate(document: Mapping[str, Any]) -> Certificate:
