@@ -17,7 +17,7 @@ from mimo_gguf.core.geometry import STEP35, Geometry, read_geometry
 from mimo_gguf.core.model_rules import model_fault
 from mimo_gguf.core.model_source import ModelSource, SourceTensor, TensorInfo
 from mimo_gguf.reference.decode import Floats, decode_rows
-from mimo_gguf.reference.products import NUMPY, Products
+from mimo_gguf.reference.products import Products, best_products
 
 EMBEDDING: Final = "token_embd.weight"
 HEAD: Final = "output.weight"
@@ -44,13 +44,13 @@ class ReferenceModel:
         products: how rows are multiplied with its matrices.
     """
 
-    def __init__(self, source: ModelSource, products: Products = NUMPY) -> None:
+    def __init__(self, source: ModelSource, products: Products | None = None) -> None:
         infos = [tensor.info for tensor in source.tensors]
         fault = model_fault(source.metadata, infos, where=source.label) or _rope_fault(source)
         if fault is not None:
             raise GgufError(f"{source.label}: {fault}", hint="convert the checkpoint again: mimo-gguf convert SRC")
         self.source: Final = source
-        self.products: Final = products
+        self.products: Final = products or best_products()
         self.geometry: Final[Geometry] = read_geometry(source.metadata, infos, where=source.label)
         self._tensors = {tensor.info.name: tensor for tensor in source.tensors}
         self._buffer = FileBuffer(_STRIP_BYTES + max(info.row_bytes for info in infos))
@@ -157,12 +157,12 @@ class ReferenceModel:
         return raw
 
 
-def open_reference(source: str | Path | ModelSource, *, products: Products = NUMPY) -> ReferenceModel:
+def open_reference(source: str | Path | ModelSource, *, products: Products | None = None) -> ReferenceModel:
     """The model in a checkpoint folder, a GGUF file of any type, or a Hub id, which is downloaded.
 
     Args:
         source: a name, or an open source, which stays open when the model is closed.
-        products: how rows are multiplied with its matrices.
+        products: how rows are multiplied with its matrices; None means by torch's GPU if there is one, else by numpy.
 
     Raises:
         GgufError: a broken file, or one that is not a MiMo model.

@@ -7,12 +7,17 @@ machine and number of threads; between the two the last places differ.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.reference.decode import Floats
+
+_DRIVERS: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))  # NVIDIA, in WSL, AMD
 
 
 class Matrix(Protocol):
@@ -41,12 +46,18 @@ class _NumpyMatrix:
 
 @dataclass(frozen=True, slots=True)
 class _TorchMatrix:
-    weights: Any
+    """A matrix in a device's memory, and in ours in case the device has no room for a product."""
+
+    there: Any
+    here: Floats
 
     def product(self, x: Floats) -> Floats:
         import torch
 
-        out: Floats = (torch.from_numpy(x).to(self.weights.device) @ self.weights.T).cpu().numpy()
+        try:
+            out: Floats = (torch.from_numpy(x).to(self.there.device) @ self.there.T).cpu().numpy()
+        except RuntimeError:  # out of memory is one, too
+            out = x @ self.here.T
         return out
 
 
@@ -55,6 +66,8 @@ NUMPY: Final = Products("numpy", _NumpyMatrix)
 
 def torch_products(device: str = "cuda") -> Products:
     """Products by torch on a device, in float32 without shortcuts (TF32 is off by torch's default).
+
+    What the device has no room for is computed by numpy.
 
     Raises:
         UsageError: torch is not installed, or does not see the device.
@@ -65,11 +78,21 @@ def torch_products(device: str = "cuda") -> Products:
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError("torch sees no GPU", hint="leave the products to numpy")
-    return Products(f"torch on {device}", lambda weights: _TorchMatrix(torch.from_numpy(weights).to(device)))
+
+    def prepare(weights: Floats) -> Matrix:
+        try:
+            return _TorchMatrix(torch.from_numpy(weights).to(device), weights)
+        except RuntimeError:
+            return _NumpyMatrix(weights)
+
+    return Products(f"torch on {device}", prepare)
 
 
+@cache
 def best_products() -> Products:
-    """Torch's GPU if torch is installed and sees one, else numpy."""
+    """Torch's GPU if torch is installed and sees one, else numpy. Without a GPU's driver torch is not imported."""
+    if sys.platform == "linux" and not any(device.exists() for device in _DRIVERS):
+        return NUMPY
     try:
         return torch_products()
     except UsageError:

@@ -20,7 +20,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def test_numpy_and_torch_agree(tmp_path: Path) -> None:
     path = make_model(tmp_path)
     windows = [np.arange(30, dtype=np.int32)]
-    with open_reference(path) as plain, open_reference(path, products=torch_products(DEVICE)) as other:
+    with open_reference(path, products=NUMPY) as plain, open_reference(path, products=torch_products(DEVICE)) as other:
         assert (plain.products, other.products.name) == (NUMPY, f"torch on {DEVICE}")
         wanted, got = run_windows(plain, windows, mtp=True), run_windows(other, windows, mtp=True)
     assert np.abs(wanted.final[0]).max() > 1
@@ -28,7 +28,35 @@ def test_numpy_and_torch_agree(tmp_path: Path) -> None:
     assert np.abs(got.mtp[0] - wanted.mtp[0]).max() < 1e-4
 
 
-def test_the_best_products_are_those_of_a_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_device_has_no_room_for_is_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, weights = (np.random.default_rng(0).standard_normal((n, 8), np.float32) for n in (3, 5))
+    wanted = NUMPY.prepare(weights).product(rows)
+    placed = torch_products("cpu").prepare(weights)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    assert np.array_equal(placed.product(rows), wanted)
+    assert np.array_equal(torch_products("cpu").prepare(weights).product(rows), wanted)
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What stands for a GPU's driver; it is not there yet."""
+    best_products.cache_clear()
+    monkeypatch.setattr("mimo_gguf.reference.products._DRIVERS", (tmp_path / "driver",))
+    monkeypatch.setattr("sys.platform", "linux")
+    return tmp_path / "driver"
+
+
+def test_the_best_products_are_those_of_a_gpu_that_is_there(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert best_products() is NUMPY
+    driver.touch()
+    best_products.cache_clear()
+    assert best_products().name == "torch on cuda"
+    best_products.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert best_products() is NUMPY
     with pytest.raises(UsageError, match="torch sees no GPU"):
@@ -36,3 +64,4 @@ def test_the_best_products_are_those_of_a_gpu_that_is_there(monkeypatch: pytest.
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="torch is not installed"):
         torch_products()
+    best_products.cache_clear()
