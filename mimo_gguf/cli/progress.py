@@ -145,8 +145,12 @@ class Notes(Silence):
 
 
 @contextmanager
-def open_progress(*, quiet: bool = False, as_json: bool = False) -> Iterator[Progress]:
-    """Opens the display that suits stderr; after Ctrl-C it shows how far the run came."""
+def open_progress(*, quiet: bool = False, as_json: bool = False, goes_on: bool = True) -> Iterator[Progress]:
+    """Opens the display that suits stderr; after Ctrl-C it shows how far the run came.
+
+    Args:
+        goes_on: whether the same command goes on from there.
+    """
     if quiet or as_json:
         yield Silence() if quiet else Notes()
         return
@@ -156,5 +160,6 @@ def open_progress(*, quiet: bool = False, as_json: bool = False) -> Iterator[Pro
     except KeyboardInterrupt:
         display.finish()
         if display.meter.jobs:
-            ui.print_note(f"stopped at {display.meter.total.percent:.0f} %; the same command goes on from here")
+            what = "the same command goes on from here" if goes_on else "the same command starts again"
+            ui.print_note(f"stopped at {display.meter.total.percent:.0f} %; {what}")
         raise

@@ -48,11 +48,11 @@ def command(
     if against is not None:
         from mimo_gguf.cli.comparison import show
 
-        with open_progress(quiet=quiet, as_json=as_json) as progress:
+        with open_progress(quiet=quiet, as_json=as_json, goes_on=False) as progress:
             comparison = compare(file, against, progress=progress)
         show(comparison, tensors=tensors, as_json=as_json)
         raise typer.Exit(1 if comparison.foreign else 0)
-    with open_progress(quiet=quiet, as_json=as_json) as progress:
+    with open_progress(quiet=quiet, as_json=as_json, goes_on=False) as progress:
         found = verify(file, threads=threads, progress=progress)
     if as_json:
         ui.print_json(found.as_json())

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from mimo_gguf.cli import ui
-from mimo_gguf.cli.progress import Bars, Lines, Meter
+from mimo_gguf.cli.progress import Bars, Lines, Meter, open_progress
 from mimo_gguf.core.progress import Job
 from mimo_gguf.core.units import GIB, MIB
 
@@ -74,3 +74,13 @@ def test_a_log_gets_a_line_every_five_seconds() -> None:
         " 60 %  12.50 of 21.00 GiB  1342 MB/s  7 s left  "
         "(MiMo-7B-RL-0530-Q4_K_M.gguf 67 %, MiMo-7B-RL-0530-Q6_K.gguf 42 %)",
     ]
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_after_an_interrupt_it_says_whether_the_same_command_goes_on(
+    goes_on: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), open_progress(goes_on=goes_on) as progress:
+        progress.start(JOBS)
+        raise KeyboardInterrupt
+    assert ("goes on from here" in capsys.readouterr().err) is goes_on
