@@ -21,15 +21,20 @@ def quantize_options(
     threads: int | None,
     split_max_size: str | int | None,
     force: bool,
+    search: str = "llama.cpp",
 ) -> QuantizeOptions:
     """The options of a quantization; the importance matrix is read.
 
     Raises:
-        GgufError, UsageError: an importance matrix or a size that cannot be read.
+        GgufError, UsageError: an importance matrix or a size that cannot be read, or an unknown search.
     """
+    from mimo_gguf.core.errors import UsageError
     from mimo_gguf.quantization.importance import read_importance
+    from mimo_gguf.quantization.kernel_loading import SEARCHES
     from mimo_gguf.quantization.plan import QuantizeOptions
 
+    if search not in SEARCHES:
+        raise UsageError(f"there is no search {search!r}", hint=f"choose one of {', '.join(SEARCHES)}")
     return QuantizeOptions(
         types=types,
         importance=None if imatrix is None else read_importance(Path(imatrix)),
@@ -37,6 +42,7 @@ def quantize_options(
         split_max_bytes=part_bytes(split_max_size),
         force=force,
         allow_requantize=allow_requantize,
+        search=search,
     )
 
 

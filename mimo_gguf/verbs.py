@@ -272,6 +272,7 @@ def plan_quantize(
     output_type: str | None = None,
     token_embedding_type: str | None = None,
     imatrix: str | Path | None = None,
+    search: str = "llama.cpp",
     allow_requantize: bool = False,
     threads: int | None = None,
     split_max_size: str | int | None = None,
@@ -292,7 +293,7 @@ def plan_quantize(
 
     options = quantize_options(
         type_options(mtp_type, tensor_types, output_type, token_embedding_type),
-        imatrix, allow_requantize, threads, split_max_size, force,
+        imatrix, allow_requantize, threads, split_max_size, force, search,
     )  # fmt: skip
     with _planned_quantization(src, types, out, options, headers_only=True) as plan:
         complete = tuple(o.path for o in plan.outputs if not force and is_complete(o, plan.source))
@@ -316,6 +317,7 @@ def quantize(
     output_type: str | None = None,
     token_embedding_type: str | None = None,
     imatrix: str | Path | None = None,
+    search: str = "llama.cpp",
     allow_requantize: bool = False,
     threads: int | None = None,
     split_max_size: str | int | None = None,
@@ -335,6 +337,7 @@ def quantize(
         tensor_types: PATTERN=TYPE for tensors whose name matches the regular expression; the first match decides.
         output_type, token_embedding_type: types of these two matrices.
         imatrix: an importance matrix made by llama-imatrix.
+        search: "llama.cpp" for its blocks, byte for byte; "wide" for smaller errors in blocks of the same types.
         allow_requantize: whether a file that is quantized already may be quantized again.
         threads: number of kernels at once; None means one per core.
         split_max_size: bytes, or a text like "2GB"; larger outputs become llama.cpp's split files.
@@ -352,7 +355,7 @@ def quantize(
 
     options = quantize_options(
         type_options(mtp_type, tensor_types, output_type, token_embedding_type),
-        imatrix, allow_requantize, threads, split_max_size, force,
+        imatrix, allow_requantize, threads, split_max_size, force, search,
     )  # fmt: skip
     with _planned_quantization(src, types, out, options) as plan:
         if on_plan is not None:
@@ -368,12 +371,14 @@ def _planned_quantization(
     """Plans a quantization; its source is open until the end of the `with` block."""
     from mimo_gguf.conversion.open_model import is_gguf, open_model
     from mimo_gguf.core.output_file import name_outputs
+    from mimo_gguf.quantization.kernel_loading import LLAMA_CPP
     from mimo_gguf.quantization.plan import OutputRequest, plan_quantization
 
     profiles, destination = profiles_of(types), destination_of(out)
+    ending = "" if options.search == LLAMA_CPP else f"-{options.search}"
     with open_model(str(src), headers_only=headers_only) as source:
         beside = Path(src).parent if is_gguf(str(src)) else Path()
-        paths = name_outputs(destination, beside, source.name, [profile.name for profile in profiles])
+        paths = name_outputs(destination, beside, source.name, [profile.name + ending for profile in profiles])
         requests = [OutputRequest(profile, path) for profile, path in zip(profiles, paths, strict=True)]
         yield plan_quantization(source, requests, options)
 

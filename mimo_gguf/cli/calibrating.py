@@ -67,7 +67,7 @@ class CalibrationWishes:
     ctx: int | None
     work: Path | None
 
-    def check(self, *, calibrate: bool, imatrix: Path | None) -> None:
+    def check(self, *, calibrate: bool, imatrix: Path | None, search: str) -> None:
         """Raises UsageError for options that do not go together."""
         given = {
             "--text": self.texts, "--tokens": self.tokens, "--mix": self.mix, "--bytes": self.most_bytes,
@@ -77,6 +77,8 @@ class CalibrationWishes:
             raise UsageError(f"{names[0]} is about calibration", hint="add --calibrate")
         if calibrate and imatrix is not None:
             raise UsageError("--calibrate measures the importance itself", hint="leave --imatrix out")
+        if calibrate and search != "llama.cpp":
+            raise UsageError("--calibrate searches in its own way", hint="leave --search out")
         if self.ctx is not None and self.card is None:
             raise UsageError("--ctx is the context that a card has to hold", hint='--for "RTX 3060 12GB" --ctx 16384')
         sizes = [name for name in ("--bytes", "--bpw", "--for") if given[name]]

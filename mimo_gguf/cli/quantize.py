@@ -54,6 +54,10 @@ def command(
     imatrix: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Importance matrix made by llama-imatrix (either format).")
     ] = None,
+    search: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="How blocks are found: llama.cpp, byte for byte; or wide: smaller errors."),
+    ] = "llama.cpp",
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize a file again that is quantized already.")
     ] = False,
@@ -96,16 +100,16 @@ def command(
         "force": force,
     }
     wishes = CalibrationWishes(texts or [], tokens, mix, most_bytes, bpw, card, ctx, work)
-    wishes.check(calibrate=calibrate, imatrix=imatrix)
+    wishes.check(calibrate=calibrate, imatrix=imatrix, search=search)
     with open_progress(quiet=quiet, as_json=as_json) as progress:
         if calibrate:
             run_calibrated(src, wishes, shared, progress, dry_run=dry_run, as_json=as_json)
             return
         if dry_run:
-            preview = plan_quantize(src, **shared, imatrix=imatrix, progress=progress)
+            preview = plan_quantize(src, **shared, imatrix=imatrix, search=search, progress=progress)
             ui.print_json(preview.as_json()) if as_json else _print_preview(preview)
             return
-        report = quantize(src, **shared, imatrix=imatrix, progress=progress)
+        report = quantize(src, **shared, imatrix=imatrix, search=search, progress=progress)
     ui.print_json(report.as_json()) if as_json else ui.print_report(report)
 
 

@@ -84,7 +84,7 @@ def _kernel_seconds(plan: QuantizePlan, progress: Progress) -> float:
             stored = tensor.source.info.ggml_type
             if stored in FLOAT_TYPES and tensor.info.ggml_type is not stored:
                 weights[tensor.info.ggml_type, stored, tensor.importance is not None] += tensor.info.n_elements
-    kernels = load_kernels(weights, progress)
+    kernels = load_kernels(weights, progress, plan.options.search)
     return sum(count / _weights_per_second(kernels[key], key[2]) for key, count in weights.items())
 
 

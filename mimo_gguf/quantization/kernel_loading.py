@@ -10,9 +10,14 @@ from typing import Final
 from mimo_gguf.core.ggml_types import GgmlType, parse_ggml_type
 from mimo_gguf.core.progress import Progress
 from mimo_gguf.quantization.kernels import Kernel, have_to_compile, kernel_for
+from mimo_gguf.quantization.search.wide import WIDE, wide_kernel
 
 KernelKey = tuple[GgmlType, GgmlType, bool]
 """Target type, type of the rows that the kernel reads, and whether it uses importance weights."""
+
+LLAMA_CPP: Final = "llama.cpp"
+SEARCHES: Final = (LLAMA_CPP, WIDE)
+"""How blocks are found: as llama.cpp finds them, to the byte, or with smaller errors."""
 
 COMPILING: Final = "compiling the kernels for this processor: 10 to 30 seconds, once"
 _PATIENCE_S: Final = 4.0  # loading compiled kernels takes less, on a busy machine, too
@@ -22,10 +27,11 @@ _SLOW_TABLES: Final = frozenset(
 )
 
 
-def load_kernels(keys: Iterable[KernelKey], progress: Progress) -> dict[KernelKey, Kernel]:
+def load_kernels(keys: Iterable[KernelKey], progress: Progress, search: str = LLAMA_CPP) -> dict[KernelKey, Kernel]:
     """Loads the kernel for each key, compiling it if necessary.
 
     Args:
+        search: one of `SEARCHES`; types that the wide one cannot write get llama.cpp's.
         progress: gets a note about anything that takes seconds.
 
     Raises:
@@ -35,7 +41,8 @@ def load_kernels(keys: Iterable[KernelKey], progress: Progress) -> dict[KernelKe
     if slow := sorted({key[0].name for key in wanted if key[0] in _SLOW_TABLES}):
         progress.note(f"libggml builds its tables for {', '.join(slow)}: this takes some seconds")
     with _noting_compilation(progress, at_once=bool(wanted) and have_to_compile()):
-        return {key: kernel_for(*key) for key in wanted}
+        wide = {key: kernel for key in wanted if search == WIDE and (kernel := wide_kernel(*key)) is not None}
+        return {key: wide.get(key) or kernel_for(*key) for key in wanted}
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from mimo_gguf.core.units import listed
 from mimo_gguf.core.version import __version__
 from mimo_gguf.quantization.chunks import CHUNK_WEIGHTS
 from mimo_gguf.quantization.importance import ImportanceMatrix, check_columns, count_idle
+from mimo_gguf.quantization.kernel_loading import LLAMA_CPP
 from mimo_gguf.quantization.profiles import Profile
 from mimo_gguf.quantization.type_choice import (
     ImportanceGiven,
@@ -38,6 +39,7 @@ from mimo_gguf.quantization.type_choice import (
 SOURCE_DIGEST: Final = "mimo_gguf.source.digest"
 TABLE_DIGEST: Final = "mimo_gguf.tensors.table"
 TENSORS_DIGEST: Final = "mimo_gguf.tensors.digest"
+SEARCH: Final = "mimo_gguf.search"
 DIGEST_CHUNK: Final = "mimo_gguf.tensors.digest_chunk"
 _UNKNOWN_DIGEST: Final = "0" * 32
 
@@ -61,6 +63,7 @@ class QuantizeOptions:
         split_max_bytes: size of the largest file; larger outputs become llama.cpp's split files.
         force: whether existing outputs are replaced.
         allow_requantize: whether a quantized source may be quantized again.
+        search: "llama.cpp" for llama.cpp's own blocks, or "wide" for a search with smaller errors.
         chunk_weights: weights in a chunk; recorded in the file, because its digests depend on it.
     """
 
@@ -70,6 +73,7 @@ class QuantizeOptions:
     split_max_bytes: int | None = None
     force: bool = False
     allow_requantize: bool = False
+    search: str = LLAMA_CPP
     chunk_weights: int = CHUNK_WEIGHTS
 
 
@@ -206,7 +210,7 @@ def _plan_output(
         TensorPlan(tensor, choice.info, choice.why, _importance_for(tensor.info, choice, importance))
         for tensor, choice in zip(source.tensors, choices, strict=True)
     )
-    metadata = _metadata(source, request.profile, tensors, importance, options.chunk_weights)
+    metadata = _metadata(source, request.profile, tensors, options)
     parts = _plan_parts(request.path, metadata, [tensor.info for tensor in tensors], options.split_max_bytes)
     return OutputPlan(
         request.profile,
@@ -255,15 +259,16 @@ def _metadata(
     source: ModelSource,
     profile: Profile,
     tensors: Sequence[TensorPlan],
-    importance: ImportanceMatrix | None,
-    chunk_weights: int,
+    options: QuantizeOptions,
 ) -> dict[str, MetaValue]:
     """The source's metadata, then ours, in one fixed order, so that equal weights make equal files."""
     ours = {"general.file_type": uint32(int(profile.file_type))}
     if any(tensor.info.ggml_type not in FLOAT_TYPES for tensor in tensors):
         ours["general.quantization_version"] = uint32(GGML_QUANT_VERSION)
-    if importance is not None:
-        ours |= importance.metadata()
+    if options.importance is not None:
+        ours |= options.importance.metadata()
+    if options.search != LLAMA_CPP:
+        ours[SEARCH] = string(options.search)
     ours |= {
         "mimo_gguf.version": string(__version__),
         "mimo_gguf.profile": string(profile.name),
@@ -271,10 +276,11 @@ def _metadata(
         SOURCE_DIGEST: string(_UNKNOWN_DIGEST),
         TABLE_DIGEST: string(_UNKNOWN_DIGEST),
         TENSORS_DIGEST: string(_UNKNOWN_DIGEST),
-        DIGEST_CHUNK: uint32(chunk_weights),
+        DIGEST_CHUNK: uint32(options.chunk_weights),
         CERTIFICATE_KEY: empty_room(),  # a source's certificate is about the source
     }
-    dropped = ours.keys() | {"general.quantization_version", "general.alignment"}  # ours have the default alignment
+    # ours have the default alignment, and a search of their own
+    dropped = ours.keys() | {"general.quantization_version", "general.alignment", SEARCH}
     return {key: value for key, value in source.metadata.items() if key not in dropped} | ours
 
 

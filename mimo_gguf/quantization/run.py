@@ -52,7 +52,7 @@ def run_quantization(plan: QuantizePlan, progress: Progress | None = None) -> Qu
 def _run(plan: QuantizePlan, progress: Progress) -> tuple[Loop, str]:
     """Makes all outputs of `plan`; gives the finished loop and the digest of the source."""
     check_places(plan.outputs, force=plan.options.force)
-    kernels = load_kernels(set().union(*map(kernel_keys, plan.outputs)), progress)
+    kernels = load_kernels(set().union(*map(kernel_keys, plan.outputs)), progress, plan.options.search)
     chunks = cut_into_chunks([tensor.info for tensor in plan.source.tensors], plan.options.chunk_weights)
     with ExitStack() as stack:
         writers = _open_outputs(plan, chunks, kernels, stack)

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimo_gguf.calibration.encoder.factors import Factors, factors
-from mimo_gguf.core.errors import WeightsError
 from mimo_gguf.core.ggml_types import GgmlType, row_bytes
-from mimo_gguf.quantization.search.kinds import PANEL, Kind, kind_of
+from mimo_gguf.quantization.search.kinds import PANEL, Kind, check_held, kind_of
 from mimo_gguf.quantization.search.packing import Blocks, pack
 
 ROWS_AT_A_TIME: Final = 256
@@ -65,12 +64,13 @@ def encode_matrix(
 
     Raises:
         UsageError: the type cannot be written.
-        WeightsError: weights or statistics hold NaN or infinity.
+        WeightsError: weights or statistics hold NaN or infinity, or weights are too large for the type.
         ValueError: the shapes do not fit together.
     """
     kind = kind_of(ggml_type)
     known = gram if isinstance(gram, Factors) else factors(gram, damping)
-    _check_weights(weights, known)
+    _check_columns(weights, known)
+    check_held(weights, kind, ggml_type.name)
     row_bytes(ggml_type, weights.shape[1])
     chunks = [weights[first : first + ROWS_AT_A_TIME] for first in range(0, len(weights), ROWS_AT_A_TIME)]
 
@@ -85,11 +85,9 @@ def encode_matrix(
     return _joined(parts)
 
 
-def _check_weights(weights: Numbers, known: Factors) -> None:
+def _check_columns(weights: Numbers, known: Factors) -> None:
     if weights.ndim != 2 or weights.shape[1] != known.n_columns:
         raise ValueError(f"weights of shape {weights.shape} do not fit statistics of {known.n_columns} columns")
-    if not np.isfinite(weights).all():
-        raise WeightsError("the weights of a matrix hold NaN or infinity", hint="download the checkpoint again")
 
 
 def _joined(parts: Sequence[Encoded]) -> Encoded:
@@ -104,9 +102,8 @@ def _encode_chunk(rows: Numbers, ggml_type: GgmlType, kind: Kind, known: Factors
     """Encodes up to 256 rows, filled up with zeros."""
     originals = np.zeros((len(known.weights), ROWS_AT_A_TIME), np.float32)
     originals[: rows.shape[1], : len(rows)] = rows.T
-    with np.errstate(over="ignore", invalid="ignore"):  # of weights beyond 1e19, whose squares are infinite
-        blocks = _with_feedback(originals, len(rows), kind, known)
-        blocks, before, after = _descend(blocks, np.ascontiguousarray(originals.T), len(rows), kind, known, passes)
+    blocks = _with_feedback(originals, len(rows), kind, known)
+    blocks, before, after = _descend(blocks, np.ascontiguousarray(originals.T), len(rows), kind, known, passes)
     data = pack(ggml_type, blocks)[: len(rows), : row_bytes(ggml_type, rows.shape[1])]
     return Encoded(data, before, after)
 

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.errors import UsageError, WeightsError
 from mimo_gguf.core.ggml_types import GgmlType
 
 PANEL: Final = 256
 """The columns that are searched at a time: a super-block, or eight blocks of 32."""
+
+LARGEST_HALF: Final = 65504
 
 CODEBOOK: Final = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
@@ -49,9 +52,10 @@ class Kind:
     codebook: bool = False
 
     @property
-    def subs(self) -> int:
-        """Sub-blocks of a panel."""
-        return PANEL // self.sub
+    def largest(self) -> float:
+        """The largest magnitude that a block can hold whatever its sign."""
+        level = int(CODEBOOK.max()) if self.codebook else self.high
+        return float(LARGEST_HALF * (self.offset_high or level * self.scale_high))
 
     @property
     def blocks(self) -> int:
@@ -66,6 +70,10 @@ KINDS: Final[Mapping[GgmlType, Kind]] = {
     GgmlType.Q5_K: Kind(256, 32, 0, 31, 0, 63, 63),
     GgmlType.Q6_K: Kind(256, 16, -32, 31, -128, 127),
     GgmlType.IQ4_XS: Kind(256, 32, 0, 15, -32, 31, codebook=True),
+    GgmlType.IQ4_NL: Kind(32, 32, 0, 15, codebook=True),
+    GgmlType.Q4_0: Kind(32, 32, -8, 7),
+    GgmlType.Q5_0: Kind(32, 32, -16, 15),
+    GgmlType.Q8_0: Kind(32, 32, -127, 127),
 }
 
 
@@ -80,3 +88,13 @@ def kind_of(ggml_type: GgmlType) -> Kind:
     except KeyError:
         known = ", ".join(sorted(known.name for known in KINDS))
         raise UsageError(f"there is no search for {ggml_type.name}", hint=f"choose one of {known}") from None
+
+
+def check_held(weights: NDArray[np.float32], kind: Kind, name: str) -> None:
+    """Raises WeightsError if a weight is NaN, infinite, or larger than any block of this kind can hold."""
+    if not np.isfinite(weights).all():
+        raise WeightsError("the weights of a matrix hold NaN or infinity", hint="download the checkpoint again")
+    if weights.size and max(weights.max(), -weights.min()) > kind.largest:
+        raise WeightsError(
+            f"a weight of {np.abs(weights).max():.3g} is too large for {name}", hint="keep this matrix in BF16"
+        )

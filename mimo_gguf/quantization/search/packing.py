@@ -130,6 +130,23 @@ def _iq4_xs(codes: Bytes, scales: Bytes, offsets: Bytes, blocks: Blocks) -> list
     return [_half(blocks.d), high, low, _flat(_bits(_grouped(codes, 8, 2, 16), 4))]
 
 
+def _small_nibbles(codes: Bytes) -> Bytes:
+    return _bits(_grouped(codes & 15, 2, 16), 4)
+
+
+def _q4_0(codes: Bytes, scales: Bytes, offsets: Bytes, blocks: Blocks) -> list[Bytes]:
+    return [_half(blocks.d), _small_nibbles(codes)]
+
+
+def _q5_0(codes: Bytes, scales: Bytes, offsets: Bytes, blocks: Blocks) -> list[Bytes]:
+    high = np.packbits(codes >> 4, axis=-1, bitorder="little")
+    return [_half(blocks.d), high, _small_nibbles(codes)]
+
+
+def _q8_0(codes: Bytes, scales: Bytes, offsets: Bytes, blocks: Blocks) -> list[Bytes]:
+    return [_half(blocks.d), codes - np.uint8(127)]
+
+
 _PACKERS: Final[Mapping[GgmlType, Packer]] = {
     GgmlType.Q2_K: _q2_k,
     GgmlType.Q3_K: _q3_k,
@@ -137,4 +154,8 @@ _PACKERS: Final[Mapping[GgmlType, Packer]] = {
     GgmlType.Q5_K: _q5_k,
     GgmlType.Q6_K: _q6_k,
     GgmlType.IQ4_XS: _iq4_xs,
+    GgmlType.IQ4_NL: _q4_0,
+    GgmlType.Q4_0: _q4_0,
+    GgmlType.Q5_0: _q5_0,
+    GgmlType.Q8_0: _q8_0,
 }

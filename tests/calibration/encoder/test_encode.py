@@ -59,6 +59,7 @@ def test_outputs_are_closer_than_with_importance_alone(ggml_type: GgmlType) -> N
 def test_blocks_are_valid_whatever_the_weights(ggml_type: GgmlType) -> None:
     weights = np.concatenate([awkward_weights(name, 2, N_COLUMNS) for name in DATA_SETS])
     weights[::2, 256 + 64 :] = 0  # columns that only fill the row up
+    weights = weights.clip(-KINDS[ggml_type].largest, KINDS[ggml_type].largest)
     encoded = encode_matrix(weights, ggml_type, FACTORS)
 
     assert first_bad_row(encoded.data, ggml_type) is None
@@ -93,6 +94,13 @@ def test_weights_that_are_not_numbers_are_refused(wrong: float) -> None:
     weights = ordinary_weights(16)
     weights[7, 300] = wrong
     with pytest.raises(WeightsError, match="NaN or infinity"):
+        encode_matrix(weights, GgmlType.Q4_K, FACTORS)
+
+
+def test_weights_beyond_the_type_are_refused() -> None:
+    weights = ordinary_weights(16)
+    weights[7, 300] = -1e8
+    with pytest.raises(WeightsError, match="1e\\+08 is too large for Q4_K"):
         encode_matrix(weights, GgmlType.Q4_K, FACTORS)
 
 
