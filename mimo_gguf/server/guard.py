@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mimo_gguf.core.log import LOGGER
+from mimo_gguf.server.anthropic_form import failure_json
 from mimo_gguf.server.failures import Failure
 from mimo_gguf.server.settings import Settings, digest
 
@@ -57,7 +58,7 @@ class Guard:
             return
         refused = self._refusal(scope, headers, origin)
         if refused is not None:
-            await _send_failure(refused, send_named)
+            await _send_failure(refused, scope["path"], send_named)
         elif scope["method"] == "OPTIONS" and origin is not None:
             await _send_preflight(headers, send_named)
         else:
@@ -113,8 +114,9 @@ def _has_key(headers: Headers, keys: Sequence[bytes]) -> bool:
     return found
 
 
-async def _send_failure(failure: Failure, send: Send) -> None:
-    body = json.dumps(failure.as_json()).encode()
+async def _send_failure(failure: Failure, path: str, send: Send) -> None:
+    document = failure_json(failure) if path.startswith("/v1/messages") else failure.as_json()
+    body = json.dumps(document).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if failure.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from starlette.responses import Response
@@ -98,6 +98,30 @@ async def with_comments(lines: AsyncGenerator[str, None], every_s: float) -> Asy
 
 async def _next(lines: AsyncGenerator[str, None]) -> str:
     return await anext(lines)
+
+
+async def event_lines(
+    events: AsyncGenerator[dict[str, Any], None], failure_event: Callable[[Exception], dict[str, Any]]
+) -> AsyncGenerator[str, None]:
+    """A stream of named events: each as `event: TYPE` and `data: {...}`. What goes wrong is an event, too.
+
+    Args:
+        failure_event: makes the event of what went wrong after the first event.
+
+    Raises:
+        Exception: what went wrong before the first event, so that the status can say it.
+    """
+    begun = False
+    async with contextlib.aclosing(events):
+        try:
+            async for event in events:
+                yield f"event: {event['type']}\n{data_line(event)}"
+                begun = True
+        except Exception as error:
+            if not begun:
+                raise
+            event = failure_event(error)
+            yield f"event: {event['type']}\n{data_line(event)}"
 
 
 async def data_lines(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[str, None]:

@@ -1,0 +1,67 @@
+"""What Anthropic's paths do."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from mimo_gguf.server.answers import Answers
+from mimo_gguf.server.anthropic_form import failure_json, message_events, whole_message
+from mimo_gguf.server.anthropic_requests import CountBody, MessagesBody, as_chat
+from mimo_gguf.server.api import Api
+from mimo_gguf.server.failures import failure_of
+from mimo_gguf.server.jobs import Job, chat_job, chat_prompt
+from mimo_gguf.server.streams import event_lines
+
+
+class AnthropicApi:
+    """`/v1/messages` and `/v1/messages/count_tokens`."""
+
+    def __init__(self, api: Api) -> None:
+        self._api, self._engine = api, api.engine
+
+    @property
+    def routes(self) -> list[Route]:
+        """The paths."""
+        return [
+            Route("/v1/messages", self.messages, methods=["POST"]),
+            Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
+        ]
+
+    async def messages(self, request: Request) -> Response:
+        """`POST /v1/messages`."""
+        return await self._api.answer(request, self._message, failure_json)
+
+    async def count_tokens(self, request: Request) -> Response:
+        """`POST /v1/messages/count_tokens`."""
+        return await self._api.answer(request, self._count, failure_json)
+
+    async def _message(self, raw: bytes) -> Response:
+        body, job = await asyncio.to_thread(self._job, raw)
+        answers, name = Answers.begin(job, self._engine), self._api.name(body.model)
+        if not body.stream:
+            return JSONResponse(await whole_message(answers, name, shows_reasoning=body.shows_thinking))
+        events = message_events(answers, name, shows_reasoning=body.shows_thinking)
+        return await self._api.stream(event_lines(events, _failed))
+
+    def _job(self, raw: bytes) -> tuple[MessagesBody, Job]:
+        body = MessagesBody.model_validate_json(raw)
+        self._api.name(body.model)
+        return body, chat_job(as_chat(body), self._engine.llm)
+
+    async def _count(self, raw: bytes) -> Response:
+        return JSONResponse({"input_tokens": await asyncio.to_thread(self._n_tokens, raw)})
+
+    def _n_tokens(self, raw: bytes) -> int:
+        body = CountBody.model_validate_json(raw)
+        self._api.name(body.model)
+        llm = self._engine.llm
+        return len(llm.model.vocabulary.tokenize(chat_prompt(as_chat(body), llm)))
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    return failure_json(failure_of(error))
