@@ -189,7 +189,8 @@ def imatrix(
         wants_mtp, through_llama, datasets = _wants_mtp(model, mtp), is_gguf(str(src)), names or ALWAYS_THERE
         plan = ImatrixPlan(source, windows, ctx, wants_mtp, output, through_llama, datasets, digest_of(documents), path)
         (on_plan or (lambda plan: None))(plan)
-        llama = LlamaOptions(ctx, plan.mtp, output, -1 if gpu_layers is None else gpu_layers, threads or 0)
+        n_gpu_layers = -1 if gpu_layers is None else gpu_layers
+        llama = LlamaOptions(ctx, wants_mtp, output, n_gpu_layers=n_gpu_layers, n_threads=threads or 0)
         return run_imatrix(plan, model, llama, on_progress or (lambda done, total: None))
 
 

@@ -44,6 +44,7 @@ class LlamaOptions:
         mtp: whether the MTP blocks are run, too.
         output: whether the head is watched.
         n_gpu_layers: number of blocks on the GPUs, -1 for all.
+        devices: ggml_backend_dev_t pointers of the devices to use; None means all GPUs that llama.cpp sees.
         n_threads: CPU threads; 0 means the physical cores.
         exact: keep the cache in float32 and do without flash attention. llama-imatrix does not, and it differs by a
             thousandth of a column's importance.
@@ -53,6 +54,7 @@ class LlamaOptions:
     mtp: bool = True
     output: bool = True
     n_gpu_layers: int = -1
+    devices: tuple[int, ...] | None = None
     n_threads: int = 0
     exact: bool = False
 
@@ -95,7 +97,7 @@ class LlamaRun:
         self._n_mtp_outputs = n_rows if own_heads else 1
         self._watch = _Watch(frozenset({HEAD} if self._watches_head and not self._has_states else ()))
         with ExitStack() as stack:
-            native = ModelOptions(n_gpu_layers=options.n_gpu_layers, load_mtp=self._n_mtp > 0)
+            native = ModelOptions(n_gpu_layers=options.n_gpu_layers, devices=options.devices, load_mtp=self._n_mtp > 0)
             loaded = stack.enter_context(load_model(path, native))
             self._target = stack.enter_context(
                 open_context(

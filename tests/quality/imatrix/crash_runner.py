@@ -3,7 +3,7 @@
     python -m tests.quality.imatrix.crash_runner MODELS FOLDER
 
 MODELS holds a model as `model.gguf` and as the checkpoint `hf`. FOLDER/whole-<source> is what a run makes that nobody
-kills. FOLDER/killed-<source> is made by runs that die before their second, fifth, eighth, ... call that changes a
+kills. FOLDER/killed-<source> is made by runs that die before their second, sixth, tenth, ... call that changes a
 file, until one gets through. It prints the number of kills of each.
 """
 
@@ -30,7 +30,7 @@ def measure_and_die(src: Path, out: Path, n_calls: int) -> None:
 def count_kills(src: Path, out: Path) -> int:
     """Each kill comes later than the one before, so that the run comes to its end."""
     kills = 0
-    while not in_child(partial(measure_and_die, src, out, 2 + 3 * kills)):
+    while not in_child(partial(measure_and_die, src, out, 2 + 4 * kills)):
         kills += 1
     return kills
 

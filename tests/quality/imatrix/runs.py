@@ -29,6 +29,7 @@ def measure(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     exact: bool = True,
+    devices: tuple[int, ...] | None = None,
     **changes: Any,
 ) -> ImatrixReport:
     """The importance matrix of a GGUF or a checkpoint on windows of one size."""
@@ -46,7 +47,7 @@ def measure(
             "out": out,
         }
         plan = ImatrixPlan(**options | changes)
-        llama = LlamaOptions(plan.n_ctx, plan.mtp, plan.output, n_threads=1, exact=exact)
+        llama = LlamaOptions(plan.n_ctx, plan.mtp, plan.output, n_threads=1, exact=exact, devices=devices)
         return run_imatrix(plan, model, llama, on_progress)
 
 

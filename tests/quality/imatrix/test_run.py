@@ -18,6 +18,7 @@ from tests.checkpoints import CONFIG
 from tests.quality.imatrix.oracle import sums_by_torch
 from tests.quality.imatrix.runs import difference, measure, measured, random_windows
 from tests.tiny_models import make_model, random_state, write_checkpoint_of
+from tests.workers import running_worker
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,38 @@ def test_the_layout_without_mtp_gives_the_same_trunk(tiny_path: Path, tmp_path: 
     assert trunk.sums.keys() == {name for name in full.sums if not name.startswith("blk.2.")}
     for name in trunk.sums:
         np.testing.assert_allclose(trunk.sums[name], full.sums[name], rtol=1e-5, atol=1e-5 * full.sums[name].mean())
+
+
+ELSEWHERE = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+from mimo_gguf.hardware.rpc import add_workers
+from mimo_gguf.llama.api import ggml_function
+from mimo_gguf.llama.running_pass import TensorAccess
+from tests.quality.imatrix.runs import measure, random_windows
+
+access, copied = TensorAccess.of(ggml_function), []
+def copy(*arguments):
+    copied.append(arguments)
+    access.copy(*arguments)
+
+devices = tuple(device.pointer for device in add_workers([sys.argv[3]]))
+with mock.patch.object(TensorAccess, "of", lambda _: replace(access, copy=copy)):
+    measure(Path(sys.argv[1]), random_windows(3, 40), Path(sys.argv[2]), devices=devices)
+assert len(copied) > 3 * 8
+"""
+
+
+def test_on_another_device_the_sums_are_the_same(tiny_path: Path, tmp_path: Path) -> None:
+    """What its matrices read is copied back from there. A worker's device stays, so the run is a process of its own."""
+    here = measured(tiny_path, random_windows(3, 40), tmp_path / "here.gguf")
+    with running_worker() as endpoint:
+        command = [sys.executable, "-c", ELSEWHERE, str(tiny_path), str(tmp_path / "there.gguf"), endpoint]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert difference(read_importance_sums(tmp_path / "there.gguf"), here) < 1e-5
 
 
 def test_a_run_that_is_killed_again_and_again_gives_the_same_bytes(tiny_path: Path, tmp_path: Path) -> None:
