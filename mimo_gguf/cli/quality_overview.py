@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.picture import check_picture
@@ -16,6 +16,10 @@ from mimo_gguf.core.units import format_size, listed
 if TYPE_CHECKING:
     from mimo_gguf.quality.divergence import Figure
     from mimo_gguf.quality.report import FileQuality, QualityReport
+
+# how a key of a file's metadata begins -> the series that the file is drawn in
+_SERIES: Final = (("mimo_gguf.calibration.", "calibrated"), ("quantize.imatrix.", "with importance matrix"))
+_PLAIN: Final = "without importance matrix"
 
 
 def print_overview(report: QualityReport) -> None:
@@ -86,5 +90,5 @@ def plotted_files(files: Sequence[FileQuality]) -> list[PlottedFile]:
 def _series(file: FileQuality) -> str:
     from mimo_gguf.core.gguf_file import read_gguf
 
-    has_imatrix = any(key.startswith("quantize.imatrix.") for key in read_gguf(file.path).metadata)
-    return "with importance matrix" if has_imatrix else "without importance matrix"
+    keys = tuple(read_gguf(file.path).metadata)
+    return next((name for start, name in _SERIES if any(key.startswith(start) for key in keys)), _PLAIN)

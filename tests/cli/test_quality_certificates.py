@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mimo_gguf.cli.quality_overview import plotted_files
 from mimo_gguf.core.certificate_room import with_empty_room
-from mimo_gguf.core.gguf_file import read_gguf
+from mimo_gguf.core.gguf_file import open_gguf, read_gguf
+from mimo_gguf.core.model_source import string
 from mimo_gguf.core.stored_certificate import certificate_path, read_certificate
 from mimo_gguf.llama.api import load_model
+from mimo_gguf.quality.divergence import Divergence, Figure, Summary
+from mimo_gguf.quality.report import ALL, FileQuality
 from mimo_gguf.quantization.certificates import store_certificate
+from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
+from mimo_gguf.quantization.profiles import load_profile
+from mimo_gguf.quantization.run import run_quantization
 from mimo_gguf.quantization.verification import identify_tensors, verify_gguf
 from tests.cli.command_line import assert_clear_error, run_here
 from tests.quantization.runs import quantize
@@ -103,6 +111,29 @@ def test_what_cannot_be_checked_is_said_in_a_line(here: Path) -> None:
     assert_clear_error(run_here(here, "quality", "Q8_0.gguf", "--check"), "are others on this machine", code=2)
     shutil.copy(here / "Q4_0.gguf", here / "base.gguf")
     assert_clear_error(run_here(here, "quality", "Q8_0.gguf", "--check"), "is not the base", code=2)
+
+
+def test_files_are_drawn_in_a_series_for_each_way_they_were_made(folder: Path, tmp_path: Path) -> None:
+    for name, key in (("calibrated", "mimo_gguf.calibration.base"), ("imatrix", "quantize.imatrix.file")):
+        with open_gguf(folder / "base.gguf") as source:
+            made = replace(source, metadata={**source.metadata, key: string("x")})
+            request = OutputRequest(load_profile("F16"), tmp_path / f"{name}.gguf")
+            run_quantization(plan_quantization(made, [request], QuantizeOptions()))
+    shutil.copy(folder / "Q8_0.gguf", tmp_path / "plain.gguf")
+    figure, paths = Figure(0.01, 0.001), sorted(tmp_path.glob("*.gguf"))
+    points = plotted_files([measured(path, figure) for path in paths])
+    assert [(point.label, point.series) for point in points] == [
+        ("F16", "calibrated"),
+        ("F16", "with importance matrix"),
+        ("F16", "without importance matrix"),
+    ]
+    twice = plotted_files([measured(path, figure) for path in (paths[0], paths[0])])
+    assert [point.label for point in twice] == ["calibrated", "calibrated"]  # the type does not tell them apart
+
+
+def measured(path: Path, kl: Figure) -> FileQuality:
+    divergence = Divergence(kl, kl, kl, {}, 0.1, kl, kl, {}, kl)
+    return FileQuality(path, 1 << 20, "F16", "", {ALL: Summary(9, kl, divergence)}, {}, 1.0, 9)
 
 
 def test_several_files_are_drawn_and_shown_side_by_side(here: Path) -> None:
