@@ -36,6 +36,7 @@ class Bench:
         self.model, self.work, self.path = arguments.model, arguments.work, arguments.out
         self.tokens, self.calibration_tokens = arguments.tokens, arguments.calibration_tokens
         self.types, self.methods, self.texts = arguments.types, arguments.methods, arguments.text
+        self.told: dict[tuple[str, str], dict[str, Any]] = {}  # what calibrations of this process said
         settings = {
             "model": arguments.name or self.model.resolve().name,
             "tokens": self.tokens,
@@ -97,13 +98,13 @@ class Bench:
             self.model, types=missing, out=f"{self.work / mix}/", mix=mix, tokens=self.calibration_tokens,
             texts=self.texts, work=self.work / "calibration",
         )  # fmt: skip
-        file = report.files[0]
-        told: dict[str, Any] = {"seconds": round(report.seconds, 1)}
-        if file.outcomes:
-            left = sum(outcome.ratio for outcome in file.outcomes) / len(file.outcomes)
-            told |= {"error_left": round(left, 4), "n_plain": file.n_plain, "n_matrices": len(file.outcomes)}
-            told |= {"predicted_before": file.before, "predicted_after": file.after}
-        return file.path, told
+        for name, file in zip(missing, report.files, strict=True):
+            if file.outcomes:
+                left = sum(outcome.ratio for outcome in file.outcomes) / len(file.outcomes)
+                told = {"seconds": round(report.seconds, 1), "n_types": len(missing), "error_left": round(left, 4)}
+                told |= {"n_plain": file.n_plain, "n_matrices": len(file.outcomes)}
+                self.told[name, mix] = told | {"predicted_before": file.before, "predicted_after": file.after}
+        return report.files[0].path, self.told.get((ftype, mix), {})
 
     def _save(self) -> None:
         head = {key: value for key, value in self.document.items() if key != "rows"}
