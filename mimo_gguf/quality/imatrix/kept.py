@@ -1,8 +1,15 @@
-"""What a run keeps beside its output until it is done, so that a killed one goes on: an importance file in float64."""
+"""What a run keeps beside its output until it is done, so that a killed one goes on.
+
+It is a folder of one run at a time. It holds the sums so far, an importance file in float64, and for a model that is
+run block by block the states of all tokens.
+"""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import glob
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -10,18 +17,50 @@ from typing import Final
 import numpy as np
 
 from mimo_gguf.core.errors import GgufError
+from mimo_gguf.core.file_lock import locked_folder
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.importance_file import ImportanceSums, read_importance_sums, write_importance_sums
 from mimo_gguf.core.model_source import string
+from mimo_gguf.core.output_file import make_folder
 from mimo_gguf.core.paths import path_kind
 from mimo_gguf.quality.imatrix.gathering import Gathering, RowSums
 
 _RUN: Final = "mimo_gguf.imatrix.run"
 
 
-def kept_path(out: Path) -> Path:
-    """Where the sums of an unfinished run lie."""
-    return out.with_name(f".{out.name}.sums")
+def kept_folder(out: Path) -> Path:
+    """The folder of an unfinished run."""
+    return out.with_name(f".{out.name}.run")
+
+
+def states_folder(out: Path) -> Path:
+    """The folder with the states of all tokens."""
+    return kept_folder(out) / "states"
+
+
+def sums_path(out: Path) -> Path:
+    """The file with the sums so far."""
+    return kept_folder(out) / "sums.gguf"
+
+
+@contextmanager
+def keeping(out: Path) -> Iterator[None]:
+    """Makes the folder, holds it against other runs, and deletes it if the block ends without an error.
+
+    Raises:
+        OutputError: another run holds it, or it cannot be made.
+    """
+    make_folder(kept_folder(out))
+    try:
+        with locked_folder(kept_folder(out), "lock"):
+            yield
+    finally:
+        with suppress(OSError):  # there is something to go on with
+            kept_folder(out).rmdir()
+    shutil.rmtree(kept_folder(out), ignore_errors=True)
+    for path in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):  # of runs that were killed at the very end
+        with suppress(OSError):  # it only takes room
+            path.unlink(missing_ok=True)
 
 
 def keep(out: Path, run: str, gathered: Gathering, n_windows: int, n_ctx: int) -> None:
@@ -36,7 +75,7 @@ def keep(out: Path, run: str, gathered: Gathering, n_windows: int, n_ctx: int) -
     """
     if gathered.sums:
         of_run = as_importance(gathered.sums, (), n_windows, n_ctx)
-        write_importance_sums(kept_path(out), replace(of_run, metadata={_RUN: string(run)}), ggml_type=GgmlType.F64)
+        write_importance_sums(sums_path(out), replace(of_run, metadata={_RUN: string(run)}), ggml_type=GgmlType.F64)
 
 
 def find_kept(out: Path, run: str) -> tuple[Gathering, int]:
@@ -44,10 +83,10 @@ def find_kept(out: Path, run: str) -> tuple[Gathering, int]:
 
     What another run kept, or what is damaged, counts as nothing.
     """
-    if path_kind(kept_path(out)) != "file":
+    if path_kind(sums_path(out)) != "file":
         return Gathering(), 0
     with suppress(GgufError):
-        read = read_importance_sums(kept_path(out), ggml_type=GgmlType.F64)
+        read = read_importance_sums(sums_path(out), ggml_type=GgmlType.F64)
         of_run = read.metadata.get(_RUN)
         if of_run is not None and of_run.value == run:
             sums = {
@@ -55,18 +94,6 @@ def find_kept(out: Path, run: str) -> tuple[Gathering, int]:
             }
             return Gathering(sums), read.n_chunks
     return Gathering(), 0
-
-
-def forget_kept(out: Path) -> None:
-    """Deletes what was kept, and what killed runs had begun to write."""
-    beside = out.parent
-    for path in (
-        kept_path(out),
-        *beside.glob(f".{kept_path(out).name}.*.partial"),
-        *beside.glob(f".{out.name}.*.partial"),
-    ):
-        with suppress(OSError):  # it only takes room
-            path.unlink(missing_ok=True)
 
 
 def as_importance(sums: dict[str, RowSums], datasets: tuple[str, ...], n_windows: int, n_ctx: int) -> ImportanceSums:

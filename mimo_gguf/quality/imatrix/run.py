@@ -27,7 +27,7 @@ from mimo_gguf.core.model_source import Metadata, ModelSource, string
 from mimo_gguf.core.output_file import check_output
 from mimo_gguf.llama.checkpoint_vocabulary import vocabulary_of
 from mimo_gguf.quality.imatrix.gathering import Gathering
-from mimo_gguf.quality.imatrix.kept import as_importance, find_kept, forget_kept, keep
+from mimo_gguf.quality.imatrix.kept import as_importance, find_kept, keep, keeping, states_folder
 from mimo_gguf.quality.imatrix.through_llama import LlamaOptions, LlamaRun
 from mimo_gguf.quality.text_sources import ALWAYS_THERE, read_texts
 from mimo_gguf.quality.texts import Document, Part, Tokens, Window, digest_of, tokenizer_of, windows_of
@@ -248,21 +248,15 @@ def run_imatrix(
         MimoGgufError: as `imatrix`.
     """
     started = time.perf_counter()
-    gathered, n_resumed = find_kept(plan.out, plan.run)
-    if plan.through_llama:
-        _through_llama(plan, model, llama, gathered, n_resumed, on_progress)
-    else:
-        n_resumed = 0
-        _block_by_block(plan, model, gathered, on_progress)
-    plan.source.check_unchanged()
-    if not plan.output:
-        gathered.sums.pop(HEAD, None)
     infos = [tensor.info for tensor in plan.source.tensors]
-    sums = gathered.of_matrices(infos)
-    file = as_importance(sums, plan.datasets, len(plan.windows), plan.n_ctx)
-    write_importance_sums(plan.out, replace(file, metadata=_own_metadata(plan)))
-    forget_kept(plan.out)
-    shutil.rmtree(_states_folder(plan.out), ignore_errors=True)
+    with keeping(plan.out):
+        gathered, n_resumed = _gather(plan, model, llama, on_progress)
+        plan.source.check_unchanged()
+        if not plan.output:
+            gathered.sums.pop(HEAD, None)
+        sums = gathered.of_matrices(infos)
+        file = as_importance(sums, plan.datasets, len(plan.windows), plan.n_ctx)
+        write_importance_sums(plan.out, replace(file, metadata=_own_metadata(plan)))
     matrices = {info.name for info in infos if len(info.shape) > 1} - {EMBEDDING}
     return ImatrixReport(
         path=plan.out,
@@ -275,6 +269,20 @@ def run_imatrix(
         seconds=time.perf_counter() - started,
         without=tuple(sorted(matrices - sums.keys())),
     )
+
+
+def _gather(
+    plan: ImatrixPlan, model: ReferenceModel, llama: LlamaOptions, on_progress: OnProgress
+) -> tuple[Gathering, int]:
+    """Gathers the sums, and tells how many windows an earlier run had read for that."""
+    if plan.through_llama:
+        gathered, n_resumed = find_kept(plan.out, plan.run)
+        _through_llama(plan, model, llama, gathered, n_resumed, on_progress)
+        return gathered, n_resumed
+    run = f"{plan.run} {model.products.name}"
+    gathered, _ = find_kept(plan.out, run)
+    _block_by_block(plan, run, model, gathered, on_progress)
+    return gathered, 0
 
 
 def _own_metadata(plan: ImatrixPlan) -> Metadata:
@@ -314,26 +322,24 @@ def _through_llama(
                 keep(plan.out, plan.run, gathered, n_done, plan.n_ctx)
 
 
-def _block_by_block(plan: ImatrixPlan, model: ReferenceModel, gathered: Gathering, on_progress: OnProgress) -> None:
+def _block_by_block(
+    plan: ImatrixPlan, run: str, model: ReferenceModel, gathered: Gathering, on_progress: OnProgress
+) -> None:
     """Gathers all blocks. Those that an earlier run has done keep their sums; one that it began is done again."""
-    folder = _states_folder(plan.out)
+    folder = states_folder(plan.out)
     if not gathered.sums:  # states without their sums are of no use
         shutil.rmtree(folder, ignore_errors=True)
     gathered.stale = set(gathered.sums)
 
     def keep_block(_number: int) -> None:
-        keep(plan.out, plan.run, gathered, len(plan.windows), plan.n_ctx)
+        keep(plan.out, run, gathered, len(plan.windows), plan.n_ctx)
 
     with np.errstate(over="ignore", invalid="ignore"):  # the gathering finds it
         states = run_windows(
-            model, plan.tokens, folder=folder, purpose=f"imatrix {plan.run}", tap=gathered.tap, mtp=plan.mtp,
+            model, plan.tokens, folder=folder, purpose=f"imatrix {run}", tap=gathered.tap, mtp=plan.mtp,
             on_block=keep_block, on_progress=on_progress,
         )  # fmt: skip
     own_head = model.head_name(model.n_trunk_blocks)
     if plan.mtp and own_head not in (HEAD, EMBEDDING):
         for rows in states.mtp:
             gathered.tap(own_head, rows)
-
-
-def _states_folder(out: Path) -> Path:
-    return out.with_name(f".{out.name}.states")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from mimo_gguf.core.errors import OutputError, UsageError, WeightsError
+from mimo_gguf.core.file_lock import locked_folder
 from mimo_gguf.core.importance_file import read_importance_sums
-from mimo_gguf.quality.imatrix.kept import kept_path
+from mimo_gguf.quality.imatrix.kept import kept_folder, sums_path
 from mimo_gguf.quality.imatrix.run import imatrix
 from tests.checkpoints import CONFIG
 from tests.quality.imatrix.oracle import sums_by_torch
@@ -156,10 +157,21 @@ def test_what_is_not_of_this_run_is_not_gone_on_with(tiny_path: Path, damage: st
     with pytest.raises(KeyboardInterrupt):
         measure(tiny_path, random_windows(3, 24, seed=damage == "other windows"), tmp_path / "ours.gguf", stop)
     if damage == "damaged":
-        kept_path(tmp_path / "ours.gguf").write_bytes(kept_path(tmp_path / "ours.gguf").read_bytes()[:-100])
+        sums_path(tmp_path / "ours.gguf").write_bytes(sums_path(tmp_path / "ours.gguf").read_bytes()[:-100])
     assert measure(tiny_path, windows, tmp_path / "ours.gguf").n_resumed == 0
     measure(tiny_path, windows, tmp_path / "fresh.gguf")
     assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "fresh.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("way", ["model.gguf", "hf"])
+def test_two_runs_do_not_share_a_folder(tiny_path: Path, way: str, tmp_path: Path) -> None:
+    kept_folder(tmp_path / "ours.gguf").mkdir()
+    with (
+        locked_folder(kept_folder(tmp_path / "ours.gguf"), "lock"),
+        pytest.raises(OutputError, match="another run is working in it"),
+    ):
+        measure(tiny_path.with_name(way), random_windows(1, 24), tmp_path / "ours.gguf")
+    measure(tiny_path.with_name(way), random_windows(1, 24), tmp_path / "ours.gguf")
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
