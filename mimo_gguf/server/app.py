@@ -18,6 +18,7 @@ from mimo_gguf.server.failures import Failure
 from mimo_gguf.server.guard import Guard
 from mimo_gguf.server.looking import detokenized, templated, tokenized
 from mimo_gguf.server.requests import DetokenizeBody, TemplateBody, TokenizeBody
+from mimo_gguf.server.responses_api import ResponsesApi
 from mimo_gguf.server.settings import Settings
 
 
@@ -36,6 +37,7 @@ def make_app(engine: Engine, settings: Settings) -> Starlette:
         Route("/tokenizer_info", api.tokenizer_info, methods=["GET"]),
         Route("/props", api.props, methods=["GET"]),
         Route("/metrics", api.metrics, methods=["GET"]),
+        *ResponsesApi(api).routes,
         *AnthropicApi(api).routes,
     ]
     api.counts.paths = frozenset(route.path for route in routes)

@@ -25,16 +25,17 @@ class Serving:
 
     engine: Engine
     settings: Settings
+    client: Any
 
     @property
     def url(self) -> str:
         return self.settings.url
 
     def post(self, path: str, body: Any, **how: Any) -> Any:
-        return httpx.post(self.url + path, json=body, timeout=60, **how)
+        return self.client.post(self.url + path, json=body, **how)
 
     def get(self, path: str, **how: Any) -> Any:
-        return httpx.get(self.url + path, timeout=60, **how)
+        return self.client.get(self.url + path, **how)
 
 
 @contextlib.contextmanager
@@ -50,7 +51,8 @@ def serving(llm: LLM, **settings: Any) -> Iterator[Serving]:
         thread.start()
         try:
             assert ready.wait(20)
-            yield Serving(engine, given)
+            with httpx.Client(timeout=60, verify=False) as client:  # certificates take long to read
+                yield Serving(engine, given, client)
         finally:
             server.should_exit = True
             thread.join(20)

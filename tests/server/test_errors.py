@@ -6,7 +6,6 @@ import json
 import socket
 from typing import Any
 
-import httpx
 import pytest
 
 from mimo_gguf.runtime.llm import LLM
@@ -115,7 +114,7 @@ def test_wrong_fields(server: Serving, path: str, body: Any, status: int, code: 
 )
 def test_hostile_bodies(llm: LLM, raw: bytes, headers: dict[str, str], status: int) -> None:
     with serving(llm, body_bytes=1 << 16 if status == 413 else 1 << 20) as server:
-        response = httpx.post(server.url + CHAT, content=raw, headers=headers, timeout=20)
+        response = server.client.post(server.url + CHAT, content=raw, headers=headers)
         assert response.status_code == status
         error_of(response)
 

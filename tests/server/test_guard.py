@@ -46,11 +46,9 @@ def test_pages_of_others_may_not_ask(server: Serving, llm: LLM) -> None:
 
 @pytest.mark.parametrize("allowed", [("https://app.example",), ("*",)])
 def test_an_origin_that_is_allowed(llm: LLM, allowed: tuple[str, ...]) -> None:
-    import httpx
-
     with serving(llm, cors_origins=allowed) as server:
         headers = {"origin": "https://app.example", "access-control-request-headers": "authorization,content-type"}
-        before = httpx.options(server.url + CHAT, headers=headers | {"access-control-request-method": "POST"})
+        before = server.client.options(server.url + CHAT, headers=headers | {"access-control-request-method": "POST"})
         assert before.status_code == 204 and "POST" in before.headers["access-control-allow-methods"]
         assert before.headers["access-control-allow-headers"] == "authorization,content-type"
         answer = server.post(CHAT, BODY, headers=headers)
