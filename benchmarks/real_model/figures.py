@@ -26,7 +26,7 @@ from benchmarks.real_model.texts import KINDS, pieces, read_documents
 N_TOKENS = 512
 WINDOWS_A_KIND = 2
 NOT_COUNTED = 8  # first tokens of a window
-LONGEST_ANSWER = 400
+LONGEST_ANSWER = 180
 
 
 @dataclass(frozen=True, slots=True)

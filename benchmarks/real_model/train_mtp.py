@@ -23,7 +23,7 @@ TOKENS_A_STEP = 2048
 SAME_LENGTH = 32  # texts whose lengths lie in the same range of so many tokens go together
 N_FREQUENT = N_DRAWN = 1024  # other tokens, in whose midst the likeliest ones are to stand out
 STATE_WEIGHT = 0.1
-RATE = 1e-3
+RATE = 6e-4
 LAST_RATE = 0.02  # of the first
 WARM_UP = 20  # steps
 DECAY = 0.02  # of matrices
