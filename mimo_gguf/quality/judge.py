@@ -31,7 +31,7 @@ from mimo_gguf.quality.divergence import (
 from mimo_gguf.quality.heads import Head
 from mimo_gguf.quality.plan import PlannedFile, QualityPlan
 from mimo_gguf.quality.report import ALL, FileQuality, QualityReport
-from mimo_gguf.quality.work import ScoreFile, WorkFolder, key_of
+from mimo_gguf.quality.work import ScoreFile, WorkFolder, key_of, naming_work
 from mimo_gguf.reference.model import open_reference
 
 Reading = tuple[Floats, Sequence[Ints]]  # a window's logits, and its drafts for each way
@@ -54,9 +54,9 @@ def run_quality(
     """
     report = on_progress or (lambda what, done, total: None)
     base_key = "" if plan.base is None else plan.base.fingerprint
-    folder = WorkFolder(work, key_of(base_key, plan.texts.windows_digest), kept=keep_work)
-    with ExitStack() as stack:
-        n_threads = plan.options.n_threads or _n_cores()
+    n_threads = plan.options.n_threads or _n_cores()
+    with naming_work(), ExitStack() as stack:
+        folder = WorkFolder(work, key_of(base_key, plan.texts.windows_digest), kept=keep_work)
         executor = stack.enter_context(ThreadPoolExecutor(n_threads))
         base = open_base(plan, folder.path, stack, report)
         judge = _Judge(plan, base, folder.path, executor, n_threads, report)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -31,6 +31,16 @@ _SCORES: Final = np.dtype(
      ("same_top", "?"), ("drafts", "<i4", 2)]
 )  # fmt: skip
 _OF_BASE: Final = ("base_nll", "base_p", "kl", "same_top")
+
+
+@contextmanager
+def naming_work() -> Iterator[None]:
+    """Lets errors about files that cannot be written name `--work`, the option that chooses their place."""
+    try:
+        yield
+    except OutputError as error:
+        hint = "choose another place: --work DIR" if error.hint and " -o" in error.hint else error.hint
+        raise OutputError(error.message, hint=hint) from None
 
 
 def key_of(*parts: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mimo_gguf import measure_quality
-from mimo_gguf.core.errors import DoesNotFit, GgufError, MimoGgufError, UsageError, WeightsError
+from mimo_gguf.core.errors import DoesNotFit, GgufError, MimoGgufError, OutputError, UsageError, WeightsError
 from mimo_gguf.core.gguf_file import open_gguf, read_gguf
 from mimo_gguf.core.model_source import MetaValue
 from mimo_gguf.llama.api import LlamaModel, open_context
@@ -371,6 +371,13 @@ def test_a_damaged_file_is_one_line(tiny_path: Path, tmp_path: Path) -> None:
         assert done.returncode == 1
         assert done.stderr.startswith(f"error: {name}: ")
         assert not done.stdout
+
+
+def test_a_work_folder_that_cannot_be_written_is_one_line(plan: QualityPlan, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError) as raised:
+        run_quality(plan, tmp_path / "file")
+    assert raised.value.hint == "choose another place: --work DIR"
 
 
 def test_folders_of_runs_that_nobody_went_on_with_are_deleted(tmp_path: Path) -> None:
