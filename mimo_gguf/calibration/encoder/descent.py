@@ -6,8 +6,8 @@ their order, each after the steps of those before. Before the columns of a sub-b
 likewise; not of kinds with an offset, where that gains nothing. Steps are rare, one column in ten in the first pass and
 fewer later, so looking at sixteen columns costs more than stepping, and a matrix product for each pass much more.
 
-A panel's part of H lies in the second-level cache. So a panel of all rows is done first, then its steps are spread
-over the gradients of the other panels, 64 columns at a time.
+Panel after panel, all rows together, because a panel's part of H and of the gradients lies in the second-level cache.
+A step moves the gradient of its own panel at once. That of another panel catches up when it is that panel's turn.
 """
 
 # numba gives its functions no types
@@ -70,7 +70,7 @@ def _take_step(row, begin, column, value, arrays, gram, n, steps, n_steps):
     step = value - values[row * n + column]
     values[row * n + column] = value
     _add_row(gradient, row * n + begin, gram, column * n + begin, step)
-    columns[row * MOST_STEPS + n_steps], moves[row * MOST_STEPS + n_steps] = column, step
+    columns[n_steps], moves[n_steps] = column - begin, step
     return n_steps + 1
 
 
@@ -125,12 +125,17 @@ def _move_number(shape, row, begin, first, arrays, gram, n, scales, at, threshol
 
 
 @step_of
-def _descend_row(shape, move_numbers, row, begin, arrays, gram, diagonal, scales, offsets, threshold, steps, proposed):
-    """Takes the steps of one row in the panel that begins at column `begin`; gives their number."""
+def _descend_row(
+    shape, move_numbers, row, begin, arrays, gram, diagonal, scales, offsets, threshold, steps, record, proposed
+):
+    """Takes the steps of one row in the panel that begins at column `begin`; gives their number.
+
+    They are recorded from the place `record` on.
+    """
     values, levels, gradient = arrays
     units, numbers = scales
     n = diagonal.size
-    n_steps = 0
+    n_steps = record
     for first in range(begin, begin + PANEL, ROWS):
         sub = row * (n // shape.sub) + first // shape.sub
         if units[sub] == 0:
@@ -153,34 +158,49 @@ def _descend_row(shape, move_numbers, row, begin, arrays, gram, diagonal, scales
             levels[at + lane] = proposed[ROWS + lane]
             n_steps = _take_step(row, begin, first + lane, proposed[lane], arrays, gram, n, steps, n_steps)
             pending = _ALL & ~((2 << lane) - 1)
-    return n_steps
+    return n_steps - record
 
 
 @step_of
-def _spread(gradient, gram, n, segment, row, columns, moves, n_steps):
-    """Adds to 64 columns of a row's gradient what its steps in another panel are worth there."""
-    at = row * n + segment
-    a, b = load_half(gradient, at), load_half(gradient, at + ROWS)
-    c, d = load_half(gradient, at + 2 * ROWS), load_half(gradient, at + 3 * ROWS)
-    for i in range(row * MOST_STEPS, row * MOST_STEPS + n_steps):
-        move, source = everywhere(moves, i), columns[i] * n + segment
+def _add_steps(gradient, gram, n, row, segment, begin, columns, moves, at, n_steps):
+    """Adds to 64 columns of a row's gradient what its steps in the panel that begins at `begin` are worth there."""
+    place = row * n + segment
+    a, b = load_half(gradient, place), load_half(gradient, place + ROWS)
+    c, d = load_half(gradient, place + 2 * ROWS), load_half(gradient, place + 3 * ROWS)
+    for i in range(at, at + n_steps):
+        move, source = everywhere(moves, i), (begin + columns[i]) * n + segment
         a = fused(move, load_half(gram, source), a)
         b = fused(move, load_half(gram, source + ROWS), b)
         c = fused(move, load_half(gram, source + 2 * ROWS), c)
         d = fused(move, load_half(gram, source + 3 * ROWS), d)
-    store(gradient, at, a)
-    store(gradient, at + ROWS, b)
-    store(gradient, at + 2 * ROWS, c)
-    store(gradient, at + 3 * ROWS, d)
+    store(gradient, place, a)
+    store(gradient, place + ROWS, b)
+    store(gradient, place + 2 * ROWS, c)
+    store(gradient, place + 3 * ROWS, d)
+
+
+@step_of
+def _catch_up(gradient, gram, n, n_rows, target, first, last, steps, counts):
+    """Adds to the gradients in panel `target` what the last steps in the panels `first` to `last` are worth there."""
+    columns, moves = steps
+    for panel in range(first, last):
+        for segment in range(target * PANEL, target * PANEL + PANEL, _SEGMENT):
+            for row in range(n_rows):
+                own = panel * n_rows + row
+                if counts[own]:
+                    _add_steps(
+                        gradient, gram, n, row, segment, panel * PANEL, columns, moves, own * MOST_STEPS, counts[own]
+                    )
 
 
 @kernel_of(Path(__file__).parent)
-def descend(shape, move_numbers, values, levels, gradient, gram, diagonal, units, numbers, offsets, thresholds):
-    """One pass over all columns of all rows; gives the number of steps.
+def descend(shape, move_numbers, passes, values, levels, gradient, gram, diagonal, units, numbers, offsets, thresholds):
+    """Passes over all columns of all rows, until there are no more steps.
 
     Args:
         shape: what `shape_of` gives.
         move_numbers: whether the integers of the scales move, too.
+        passes: at most so many.
         values, levels, gradient: float32[rows * columns], flat, row after row; they move with the steps.
         gram, diagonal: H and its diagonal, float32, flat.
         units, numbers: float32[rows * sub-blocks]: a sub-block's scale is the product; the numbers may move.
@@ -188,21 +208,22 @@ def descend(shape, move_numbers, values, levels, gradient, gram, diagonal, units
         thresholds: float32[rows]: what a step must gain.
     """
     n, n_rows = diagonal.size, thresholds.size
-    columns, moves = np.empty(n_rows * MOST_STEPS, np.int64), np.empty(n_rows * MOST_STEPS, np.float32)
-    counts, proposed = np.zeros(n_rows, np.int64), np.empty(2 * ROWS, np.float32)
-    total = 0
-    for begin in range(0, n, PANEL):
-        for row in range(n_rows):
-            counts[row] = _descend_row(
-                shape, move_numbers, row, begin, (values, levels, gradient), gram, diagonal, (units, numbers), offsets,
-                thresholds[row],
-                (columns, moves), proposed,
-            )  # fmt: skip
-            total += counts[row]
-        for segment in range(0, n, _SEGMENT):
-            if begin <= segment < begin + PANEL:
-                continue
+    n_panels = n // PANEL
+    counts, proposed = np.zeros(n_panels * n_rows, np.int64), np.empty(2 * ROWS, np.float32)
+    steps = np.empty(counts.size * MOST_STEPS, np.uint8), np.empty(counts.size * MOST_STEPS, np.float32)
+    for _ in range(passes):
+        n_steps = 0
+        for panel in range(n_panels):
+            _catch_up(gradient, gram, n, n_rows, panel, 0, panel, steps, counts)
+            _catch_up(gradient, gram, n, n_rows, panel, panel + 1, n_panels, steps, counts)
             for row in range(n_rows):
-                if counts[row]:
-                    _spread(gradient, gram, n, segment, row, columns, moves, counts[row])
-    return total
+                own = panel * n_rows + row
+                counts[own] = _descend_row(
+                    shape, move_numbers, row, panel * PANEL, (values, levels, gradient), gram, diagonal,
+                    (units, numbers), offsets, thresholds[row], steps, own * MOST_STEPS, proposed,
+                )  # fmt: skip
+                n_steps += counts[own]
+        if n_steps == 0:
+            break
+    for panel in range(n_panels):
+        _catch_up(gradient, gram, n, n_rows, panel, panel + 1, n_panels, steps, counts)

@@ -1,7 +1,8 @@
 """Encodes a matrix for the inputs it will meet: levels with error feedback, then coordinate descent.
 
-Rows are worked on in chunks of 256, always: a matrix product of fixed size rounds the same, however many threads
-there are and however the rows were handed over.
+Rows are worked on in chunks of 256, and matrix products sum over 256 numbers at a time, so that neither our threads nor
+the way the rows are handed over decides how a sum is rounded. How many threads BLAS takes for a product may change its
+last bits, and with them now and then a step of the descent.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def encode_matrix(
 ) -> Encoded:
     """Encodes a matrix so that its outputs stay close for inputs with this Gram matrix.
 
-    The bytes depend on the weights and the Gram matrix alone: not on threads, nor on other rows.
+    The bytes depend on the weights and the Gram matrix alone: not on `n_threads`, nor on other rows.
 
     Args:
         weights: float32 [rows, columns].
@@ -120,8 +121,9 @@ def _with_feedback(originals: Numbers, n_rows: int, kind: Kind, known: Factors) 
     for panel, first in enumerate(range(0, n, PANEL)):
         here = slice(first, first + PANEL)
         targets = originals[here].copy()
-        if first:
-            targets += known.feedback[:first, here].T @ errors[:first]
+        for before in range(0, first, PANEL):
+            other = slice(before, before + PANEL)
+            targets += known.feedback[other, here].T @ errors[other]
         factor = np.ascontiguousarray(known.feedback[here, here].T)
         flat: list[Any] = [targets, originals[here], factor, known.weights[here], errors[here], levels[here]]
         encode_panel(shape, trials, n_rows, *(array.reshape(-1) for array in flat), chosen[panel].reshape(-1))
@@ -149,7 +151,7 @@ def _descend(
     from mimo_gguf.quantization.search.scales import FEW_STEPS, shape_of
 
     values, levels = blocks.values(), blocks.levels.copy()
-    gradient: Numbers = np.matmul(values - originals, known.gram)
+    gradient = _times(values - originals, known.gram)
     before = _costs(values - originals, gradient)
     error_before = _undamped(before, values - originals, known)
     units = np.repeat(blocks.d, blocks.scales.shape[2], axis=1).reshape(-1)
@@ -159,12 +161,19 @@ def _descend(
     flat = [array.reshape(-1) for array in (values, levels, gradient, known.gram)]
     diagonal, (shape, _) = known.gram.diagonal().copy(), shape_of(kind, FEW_STEPS)
     move_numbers = kind.offset_high == 0 and kind.scale_high > kind.scale_low
-    for _ in range(passes):
-        if not descend(shape, move_numbers, *flat, diagonal, units, numbers.reshape(-1), offsets, thresholds):
-            break
+    descend(shape, move_numbers, passes, *flat, diagonal, units, numbers.reshape(-1), offsets, thresholds)
     after = _costs(values - originals, gradient)
     moved = Blocks(levels, blocks.d, blocks.dmin, numbers, blocks.offsets)
     return moved, error_before, _undamped(after, values - originals, known)
+
+
+def _times(errors: Numbers, gram: Numbers) -> Numbers:
+    """The product, summed over 256 numbers at a time, in the order of the columns."""
+    product = np.zeros_like(errors)
+    for first in range(0, len(gram), PANEL):
+        here = slice(first, first + PANEL)
+        product += np.ascontiguousarray(errors[:, here]) @ gram[here]
+    return product
 
 
 def _costs(errors: Numbers, gradient: Numbers) -> NDArray[np.float64]:

@@ -39,7 +39,7 @@ class Factors:
 
 
 def factors(gram: Matrix32, damping: float = 0.1) -> Factors:
-    """Damps a Gram matrix and factors it, in float64; the same bits for any number of threads.
+    """Damps a Gram matrix and factors it, in float64.
 
     It takes columns**3 / 3 multiplications and additions, and 16 bytes for each of columns**2 numbers.
 
@@ -73,12 +73,16 @@ def factors(gram: Matrix32, damping: float = 0.1) -> Factors:
 
 
 def _factor(h: Matrix64) -> None:
-    """Replaces the upper triangle of a symmetric positive matrix by R with h = R R^T, from the last block up."""
+    """Replaces the upper triangle of a symmetric positive matrix by R with h = R R^T, from the last block up.
+
+    Products sum over 256 numbers at a time, because BLAS cuts longer sums differently for other numbers of threads.
+    """
     n = len(h)
     for first in reversed(range(0, n, _BLOCK)):
         last = min(first + _BLOCK, n)
-        if last < n:
-            h[:last, first:last] -= h[:last, last:] @ h[first:last, last:].T
+        for later in range(last, n, _BLOCK):
+            other = slice(later, later + _BLOCK)
+            h[:last, first:last] -= h[:last, other] @ h[first:last, other].T
         root = _root(h[first:last, first:last])
         h[first:last, first:last] = root
         h[:first, first:last] = h[:first, first:last] @ _inverse(root).T
