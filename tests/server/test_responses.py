@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
@@ -76,7 +77,7 @@ def test_forms_and_tools(client: Any) -> None:
     assert (call.type, call.name) == ("function_call", "add") and call.arguments.replace(" ", "").startswith('{"a":')
     with client.responses.stream(input=QUESTION, **how) as stream:
         (streamed,) = stream.get_final_response().output
-    assert (streamed.name, streamed.arguments) == (call.name, call.arguments)
+    assert streamed.name == call.name and isinstance(json.loads(streamed.arguments)["a"], int)
     back = [
         {"role": "user", "content": QUESTION}, call.to_dict(),
         {"type": "function_call_output", "call_id": call.call_id, "output": "42"},
