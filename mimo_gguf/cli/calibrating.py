@@ -23,19 +23,6 @@ if TYPE_CHECKING:
 _USUAL_TYPE = "Q4_K_M"  # whose head and embedding a file for a card has, if no type is named
 _USUAL_CTX = 8192
 
-CalibrationTexts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "-f", "--text", metavar="TEXT", show_default=False,
-        help="Text to calibrate with: a file, folder, JSONL of conversations, or a name; repeatable.",
-    ),
-]  # fmt: skip
-CalibrationTokens = Annotated[
-    int | None,
-    typer.Option(
-        "-n", "--tokens", min=1, metavar="N", show_default=False, help="Tokens to calibrate with [default: 32768]."
-    ),
-]
 Mix = Annotated[
     str | None,
     typer.Option("--mix", metavar="WHAT", help="solve: types solved; free: head and embedding, too; profile: its own."),
@@ -48,9 +35,6 @@ BitsPerWeight = Annotated[
 ]
 ForCard = Annotated[
     str | None, typer.Option("--for", metavar="CARD", help="The best file that fits a card (see gpus) with --ctx.")
-]
-CalibrationWork = Annotated[
-    Path | None, typer.Option("--work", metavar="DIR", help="Keep there what is measured and encoded.")
 ]
 
 

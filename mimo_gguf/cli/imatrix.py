@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mimo_gguf.cli import ui
-from mimo_gguf.cli.options import AllText, Force, Json, Mtp, Quiet, Texts, Threads, WindowTokens
+from mimo_gguf.cli.options import TEXT_TOKENS, AllText, Force, Json, Mtp, Quiet, Texts, Threads, WindowTokens
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import counted, format_count, format_duration, listed
 
@@ -29,17 +29,7 @@ def command(
         typer.Option("-o", "--out", metavar="FILE", help="File to make [default: NAME.imatrix.gguf]."),
     ] = None,
     ctx: WindowTokens = 512,
-    tokens: Annotated[
-        int | None,
-        typer.Option(
-            "-n",
-            "--tokens",
-            min=0,
-            metavar="N",
-            show_default=False,
-            help="Tokens to read, at most; 0 all there are [default: 50000].",
-        ),
-    ] = None,
+    tokens: Annotated[int | None, TEXT_TOKENS] = None,
     chunks: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Windows to read, at most, in place of --tokens.")
     ] = None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -74,6 +74,14 @@ Texts = Annotated[
     ),
 ]  # fmt: skip
 WindowTokens = Annotated[int, typer.Option("-c", "--ctx", min=2, metavar="N", help="Tokens of a window.")]
+TEXT_TOKENS: Final = typer.Option(
+    "-n", "--tokens", min=0, metavar="N", show_default=False,
+    help="Tokens of text, at most [default: quality 16384, quantize 32768, imatrix 50000].",
+)  # fmt: skip
+Work = Annotated[
+    Path | None,
+    typer.Option("--work", metavar="DIR", help="Keep there what is measured, for further files and to go on."),
+]
 AllText = Annotated[
     bool,
     typer.Option(

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from mimo_gguf.cli import ui
-from mimo_gguf.cli.options import AllText, Force, GpuLayers, Json, Mtp, Quiet, Texts, Threads, WindowTokens
+from mimo_gguf.cli.options import (
+    TEXT_TOKENS,
+    AllText,
+    Force,
+    GpuLayers,
+    Json,
+    Mtp,
+    Quiet,
+    Texts,
+    Threads,
+    WindowTokens,
+    Work,
+)
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import counted, format_size
 
@@ -43,9 +55,7 @@ def command(
     ] = None,
     texts: Texts = None,
     ctx: WindowTokens = 512,
-    tokens: Annotated[
-        int, typer.Option("-n", "--tokens", min=0, metavar="N", help="Tokens to read in all; 0 reads everything.")
-    ] = 16384,
+    tokens: Annotated[int, TEXT_TOKENS] = 16384,
     arithmetic: Annotated[
         str | None,
         typer.Option(
@@ -60,10 +70,7 @@ def command(
     ] = "pre",
     mtp: Mtp = None,
     all_text: AllText = False,
-    work: Annotated[
-        Path | None,
-        typer.Option("--work", metavar="DIR", help="Keep the base's states and the scores there, for further files."),
-    ] = None,
+    work: Work = None,
     write_text: Annotated[
         Path | None,
         typer.Option(

@@ -11,16 +11,27 @@ import typer
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.calibrating import (
     BitsPerWeight,
-    CalibrationTexts,
-    CalibrationTokens,
     CalibrationWishes,
-    CalibrationWork,
     ForCard,
     Mix,
     MostBytes,
     run_calibrated,
 )
-from mimo_gguf.cli.options import Ctx, DryRun, Force, Json, MtpType, Out, Quiet, SplitMaxSize, Threads, Types
+from mimo_gguf.cli.options import (
+    TEXT_TOKENS,
+    Ctx,
+    DryRun,
+    Force,
+    Json,
+    MtpType,
+    Out,
+    Quiet,
+    SplitMaxSize,
+    Texts,
+    Threads,
+    Types,
+    Work,
+)
 from mimo_gguf.core.units import counted, format_duration, format_size, listed
 
 if TYPE_CHECKING:
@@ -64,14 +75,14 @@ def command(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Solve the types and encode with error feedback: a better file.")
     ] = False,
-    texts: CalibrationTexts = None,
-    tokens: CalibrationTokens = None,
+    texts: Texts = None,
+    tokens: Annotated[int | None, TEXT_TOKENS] = None,
     mix: Mix = None,
     most_bytes: MostBytes = None,
     bpw: BitsPerWeight = None,
     card: ForCard = None,
     ctx: Ctx = None,
-    work: CalibrationWork = None,
+    work: Work = None,
     threads: Threads = None,
     split_max_size: SplitMaxSize = None,
     dry_run: DryRun = False,

