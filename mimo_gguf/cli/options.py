@@ -53,9 +53,7 @@ Exact = Annotated[
 Rpc = Annotated[
     list[str] | None, typer.Option("--rpc", metavar="HOST:PORT", help="Also use this worker; repeat it for several.")
 ]
-Parallel = Annotated[
-    int, typer.Option("--parallel", min=1, max=256, metavar="N", help="Conversations at once, sharing --ctx.")
-]
+Parallel = Annotated[int, typer.Option("--parallel", metavar="N", help="Conversations at once, sharing --ctx.")]
 Draft = Annotated[int, typer.Option("--draft", metavar="N", help="Tokens drafted at a time.")]
 AlwaysDraft = Annotated[bool, typer.Option("--always-draft", help="Draft even if that is slower than not drafting.")]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; strangers must not reach it.")]
