@@ -1,6 +1,7 @@
 """Measures how fast tokens come while other programs want the cores, for several ways in which threads wait.
 
     python -m benchmarks.waiting MODEL.gguf [--busy 0 1 3] [--seconds 6] [--rounds 3] [--threads 2]
+                                [--prompt 256] [--ways ours passive]
 
 Each way runs in a process of its own, because libgomp reads its variables once. The ways are this program's own (it
 switches between spinning and sleeping), libgomp's, passive waiting, two spin counts, and one thread. Rounds alternate
@@ -41,10 +42,10 @@ from mimo_gguf.engine.session import Session, SessionOptions
 from mimo_gguf.engine.single import next_token, read_prompt
 from mimo_gguf.llama.api import load_model
 
-path, threads, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+path, threads, seconds, n_prompt = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 figures = {}
 with load_model(path) as model:
-    prompt = [(7 * i) % 1000 for i in range(256)]
+    prompt = [(7 * i) % 1000 for i in range(n_prompt)]
     for kind, mtp in (("plain", False), ("drafted", True)):
         with Session(model, SessionOptions(n_ctx=8192, n_threads=threads, mtp=mtp, adaptive=False)) as session:
             with Sampler(model, SamplingOptions(temperature=0)) as sampler:
@@ -84,7 +85,8 @@ def measure(path: Path, way: str, arguments: argparse.Namespace) -> dict[str, fl
     """Measures the tokens per second of each kind."""
     environment, threads = WAYS[way]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    command = [sys.executable, "-c", MEASURE, str(path), str(threads or arguments.threads), str(arguments.seconds)]
+    numbers = (threads or arguments.threads, arguments.seconds, arguments.prompt)
+    command = [sys.executable, "-c", MEASURE, str(path), *map(str, numbers)]
     done = subprocess.run(command, env=kept | environment, stdout=subprocess.PIPE, text=True, check=True)
     figures: dict[str, float] = json.loads(done.stdout)
     return figures
@@ -94,7 +96,7 @@ def main() -> None:
     arguments = _arguments()
     results = []
     for n in arguments.busy:
-        runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+        runs: dict[str, list[dict[str, float]]] = {way: [] for way in arguments.ways}
         with busy(n):
             for _ in range(arguments.rounds):
                 for way, found in runs.items():
@@ -115,6 +117,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt", type=int, default=256, help="tokens of a prompt that is read again and again")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     return parser.parse_args()
 
 
