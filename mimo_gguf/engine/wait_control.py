@@ -91,23 +91,25 @@ class WaitControl:
         self._usual = _MeanSeconds()  # of the way in use
         self._trial: _Trial | None = None  # while the other way is tried
         self._adopted_s = -_LONGEST_PAUSE_S  # when the way in use was
-        self._next_s = 0.0  # time before which no trial begins
+        self._next_s = {False: 0.0, True: 0.0}  # by whether a pass reads: time before which no trial begins
         self._pause_s = _FIRST_PAUSE_S
         # since the last look at how often it is interrupted:
         self._seconds, self._n_switches, self._n_passes = 0.0, 0.0, 0
 
     def record(self, done: Pass, now_s: float, *, reads: bool = False) -> None:
-        """Records a pass. One that `reads` a prompt shows whether the machine is busy, but not how fast tokens come."""
+        """Records a pass; `reads` says that it read a prompt. Passes are compared with those of as many rows.
+        What was found for passes that draw tokens does not hold off a trial with those that read, and the reverse.
+
+        Spinning is not tried again while a prompt is read: its passes are long, and there are few.
+        """
         if self._trial is not None:
-            if not reads:
-                self._trial.add(done)
-                if self._trial.is_over(self._usual.of(done.n_rows)):
-                    self._decide(self._trial, now_s)
+            self._trial.add(done)
+            if self._trial.is_over(self._usual.of(done.n_rows)):
+                self._decide(self._trial, now_s, reads=reads)
             return
-        if not reads:
-            self._usual.add(done)
+        self._usual.add(done)
         disturbed = self._is_disturbed(done)
-        if now_s >= self._next_s and (disturbed or (self.sleeps and not reads)):
+        if now_s >= self._next_s[reads] and (disturbed or (self.sleeps and not reads)):
             self.sleeps = not self.sleeps
             self._trial = _Trial(sleeps=self.sleeps)
 
@@ -123,21 +125,21 @@ class WaitControl:
         self._seconds, self._n_switches, self._n_passes = 0.0, 0.0, 0
         return disturbed
 
-    def _decide(self, trial: _Trial, now_s: float) -> None:
+    def _decide(self, trial: _Trial, now_s: float, *, reads: bool) -> None:
         before, tried = self._usual.of(trial.n_rows), trial.mean.of(trial.n_rows)
         self._trial = None
         if before is None or tried is None:  # nothing to compare with: the way before is tried at once
-            self._usual, self._adopted_s, self._next_s = trial.mean, now_s, now_s
+            self._usual, self._adopted_s, self._next_s[reads] = trial.mean, now_s, now_s
         elif tried < _BETTER[self.sleeps] * before:
             self._adopt(trial.mean, now_s)
         else:
             self.sleeps = not self.sleeps
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-            self._next_s = now_s + max(self._pause_s, _LEAST_PAUSE_ASLEEP_S if self.sleeps else 0)
+            self._next_s[reads] = now_s + max(self._pause_s, _LEAST_PAUSE_ASLEEP_S if self.sleeps else 0)
 
     def _adopt(self, mean: _MeanSeconds, now_s: float) -> None:
         """Keeps the way that was tried. Spinning is left again as soon as it is interrupted; sleeping after a pause."""
         held_s = now_s - self._adopted_s
         self._pause_s = _FIRST_PAUSE_S if held_s >= _LONGEST_PAUSE_S else min(2 * self._pause_s, _LONGEST_PAUSE_S)
         self._usual, self._adopted_s = mean, now_s
-        self._next_s = now_s + max(self._pause_s, _LEAST_PAUSE_ASLEEP_S) if self.sleeps else now_s
+        self._next_s[False] = now_s + max(self._pause_s, _LEAST_PAUSE_ASLEEP_S) if self.sleeps else now_s

@@ -59,8 +59,8 @@ def test_it_follows_the_machine() -> None:
     assert not control.sleeps and n > 0.8 * best
 
 
-def test_passes_that_read_are_no_measure_of_speed() -> None:
-    """But they tell that the machine is busy, before the first token."""
+def test_passes_that_read_tell_before_the_first_token() -> None:
+    """One long pass is not compared with another: what was tried goes on."""
     control = WaitControl()
     control.record(Pass(512, 1.0, 80), 1.0, reads=True)
     assert control.sleeps
@@ -96,3 +96,18 @@ def test_other_numbers_of_rows_are_not_compared() -> None:
         control.record(Pass(n_rows, 0.01 if control.sleeps else 0.05, 8), now)
         ways.append(control.sleeps)
     assert False in ways[ways.index(True) :] and ways[-1]
+
+
+def test_reading_is_judged_by_itself() -> None:
+    """Sleeping is slower for tokens, and rejected for seconds; a prompt that is read meanwhile is faster with it."""
+    control, now, ways = WaitControl(), 0.0, []
+    while now < 12:
+        seconds = 0.002 if control.sleeps else 0.001
+        now += seconds
+        control.record(Pass(1, seconds, 150 * seconds + 0.3), now)
+    for _ in range(60):
+        seconds = 0.04 if control.sleeps else 0.08
+        now += seconds
+        control.record(Pass(256, seconds, 150 * seconds), now, reads=True)
+        ways.append(control.sleeps)
+    assert sum(ways) > 45
