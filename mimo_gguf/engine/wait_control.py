@@ -20,7 +20,7 @@ _SUSPICIOUS_PER_PASS: Final = 0.2  # of short passes: an idle machine has 0.02, 
 _LEAST_SWITCHES: Final = 5
 _LEAST_S: Final = 0.25  # of passes, before their switches say anything: new threads are interrupted on any machine
 _HOPELESS: Final = 3.0  # a trial that lasts so many times longer than the other way is over
-_BETTER: Final = {True: 1.0, False: 0.9}  # of the usual time, by whether threads sleep: only below it the way changes
+_BETTER: Final = {True: 0.95, False: 0.9}  # of the usual time, by whether threads sleep: only below it the way changes
 _FIRST_PAUSE_S: Final = 0.5
 _LEAST_PAUSE_ASLEEP_S: Final = 4.0  # before spinning is tried: a trial of it can meet a pass of half a second
 _LONGEST_PAUSE_S: Final = 15.0
@@ -98,9 +98,8 @@ class WaitControl:
 
     def record(self, done: Pass, now_s: float, *, reads: bool = False) -> None:
         """Records a pass; `reads` says that it read a prompt. Passes are compared with those of as many rows.
-        What was found for passes that draw tokens does not hold off a trial with those that read, and the reverse.
 
-        Spinning is not tried again while a prompt is read: its passes are long, and there are few.
+        What was found for passes that draw tokens does not hold off a trial with those that read, and the reverse.
         """
         if self._trial is not None:
             self._trial.add(done)
@@ -109,7 +108,7 @@ class WaitControl:
             return
         self._usual.add(done)
         disturbed = self._is_disturbed(done)
-        if now_s >= self._next_s[reads] and (disturbed or (self.sleeps and not reads)):
+        if now_s >= self._next_s[reads] and (disturbed or self.sleeps):
             self.sleeps = not self.sleeps
             self._trial = _Trial(sleeps=self.sleeps)
 
@@ -131,15 +130,15 @@ class WaitControl:
         if before is None or tried is None:  # nothing to compare with: the way before is tried at once
             self._usual, self._adopted_s, self._next_s[reads] = trial.mean, now_s, now_s
         elif tried < _BETTER[self.sleeps] * before:
-            self._adopt(trial.mean, now_s)
+            self._adopt(trial.mean, now_s, reads=reads)
         else:
             self.sleeps = not self.sleeps
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
             self._next_s[reads] = now_s + max(self._pause_s, _LEAST_PAUSE_ASLEEP_S if self.sleeps else 0)
 
-    def _adopt(self, mean: _MeanSeconds, now_s: float) -> None:
+    def _adopt(self, mean: _MeanSeconds, now_s: float, *, reads: bool) -> None:
         """Keeps the way that was tried. Spinning is left again as soon as it is interrupted; sleeping after a pause."""
         held_s = now_s - self._adopted_s
         self._pause_s = _FIRST_PAUSE_S if held_s >= _LONGEST_PAUSE_S else min(2 * self._pause_s, _LONGEST_PAUSE_S)
         self._usual, self._adopted_s = mean, now_s
-        self._next_s[False] = now_s + max(self._pause_s, _LEAST_PAUSE_ASLEEP_S) if self.sleeps else now_s
+        self._next_s[reads] = now_s + max(self._pause_s, _LEAST_PAUSE_ASLEEP_S) if self.sleeps else now_s
