@@ -5,7 +5,7 @@ The language is described in https://github.com/ggml-org/llama.cpp/blob/0c1e5709
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -101,6 +101,23 @@ def literals(texts: Iterable[str]) -> Node:
         rest = literals(text[len(shared) :] for text in rests) if len(rests) > 1 else EMPTY
         options.append(Literal(first + shared) if rest == EMPTY else seq(first + shared, rest))
     return alt([*options, *[EMPTY] * ends])
+
+
+def holds(node: Node, leaf: Callable[[Node], bool]) -> bool:
+    """Whether something holds for a text that a node matches, if it holds for a text by holding for all its parts.
+
+    Args:
+        leaf: tells it of a node without parts: of literals, characters, tokens and references.
+    """
+    match node:
+        case Seq(parts):
+            return all(holds(part, leaf) for part in parts)
+        case Alt(options):
+            return any(holds(option, leaf) for option in options)
+        case Repeat(inner, least, _):
+            return least == 0 or holds(inner, leaf)
+        case _:
+            return leaf(node)
 
 
 def _shared_start(texts: list[str]) -> str:

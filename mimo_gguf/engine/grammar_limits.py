@@ -26,6 +26,7 @@ from mimo_gguf.engine.gbnf import (
     Rules,
     Seq,
     Token,
+    holds,
     parse,
 )
 
@@ -211,16 +212,9 @@ def _references(node: Node) -> Iterator[str]:
 
 
 def _is_nullable(node: Node, names: set[str]) -> bool:
-    match node:
-        case Literal(text):
-            return not text
-        case Ref(name):
-            return name in names
-        case Seq(parts):
-            return all(_is_nullable(part, names) for part in parts)
-        case Alt(options):
-            return any(_is_nullable(option, names) for option in options)
-        case Repeat(inner, least, _):
-            return least == 0 or _is_nullable(inner, names)
-        case Chars() | Token():
-            return False
+    """Whether a node matches the empty text, if the rules of these names do."""
+
+    def leaf(node: Node) -> bool:
+        return node.name in names if isinstance(node, Ref) else node == Literal("")
+
+    return holds(node, leaf)

@@ -24,6 +24,7 @@ from mimo_gguf.engine.gbnf import (
     Repeat,
     Seq,
     alt,
+    holds,
     literals,
     optional,
     render,
@@ -422,17 +423,8 @@ def _without_dead_ends(rules: dict[str, Node]) -> dict[str, Node]:
 
 
 def _ends(node: Node, ending: set[str]) -> bool:
-    match node:
-        case Ref(name):
-            return name in ending
-        case Seq(parts):
-            return all(_ends(part, ending) for part in parts)
-        case Alt(options):
-            return any(_ends(option, ending) for option in options)
-        case Repeat(inner, least, _):
-            return least == 0 or _ends(inner, ending)
-        case _:
-            return True
+    """Whether a node matches a text that ends, if the rules of these names do."""
+    return holds(node, lambda leaf: not isinstance(leaf, Ref) or leaf.name in ending)
 
 
 def _pruned(node: Node, ending: set[str]) -> Node:
