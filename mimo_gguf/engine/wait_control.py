@@ -15,9 +15,7 @@ from typing import Final, NamedTuple
 _TRIAL: Final = 8  # passes
 _TRIAL_S: Final = {True: 0.1, False: 0.25}  # by whether threads sleep; spinning ones have to meet other programs
 _MEMORY_S: Final = 2.0  # after so many seconds of passes, what was seen before counts half
-_SUSPICIOUS_PER_S: Final = 50.0  # involuntary switches: an idle machine has up to 40, a busy one 70 to 200
-_SUSPICIOUS_PER_PASS: Final = 0.2  # of short passes: an idle machine has 0.02, a busy one 0.4 and more
-_LEAST_SWITCHES: Final = 5
+_SUSPICIOUS_PER_S: Final = 70.0  # involuntary switches: an idle machine has 25 to 50, a busy one 70 to 250
 _LEAST_S: Final = 0.25  # of passes, before their switches say anything: new threads are interrupted on any machine
 _HOPELESS: Final = 3.0  # a trial that lasts so many times longer than the other way is over
 _BETTER: Final = {True: 0.95, False: 0.9}  # of the usual time, by whether threads sleep: only below it the way changes
@@ -93,8 +91,7 @@ class WaitControl:
         self._adopted_s = -_LONGEST_PAUSE_S  # when the way in use was
         self._next_s = {False: 0.0, True: 0.0}  # by whether a pass reads: time before which no trial begins
         self._pause_s = _FIRST_PAUSE_S
-        # since the last look at how often it is interrupted:
-        self._seconds, self._n_switches, self._n_passes = 0.0, 0.0, 0
+        self._seconds, self._n_switches = 0.0, 0.0  # since the last look at how often it is interrupted
 
     def record(self, done: Pass, now_s: float, *, reads: bool = False) -> None:
         """Records a pass; `reads` says that it read a prompt. Passes are compared with those of as many rows.
@@ -115,13 +112,11 @@ class WaitControl:
     def _is_disturbed(self, done: Pass) -> bool:
         """Whether the system interrupted passes too often, looked at once they took long enough to say so."""
         self._seconds += done.seconds
-        self._n_passes += 1
         self._n_switches += done.n_switches
         if self._seconds < _LEAST_S:
             return False
-        limit = min(_SUSPICIOUS_PER_S * self._seconds, _SUSPICIOUS_PER_PASS * self._n_passes)
-        disturbed = not self.sleeps and self._n_switches > max(limit, _LEAST_SWITCHES)
-        self._seconds, self._n_switches, self._n_passes = 0.0, 0.0, 0
+        disturbed = not self.sleeps and self._n_switches > _SUSPICIOUS_PER_S * self._seconds
+        self._seconds, self._n_switches = 0.0, 0.0
         return disturbed
 
     def _decide(self, trial: _Trial, now_s: float, *, reads: bool) -> None:

@@ -111,3 +111,15 @@ def test_reading_is_judged_by_itself() -> None:
         control.record(Pass(256, seconds, 150 * seconds), now, reads=True)
         ways.append(control.sleeps)
     assert sum(ways) > 45
+
+
+@pytest.mark.parametrize(("n_rows", "seconds", "reads"), [(1, 0.001, False), (1, 0.013, False), (256, 0.65, True)])
+def test_what_an_idle_machine_does_is_no_disturbance(n_rows: int, seconds: float, reads: bool) -> None:
+    """It interrupts 25 to 45 times a second, whatever the passes last: a tiny model, one of 135 M, its prompts."""
+    rng, control, now, n_asleep, n = random.Random(0), WaitControl(), 0.0, 0, 0
+    while now < 60:
+        now += seconds
+        n += 1
+        control.record(Pass(n_rows, seconds, int(rng.uniform(25, 45) * seconds + rng.random())), now, reads=reads)
+        n_asleep += control.sleeps
+    assert n_asleep < 0.02 * n
