@@ -169,6 +169,23 @@ GRAM: Final = Digest(
     "metadata `mimo_gguf.calibration.statistics`: whether two files were calibrated with the same statistics",
 )  # fmt: skip
 
+# ---- rows of a batch
+ROW: Final = Digest(
+    "row", "xxh3-64",
+    "custom_id, method, url and body of a row, as JSON with sorted keys",
+    "the id of its output: whether the row has changed since it was answered",
+)  # fmt: skip
+ROW_NAME: Final = Digest(
+    "row name", "xxh3-64",
+    "the custom_id of a row",
+    "nowhere: millions of names are compared in a compact table; the seed of a row that gives none",
+)  # fmt: skip
+ROW_RUN: Final = Digest(
+    "row run", "xxh3-64",
+    "the fingerprint of the model and settings that answer a batch",
+    "the id of each output: whether all answers are of one model",
+)  # fmt: skip
+
 # ---- texts
 TEXT: Final = Digest(
     "text", "sha256",
@@ -196,6 +213,6 @@ STATE: Final = Digest(
 DIGESTS: Final = (
     CHUNK, TENSOR, HEADER, TENSORS, TABLE, SOURCE, FILE, SUMS, CERTIFICATE, API_KEY,
     RECIPE, GGUF_HEADER, FINGERPRINT, RUN, JOURNAL, RECORD,
-    WORK, GRAM,
+    WORK, GRAM, ROW, ROW_NAME, ROW_RUN,
     TEXT, WINDOWS, GATHERED, KERNELS, STATE,
 )  # fmt: skip
