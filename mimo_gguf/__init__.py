@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from mimo_gguf.runtime.prompts import TextPrompt, TokensPrompt
     from mimo_gguf.runtime.stream import AnswerStream
+    from mimo_gguf.server.offline import batch, plan_batch
     from mimo_gguf.server.start import serve
     from mimo_gguf.verbs import convert, imatrix, inspect, plan_convert, plan_quantize, quantize, verify
 
@@ -78,6 +79,7 @@ __all__ = [
     "WeightsError",
     "WindowFull",
     "__version__",
+    "batch",
     "calibrate",
     "check_quality",
     "compare",
@@ -85,6 +87,7 @@ __all__ = [
     "imatrix",
     "inspect",
     "measure_quality",
+    "plan_batch",
     "plan_calibrate",
     "plan_convert",
     "plan_fit",
@@ -130,6 +133,8 @@ _HOMES = {
     "TextPrompt": "runtime.prompts",
     "TokensPrompt": "runtime.prompts",
     "AnswerStream": "runtime.stream",
+    "batch": "server.offline",
+    "plan_batch": "server.offline",
     "serve": "server.start",
     "calibrate": "calibrated",
     "plan_calibrate": "calibrated",

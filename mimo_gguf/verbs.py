@@ -9,6 +9,7 @@
     check_quality              files with a certificate are measured again, and compared with it
     plan_fit                   the memory that a run needs is computed, device by device
     serve                      a model answers over HTTP, as OpenAI's API does
+    plan_batch, batch          a model answers a file of requests, in OpenAI's batch form
     imatrix                    how much each column of a model's matrices is used is measured on texts
 
 A `plan_...` function reads headers only and writes nothing: it is the `--dry-run` of its command. A command parses its
@@ -47,18 +48,21 @@ if TYPE_CHECKING:
     from mimo_gguf.quantization.plan import QuantizeOptions, QuantizePlan
     from mimo_gguf.quantization.report import QuantizeReport
     from mimo_gguf.quantization.verification import Verification
+    from mimo_gguf.server.offline import batch, plan_batch
     from mimo_gguf.server.start import serve
 
 __all__ = [
     "ConvertPlan",
     "ConvertReport",
     "QuantizePreview",
+    "batch",
     "check_quality",
     "compare",
     "convert",
     "imatrix",
     "inspect",
     "measure_quality",
+    "plan_batch",
     "plan_convert",
     "plan_fit",
     "plan_quantize",
@@ -78,6 +82,8 @@ def __getattr__(name: str) -> Any:
 
 
 _ELSEWHERE = {
+    "batch": "mimo_gguf.server.offline",
+    "plan_batch": "mimo_gguf.server.offline",
     "check_quality": "mimo_gguf.quality.checking",
     "compare": "mimo_gguf.quality.original",
     "imatrix": "mimo_gguf.quality.imatrix.run",

@@ -35,13 +35,14 @@ FURTHER = {
     "measure_quality": {"files", "write_text", "prompts", "temperature", "force"},
     "imatrix": {"merge", "show"},
     "quantize": {"calibrate", "card", "ctx"},
+    "batch": {"rpc", "verbose", "log_file"},
     "serve": {"rpc", "auto", "verbose", "log_file"},
 }
 # arguments that a command gives itself
-OF_THE_VERB = {"progress", "on_plan", "on_progress", "on_certified", "on_ready"}
+OF_THE_VERB = {"progress", "on_plan", "on_progress", "on_certified", "on_ready", "on_start"}
 
 
-@pytest.mark.parametrize("name", ["convert", "quantize", "imatrix", "verify", "inspect", "measure_quality", "serve"])
+@pytest.mark.parametrize("name", ["convert", "quantize", "imatrix", "verify", "inspect", "measure_quality", "serve", "batch"])
 def test_a_verb_takes_what_its_command_takes_with_the_same_defaults(name: str) -> None:
     def defaults(function: Callable[..., Any]) -> dict[str, Any]:
         given = inspect.signature(function).parameters.values()

@@ -38,6 +38,7 @@ COMMANDS: Final[dict[str, str]] = {
     "doctor": "Look",
     "chat": "Run",
     "serve": "Run",
+    "batch": "Run",
     "bench": "Run",
     "worker": "Run",
 }

@@ -1,0 +1,92 @@
+"""How many conversations to answer at a time: as many as the memory holds without making any of them slower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from mimo_gguf.core.gguf_file import GgufFile
+from mimo_gguf.core.model_sizes import model_sizes
+from mimo_gguf.engine.session import SessionOptions
+from mimo_gguf.fit.plan import FitPlan
+from mimo_gguf.fit.solver import GOOD_CONTEXT, Wishes
+from mimo_gguf.hardware.devices import Device, list_devices
+from mimo_gguf.runtime.launch import choose_plan
+
+# A GPU reads its weights once for all conversations, so that more of them cost little until it is busy computing. A CPU
+# computes all the time: past a few conversations more of them change nothing but the memory they take.
+_MOST_ON_GPU: Final = 64
+_MOST_ON_CPU: Final = 16
+_NUMBERS: Final = (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """A number of conversations, the tokens of context that they share, and the plan of their run.
+
+    Attributes:
+        n_ctx: None leaves it to the plan, because not even one conversation has the window that was wished for.
+    """
+
+    n_parallel: int
+    n_ctx: int | None
+    plan: FitPlan
+
+
+def choose_slots(
+    file: GgufFile, wishes: Wishes, options: SessionOptions, *, window: int | None = None, most: int | None = None,
+    n_parallel: int | None = None, devices: Sequence[Device] | None = None,
+) -> Slots:  # fmt: skip
+    """The largest number of conversations with which the plan is as good as with one.
+
+    Args:
+        wishes: what is decided; its number of conversations is not looked at. Its context is what all of them share.
+        options: those of the session that will be started.
+        window: tokens that one conversation needs, prompt and answer together; None for 8192.
+        most: conversations that are worth having, for example rows of a batch.
+        n_parallel: the number, if it is decided.
+        devices: the devices that may be used, the host last; None for all.
+
+    Raises:
+        GgufError, UsageError: as `choose_plan`.
+    """
+    there = list_devices() if devices is None else devices
+    window = min(window or GOOD_CONTEXT, model_sizes(file).geometry.context_length)
+
+    def slots(n: int, n_ctx: int | None) -> Slots:
+        n_rows = replace(options, n_parallel=n).n_outputs_max
+        return Slots(
+            n, n_ctx, choose_plan(file, replace(wishes, n_seq_max=n, n_outputs_max=n_rows, n_ctx=n_ctx), there)
+        )
+
+    if n_parallel is not None:
+        found = slots(n_parallel, wishes.n_ctx or n_parallel * window)
+        return found if found.plan.fits or wishes.n_ctx else slots(n_parallel, None)
+    one = slots(1, wishes.n_ctx or window)
+    if not one.plan.fits:
+        return one if wishes.n_ctx else slots(1, None)
+    most = min(max(most or _MOST_ON_GPU, 1), _MOST_ON_GPU if _is_on_gpu(one.plan) else _MOST_ON_CPU)
+    if wishes.n_ctx:
+        most = min(most, max(wishes.n_ctx // window, 1))
+    for n in (n for n in _NUMBERS if n <= most):
+        found = slots(n, wishes.n_ctx or n * window)
+        if _is_as_good(found.plan, one.plan):
+            return found
+    return one
+
+
+def _is_on_gpu(plan: FitPlan) -> bool:
+    return len(plan.devices) > 1 and plan.settings.n_gpu_layers != 0
+
+
+def _is_as_good(plan: FitPlan, one: FitPlan) -> bool:
+    """Whether a plan fits and gives nothing up that the plan for one conversation has."""
+    ours, theirs = plan.settings, one.settings
+    return (
+        plan.fits
+        and ours.n_gpu_layers >= theirs.n_gpu_layers
+        and plan.runs_mtp == one.runs_mtp
+        and ours.type_k is theirs.type_k
+        and ours.n_ubatch >= theirs.n_ubatch
+    )

@@ -1,0 +1,144 @@
+"""Answers the rows of batches: the same bodies, jobs and documents as over HTTP, without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from mimo_gguf.batch.rows import Result, Row
+from mimo_gguf.core.errors import BackendError
+from mimo_gguf.core.log import LOGGER
+from mimo_gguf.llama.vocabulary import Vocabulary
+from mimo_gguf.runtime.llm import LLM
+from mimo_gguf.server.answers import Answers
+from mimo_gguf.server.chat_form import Head, whole_chat
+from mimo_gguf.server.completion_form import whole_completion
+from mimo_gguf.server.engine import Engine
+from mimo_gguf.server.failures import Failure, Refused, failure_of, refusal
+from mimo_gguf.server.jobs import Job, chat_job, completion_job
+from mimo_gguf.server.requests import ChatBody, CompletionBody
+
+_AHEAD: Final = 2  # rows in flight for each slot, so that the next one is ready when a slot is free
+_MOST_IN_A_ROW: Final = 2  # faults of the backend for each row in flight, one after the other, that end a batch
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A path whose bodies can be rows.
+
+    Attributes:
+        body: the model of its bodies.
+        job: makes the job of a body.
+        whole: makes the document of an answer.
+        prefix: how the ids of its documents begin.
+    """
+
+    body: type[ChatBody] | type[CompletionBody]
+    job: Callable[[Any, LLM], Job]
+    whole: Callable[[Answers, Head, Vocabulary], Coroutine[Any, Any, dict[str, Any]]]
+    prefix: str
+
+
+PATHS: Final = {
+    "/v1/chat/completions": Path(ChatBody, chat_job, whole_chat, "chatcmpl"),
+    "/v1/completions": Path(CompletionBody, completion_job, whole_completion, "cmpl"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is known of a row before a model is loaded.
+
+    Attributes:
+        names: what the model is called; a row may leave its name out.
+    """
+
+    names: Sequence[str]
+
+    def refuse(self, row: Row) -> Result | None:
+        """The result of a row that is refused whatever the model says; None for others."""
+        try:
+            self.read(row)
+        except (Refused, ValidationError) as error:
+            return failed(failure_of(error))
+        return None
+
+    def read(self, row: Row) -> tuple[Path, ChatBody | CompletionBody]:
+        """The path and the body of a row, with the row's own seed if it gives none.
+
+        Raises:
+            Refused: there is no such path or model, or the answer is to be streamed.
+            ValidationError: a field of the body is wrong.
+        """
+        if row.method != "POST":
+            raise refusal(400, f"method is {row.method!r:.40}, not POST", code="invalid_method", param="method")
+        path = PATHS.get(row.url) if isinstance(row.url, str) else None
+        if path is None:
+            message = f"url is {row.url!r:.100}; batches are for {', '.join(PATHS)}"
+            raise refusal(404, message, code="invalid_url", param="url")
+        body = dict(row.body) if isinstance(row.body, dict) else row.body
+        if isinstance(body, dict) and body.get("seed") is None:
+            body["seed"] = row.seed
+        found = path.body.model_validate_json(json.dumps(body))
+        if found.stream:
+            raise refusal(400, "stream is true, and rows have whole answers", code="invalid_value", param="stream")
+        if found.model and found.model not in self.names:
+            message = f"no model {found.model[:100]!r} here; there is {', '.join(self.names)}"
+            raise refusal(404, message, code="model_not_found", param="model")
+        return path, found
+
+
+class RowAnswerer:
+    """Answers rows with an engine of this process: an `Answerer` of the batch loop.
+
+    Attributes:
+        fingerprint: what decides the answers: the model's file, and whether rows are computed alone.
+    """
+
+    def __init__(self, engine: Engine, names: Sequence[str], fingerprint: str) -> None:
+        """Makes an answerer of a model that is called `names`."""
+        self.fingerprint = fingerprint
+        self._engine, self._names, self._rules = engine, tuple(names), Rules(names)
+        self._n_faults = 0  # in a row
+
+    @property
+    def n_in_flight(self) -> int:
+        """Enough rows that no slot waits for one."""
+        return _AHEAD * self._engine.n_parallel
+
+    async def answer(self, row: Row) -> Result:
+        """Answers a row. Raises BackendError if nothing but faults comes from the backend, or the model is closed."""
+        try:
+            path, body, job = await asyncio.to_thread(self._job, row)
+            answers = Answers.begin(job, self._engine)
+            head = Head(path.prefix, body.model or self._names[0])
+            document = await path.whole(answers, head, self._engine.llm.model.vocabulary)
+        except Exception as error:
+            return self._failed(error)
+        self._n_faults = 0
+        return Result(200, document)
+
+    def _job(self, row: Row) -> tuple[Path, ChatBody | CompletionBody, Job]:
+        path, body = self._rules.read(row)
+        return path, body, path.job(body, self._engine.llm)
+
+    def _failed(self, error: Exception) -> Result:
+        failure = failure_of(error)
+        if failure.code == "stopping":
+            raise BackendError("the model was closed", hint="run the same command again")
+        if failure.status == 500:
+            LOGGER.error("a row failed: %s", error, exc_info=error if failure.code == "internal_error" else None)
+            self._n_faults += 1
+            if self._n_faults > _MOST_IN_A_ROW * self.n_in_flight:
+                raise BackendError(failure.message, hint="run the same command again with --retry-errors")
+        return failed(failure)
+
+
+def failed(failure: Failure) -> Result:
+    """The result that says what went wrong."""
+    return Result(failure.status, failure.as_json())
