@@ -42,7 +42,10 @@ FURTHER = {
 OF_THE_VERB = {"progress", "on_plan", "on_progress", "on_certified", "on_ready", "on_start"}
 
 
-@pytest.mark.parametrize("name", ["convert", "quantize", "imatrix", "verify", "inspect", "measure_quality", "serve", "batch"])
+VERBS = ("convert", "quantize", "imatrix", "verify", "inspect", "measure_quality", "serve", "batch")
+
+
+@pytest.mark.parametrize("name", VERBS)
 def test_a_verb_takes_what_its_command_takes_with_the_same_defaults(name: str) -> None:
     def defaults(function: Callable[..., Any]) -> dict[str, Any]:
         given = inspect.signature(function).parameters.values()
