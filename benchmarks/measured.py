@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import resource
 import subprocess
@@ -99,6 +100,16 @@ def machine() -> dict[str, Any]:
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = names[0] if names else name
     return {"cpu": name, "cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
+
+
+def sources_digest() -> str:
+    """The SHA-256 of this program's code and recipes, with their names: whether two figures come from the same one."""
+    root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    kinds = {"mimo_gguf": "*.py", "convert": "*.toml", "quant_profiles": "*.toml"}
+    for path in sorted(path for folder, pattern in kinds.items() for path in (root / folder).rglob(pattern)):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def drop_page_cache() -> bool:

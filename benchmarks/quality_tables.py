@@ -1,11 +1,12 @@
 """Measures what every file type costs, and what the MTP block's type costs, for the tables of docs/quality.md.
 
-    python -m benchmarks.quality_tables --model CHECKPOINT [--tokens 20480] -o benchmarks/results/quality.json
+    python -m benchmarks.quality_tables --model CHECKPOINT [--tokens 10240] -o benchmarks/results/quality.json
     python -m benchmarks.quality_tables --write-docs -o benchmarks/results/quality.json
 
 Each type is made from the checkpoint, without and with an importance matrix, and judged beside the checkpoint's own
 weights in float32: once with the file's weights alone (float32), once as llama.cpp computes here (backend). A row is
-written as soon as it is measured, and a row that is there is not measured again, so a stopped run goes on.
+written as soon as it is measured, and a row that is there is not measured again, so a stopped run goes on. All rows are
+of the same code: the document has a digest of it, and the run stops if a source file changes in the meantime.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.measured import machine
+from benchmarks.measured import machine, sources_digest
 from benchmarks.quality_docs import write_docs
 from mimo_gguf.core.output_file import atomic_output
 from mimo_gguf.core.version import LLAMA_CPP_COMMIT, __version__
@@ -64,8 +65,8 @@ def rows(arithmetics: Sequence[str]) -> Iterator[Row]:
     with_search = [ftype for ftype in FTYPES if ftype not in WITHOUT_SEARCH]
     first, *others = arithmetics
     yield from (Row("types", ftype, False, None, first) for ftype in FTYPES)
-    yield from (Row("mtp", trunk, False, mtp_type, first) for trunk in TRUNKS for mtp_type in MTP_TYPES)
     yield from (Row("types", ftype, True, None, first) for ftype in with_search)
+    yield from (Row("mtp", trunk, False, mtp_type, first) for trunk in TRUNKS for mtp_type in MTP_TYPES)
     for arithmetic in others:
         yield from (Row("types", ftype, False, None, arithmetic) for ftype in FTYPES)
         yield from (Row("types", ftype, True, None, arithmetic) for ftype in with_search)
@@ -92,7 +93,13 @@ class Results:
         return any(all(each[key] == value for key, value in asdict(row).items()) for each in self.document["rows"])
 
     def add(self, row: Row, found: dict[str, Any]) -> None:
-        """Adds a measured row."""
+        """Adds a measured row.
+
+        Raises:
+            SystemExit: a source file has changed since the measurement began, so the row may be of other code.
+        """
+        if self.document["settings"]["sources"] != sources_digest():
+            sys.exit("a source file has changed during the run: measure with a copy of the sources that nobody edits")
         self.document["rows"].append(asdict(row) | found)
         self.save()
 
@@ -112,7 +119,8 @@ class Bench:
 
     Attributes:
         model: the checkpoint.
-        work: folder for the files, the importance matrix, and the base's states.
+        work: folder for the files, the importance matrix, and the base's states. Others' files in it count as ours.
+        threads: of everything that is measured; None means one per core.
     """
 
     model: Path
@@ -120,6 +128,7 @@ class Bench:
     tokens: int
     imatrix_tokens: int
     results: Results
+    threads: int | None = None
     trunks: dict[str, tuple[Trunk, Hits]] = field(default_factory=dict)
 
     def run(self, wanted: Sequence[Row]) -> None:
@@ -149,7 +158,8 @@ class Bench:
 
         if row.ftype not in self.trunks:
             best = self._make(replace(row, mtp_type=MTP_TYPES[0]))
-            plan = plan_quality([best], None, [], QualityOptions(n_tokens=self.tokens, arithmetic="float32"))
+            options = QualityOptions(n_tokens=self.tokens, arithmetic="float32", n_threads=self.threads or 0)
+            plan = plan_quality([best], None, [], options)
             self._check_texts(plan.texts.windows_digest)
             trunk = Trunk(plan, self.work / f"trunk-{row.ftype}")
             self.trunks[row.ftype] = trunk, trunk.hits(best)
@@ -160,10 +170,11 @@ class Bench:
         from mimo_gguf.verbs import quantize
 
         path = self.work / row.file
-        quantize(
-            self.model, types=[row.ftype], out=path, mtp_type=row.mtp_type,
-            imatrix=self._imatrix() if row.imatrix else None,
-        )  # fmt: skip
+        if not path.is_file():
+            imatrix = self._imatrix() if row.imatrix else None
+            quantize(
+                self.model, types=[row.ftype], out=path, mtp_type=row.mtp_type, imatrix=imatrix, threads=self.threads
+            )
         return path
 
     def _imatrix(self) -> Path:
@@ -179,8 +190,9 @@ class Bench:
         from mimo_gguf.verbs import measure_quality
 
         return measure_quality(
-            path, base=self.model, tokens=self.tokens, arithmetic=row.arithmetic, work=self.work / "quality"
-        )
+            path, base=self.model, tokens=self.tokens, arithmetic=row.arithmetic, work=self.work / "quality",
+            threads=self.threads,
+        )  # fmt: skip
 
     def _note(self, report: QualityReport) -> None:
         """Writes down once what the rows have in common.
@@ -233,6 +245,7 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "version": __version__,
         "llama_cpp": LLAMA_CPP_COMMIT,
         "machine": machine(),
+        "sources": sources_digest(),
     }
 
 
@@ -241,10 +254,11 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a checkpoint; without it nothing is measured")
     parser.add_argument("--name", help="what the document calls the model, if not its folder's name")
-    parser.add_argument("--tokens", type=int, default=20480, help="tokens that each file reads")
+    parser.add_argument("--tokens", type=int, default=10240, help="tokens that each file reads")
     parser.add_argument("--imatrix-tokens", type=int, default=50_000)
     parser.add_argument("--arithmetic", choices=[*ARITHMETICS, "both"], default="both")
     parser.add_argument("--table", choices=["types", "mtp", "both"], default="both")
+    parser.add_argument("--threads", type=int, help="default: one per core")
     parser.add_argument("--work", type=Path, default=Path("build/quality-tables"))
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     parser.add_argument("--write-docs", action="store_true", help="write the tables into docs/quality.md")
@@ -255,11 +269,14 @@ def main(words: Sequence[str]) -> None:
     """Measures, writes the documents, or both."""
     arguments = read_arguments(words)
     if arguments.model is not None:
-        arguments.work.mkdir(parents=True, exist_ok=True)
-        results = Results(arguments.output, settings_of(arguments))
+        settings = settings_of(arguments)
+        results = Results(arguments.output, settings)
+        work = arguments.work / settings["sources"][:16]  # what other code has left there is not taken for ours
+        work.mkdir(parents=True, exist_ok=True)
         arithmetics = ARITHMETICS if arguments.arithmetic == "both" else (arguments.arithmetic,)
         wanted = [row for row in rows(arithmetics) if arguments.table in (row.table, "both")]
-        Bench(arguments.model, arguments.work, arguments.tokens, arguments.imatrix_tokens, results).run(wanted)
+        bench = Bench(arguments.model, work, arguments.tokens, arguments.imatrix_tokens, results, arguments.threads)
+        bench.run(wanted)
     if arguments.write_docs:
         write_docs(arguments.output)
 

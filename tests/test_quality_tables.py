@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import quality_tables
+from benchmarks.measured import sources_digest
 from benchmarks.mtp_types import Trunk, acceptance_figures
 from benchmarks.quality_docs import BEGIN, END, with_tables, write_docs
 from benchmarks.quality_tables import ARITHMETICS, FTYPES, MTP_TYPES, RESULTS, Bench, Results, Row, rows
@@ -23,6 +24,7 @@ from tests.quantization.runs import quantize
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "model": "model", "tokens": 64, "imatrix_tokens": 9, "version": "0", "llama_cpp": "c", "machine": {"cpu": "a CPU"},
+    "sources": sources_digest(),
 }  # fmt: skip
 FIGURES = {
     "perplexity": [4.5, 0.2], "kl": [0.0123, 0.0004], "same_top": [0.91, 0.01], "acceptance": [0.4, 0.02],
@@ -113,6 +115,11 @@ def test_no_row_is_measured_twice_and_a_stopped_run_goes_on(tmp_path: Path, monk
     assert not (tmp_path / "Q8_0.gguf").exists()  # its last row is there
     with pytest.raises(SystemExit, match="other settings"):
         Results(tmp_path / "r.json", SETTINGS | {"tokens": 65})
+    made.clear()
+    monkeypatch.setattr(quality_tables, "sources_digest", lambda: "of other code")
+    with pytest.raises(SystemExit, match="a source file has changed"):
+        run([Row("types", "Q6_K", False, None, "float32")])
+    assert len(json.loads((tmp_path / "r.json").read_text())["rows"]) == 2
 
 
 def test_drafts_of_a_block_are_counted_as_the_command_counts_them(tiny_path: Path, tmp_path: Path) -> None:
