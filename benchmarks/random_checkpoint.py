@@ -1,9 +1,10 @@
 """Writes a full-size MiMo checkpoint of random bf16 weights (7.83 B parameters, 15.7 GB) in some minutes.
 
-    python -m benchmarks.random_checkpoint CONFIG_FOLDER OUT_FOLDER [--hollow]
+    python -m benchmarks.random_checkpoint CONFIG_FOLDER OUT_FOLDER [--hollow] [--blocks N]
 
 CONFIG_FOLDER holds a published model's config.json, model.safetensors.index.json and tokenizer files. With --hollow the
-shards have their true headers and sizes and no data (sparse files): enough for dry runs and memory plans.
+shards have their true headers and sizes and no data (sparse files): enough for dry runs and memory plans. With --blocks
+only so many blocks of the trunk are made, beside embedding, head and MTP layer.
 """
 
 from __future__ import annotations
@@ -55,11 +56,15 @@ def main() -> None:
     parser.add_argument("config_folder", type=Path)
     parser.add_argument("out_folder", type=Path)
     parser.add_argument("--hollow", action="store_true")
+    parser.add_argument("--blocks", type=int)
     arguments = parser.parse_args()
     started = time.perf_counter()
     config = json.loads((arguments.config_folder / "config.json").read_text())
+    config["num_hidden_layers"] = arguments.blocks or config["num_hidden_layers"]
+    shapes = tensor_shapes(config)
     weight_map = json.loads((arguments.config_folder / "model.safetensors.index.json").read_text())["weight_map"]
-    write_hollow(arguments.out_folder, config, weight_map, tensor_shapes(config))
+    weight_map = {name: shard for name, shard in weight_map.items() if name in shapes}
+    write_hollow(arguments.out_folder, config, weight_map, shapes)
     for name in SMALL_FILES:
         if (arguments.config_folder / name).is_file():
             shutil.copy(arguments.config_folder / name, arguments.out_folder)
