@@ -24,6 +24,7 @@ from mimo_gguf.core.gguf_file import GgufPart, read_part
 from mimo_gguf.core.gguf_header import lay_out
 from mimo_gguf.core.model_source import Metadata, TensorInfo, array, string, uint32
 from mimo_gguf.core.output_file import atomic_output
+from mimo_gguf.core.paths import command_word
 
 Sums = NDArray[np.floating[Any]]  # float32 or float64
 
@@ -74,6 +75,11 @@ def parse_importance_sums(path: Path, data: bytes, *, ggml_type: GgmlType = Ggml
     Raises:
         GgufError: as `read_importance_sums`.
     """
+    if _is_dat(data):
+        raise GgufError(
+            f"{path}: is in llama-imatrix's older form, which has no number of rows",
+            hint=f"llama-imatrix -m none --in-file {command_word(path)} -o NEW.gguf makes a GGUF of it",
+        )
     part = read_part(path)
     arrays = _arrays(part, data, ggml_type)
     missing = [key for key in _KEYS if f"imatrix.{key}" not in part.metadata]
@@ -89,6 +95,12 @@ def parse_importance_sums(path: Path, data: bytes, *, ggml_type: GgmlType = Ggml
     return ImportanceSums(
         sums, counts, _datasets(part), _number(part, "chunk_count"), _number(part, "chunk_size"), part.metadata
     )
+
+
+def _is_dat(data: bytes) -> bool:
+    """Whether a file begins as llama-imatrix's older ones: the number of entries, and the first matrix's name."""
+    n_entries, length = (int.from_bytes(data[at : at + 4], "little") for at in (0, 4))
+    return 0 < n_entries < 1 << 20 and 0 < length < 256 and data[8 : 8 + length].endswith(b".weight")
 
 
 def _arrays(part: GgufPart, data: bytes, ggml_type: GgmlType) -> dict[str, Sums]:
