@@ -120,7 +120,7 @@ def _print_report(report: ImatrixReport) -> None:
     ui.print_field(
         "written", f"{report.path}, {counted(report.n_matrices, 'matrix', 'matrices')}{of_mtp}", style="good"
     )
-    resumed = f", {report.n_resumed} from an earlier run" if report.n_resumed else ""
+    resumed = f", {100 * report.resumed:.0f} % of the work by an earlier run" if report.resumed else ""
     ui.print_field("read", f"{report.n_tokens} tokens in {counted(report.n_windows, 'window')}{resumed}")
     ui.print_field("time", f"{format_duration(report.seconds)}, {report.tokens_per_s:.0f} tok/s")
     if report.without:

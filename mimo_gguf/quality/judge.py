@@ -31,8 +31,9 @@ from mimo_gguf.quality.divergence import (
 from mimo_gguf.quality.heads import Head
 from mimo_gguf.quality.plan import PlannedFile, QualityPlan
 from mimo_gguf.quality.report import ALL, FileQuality, QualityReport
-from mimo_gguf.quality.work import ScoreFile, WorkFolder, key_of, naming_work
-from mimo_gguf.reference.model import open_reference
+from mimo_gguf.quality.work import ScoreFile, key_of, naming_work, work_folder
+from mimo_gguf.reference.model import ReferenceModel, open_reference
+from mimo_gguf.reference.run import WindowStates
 
 Reading = tuple[Floats, Sequence[Ints]]  # a window's logits, and its drafts for each way
 
@@ -50,19 +51,32 @@ def run_quality(
     Raises:
         WeightsError: predictions that are NaN or infinite.
         BackendError, GgufError, CheckpointError, HubError: a file or the base cannot be read.
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or another run works in it.
     """
     report = on_progress or (lambda what, done, total: None)
     base_key = "" if plan.base is None else plan.base.fingerprint
     n_threads = plan.options.n_threads or _n_cores()
     with naming_work(), ExitStack() as stack:
-        folder = WorkFolder(work, key_of(base_key, plan.texts.windows_digest), kept=keep_work)
+        folder = stack.enter_context(work_folder(work, key_of(base_key, plan.texts.windows_digest), kept=keep_work))
         executor = stack.enter_context(ThreadPoolExecutor(n_threads))
-        base = open_base(plan, folder.path, stack, report)
-        judge = _Judge(plan, base, folder.path, executor, n_threads, report)
+        base = open_base(plan, folder, stack, report)
+        judge = _Judge(plan, base, folder, executor, n_threads, report)
         files = tuple(judge.judged(file) for file in plan.files)
-    folder.finish()
     return QualityReport(plan.arithmetic, _backend(plan, n_threads), plan.options.n_ctx, plan.base, plan.texts, files)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What is read of a file, window by window.
+
+    Attributes:
+        since: when the reading began, after loading.
+        resumed: the share of the work that an earlier run had done, from 0 to 1.
+    """
+
+    readings: Iterator[Reading]
+    since: float
+    resumed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,43 +92,47 @@ class _Judge:
 
     def judged(self, file: PlannedFile) -> FileQuality:
         """Measures a file; what an earlier run left is not computed again."""
-        n_windows, n_ctx, seconds = len(self.plan.windows), self.plan.options.n_ctx, 0.0
-        scores = ScoreFile(self.folder / f"{self._key(file)}.scores", n_judged(n_ctx), len(file.hidden))
-        n_before = scores.n_windows
-        if n_before < n_windows:
+        path = self.folder / f"{self._key(file)}.scores"
+        scores = ScoreFile(path, n_judged(self.plan.options.n_ctx), len(file.hidden))
+        seconds, n_read = 0.0, 0
+        if scores.n_windows < len(self.plan.windows):
             try:
-                seconds = self._judge(file, scores)
+                seconds, n_read = self._judge(file, scores)
             except WeightsError as error:
                 hint = f"look for damage: mimo-gguf verify {command_word(file.path)}"
                 raise WeightsError(f"{file.path.name}: {error.message}", hint=hint) from None
             finally:
                 scores.save()
-        return self._summed_up(file, scores, seconds, (n_windows - n_before) * n_ctx)
+        return self._summed_up(file, scores, seconds, n_read)
 
     def _key(self, file: PlannedFile) -> str:
         base = self.plan.base
         where = self.plan.arithmetic, str(self.plan.n_gpu_layers), base.way if base else ""
         return key_of(file.fingerprint, *where, *file.hidden)
 
-    def _judge(self, file: PlannedFile, scores: ScoreFile) -> float:
-        """Adds the scores of the windows that are left. Returns the seconds that it took, loading not counted."""
+    def _judge(self, file: PlannedFile, scores: ScoreFile) -> tuple[float, int]:
+        """Adds the scores of the windows that are left.
+
+        Returns:
+            The seconds that it took, loading not counted, and the tokens that were read in that time.
+        """
         n, n_ctx, first = len(self.plan.windows), self.plan.options.n_ctx, scores.n_windows
         with ExitStack() as stack:
-            readings = self._open(file, first, stack)
+            opened = self._open(file, first, stack)
             self.on_progress(file.path.name, first * n_ctx, n * n_ctx)
-            started = time.perf_counter()
-            for index, (logits, drafts) in enumerate(readings, first):
+            for index, (logits, drafts) in enumerate(opened.readings, first):
                 scores.add(self._compared(index, logits), drafts)
                 self.on_progress(file.path.name, (index + 1) * n_ctx, n * n_ctx)
-            return time.perf_counter() - started
+            return time.perf_counter() - opened.since, round((n - first) * n_ctx * (1 - opened.resumed))
 
-    def _open(self, file: PlannedFile, first: int, stack: ExitStack) -> Iterator[Reading]:
+    def _open(self, file: PlannedFile, first: int, stack: ExitStack) -> _Opened:
         """What is read from window number `first` on; a model that has to be loaded is loaded now."""
         if self.plan.arithmetic == "float32":
-            return self._blocks(file, first)
+            return self._blocks(file, first, stack)
         options = self.plan.options
         reading = ReaderOptions(options.n_ctx, file.hidden, options.n_threads, self.plan.n_gpu_layers)
-        return self._passes(stack.enter_context(BackendReader(file.path, reading)), first, file.hidden)
+        reader = stack.enter_context(BackendReader(file.path, reading))
+        return _Opened(self._passes(reader, first, file.hidden), time.perf_counter())
 
     def _compared(self, index: int, logits: Floats) -> TokenScores:
         targets = targets_of(self.plan.windows[index].tokens)
@@ -128,27 +146,31 @@ class _Judge:
             logits = reader.read(window.tokens)
             yield logits, [reader.drafts(window.tokens, hidden) for hidden in ways]
 
-    def _blocks(self, file: PlannedFile, first: int) -> Iterator[Reading]:
+    def _blocks(self, file: PlannedFile, first: int, stack: ExitStack) -> _Opened:
         """Computes with the file's weights in float32, all windows block by block, then gives window by window."""
-        windows = [window.tokens for window in self.plan.windows]
-        name, rows = file.path.name, judged_rows(self.plan.options.n_ctx)
-        with open_reference(file.path) as model:
-            # The row of the MTP block that predicts a token is one before the trunk's.
-            mtp_rows = slice(rows.start - 1, rows.stop - 1)
-            folder = self.folder / f"{file.fingerprint[:32]}-blocks"
-            states = [
-                run_blocks(
-                    model, windows, folder, name, self.on_progress, mtp=hidden is not None, hidden=hidden or "pre"
-                )
-                for hidden in file.hidden or (None,)
-            ]
-            head = Head(model)
-            mtp_head = Head(model, mtp_block=model.n_trunk_blocks) if file.hidden else head
-            for index in range(first, len(windows)):
-                drafts = [
-                    top_tokens(mtp_head.logits(states[way].mtp[index][mtp_rows])) for way in range(len(file.hidden))
-                ]
-                yield head.logits(states[0].final[index][rows]), drafts
+        since, windows = time.perf_counter(), [window.tokens for window in self.plan.windows]
+        model = stack.enter_context(open_reference(file.path))
+        folder = self.folder / f"{file.fingerprint[:32]}-blocks"
+        states = [
+            run_blocks(
+                model, windows, folder, file.path.name, self.on_progress,
+                mtp=hidden is not None, hidden=hidden or "pre",
+            )
+            for hidden in file.hidden or (None,)
+        ]  # fmt: skip
+        return _Opened(self._from_states(model, states, first, file.hidden), since, states[0].resumed)
+
+    def _from_states(
+        self, model: ReferenceModel, states: Sequence[WindowStates], first: int, ways: Sequence[HiddenState]
+    ) -> Iterator[Reading]:
+        rows = judged_rows(self.plan.options.n_ctx)
+        # The row of the MTP block that predicts a token is one before the trunk's.
+        mtp_rows = slice(rows.start - 1, rows.stop - 1)
+        head = Head(model)
+        mtp_head = Head(model, mtp_block=model.n_trunk_blocks) if ways else head
+        for index in range(first, len(self.plan.windows)):
+            drafts = [top_tokens(mtp_head.logits(states[way].mtp[index][mtp_rows])) for way in range(len(ways))]
+            yield head.logits(states[0].final[index][rows]), drafts
 
     def _summed_up(self, file: PlannedFile, scores: ScoreFile, seconds: float, n_read: int) -> FileQuality:
         kinds = [window.kind for window in self.plan.windows]

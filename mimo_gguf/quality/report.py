@@ -69,7 +69,8 @@ class FileQuality:
         fingerprint: digest of its header and of what decides its weights.
         by_kind: kind of text -> figures; `ALL` is the last.
         acceptance: states that the MTP block was given -> kind of text -> share of its drafts that the trunk accepts.
-        seconds, n_read: time of this run without loading, and the tokens that it read in that time.
+        seconds, n_read: time of this run without loading, and the tokens that it read in that time. In float32 a
+            token counts in part if an earlier run had passed it through some of the blocks.
     """
 
     path: Path

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mimo_gguf.core.digests import TEXT
 from mimo_gguf.core.errors import OutputError
+from mimo_gguf.core.file_lock import locked_folder
 from mimo_gguf.core.output_file import atomic_output, check_free_space, make_folder
 from mimo_gguf.quality.divergence import Floats, Ints, TokenScores
 
@@ -40,6 +41,7 @@ def naming_work() -> Iterator[None]:
         yield
     except OutputError as error:
         hint = "choose another place: --work DIR" if error.hint and " -o" in error.hint else error.hint
+        hint = hint and hint.replace("give another folder", "choose another place: --work DIR")
         raise OutputError(error.message, hint=hint) from None
 
 
@@ -170,25 +172,23 @@ class StatesLog:
         self._file.close()
 
 
-class WorkFolder:
-    """The folder of one run; within it, a file or folder for everything that takes long to compute."""
+@contextmanager
+def work_folder(root: Path, key: str, *, kept: bool) -> Iterator[Path]:
+    """Makes the folder of one run and holds it against others. It is removed if the block ends without an error.
 
-    def __init__(self, root: Path, key: str, *, kept: bool) -> None:
-        """Makes the folder if it is missing.
+    Within it there is a file or folder for everything that takes long to compute.
 
-        Args:
-            root: the folder of all runs.
-            key: the name of this one, from `key_of`.
-            kept: whether it stays when the run is done.
+    Args:
+        root: the folder of all runs.
+        key: the name of this one, from `key_of`.
+        kept: whether it stays when the run is done.
 
-        Raises:
-            OutputError: it cannot be made.
-        """
-        self.path: Final = root / key
-        self._kept: Final = kept
-        make_folder(self.path)
-
-    def finish(self) -> None:
-        """Removes the folder, unless it is kept: the run is done."""
-        if not self._kept:
-            shutil.rmtree(self.path, ignore_errors=True)
+    Raises:
+        OutputError: it cannot be made, or another run works in it.
+    """
+    path = root / key
+    make_folder(path)
+    with locked_folder(path, "lock"):
+        yield path
+        if not kept:
+            shutil.rmtree(path, ignore_errors=True)

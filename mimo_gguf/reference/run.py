@@ -44,11 +44,13 @@ class WindowStates:
         final: the same after the final norm: what the head reads.
         mtp: rows of the first MTP block after its own final norm, [n - 1, n_embd] for each window; row p predicts the
             token at p + 2. Empty if MTP was not asked for.
+        resumed: the share of the work that an earlier call had done, from 0 to 1.
     """
 
     before_norm: Sequence[Floats]
     final: Sequence[Floats]
     mtp: Sequence[Floats]
+    resumed: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,8 @@ def run_windows(
         run = _Run(model, windows, store, tap, on_block or (lambda number: None), count)
         before_norm = _run_trunk(run)
         norm = partial(rms_norm, gains=model.vector(FINAL_NORM), epsilon=model.geometry.rms_epsilon)
-        states = WindowStates(before_norm, mapped(norm, before_norm), _run_mtp(run, hidden) if mtp else ())
+        of_mtp = _run_mtp(run, hidden) if mtp else ()
+        states = WindowStates(before_norm, mapped(norm, before_norm), of_mtp, count.resumed)
     if tap is not None:
         for rows in filter(len, states.final):
             tap(HEAD, rows)
@@ -138,7 +141,7 @@ def _run_trunk(run: _Run) -> Sequence[Floats]:
             store.forget(_stage(number))
     elif not store.has(_stage(0)):
         store.write(_stage(0), _embedded(run.model, run.windows))
-    run.count.add(done * sum(map(len, run.windows)))
+    run.count.skip(done * sum(map(len, run.windows)))
     for number in range(done, n_blocks):
         _run_block(run, number)
     return store.read(_stage(n_blocks))
@@ -161,7 +164,7 @@ def _run_mtp(run: _Run, hidden: Hidden) -> Sequence[Floats]:
     first = run.model.n_trunk_blocks
     for number in range(first, run.model.geometry.block_count):
         if run.store.has(_mtp_stage(number, hidden)):
-            run.count.add(sum(map(len, run.windows)))
+            run.count.skip(sum(map(len, run.windows)))
         else:
             _run_mtp_block(run, number, hidden)
     return run.store.read(_mtp_stage(first, hidden))
@@ -212,7 +215,17 @@ class _Count:
     def __init__(self, on_progress: OnProgress | None, total: int) -> None:
         self._report: Final = on_progress
         self._total: Final = total
-        self._done = 0
+        self._done = self._skipped = 0
+
+    @property
+    def resumed(self) -> float:
+        """The share that was skipped."""
+        return self._skipped / max(self._total, 1)
+
+    def skip(self, n_tokens: int) -> None:
+        """Counts what an earlier call has done."""
+        self._skipped += n_tokens
+        self.add(n_tokens)
 
     def add(self, n_tokens: int) -> None:
         self._done += n_tokens

@@ -185,7 +185,10 @@ def test_in_float32_a_run_goes_on_too(plan: QualityPlan, tmp_path: Path) -> None
     again = Interrupted()
     found = run_quality(planned, tmp_path, on_progress=again)
     assert not [done for name, done, total in again.seen if name == "base" and done < total]
-    assert kl(found) == pytest.approx(kl(run_quality(planned, tmp_path / "new")), abs=1e-9)
+    fresh = run_quality(planned, tmp_path / "new")
+    assert kl(found) == pytest.approx(kl(fresh), abs=1e-9)
+    assert fresh.files[0].n_read == 5 * N_CTX
+    assert 0 < found.files[0].n_read < 5 * N_CTX, "what an earlier run has done does not count"
 
 
 def test_a_kept_folder_saves_the_base_for_the_next_file(plan: QualityPlan, tiny_path: Path, tmp_path: Path) -> None:
@@ -378,6 +381,18 @@ def test_a_work_folder_that_cannot_be_written_is_one_line(plan: QualityPlan, tmp
     with pytest.raises(OutputError) as raised:
         run_quality(plan, tmp_path / "file")
     assert raised.value.hint == "choose another place: --work DIR"
+
+
+def test_two_runs_of_one_text_do_not_share_a_folder(plan: QualityPlan, report: QualityReport, tmp_path: Path) -> None:
+    """The first to end would remove what the other still needs."""
+
+    def second(what: str, done: int, total: int) -> None:
+        with pytest.raises(OutputError, match="another run is working in it") as raised:
+            run_quality(plan, tmp_path)
+        assert raised.value.hint == "wait for it, or choose another place: --work DIR"
+
+    assert kl(run_quality(plan, tmp_path, on_progress=second)) == kl(report)
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_of_runs_that_nobody_went_on_with_are_deleted(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from mimo_gguf.core.digests import GATHERED
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.geometry import block_number
 from mimo_gguf.core.importance_file import write_importance_sums
-from mimo_gguf.core.model_source import Metadata, ModelSource, string
+from mimo_gguf.core.model_source import Metadata, ModelSource, TensorInfo, string
 from mimo_gguf.core.output_file import check_output
 from mimo_gguf.llama.checkpoint_vocabulary import vocabulary_of
 from mimo_gguf.quality.imatrix.gathering import Gathering
@@ -97,9 +97,9 @@ class ImatrixReport:
         path: the file.
         n_matrices: number of matrices in it, and of those of MTP blocks.
         n_windows, n_ctx, n_tokens: what was read.
-        n_resumed: windows that an earlier run had read.
+        resumed: the share of the work that an earlier run had done, from 0 to 1.
         seconds: time of this run.
-        without: matrices of the model that nothing was multiplied with.
+        without: matrices that were to be measured, and that nothing was multiplied with.
     """
 
     path: Path
@@ -108,14 +108,14 @@ class ImatrixReport:
     n_windows: int
     n_ctx: int
     n_tokens: int
-    n_resumed: int
+    resumed: float
     seconds: float
     without: tuple[str, ...]
 
     @property
     def tokens_per_s(self) -> float:
         """The speed of what this run has read."""
-        return (self.n_windows - self.n_resumed) * self.n_ctx / max(self.seconds, 1e-9)
+        return (1 - self.resumed) * self.n_tokens / max(self.seconds, 1e-9)
 
     def as_json(self) -> dict[str, Any]:
         """The report as a JSON document."""
@@ -126,7 +126,7 @@ class ImatrixReport:
             "windows": self.n_windows,
             "ctx": self.n_ctx,
             "tokens": self.n_tokens,
-            "windows_resumed": self.n_resumed,
+            "resumed": round(self.resumed, 4),
             "seconds": round(self.seconds, 3),
             "tokens_per_s": round(self.tokens_per_s, 1),
             "without": list(self.without),
@@ -250,14 +250,13 @@ def run_imatrix(
     started = time.perf_counter()
     infos = [tensor.info for tensor in plan.source.tensors]
     with keeping(plan.out):
-        gathered, n_resumed = _gather(plan, model, llama, on_progress)
+        gathered, resumed = _gather(plan, model, llama, on_progress)
         plan.source.check_unchanged()
         if not plan.output:
             gathered.sums.pop(HEAD, None)
         sums = gathered.of_matrices(infos)
         file = as_importance(sums, plan.datasets, len(plan.windows), plan.n_ctx)
         write_importance_sums(plan.out, replace(file, metadata=_own_metadata(plan)))
-    matrices = {info.name for info in infos if len(info.shape) > 1} - {EMBEDDING}
     return ImatrixReport(
         path=plan.out,
         n_matrices=len(sums),
@@ -265,24 +264,30 @@ def run_imatrix(
         n_windows=len(plan.windows),
         n_ctx=plan.n_ctx,
         n_tokens=plan.n_tokens,
-        n_resumed=n_resumed,
+        resumed=resumed,
         seconds=time.perf_counter() - started,
-        without=tuple(sorted(matrices - sums.keys())),
+        without=tuple(sorted(_wanted_matrices(plan, model, infos) - sums.keys())),
     )
+
+
+def _wanted_matrices(plan: ImatrixPlan, model: ReferenceModel, infos: Sequence[TensorInfo]) -> set[str]:
+    """The matrices that the plan measures. The embedding is looked up, not multiplied."""
+    left_out = {EMBEDDING} if plan.output else {EMBEDDING, HEAD}
+    names = {info.name for info in infos if len(info.shape) > 1} - left_out
+    return {name for name in names if plan.mtp or (block_number(name) or 0) < model.n_trunk_blocks}
 
 
 def _gather(
     plan: ImatrixPlan, model: ReferenceModel, llama: LlamaOptions, on_progress: OnProgress
-) -> tuple[Gathering, int]:
-    """Gathers the sums, and tells how many windows an earlier run had read for that."""
+) -> tuple[Gathering, float]:
+    """Gathers the sums, and tells which share of the work an earlier run had done."""
     if plan.through_llama:
         gathered, n_resumed = find_kept(plan.out, plan.run)
         _through_llama(plan, model, llama, gathered, n_resumed, on_progress)
-        return gathered, n_resumed
+        return gathered, n_resumed / len(plan.windows)
     run = f"{plan.run} {model.products.name}"
     gathered, _ = find_kept(plan.out, run)
-    _block_by_block(plan, run, model, gathered, on_progress)
-    return gathered, 0
+    return gathered, _block_by_block(plan, run, model, gathered, on_progress)
 
 
 def _own_metadata(plan: ImatrixPlan) -> Metadata:
@@ -324,8 +329,11 @@ def _through_llama(
 
 def _block_by_block(
     plan: ImatrixPlan, run: str, model: ReferenceModel, gathered: Gathering, on_progress: OnProgress
-) -> None:
-    """Gathers all blocks. Those that an earlier run has done keep their sums; one that it began is done again."""
+) -> float:
+    """Gathers all blocks, and tells which share of them an earlier run had done.
+
+    Blocks that are done keep their sums; one that was only begun is done again.
+    """
     folder = states_folder(plan.out)
     if not gathered.sums:  # states without their sums are of no use
         shutil.rmtree(folder, ignore_errors=True)
@@ -343,3 +351,4 @@ def _block_by_block(
     if plan.mtp and own_head not in (HEAD, EMBEDDING):
         for rows in states.mtp:
             gathered.tap(own_head, rows)
+    return states.resumed

@@ -136,6 +136,22 @@ def test_blocks_that_are_done_are_not_done_again(tiny_path: Path, tmp_path: Path
     assert seen[0] == (48, 144)
 
 
+def test_an_interrupted_runs_report_counts_only_what_it_did_itself(tiny_path: Path, tmp_path: Path) -> None:
+    src, windows = tiny_path.with_name("hf"), random_windows(2, 24)
+
+    def stop(done: int, total: int) -> None:
+        if done > 96:  # two of three blocks are done
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(src, windows, tmp_path / "ours.gguf", stop)
+    report = measure(src, windows, tmp_path / "ours.gguf")
+    assert report.resumed == pytest.approx(2 / 3)
+    assert report.tokens_per_s * report.seconds == pytest.approx(48 / 3)
+    assert report.as_json()["resumed"] == 0.6667
+    assert measure(src, windows, tmp_path / "fresh.gguf").resumed == 0
+
+
 def test_ctrl_c_keeps_what_is_done(tiny_path: Path, tmp_path: Path) -> None:
     windows = random_windows(4, 24)
 
@@ -145,7 +161,9 @@ def test_ctrl_c_keeps_what_is_done(tiny_path: Path, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         measure(tiny_path, windows, tmp_path / "ours.gguf", stop)
-    assert measure(tiny_path, windows, tmp_path / "ours.gguf").n_resumed == 3
+    report = measure(tiny_path, windows, tmp_path / "ours.gguf")
+    assert report.resumed == 3 / 4
+    assert report.tokens_per_s * report.seconds == pytest.approx(24)
 
 
 @pytest.mark.parametrize("damage", ["other windows", "damaged"])
@@ -158,7 +176,7 @@ def test_what_is_not_of_this_run_is_not_gone_on_with(tiny_path: Path, damage: st
         measure(tiny_path, random_windows(3, 24, seed=damage == "other windows"), tmp_path / "ours.gguf", stop)
     if damage == "damaged":
         sums_path(tmp_path / "ours.gguf").write_bytes(sums_path(tmp_path / "ours.gguf").read_bytes()[:-100])
-    assert measure(tiny_path, windows, tmp_path / "ours.gguf").n_resumed == 0
+    assert measure(tiny_path, windows, tmp_path / "ours.gguf").resumed == 0
     measure(tiny_path, windows, tmp_path / "fresh.gguf")
     assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "fresh.gguf").read_bytes()
 
