@@ -28,6 +28,8 @@ from mimo_gguf.quantization.importance import ImportanceMatrix, check_columns, c
 from mimo_gguf.quantization.kernel_loading import LLAMA_CPP
 from mimo_gguf.quantization.profiles import Profile
 from mimo_gguf.quantization.type_choice import (
+    EMBEDDING,
+    OUTPUT,
     ImportanceGiven,
     TypeChoice,
     TypeOptions,
@@ -298,6 +300,8 @@ def _notes(
     if names := [f"{name} ({count} of {sizes[name]})" for name, count in idle.items() if count]:
         notes.append(f"some columns have no importance, so their weights are not preserved: {listed(names)}")
     without = [tensor.info.name for tensor in tensors if importance is not None and _is_without_importance(tensor)]
+    if OUTPUT in sizes and EMBEDDING in without:
+        without.remove(EMBEDDING)  # it is looked up, not multiplied with anything, so no matrix has entries for it
     if without:
         notes.append(f"no importance entries for {', '.join(without)}")
     return tuple(notes)

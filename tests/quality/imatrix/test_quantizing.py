@@ -48,6 +48,11 @@ def test_the_mtp_layer_can_have_any_type(matrix: Path, tmp_path: Path) -> None:
         assert model.n_mtp == 1
 
 
+def test_nothing_is_missing_in_a_matrix_of_ours(matrix: Path, tmp_path: Path) -> None:
+    plan = mimo_gguf.plan_quantize(MIMO_TINY, types="Q4_K_M", imatrix=matrix, out=tmp_path / "tiny.gguf")
+    assert plan.outputs[0].notes == ()
+
+
 def test_it_has_llama_imatrixs_entries_and_those_it_lacks(matrix: Path) -> None:
     ours = read_importance_sums(matrix)
     theirs = read_importance_sums(Path(__file__).parents[2] / "quantization" / "data" / "mimo-tiny.imatrix-gguf")
