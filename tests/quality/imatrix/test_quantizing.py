@@ -15,6 +15,9 @@ from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.importance_file import read_importance_sums
 from mimo_gguf.llama.api import load_model
 from mimo_gguf.llama.checkpoint_vocabulary import vocabulary_of
+from mimo_gguf.quantization.importance import read_importance
+from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
+from mimo_gguf.quantization.profiles import load_profile
 from tests.quality.imatrix.runs import measure
 from tests.reference import MIMO_TINY
 
@@ -49,7 +52,9 @@ def test_the_mtp_layer_can_have_any_type(matrix: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_is_missing_in_a_matrix_of_ours(matrix: Path, tmp_path: Path) -> None:
-    plan = mimo_gguf.plan_quantize(MIMO_TINY, types="Q4_K_M", imatrix=matrix, out=tmp_path / "tiny.gguf")
+    request = OutputRequest(load_profile("Q4_K_M"), tmp_path / "tiny.gguf")
+    with open_model(str(MIMO_TINY)) as source:
+        plan = plan_quantization(source, [request], QuantizeOptions(importance=read_importance(matrix)))
     assert plan.outputs[0].notes == ()
 
 
