@@ -27,6 +27,7 @@ from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
 from mimo_gguf.core.model_source import Metadata, MetaValue, float32, string, uint32
 from mimo_gguf.core.output_file import atomic_output, check_free_space, check_output
 from mimo_gguf.core.progress import Job, Progress, Silence
+from mimo_gguf.core.threads import blas_threads
 from mimo_gguf.core.units import format_size
 from mimo_gguf.quantization.plan import OutputRequest, plan_quantization
 from mimo_gguf.quantization.profiles import read_profile
@@ -104,7 +105,8 @@ def run_calibration(plan: CalibrationPlan, progress: Progress | None = None) -> 
     pending = [output for output in plan.outputs if output.path not in plan.complete]
     made = {output.path: CalibratedFile(None, output.path, None, None) for output in plan.outputs}
     if pending:
-        made |= {file.path: file for file in _make(plan, pending, progress)}
+        with blas_threads(1):  # our own threads share the work, so that their number decides no bit
+            made |= {file.path: file for file in _make(plan, pending, progress)}
     return CalibrationReport(tuple(made.values()), time.perf_counter() - started)
 
 
@@ -174,7 +176,7 @@ def _measure(
         progress.update([int(share * n_bytes)], [0])
 
     try:
-        return measure_costs(model, sample_of(plan.text), work, types, report)
+        return measure_costs(model, sample_of(plan.text), work, types, report, plan.options.encode.threads)
     finally:
         progress.finish()
 

@@ -40,6 +40,11 @@ class EncodeOptions:
     passes: int = PASSES
     n_threads: int | None = None
 
+    @property
+    def threads(self) -> int:
+        """The number of threads."""
+        return self.n_threads or available_cores()
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -93,11 +98,10 @@ def encode_judged(
     """
     diagonal = statistics.used.diagonal
     judge = _Judge(statistics.held_out, ggml_type, diagonal, max(1, n_rows // _JUDGED_ROWS))
-    n_threads = options.n_threads or available_cores()
     data = []
     for rows in strips():
         if shared is not None:
-            coded = encode_matrix(rows, ggml_type, shared, passes=options.passes, n_threads=n_threads).data
+            coded = encode_matrix(rows, ggml_type, shared, passes=options.passes, n_threads=options.threads).data
         else:
             coded = encode_plainly(rows, ggml_type, diagonal)
         judge.look_at(rows, coded)

@@ -13,7 +13,7 @@ from mimo_gguf.calibration.encoder.factors import factors
 from mimo_gguf.calibration.plan import CalibrationPlan, encoded_types, sample_of
 from mimo_gguf.core.geometry import Geometry
 from mimo_gguf.core.ggml_types import GgmlType
-from mimo_gguf.core.machine import available_cores
+from mimo_gguf.core.threads import blas_threads, in_threads
 from mimo_gguf.core.units import format_duration
 
 _SIDE: Final = 1024  # of the matrices that are multiplied
@@ -57,8 +57,8 @@ def estimate_time(plan: CalibrationPlan) -> TimeExpected:
     An earlier run's results are not counted.
     """
     g = plan.geometry
-    n_threads = plan.options.encode.n_threads or available_cores()
-    single, double = _products_per_s(np.float32), _products_per_s(np.float64)
+    n_threads = plan.options.encode.threads
+    single, double = _products_per_s(np.float32, n_threads), _products_per_s(np.float64, n_threads)
     per_block = _block_weights(g)
     blocks = g.n_trunk + g.n_mtp
     widths = [g.embedding_length, g.head_count * g.value_length, g.embedding_length, g.feed_forward_length]
@@ -85,14 +85,15 @@ def _block_weights(g: Geometry) -> int:
     return attention + 3 * g.embedding_length * g.feed_forward_length
 
 
-def _products_per_s(kind: type[np.float32] | type[np.float64]) -> float:
-    """Multiplications with additions per second of a matrix product, on all cores."""
+def _products_per_s(kind: type[np.float32] | type[np.float64], n_threads: int) -> float:
+    """Multiplications with additions per second of matrix products, one in each thread."""
     a = np.ones((_SIDE, _SIDE), kind)
-    a @ a
-    started = time.perf_counter()
-    for _ in range(_SAMPLES):
+    n_products = _SAMPLES * n_threads
+    with blas_threads(1):
         a @ a
-    return _SAMPLES * _SIDE**3 / max(time.perf_counter() - started, 1e-9)
+        started = time.perf_counter()
+        in_threads(n_threads, lambda _: a @ a, range(n_products))
+    return n_products * _SIDE**3 / max(time.perf_counter() - started, 1e-9)
 
 
 def _encoding_s() -> float:

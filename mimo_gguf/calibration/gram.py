@@ -12,24 +12,28 @@ A model of 7 B has 24 GB of them, so they live for one block only. The plan of a
    pass; then its matrices are encoded, judged and stored, and the Gram matrices are dropped.
 
 So one pass over the calibration text is enough, and memory is that of one block. Sums are float32 in a fixed order:
-windows in their order, and always the same number of rows in a product. The same tokens on the same machine give the
-same bits, which their digest shows; another BLAS may round differently.
+windows in their order, always the same number of rows in a product, and every product cut into the same tiles, each the
+work of one thread. The same tokens on the same machine give the same bits with any number of threads, which their
+digest shows. Another BLAS may round differently.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import combinations_with_replacement
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mimo_gguf.core.digests import GRAM
+from mimo_gguf.core.threads import in_threads
 
 Floats = NDArray[np.float32]
 Part = Literal["used", "held_out"]
 
-_PRODUCT_ROWS: Final = 2048  # rows of one product: fewer would spend more time on adding than on multiplying
+PRODUCT_ROWS: Final = 2048  # rows of one product: fewer would spend more time on adding than on multiplying
+_TILE: Final = 512  # columns of the Gram matrix that a thread computes at a time
 
 # part of a matrix's name -> the part whose tap brings the rows that it reads, too
 SHARED_INPUTS: Final = {"attn_k": "attn_q", "attn_v": "attn_q", "ffn_up": "ffn_gate"}
@@ -73,8 +77,9 @@ class Statistics:
 
 @dataclass(slots=True)
 class _Sum:
-    """The sum of x x^T over rows that arrive in pieces of any length."""
+    """The sum of x x^T over rows that arrive in pieces of any length. Only its upper triangle is summed."""
 
+    n_threads: int
     total: Floats | None = None
     n_rows: int = 0
     waiting: Floats | None = None
@@ -82,24 +87,27 @@ class _Sum:
 
     def add(self, rows: Floats) -> None:
         if self.waiting is None:
-            self.waiting = np.empty((_PRODUCT_ROWS, rows.shape[1]), np.float32)
+            self.waiting = np.empty((PRODUCT_ROWS, rows.shape[1]), np.float32)
         while len(rows):
-            n = min(len(rows), _PRODUCT_ROWS - self.n_waiting)
+            n = min(len(rows), PRODUCT_ROWS - self.n_waiting)
             self.waiting[self.n_waiting : self.n_waiting + n] = rows[:n]
             self.n_waiting += n
             rows = rows[n:]
-            if self.n_waiting == _PRODUCT_ROWS:
+            if self.n_waiting == PRODUCT_ROWS:
                 self._multiply()
 
     def _multiply(self) -> None:
         if self.waiting is None or not self.n_waiting:
             return
-        rows = self.waiting[: self.n_waiting]
-        product: Floats = rows.T @ rows  # numpy asks BLAS for the symmetric product, which is half the work
-        if self.total is None:
-            self.total = product
-        else:
-            self.total += product
+        rows, n = self.waiting[: self.n_waiting], self.waiting.shape[1]
+        total = np.zeros((n, n), np.float32) if self.total is None else self.total
+
+        def add(tile: tuple[slice, slice]) -> None:
+            across, down = tile
+            total[tile] += rows[:, across].T @ rows[:, down]
+
+        in_threads(self.n_threads, add, _tiles(n))
+        self.total = total
         self.n_rows += self.n_waiting
         self.n_waiting = 0
 
@@ -108,14 +116,28 @@ class _Sum:
         self._multiply()
         assert self.total is not None
         gram, self.total, self.waiting = self.total, None, None
+        for across, down in _tiles(len(gram)):
+            if across != down:
+                gram[down, across] = gram[across, down].T
         gram /= np.float32(self.n_rows)
         return Gram(gram, self.n_rows)
 
 
-class GramCollector:
-    """Sums the Gram matrices of every input that is tapped. Its `tap` fits the forward pass of `reference`."""
+def _tiles(n: int) -> list[tuple[slice, slice]]:
+    """The tiles of an upper triangle, those on its diagonal whole."""
+    parts = [slice(first, min(first + _TILE, n)) for first in range(0, n, _TILE)]
+    return list(combinations_with_replacement(parts, 2))
 
-    def __init__(self) -> None:
+
+class GramCollector:
+    """Sums the Gram matrices of every input that is tapped. Its `tap` fits the forward pass of `reference`.
+
+    Args:
+        n_threads: tiles that are computed at the same time; with a BLAS of one thread it changes no bit.
+    """
+
+    def __init__(self, n_threads: int = 1) -> None:
+        self._n_threads = n_threads
         self._sums: dict[Part, dict[str, _Sum]] = {"used": {}, "held_out": {}}
         self._part: Part = "used"
 
@@ -125,7 +147,7 @@ class GramCollector:
 
     def tap(self, name: str, rows: Floats) -> None:
         """Adds rows [n, columns] that the matrix `name` reads."""
-        self._sums[self._part].setdefault(name, _Sum()).add(rows)
+        self._sums[self._part].setdefault(name, _Sum(self._n_threads)).add(rows)
 
     def names(self) -> tuple[str, ...]:
         """The inputs that were tapped."""

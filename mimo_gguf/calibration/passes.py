@@ -19,9 +19,10 @@ from mimo_gguf.calibration.gram import GramCollector, Statistics, input_of
 from mimo_gguf.calibration.work import WorkFolder
 from mimo_gguf.core.digests import GRAM
 from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.core.threads import in_threads
 from mimo_gguf.quantization.search.kinds import KINDS
-from mimo_gguf.reference.forward import Tap, block, embed, final_norm, mtp_block, read_block, read_mtp_block
-from mimo_gguf.reference.model import HEAD, ReferenceModel
+from mimo_gguf.reference.forward import Tap, block, embed, mtp_block, read_block, read_mtp_block, rms_norm
+from mimo_gguf.reference.model import FINAL_NORM, HEAD, ReferenceModel
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int32]
@@ -129,13 +130,25 @@ class Encoding:
         return embed(self.model, tokens.reshape(-1)).reshape(*tokens.shape, -1)
 
     def _collect(self, number: int, names: str, pass_window: Callable[[int, Floats, Tap], None]) -> GramCollector:
-        """Passes every window's states before block `number` on; gives the statistics of what was tapped."""
+        """Passes every window's states before block `number` on; gives the statistics of what was tapped.
+
+        Each thread has a window of its own, and the windows are counted in their order.
+        """
         states = self.work.load_array(_states(number), mapped=True)
-        collector = GramCollector()
-        for i, x in enumerate(states):
-            collector.collect("used" if i < len(self.used) else "held_out")
-            pass_window(i, np.array(x), collector.tap)
-            self.on_pass(names, (i + 1) / len(states))
+        collector, n_threads = GramCollector(self.options.threads), self.options.threads
+
+        def tapped(i: int) -> list[tuple[str, Floats]]:
+            found: list[tuple[str, Floats]] = []
+            pass_window(i, np.array(states[i]), lambda name, rows: found.append((name, rows.copy())))
+            return found
+
+        for first in range(0, len(states), n_threads):
+            group = range(first, min(first + n_threads, len(states)))
+            for i, found in zip(group, in_threads(n_threads, tapped, group), strict=True):
+                collector.collect("used" if i < len(self.used) else "held_out")
+                for name, rows in found:
+                    collector.tap(name, rows)
+            self.on_pass(names, group.stop / len(states))
         return collector
 
     def _trunk_block(self, number: int) -> None:
@@ -161,8 +174,9 @@ class Encoding:
 
     def _head(self) -> None:
         self.on_step("the head")
+        gains, epsilon = self.model.vector(FINAL_NORM), self.model.geometry.rms_epsilon
         last = self.model.n_trunk_blocks
-        collector = self._collect(last, HEAD, lambda i, x, tap: tap(HEAD, final_norm(self.model, x)))
+        collector = self._collect(last, HEAD, lambda i, x, tap: tap(HEAD, rms_norm(x, gains, epsilon)))
         self._input(HEAD, [HEAD], collector.take(HEAD))
 
     def _mtp_block(self, number: int) -> None:
@@ -202,7 +216,7 @@ class Encoding:
                     continue
                 with_feedback = ggml_type in KINDS and is_used
                 if with_feedback and shared is None:
-                    shared = factors(statistics.used.matrix, damping)
+                    shared = factors(statistics.used.matrix, damping, self.options.threads)
                 outcome = self._encode(tensor, ggml_type, statistics, shared if with_feedback else None)
                 self.on_outcome(outcome, False)
 

@@ -12,17 +12,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mimo_gguf.calibration.backward import BlockFloats, backward_block, forward_block, norm_backward, read_floats
+from mimo_gguf.calibration.backward import (
+    PARTS,
+    BlockFloats,
+    backward_block,
+    forward_block,
+    norm_backward,
+    read_floats,
+)
 from mimo_gguf.calibration.costs import embedding_costs, matrix_costs, sample_rows
 from mimo_gguf.calibration.work import WorkFolder
 from mimo_gguf.core.ggml_types import GgmlType
-from mimo_gguf.reference.forward import block, embed, final_norm, head_logits, read_block
+from mimo_gguf.core.threads import in_threads
+from mimo_gguf.reference.forward import block, embed, final_norm, read_block
 from mimo_gguf.reference.model import EMBEDDING, FINAL_NORM, HEAD, ReferenceModel
+from mimo_gguf.reference.products import Matrix
 
 Floats = NDArray[np.float32]
 Costs = dict[str, dict[GgmlType, float]]
@@ -33,6 +43,7 @@ _TOP_ROWS, _OTHER_ROWS = 32, 32  # sampled of each matrix
 _TOP_WORDS, _OTHER_WORDS = 1500, 500  # of the head: a few rows have most of the probability
 _SEED: Final = 5
 _EMBEDDING_TOKENS: Final = 2048
+_HEAD_ROWS: Final = 256  # tokens whose logits a thread computes at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +53,7 @@ class _Sweep:
     work: WorkFolder
     types: tuple[GgmlType, ...]
     report: Report
+    n_threads: int
 
     @property
     def n_blocks(self) -> int:
@@ -54,18 +66,20 @@ def measure_costs(
     work: WorkFolder,
     types: Sequence[GgmlType],
     report: Report = lambda stage, done, total: None,
+    n_threads: int = 1,
 ) -> Costs:
     """The cost of each type for each matrix of the trunk, the embedding and the head, as plain encoding leaves it.
 
     Args:
         tokens: int32 [windows, n], the sample.
         types: the types to measure; a matrix whose rows a type's blocks do not divide has no cost for it.
+        n_threads: windows and matrices that are worked on at the same time; it changes no bit if BLAS has one thread.
 
     Raises:
         CheckpointError, GgufError: weights that cannot be read.
         OutputError: the work folder cannot be written.
     """
-    sweep = _Sweep(model, tokens, work, tuple(types), report)
+    sweep = _Sweep(model, tokens, work, tuple(types), report, n_threads)
     missing = [name for name in _results(sweep) if not _is_measured(sweep, name)]
     if missing:
         _forward(sweep)
@@ -112,7 +126,8 @@ def _forward(sweep: _Sweep) -> None:
         if not work.has(f"sample/{number + 1}.npy"):
             weights = read_block(sweep.model, number)
             states = work.load_array(f"sample/{number}.npy")
-            work.save_array(f"sample/{number + 1}.npy", np.stack([block(x, weights) for x in states]))
+            after = in_threads(sweep.n_threads, partial(block, weights=weights), states)
+            work.save_array(f"sample/{number + 1}.npy", np.stack(after))
 
 
 def _measure_head(sweep: _Sweep) -> None:
@@ -124,14 +139,12 @@ def _measure_head(sweep: _Sweep) -> None:
     states = sweep.work.load_array(f"sample/{sweep.n_blocks}.npy")
     flat: Floats = states.reshape(-1, states.shape[-1])
     rows = final_norm(model, flat)
-    probability = _softmax(head_logits(model, rows))
+    probability = _probabilities(sweep, rows)
     squares = np.einsum("ij,ij->j", probability, probability, dtype=np.float64)
     spread = (np.sum(probability, axis=0, dtype=np.float64) - squares) / len(probability)  # mean of p (1 - p)
     labels = _drawn(probability)
     probability[np.arange(len(labels)), labels] -= 1  # now the gradient at the logits
-    at_rows = np.zeros_like(rows)
-    for first, part in model.chunks(model.head_name()):
-        at_rows += probability[:, first : first + len(part)] @ part
+    at_rows = _back_through_head(sweep, probability)
     del probability
     gains = model.vector(FINAL_NORM)
     gradient = norm_backward(flat, gains, model.geometry.rms_epsilon, at_rows)
@@ -152,23 +165,38 @@ def _measure_block(sweep: _Sweep, number: int) -> None:
     sweep.report("backward", sweep.n_blocks - 1 - number, sweep.n_blocks)
     weights = read_floats(sweep.model, number)
     states, gradients = work.load_array(f"sample/{number}.npy"), work.load_array(f"gradient/{number + 1}.npy")
-    inputs: dict[str, list[Floats]] = {}
-    squares: dict[str, NDArray[np.float64]] = {}
-    before = np.empty_like(gradients)
-    for i, (x, gradient) in enumerate(zip(states, gradients, strict=True)):
-        done = forward_block(x, weights)
-        before[i], at_outputs = backward_block(done, weights, gradient)
-        for part, rows in done.inputs().items():
-            inputs.setdefault(part, []).append(rows)
-        for part, g in at_outputs.items():
-            squares[part] = squares.get(part, np.zeros(g.shape[1])) + np.einsum("ij,ij->j", g, g, dtype=np.float64)
+    passed = in_threads(sweep.n_threads, partial(_through_window, weights), zip(states, gradients, strict=True))
     n_tokens = states.shape[0] * states.shape[1]
-    costs = {
-        weights.name(part): _part_costs(sweep, weights, part, np.concatenate(inputs[part]), squares[part] / n_tokens)
-        for part in inputs
-    }
-    work.save_array(f"gradient/{number}.npy", before)
+
+    def cost(part: str) -> dict[GgmlType, float]:
+        inputs = np.concatenate([window.inputs[part] for window in passed])
+        squares: NDArray[np.float64] = sum((window.squares[part] for window in passed[1:]), passed[0].squares[part])
+        return _part_costs(sweep, weights, part, inputs, squares / n_tokens)
+
+    costs = dict(zip(map(weights.name, PARTS), in_threads(sweep.n_threads, cost, PARTS), strict=True))
+    work.save_array(f"gradient/{number}.npy", np.stack([window.before for window in passed]))
     _save_costs(sweep, f"costs/{number}.json", costs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """What a block does with one window: the gradient before it, its matrices' inputs, and their outputs' squares.
+
+    The squares are sums over the window's tokens of the squared gradient at each output, float64 [rows].
+    """
+
+    before: Floats
+    inputs: Mapping[str, Floats]
+    squares: Mapping[str, NDArray[np.float64]]
+
+
+def _through_window(weights: BlockFloats, window: tuple[Floats, Floats]) -> _Window:
+    """Passes the states of a window forward through a block, and the gradient after it back."""
+    x, gradient = window
+    done = forward_block(x, weights)
+    before, at_outputs = backward_block(done, weights, gradient)
+    squares = {part: np.einsum("ij,ij->j", g, g, dtype=np.float64) for part, g in at_outputs.items()}
+    return _Window(before, done.inputs(), squares)
 
 
 def _part_costs(
@@ -187,6 +215,39 @@ def _measure_embedding(sweep: _Sweep) -> None:
     tokens = sweep.tokens.reshape(-1)[:_EMBEDDING_TOKENS]
     rows = embed(sweep.model, tokens)
     _save_costs(sweep, "costs/embedding.json", {EMBEDDING: embedding_costs(rows, sensitivity, sweep.types)})
+
+
+def _probabilities(sweep: _Sweep, rows: Floats) -> Floats:
+    """The probabilities [n, vocabulary] that the head gives for its rows [n, n_embd]."""
+    model = sweep.model
+    logits = np.empty((len(rows), model.geometry.vocab_size), np.float32)
+    for first, part in model.chunks(model.head_name()):
+        matrix, columns = model.products.prepare(part), slice(first, first + len(part))
+
+        def multiply(some: slice, matrix: Matrix = matrix, columns: slice = columns) -> None:
+            logits[some, columns] = matrix.product(rows[some])
+
+        in_threads(sweep.n_threads, multiply, _pieces(len(rows)))
+    in_threads(sweep.n_threads, lambda some: _softmax(logits[some]), _pieces(len(rows)))
+    return logits
+
+
+def _back_through_head(sweep: _Sweep, at_logits: Floats) -> Floats:
+    """The gradient [n, n_embd] at the head's rows, from the one at the logits [n, vocabulary]."""
+    model = sweep.model
+    at_rows = np.zeros((len(at_logits), model.geometry.embedding_length), np.float32)
+    for first, part in model.chunks(model.head_name()):
+        columns = slice(first, first + len(part))
+
+        def add(some: slice, part: Floats = part, columns: slice = columns) -> None:
+            at_rows[some] += at_logits[some, columns] @ part
+
+        in_threads(sweep.n_threads, add, _pieces(len(at_rows)))
+    return at_rows
+
+
+def _pieces(n: int) -> list[slice]:
+    return [slice(first, min(first + _HEAD_ROWS, n)) for first in range(0, n, _HEAD_ROWS)]
 
 
 def _softmax(logits: Floats) -> Floats:

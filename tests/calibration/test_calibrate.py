@@ -21,6 +21,7 @@ from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import open_gguf, read_gguf
 from mimo_gguf.core.model_source import ModelSource
 from mimo_gguf.core.progress import Job, Silence
+from mimo_gguf.core.threads import blas_threads
 from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
 from mimo_gguf.quantization.profiles import load_profile
 from mimo_gguf.quantization.run import run_quantization
@@ -162,6 +163,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(source: ModelSource, tmp_path: P
     run_calibration(plan(source, killed, "Q4_K_M"))
     assert digest(killed / whole.name) == digest(whole)
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.parent.iterdir())
+
+
+@pytest.mark.parametrize("n_threads", [2, 3])
+def test_any_number_of_threads_gives_the_same_bytes(
+    n_threads: int, source: ModelSource, made: CalibrationReport, tmp_path: Path
+) -> None:
+    options = CalibrationOptions(encode=encode.EncodeOptions(passes=1, n_threads=n_threads))
+    with blas_threads(n_threads):
+        report = run_calibration(plan(source, tmp_path, "Q4_K_M", "Q6_K", options=options))
+    assert [digest(file.path) for file in report.files] == [digest(file.path) for file in made.files]
 
 
 def test_a_kept_folder_serves_further_types(source: ModelSource, made: CalibrationReport, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def collected(rows: np.ndarray, cuts: list[int]) -> GramCollector:
 
 
 def test_mean_of_outer_products_however_the_rows_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gram, "_PRODUCT_ROWS", 16)
+    monkeypatch.setattr(gram, "PRODUCT_ROWS", 16)
     rows = np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32)
     found = collected(rows, [7, 7, 30]).take("x").used
     assert found.n_tokens == 50
@@ -25,6 +25,19 @@ def test_mean_of_outer_products_however_the_rows_arrive(monkeypatch: pytest.Monk
     assert np.allclose(found.diagonal, np.mean(rows**2, axis=0), atol=1e-6)
     assert found.digest() == collected(rows, [1, 2, 3, 49]).take("x").used.digest()
     assert found.digest() != collected(rows[::-1], []).take("x").used.digest()
+
+
+def test_tiles_are_one_matrix_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gram, "_TILE", 4)
+    rows = np.random.default_rng(3).standard_normal((30, 10)).astype(np.float32)
+    found = []
+    for n_threads in (1, 3):
+        collector = GramCollector(n_threads)
+        collector.tap("x", rows)
+        found.append(collector.take("x").used)
+    assert np.allclose(found[0].matrix, rows.T @ rows / 30, atol=1e-6)
+    assert np.array_equal(found[0].matrix, found[0].matrix.T)
+    assert found[0].digest() == found[1].digest()
 
 
 def test_held_out_rows_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,14 @@
 """Encodes a matrix for the inputs it will meet: levels with error feedback, then coordinate descent.
 
-Rows are worked on in chunks of 256, and matrix products sum over 256 numbers at a time, so that neither our threads nor
-the way the rows are handed over decides how a sum is rounded. How many threads BLAS takes for a product may change its
-last bits, and with them now and then a step of the descent.
+Rows are worked on in chunks of 256, each by one thread, and matrix products sum over 256 numbers at a time. So neither
+our threads nor the way the rows are handed over decides how a sum is rounded. BLAS has to have one thread
+(`core/threads.py`): another number may change the last bits of a product, and with them now and then a step of the
+descent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mimo_gguf.calibration.encoder.factors import Factors, factors
 from mimo_gguf.core.ggml_types import GgmlType, row_bytes
+from mimo_gguf.core.threads import in_threads
 from mimo_gguf.quantization.search.kinds import PANEL, Kind, check_held, kind_of
 from mimo_gguf.quantization.search.packing import Blocks, pack
 
@@ -69,7 +70,7 @@ def encode_matrix(
         ValueError: the shapes do not fit together.
     """
     kind = kind_of(ggml_type)
-    known = gram if isinstance(gram, Factors) else factors(gram, damping)
+    known = gram if isinstance(gram, Factors) else factors(gram, damping, n_threads)
     _check_columns(weights, known)
     check_held(weights, kind, ggml_type.name)
     row_bytes(ggml_type, weights.shape[1])
@@ -78,12 +79,7 @@ def encode_matrix(
     def encode(chunk: Numbers) -> Encoded:
         return _encode_chunk(chunk, ggml_type, kind, known, passes)
 
-    if n_threads == 1 or len(chunks) == 1:
-        parts = [encode(chunk) for chunk in chunks]
-    else:
-        with ThreadPoolExecutor(n_threads) as pool:
-            parts = list(pool.map(encode, chunks))
-    return _joined(parts)
+    return _joined(in_threads(n_threads, encode, chunks))
 
 
 def _check_columns(weights: Numbers, known: Factors) -> None:

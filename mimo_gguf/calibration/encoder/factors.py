@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimo_gguf.core.errors import WeightsError
+from mimo_gguf.core.threads import in_threads
 from mimo_gguf.quantization.search.kinds import PANEL
 
 _BLOCK: Final = PANEL
+_ROWS: Final = 1024  # that a thread works on at a time
 
 Matrix32 = NDArray[np.float32]
 Matrix64 = NDArray[np.float64]
@@ -38,7 +40,7 @@ class Factors:
     added: float
 
 
-def factors(gram: Matrix32, damping: float = 0.1) -> Factors:
+def factors(gram: Matrix32, damping: float = 0.1, n_threads: int = 1) -> Factors:
     """Damps a Gram matrix and factors it, in float64.
 
     It takes columns**3 / 3 multiplications and additions, and 16 bytes for each of columns**2 numbers.
@@ -46,6 +48,7 @@ def factors(gram: Matrix32, damping: float = 0.1) -> Factors:
     Args:
         gram: float32 [columns, columns], symmetric: the mean of x x^T over the inputs x.
         damping: what is added to the diagonal, times its mean.
+        n_threads: parts of a product that are computed at the same time; with a BLAS of one thread it changes no bit.
 
     Raises:
         WeightsError: the matrix holds NaN or infinity, is all zeros, or is not positive even when damped.
@@ -61,7 +64,7 @@ def factors(gram: Matrix32, damping: float = 0.1) -> Factors:
     root[: len(gram), : len(gram)] = gram
     root[np.diag_indices(n)] += added
     damped = root.astype(np.float32)
-    _factor(root)
+    _factor(root, n_threads)
     pivots = root.diagonal().copy()
     feedback = np.zeros((n, n), np.float32)
     for first in range(0, n, _BLOCK):
@@ -72,7 +75,7 @@ def factors(gram: Matrix32, damping: float = 0.1) -> Factors:
     return Factors(len(gram), damped, feedback, (weights / weights.mean()).astype(np.float32), damping, added)
 
 
-def _factor(h: Matrix64) -> None:
+def _factor(h: Matrix64, n_threads: int) -> None:
     """Replaces the upper triangle of a symmetric positive matrix by R with h = R R^T, from the last block up.
 
     Products sum over 256 numbers at a time, because BLAS cuts longer sums differently for other numbers of threads.
@@ -80,9 +83,14 @@ def _factor(h: Matrix64) -> None:
     n = len(h)
     for first in reversed(range(0, n, _BLOCK)):
         last = min(first + _BLOCK, n)
-        for later in range(last, n, _BLOCK):
-            other = slice(later, later + _BLOCK)
-            h[:last, first:last] -= h[:last, other] @ h[first:last, other].T
+
+        def subtract(top: int, first: int = first, last: int = last) -> None:
+            rows = slice(top, min(top + _ROWS, last))
+            for later in range(last, n, _BLOCK):
+                other = slice(later, later + _BLOCK)
+                h[rows, first:last] -= h[rows, other] @ h[first:last, other].T
+
+        in_threads(n_threads, subtract, range(0, last, _ROWS))
         root = _root(h[first:last, first:last])
         h[first:last, first:last] = root
         h[:first, first:last] = h[:first, first:last] @ _inverse(root).T
