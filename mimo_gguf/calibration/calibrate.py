@@ -15,7 +15,7 @@ from typing import Any
 
 from mimo_gguf.calibration.calibrated_source import calibrated_source
 from mimo_gguf.calibration.encode import Outcome
-from mimo_gguf.calibration.mix import MIXED_TYPES
+from mimo_gguf.calibration.mix import mixed_types
 from mimo_gguf.calibration.passes import Encoding, Wanted
 from mimo_gguf.calibration.plan import RUN, CalibratedOutput, CalibrationPlan, sample_of, work_identity
 from mimo_gguf.calibration.sensitivity import Costs, measure_costs
@@ -165,8 +165,9 @@ def _measure(
     """The costs of every type that an output may use; none if nothing is to be solved."""
     if not any(output.wanted.solved for output in outputs):
         return {}
-    chosen = {choice.info.ggml_type for output in outputs for choice in output.wanted.choices}
-    types = sorted((chosen - FLOAT_TYPES) | set(MIXED_TYPES), key=int)
+    choices = [choice for output in outputs for choice in output.wanted.choices]
+    mixed = {ggml_type for choice in choices for ggml_type in mixed_types(choice.info.n_columns)}
+    types = sorted(({choice.info.ggml_type for choice in choices} | mixed) - FLOAT_TYPES, key=int)
     stages = {"forward": 0, "head": 1, "backward": 1}  # backward is twice the work of forward
     n_bytes = max(1, _trunk_bytes(model))
     progress.start([Job("measuring what each type costs", 3 * n_bytes)])

@@ -26,8 +26,10 @@ from mimo_gguf.core.ggml_types import GgmlType, block_size
 from mimo_gguf.core.model_source import TensorInfo
 from mimo_gguf.core.units import format_size
 
-# The types that the solver mixes: those whose encoders know error feedback.
-MIXED_TYPES: Final = (GgmlType.Q3_K, GgmlType.IQ4_XS, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K)
+_OF_256: Final = (
+    GgmlType.Q2_K, GgmlType.Q3_K, GgmlType.IQ4_XS, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K, GgmlType.Q8_0,
+)  # fmt: skip
+_OF_32: Final = (GgmlType.Q4_0, GgmlType.IQ4_NL, GgmlType.Q5_0, GgmlType.Q8_0)
 _HALVINGS: Final = 60  # of the logarithm of the price: beyond float64's last place
 _LOWEST_PRICE: Final = 1e-30
 _HIGHEST_PRICE: Final = 1e6
@@ -61,9 +63,15 @@ class Mix:
     costs: Mapping[str, float] = field(repr=False)
 
 
-def options_of(
-    info: TensorInfo, costs: Mapping[GgmlType, float], types: Sequence[GgmlType] = MIXED_TYPES
-) -> tuple[Option, ...]:
+def mixed_types(n_columns: int) -> tuple[GgmlType, ...]:
+    """The types that the solver mixes for rows of `n_columns`: those whose encoders know error feedback.
+
+    Rows of super-blocks take no type of small blocks but Q8_0: the others have the bytes of one that is better.
+    """
+    return _OF_256 if n_columns % block_size(GgmlType.Q4_K) == 0 else _OF_32
+
+
+def options_of(info: TensorInfo, costs: Mapping[GgmlType, float], types: Sequence[GgmlType]) -> tuple[Option, ...]:
     """The types among `types` that a matrix can have by its width and whose cost is known."""
     return tuple(
         Option(ggml_type, TensorInfo(info.name, info.shape, ggml_type).n_bytes, costs[ggml_type])

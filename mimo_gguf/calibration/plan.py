@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimo_gguf.calibration.encode import EncodeOptions, damping_for
-from mimo_gguf.calibration.mix import MIXED_TYPES
+from mimo_gguf.calibration.gram import PRODUCT_ROWS
+from mimo_gguf.calibration.mix import mixed_types
 from mimo_gguf.calibration.solved_profile import solved_name
 from mimo_gguf.calibration.type_plan import MixKind, TypesWanted, wanted_types
 from mimo_gguf.core.digests import WORK
@@ -179,7 +180,7 @@ def plan_calibration(
         work=options.work or requests[0].path.parent / f".{source.name}.calibration",
         complete=tuple(o.path for o in outputs if not quantize.force and _is_complete(o)),
         disk_bytes=_disk_bytes(geometry, text, outputs),
-        memory_bytes=_memory_bytes(geometry, text),
+        memory_bytes=_memory_bytes(geometry, text, options.encode.threads),
         notes=(*source.notes, *text.notes, *_damping_notes(geometry, text, options)),
     )
 
@@ -251,7 +252,9 @@ def encoded_types(outputs: Sequence[CalibratedOutput], source: ModelSource) -> d
                 continue
             largest = choice.info.row_bytes
             if name in output.wanted.solved:
-                largest = max(_row_bytes_or_zero(ggml_type, info.n_columns) for ggml_type in MIXED_TYPES)
+                largest = max(
+                    _row_bytes_or_zero(ggml_type, info.n_columns) for ggml_type in mixed_types(info.n_columns)
+                )
             sizes[name] = sizes.get(name, 0) + largest * info.n_rows
     return sizes
 
@@ -271,8 +274,11 @@ def _disk_bytes(geometry: Geometry, text: CalibrationText, outputs: Sequence[Cal
     return sum(min(output.budget_bytes, output.wanted.n_bytes) for output in outputs) + max(states, sample)
 
 
-def _memory_bytes(geometry: Geometry, text: CalibrationText) -> int:
-    """The most memory of the three heaviest moments: a block's forward pass, a factorization, the head's gradients."""
+def _memory_bytes(geometry: Geometry, text: CalibrationText, n_threads: int) -> int:
+    """The most memory of the three heaviest moments: a block's forward pass, a factorization, the head's gradients.
+
+    In the forward pass every thread has a window of its own, with the inputs of a block's matrices kept.
+    """
     g = geometry
     widths = [g.embedding_length] * 2 + [g.head_count * g.value_length, g.feed_forward_length]
     if g.n_mtp:
@@ -282,7 +288,9 @@ def _memory_bytes(geometry: Geometry, text: CalibrationText) -> int:
     block = 4 * g.embedding_length * (2 * g.head_count * g.key_length + 2 * g.head_count_kv * g.key_length)
     block += 3 * 4 * g.embedding_length * g.feed_forward_length
     states = 4 * g.embedding_length * (text.n_tokens + text.n_held_out)
-    forward = block + states + grams + 4 * widest * widest
+    windows = n_threads * len(text.used[0]) * 4 * (6 * g.embedding_length + 3 * g.feed_forward_length)
+    waiting = sum(2 * 4 * PRODUCT_ROWS * width for width in widths)
+    forward = block + states + grams + waiting + windows
     factorization = grams + 3 * 8 * widest * widest + 3 * 4 * g.embedding_length * widest
     head = int(1.5 * 4 * g.vocab_size * sample_of(text).size)
     return max(forward, factorization, head) + (512 << 20)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 from mimo_gguf.calibration.costs import with_feedback
-from mimo_gguf.calibration.mix import MIXED_TYPES, Mix, Option, options_of, solve_mix
+from mimo_gguf.calibration.mix import Mix, Option, mixed_types, options_of, solve_mix
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.geometry import Geometry, block_number
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
@@ -128,7 +128,8 @@ def solve_types(wanted: TypesWanted, costs: Costs, budget_bytes: int) -> SolvedT
     options: dict[str, tuple[Option, ...]] = {}
     for name in infos:
         if name in wanted.solved:
-            mixed = tuple(dict.fromkeys((*MIXED_TYPES, infos[name].ggml_type)))  # its own, so that it is no worse
+            own = infos[name]  # whose type is mixed, too, so that the file is no worse
+            mixed = tuple(dict.fromkeys((*mixed_types(own.n_columns), own.ggml_type)))
             found = options_of(infos[name], after_encoding(name, costs.get(name, {})), mixed)
             options[name] = found or (Option(infos[name].ggml_type, infos[name].n_bytes, 0.0),)
     fixed = sum(info.n_bytes for name, info in infos.items() if name not in options)
@@ -146,7 +147,7 @@ def solve_types(wanted: TypesWanted, costs: Costs, budget_bytes: int) -> SolvedT
 
 def after_encoding(name: str, costs: Mapping[GgmlType, float]) -> dict[GgmlType, float]:
     """The costs of a matrix as it will be encoded: the embedding plainly, all others with feedback."""
-    return dict(costs) if name == EMBEDDING else with_feedback(costs)
+    return dict(costs) if name == EMBEDDING else with_feedback(name, costs)
 
 
 def _total(types: Mapping[str, GgmlType], costs: Costs) -> float | None:

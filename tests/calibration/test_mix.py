@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from mimo_gguf.calibration.mix import Mix, Option, mix_of, options_of, solve_mix
+from mimo_gguf.calibration.mix import Mix, Option, mix_of, mixed_types, options_of, solve_mix
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.model_source import TensorInfo
 
 Q3, X4, Q4, Q5, Q6 = GgmlType.Q3_K, GgmlType.IQ4_XS, GgmlType.Q4_K, GgmlType.Q5_K, GgmlType.Q6_K
+MIXED = mixed_types(512)
 
 
 def random_options(n: int, seed: int) -> dict[str, list[Option]]:
@@ -68,5 +69,5 @@ def test_too_few_bytes_and_nothing_to_solve() -> None:
 
 def test_options_leave_out_types_that_the_width_or_the_costs_forbid() -> None:
     costs = {Q3: 1.0, Q6: 0.1}
-    assert [o.ggml_type for o in options_of(TensorInfo("a", (4, 512), Q4), costs)] == [Q3, Q6]
-    assert options_of(TensorInfo("a", (4, 96), Q4), costs) == ()
+    assert [o.ggml_type for o in options_of(TensorInfo("a", (4, 512), Q4), costs, MIXED)] == [Q3, Q6]
+    assert options_of(TensorInfo("a", (4, 96), Q4), costs, MIXED) == ()

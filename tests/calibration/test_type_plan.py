@@ -70,11 +70,43 @@ def test_solution_written_as_a_profile_gives_the_same_types_again(tmp_path: Path
     assert solved_name(profile) == profile.name
 
 
-def test_a_type_above_or_below_those_that_are_mixed_keeps_its_own() -> None:
+def with_extremes(costs: dict[str, dict[GgmlType, float]]) -> dict[str, dict[GgmlType, float]]:
+    return {
+        name: by_type | {GgmlType.Q8_0: by_type[Q6] / 50, GgmlType.Q2_K: 3 * by_type[Q3]}
+        for name, by_type in costs.items()
+    }
+
+
+def test_the_smallest_and_the_largest_type_are_mixed_where_costs_say_so() -> None:
     geometry = read_geometry(metadata(SMALL), infos(SMALL), where="test")
-    costs = costs_of(SMALL)
-    for by_type in costs.values():
-        by_type |= {GgmlType.Q8_0: by_type[Q6] / 50, GgmlType.Q2_K: 3 * by_type[Q3]}
+    wanted = wanted_types(load_profile("Q4_K_M"), geometry, infos(SMALL), TypeOptions(), "solve")
+    costs = with_extremes(costs_of(SMALL))
+    costs["blk.2.attn_v.weight"] = {t: 1000 * cost for t, cost in costs["blk.2.attn_v.weight"].items()}
+    costs["blk.1.ffn_down.weight"] = {t: cost / 1000 for t, cost in costs["blk.1.ffn_down.weight"].items()}
+    types = solve_types(wanted, costs, wanted.n_bytes).types
+    assert types["blk.2.attn_v.weight"] is GgmlType.Q8_0
+    assert types["blk.1.ffn_down.weight"] is GgmlType.Q2_K
+
+
+def test_rows_that_super_blocks_do_not_divide_mix_small_blocks() -> None:
+    ragged = Model(n_trunk=4, width=288, ffn=512)
+    geometry = read_geometry(metadata(ragged), infos(ragged), where="test")
+    wanted = wanted_types(load_profile("Q4_K_M"), geometry, infos(ragged), TypeOptions(), "solve")
+    costs = {}
+    for info in infos(ragged):
+        small = {GgmlType.Q4_0: 0.35, GgmlType.IQ4_NL: 0.3, GgmlType.Q5_0: 0.1, GgmlType.Q8_0: 0.001}
+        of_256 = {Q3: 1.0, X4: 0.4, Q4: 0.3, Q5: 0.1, Q6: 0.03}
+        costs[info.name] = small if info.n_columns % 256 else of_256
+    solved = solve_types(wanted, costs, wanted.n_bytes)
+    by_part = {part: {t for n, t in solved.types.items() if part in n} for part in ("attn_q", "ffn_down")}
+    assert by_part["attn_q"] <= {GgmlType.IQ4_NL, GgmlType.Q5_0, GgmlType.Q8_0}
+    assert by_part["ffn_down"] <= {GgmlType.Q2_K, Q3, X4, Q4, Q5, Q6, GgmlType.Q8_0}
+    assert len({t for name, t in solved.types.items() if name in wanted.solved and "ffn_down" not in name}) > 1
+
+
+def test_a_type_at_the_end_of_those_that_are_mixed_keeps_its_own() -> None:
+    geometry = read_geometry(metadata(SMALL), infos(SMALL), where="test")
+    costs = with_extremes(costs_of(SMALL))
     wanted = wanted_types(load_profile("Q8_0"), geometry, infos(SMALL), TypeOptions(), "solve")
     assert set(solve_types(wanted, costs, wanted.n_bytes).types.values()) == {GgmlType.Q8_0}
     wanted = wanted_types(load_profile("Q2_K"), geometry, infos(SMALL), TypeOptions(), "solve")
