@@ -94,7 +94,7 @@ def wanted_types(
         if choice.info.ggml_type in NEED_IMPORTANCE and not kept_reason(choice.info):
             raise UsageError(
                 f"{profile.name}: calibration does not write {choice.info.ggml_type.name}",
-                hint="use one of Q3_K_M, IQ4_XS, Q4_K_M, Q5_K_M, Q6_K",
+                hint="use one of Q2_K, Q3_K_M, IQ4_XS, Q4_K_M, Q5_K_M, Q6_K, Q8_0",
             )
     solved = frozenset(
         choice.info.name for choice in choices if mix != "profile" and _is_solved(choice, geometry, options, mix)

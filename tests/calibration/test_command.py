@@ -53,6 +53,21 @@ def test_bytes_that_are_asked_for(words: tuple[str, ...], most_bytes: range, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_answers_of_the_model_can_be_the_text(tmp_path: Path) -> None:
+    lines = []
+    for number in range(80):
+        question, answer = f"What is {number} plus {number}?", f"{number} + {number} = {2 * number}. " * 6
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        lines.append(json.dumps({"messages": messages}))  # as `quality --write-text` writes them
+    (tmp_path / "answers.jsonl").write_text("\n".join(lines))
+    words = ("-f", "answers.jsonl", "-n", "1024", "--type", "Q4_K_M", "--dry-run", "--json")
+    done = run_here(tmp_path, "quantize", TINY, "--calibrate", *words)
+    assert done.returncode == 0, done.stderr
+    text = json.loads(done.stdout)["text"]
+    assert text["n_tokens"] == 1024
+    assert text["n_held_out"] >= 512
+
+
 def test_a_plan_is_shown(tmp_path: Path) -> None:
     done = run_here(tmp_path, "quantize", TINY, "--type", "Q4_K_M", "--calibrate", *TEXT, "--dry-run")
     assert done.returncode == 0, done.stderr

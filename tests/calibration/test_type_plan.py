@@ -115,6 +115,19 @@ def test_a_type_at_the_end_of_those_that_are_mixed_keeps_its_own() -> None:
     assert solved.before is not None and solved.after is not None and solved.after < solved.before
 
 
+def test_file_types_are_accepted_or_refused_as_the_docs_say() -> None:
+    geometry = read_geometry(metadata(SMALL), infos(SMALL), where="test")
+    refused = []
+    for path in sorted((Path(__file__).parents[2] / "quant_profiles").glob("*.toml")):
+        try:
+            wanted_types(load_profile(path.stem), geometry, infos(SMALL), TypeOptions(), "solve")
+        except UsageError as error:
+            assert "calibration does not write IQ" in error.message
+            refused.append(path.stem)
+    assert refused == ["IQ1_M", "IQ1_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ3_XS", "IQ3_XXS"]
+    assert "`IQ1_S` to `IQ3_XS`" in (Path(__file__).parents[2] / "docs/calibration.md").read_text()
+
+
 def test_a_bound_below_what_is_kept_is_refused() -> None:
     geometry = read_geometry(metadata(SMALL), infos(SMALL), where="test")
     wanted = wanted_types(load_profile("Q6_K"), geometry, infos(SMALL), TypeOptions(), "solve")
