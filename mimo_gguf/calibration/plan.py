@@ -166,9 +166,9 @@ def plan_calibration(
     infos = [tensor.info for tensor in source.tensors]
     geometry = read_geometry(source.metadata, infos, where=source.label)
     _check_request(requests, options)
+    wanted = [wanted_types(request.profile, geometry, infos, quantize.types, options.mix) for request in requests]
     plan_quantization(source, requests, quantize)  # for what it refuses
     identity = work_identity(source, text, options)
-    wanted = [wanted_types(request.profile, geometry, infos, quantize.types, options.mix) for request in requests]
     outputs = tuple(_plan_output(r.path, types, options, identity) for r, types in zip(requests, wanted, strict=True))
     return CalibrationPlan(
         source=source,

@@ -221,6 +221,8 @@ def test_where_feedback_is_worse_plain_encoding_is_taken(
 def test_what_cannot_be_is_refused_before_anything_is_made(source: ModelSource, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to calibrate"):
         plan(source, tmp_path, "F16")
+    with pytest.raises(UsageError, match="calibration does not write IQ2_XS"):
+        plan(source, tmp_path, "IQ2_XS")
     with pytest.raises(UsageError, match="for one file"):
         plan(source, tmp_path, "Q4_K_M", "Q6_K", options=replace(OPTIONS, budget_bytes=10**6))
     with pytest.raises(UsageError, match="the types decide"):
