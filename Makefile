@@ -18,7 +18,7 @@ DEMO       ?= build/demo
 REAL       ?= build/real-model
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage fuzz lint types check tiny real-model test-real-model clean
+.PHONY: help install demo test test-browser coverage fuzz lint types check tiny real-model test-real-model clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
@@ -59,6 +59,9 @@ demo: $(VENV)/.installed ## show the main job on a tiny trained MiMo: convert, i
 
 test: $(VENV)/.dev ## install what the tests need, then run them all
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+
+test-browser: $(VENV)/.dev ## drive the page in Chromium: apt install chromium chromium-driver (pictures in build/page)
+	@BROWSER_NEEDED=1 $(BIN)/python -m pytest -m browser tests/server/page
 
 coverage: $(VENV)/.dev ## run the tests and show the lines that none of them reaches; fails below the floor
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --cov --cov-report=term:skip-covered

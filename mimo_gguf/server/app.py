@@ -17,6 +17,7 @@ from mimo_gguf.server.engine import Engine
 from mimo_gguf.server.failures import Failure
 from mimo_gguf.server.guard import Guard
 from mimo_gguf.server.looking import detokenized, templated, tokenized
+from mimo_gguf.server.page.routes import PageApi
 from mimo_gguf.server.requests import DetokenizeBody, TemplateBody, TokenizeBody
 from mimo_gguf.server.responses_api import ResponsesApi
 from mimo_gguf.server.settings import Settings
@@ -39,6 +40,7 @@ def make_app(engine: Engine, settings: Settings) -> Starlette:
         Route("/metrics", api.metrics, methods=["GET"]),
         *ResponsesApi(api).routes,
         *AnthropicApi(api).routes,
+        *PageApi(api).routes,
     ]
     api.counts.paths = frozenset(route.path for route in routes)
     guard = Middleware(Guard, settings=settings, on_end=api.counts.note_request)

@@ -18,9 +18,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mimo_gguf.core.log import LOGGER
 from mimo_gguf.server.anthropic_form import failure_json
 from mimo_gguf.server.failures import Failure
+from mimo_gguf.server.page.files import FILES
 from mimo_gguf.server.settings import Settings, digest
 
-OPEN_PATHS: Final = frozenset({"/health"})  # that need no key
+OPEN_PATHS: Final = frozenset({"/health", *FILES})  # that need no key: the page asks for it
 _METHODS: Final = "GET, POST, OPTIONS"
 _UNAUTHORIZED: Final = Failure(401, "no valid API key: Authorization: Bearer KEY", code="invalid_api_key")
 _WRONG_HOST: Final = Failure(403, "this Host is not served here", code="forbidden_host")

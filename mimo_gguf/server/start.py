@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mimo_gguf.hardware.devices import Device
     from mimo_gguf.server.settings import Settings
 
+_LIBRARIES = ("starlette", "uvicorn", "pydantic", "prometheus_client", "latex2mathml", "pygments")
 _SCORED_ROWS = 64  # tokens of a prompt that one pass scores for `echo`: 37 MiB of MiMo-7B's logits
 
 
@@ -75,7 +76,7 @@ def _check_libraries() -> None:
     """Refuses to serve without the libraries of the extra."""
     from importlib.util import find_spec
 
-    missing = [name for name in ("starlette", "uvicorn", "pydantic", "prometheus_client") if find_spec(name) is None]
+    missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
         raise UsageError(f"serving needs {', '.join(missing)}", hint="pip install 'mimo-gguf[serve]'")
 

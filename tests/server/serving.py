@@ -39,20 +39,20 @@ class Serving:
 
 
 @contextlib.contextmanager
-def serving(llm: LLM, **settings: Any) -> Iterator[Serving]:
+def serving(llm: LLM, engine: type[Engine] = Engine, **settings: Any) -> Iterator[Serving]:
     """Serves a model until the end of the block; the model stays open."""
-    given = Settings(port=0, names=("mimo-tiny", "other-name"), **settings)
-    engine = Engine(llm, given.limits)
+    given = Settings(**{"port": 0, "names": ("mimo-tiny", "other-name"), **settings})
+    running = engine(llm, given.limits)
     with listen(given) as listener:
         given = replace(given, port=listener.getsockname()[1])
         ready = threading.Event()
-        server = Server(config_of(engine, given), ready.set)
+        server = Server(config_of(running, given), ready.set)
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
         thread.start()
         try:
             assert ready.wait(20)
             with httpx.Client(timeout=60, verify=False) as client:  # certificates take long to read
-                yield Serving(engine, given, client)
+                yield Serving(running, given, client)
         finally:
             server.should_exit = True
             thread.join(20)
