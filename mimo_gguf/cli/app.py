@@ -12,7 +12,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,8 @@ import typer
 import typer.main
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.defaults import declare_variables, default_map, origin_of
+from mimo_gguf.core.config_file import read_config
 from mimo_gguf.core.errors import MimoGgufError, OutputError, UsageError
 from mimo_gguf.core.near_matches import near_matches
 from mimo_gguf.core.version import __version__
@@ -40,6 +42,7 @@ COMMANDS: Final[dict[str, str]] = {
     "serve": "Run",
     "batch": "Run",
     "bench": "Run",
+    "models": "Run",
     "worker": "Run",
 }
 
@@ -56,7 +59,10 @@ def build_app() -> typer.Typer:
     app.callback()(_global_options)
     for name, panel in COMMANDS.items():
         module = importlib.import_module(f"mimo_gguf.cli.{name.replace('-', '_')}")
-        app.command(name=name, rich_help_panel=panel)(module.command)
+        if hasattr(module, "app"):  # a command with commands of its own
+            app.add_typer(module.app, name=name, rich_help_panel=panel)
+        else:
+            app.command(name=name, rich_help_panel=panel)(module.command)
     return app
 
 
@@ -115,11 +121,14 @@ def _run(arguments: list[str]) -> int:
         UsageError: the arguments are not those of a command.
         MimoGgufError: from the command.
     """
+    config = {} if arguments[0] in _WITHOUT_CONFIG else read_config()
     try:
-        result = _program().main(arguments, prog_name="mimo-gguf", standalone_mode=False)
+        result = _program().main(
+            arguments, prog_name="mimo-gguf", standalone_mode=False, default_map=default_map(config)
+        )
         sys.stdout.flush()
     except _Misused as error:
-        raise _usage_error(error, arguments) from None
+        raise _usage_error(error, arguments, config) from None
     return result if isinstance(result, int) else 0
 
 
@@ -130,8 +139,9 @@ def _program() -> Any:
     in a path is the home folder, even if quotes hid it from the shell.
     """
     program: Any = typer.main.get_command(build_app())
+    declare_variables(program)
     root = program.context_class(program, **program.context_settings)
-    for command in (program, *program.commands.values()):
+    for command in (program, *_commands(program)):
         context = root if command is program else command.context_class(command, parent=root)
         for parameter in (*command.params, command.get_help_option(context)):
             if (parameter.metavar or "").strip("[]") in _PATHS:
@@ -142,14 +152,28 @@ def _program() -> Any:
     return program
 
 
-def _usage_error(error: Any, arguments: list[str]) -> UsageError:
-    """Turns click's error into ours. The hint is what the word may have meant, or else --help."""
+def _commands(group: Any) -> Iterator[Any]:
+    """Every command of a group, and those of the groups among them."""
+    for command in group.commands.values():
+        yield command
+        if hasattr(command, "commands"):
+            yield from _commands(command)
+
+
+def _usage_error(error: Any, arguments: list[str], config: Mapping[str, Any]) -> UsageError:
+    """Turns click's error into ours. The hint is what the word may have meant, or else --help.
+
+    A value that does not come from the command line is named with the variable or file it comes from.
+    """
     text, _, _ = error.format_message().partition(" Did you mean ")
     text = _POSSIBLE.sub("", text).rstrip(".")
     command = f"mimo-gguf {arguments[0]}" if arguments[0] in COMMANDS else "mimo-gguf"
     guesses = _guesses(error, text)
     hint = f"{command} {' or '.join(guesses)}" if guesses else f"{command} --help"
-    return UsageError(text[:1].lower() + text[1:], hint=hint)
+    text = text[:1].lower() + text[1:]
+    if origin := origin_of(getattr(error, "param", None), arguments[0], arguments, config):
+        return UsageError(f"{origin}: {text}", hint="change it there; mimo-gguf doctor shows what is set")
+    return UsageError(text, hint=hint)
 
 
 def _guesses(error: Any, text: str) -> list[str]:
@@ -158,8 +182,8 @@ def _guesses(error: Any, text: str) -> list[str]:
         options = [name for parameter in error.ctx.command.params for name in parameter.opts] if error.ctx else []
         return near_matches(option, options)
     if found := _NO_COMMAND.match(text):
-        word = found[1].lower()
-        return [_MEANT[word]] if word in _MEANT else near_matches(word, COMMANDS)
+        word, names = found[1].lower(), getattr(error.ctx and error.ctx.command, "commands", COMMANDS)
+        return [_MEANT[word]] if word in _MEANT else near_matches(word, names)
     return []
 
 
@@ -179,10 +203,11 @@ def _expanded(value: Any) -> Any:
     return type(value)(os.path.expanduser(text)) if text.startswith("~") else value  # noqa: PTH111 - may be a Hub id
 
 
+_WITHOUT_CONFIG: Final = frozenset({"doctor", "--help", "-h", "--version"})  # they help to mend it
 _Misused: Final[Any] = typer.BadParameter.__base__  # click's UsageError: some versions of typer have their own click
 _POSSIBLE: Final = re.compile(r" \((Possible options|Did you mean).*\)$")
 _NO_COMMAND: Final = re.compile(r"No such command '(.*)'", re.IGNORECASE)
-_PATHS: Final = frozenset({"FILE", "DIR", "SRC", "OUT", "PROGRAM"})  # metavars of what may be a path
+_PATHS: Final = frozenset({"FILE", "DIR", "SRC", "OUT", "PROGRAM", "MODEL"})  # metavars of what may be a path
 _MEANT: Final = {
     "version": "--version",
     "help": "--help",

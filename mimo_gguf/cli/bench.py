@@ -13,7 +13,21 @@ import typer
 from rich.text import Text
 
 from mimo_gguf.cli import ui
-from mimo_gguf.cli.options import Auto, Ctx, Exact, GpuLayers, Json, KvType, Mtp, Rpc, Threads
+from mimo_gguf.cli.finding import find_model
+from mimo_gguf.cli.options import (
+    Auto,
+    Ctx,
+    Exact,
+    GpuLayers,
+    Json,
+    KvType,
+    ModelName,
+    ModelsDir,
+    Mtp,
+    Rpc,
+    Threads,
+    Yes,
+)
 from mimo_gguf.cli.workers import use_workers
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import counted, format_size
@@ -31,7 +45,7 @@ _TYPICAL_PROMPT: Final = 64  # tokens of the shipped prompts, about
 
 
 def command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file.")],
+    model_name: ModelName,
     n_prompt: Annotated[int, typer.Option("--prompt-tokens", metavar="N", help="Tokens of the timed prompt.")] = 512,
     n_generate: Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens generated per text and way.")] = 128,
     drafts: Annotated[
@@ -51,6 +65,8 @@ def command(
         list[Path] | None,
         typer.Option(metavar="PROGRAM", help="Also measure with this llama-bench or llama-server; may be repeated."),
     ] = None,
+    yes: Yes = False,
+    models_dir: ModelsDir = None,
     as_json: Json = False,
 ) -> None:
     """Measure prompt reading and generation: plain, and with 1, 2 and 3 drafts on code, prose and maths.
@@ -73,20 +89,19 @@ def command(
     options = BenchOptions(n_prompt, n_generate, n_drafts, tuple(kinds.split(",")), repetitions)
     for program in against or ():
         check_peer(program)
+    use_workers(rpc or [])
+    wishes = Wishes(
+        n_ctx=window_needed(options) if ctx is None else ctx,
+        kv_type=None if kv_type is None else parse_kv_type(kv_type),
+        mtp=mtp,
+        n_gpu_layers=gpu_layers,
+        n_outputs_max=1 + max(options.drafts),
+        exact=exact,
+    )
+    file = find_model(model_name, wishes, yes=yes, models_dir=models_dir, quiet=as_json)
     header = read_runnable(file)
     template = ChatTemplate.of_file(header)
-    use_workers(rpc or [])
-    plan = choose_plan(
-        header,
-        Wishes(
-            n_ctx=window_needed(options) if ctx is None else ctx,
-            kv_type=None if kv_type is None else parse_kv_type(kv_type),
-            mtp=mtp,
-            n_gpu_layers=gpu_layers,
-            n_outputs_max=1 + max(options.drafts),
-            exact=exact,
-        ),
-    )
+    plan = choose_plan(header, wishes)
     check_fit(plan)
     plan_printer(not as_json and sys.stderr.isatty())(plan)
     print_advice(plan, gpu_layers)

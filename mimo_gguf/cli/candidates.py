@@ -88,7 +88,7 @@ def find_candidates(src: str | None, types: Sequence[str], *, auto: bool) -> tup
     from mimo_gguf.core.model_sizes import ModelSizes, model_sizes
     from mimo_gguf.core.published_model import PUBLISHED_ID, published_model
     from mimo_gguf.fit.solver import candidate_of
-    from mimo_gguf.model_files import TYPES, made_into
+    from mimo_gguf.store.choosing import TYPES, made_into
 
     profiles = types or (TYPES if auto else USUAL_TYPES)
     if src is None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.chat_asking import ask
+from mimo_gguf.cli.finding import find_model
 from mimo_gguf.cli.llama_log import copied_log
 from mimo_gguf.cli.loading import loading, print_advice
 from mimo_gguf.cli.options import (
@@ -24,11 +26,14 @@ from mimo_gguf.cli.options import (
     Json,
     KvType,
     LogFile,
+    ModelName,
+    ModelsDir,
     Mtp,
     Rpc,
     Threads,
     Ubatch,
     Verbose,
+    Yes,
     check_choice,
 )
 from mimo_gguf.cli.text_files import argument_text, read_stdin, read_text
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF made by convert or quantize.")],
+    model_name: ModelName,
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Ask this, print the answer, and stop.")
     ] = None,
@@ -90,9 +95,13 @@ def command(
     as_json: Json = False,
     verbose: Verbose = False,
     log_file: LogFile = None,
+    yes: Yes = False,
+    models_dir: ModelsDir = None,
     force: Force = False,
 ) -> None:
     """Chat with a model: MTP drafting, reasoning and answer apart, tok/s and acceptance at the end.
+
+    A checkpoint or Hub id is made into a file that fits, once, after a question.
 
     Without -p, -f or a pipe it is a conversation; /help lists its commands.
     """
@@ -101,7 +110,7 @@ def command(
     from mimo_gguf.engine.sampling import SamplingOptions
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.hardware.memory_watch import MemoryWatch
-    from mimo_gguf.runtime.model import AnswerOptions, Model
+    from mimo_gguf.runtime.model import AnswerOptions, Model, wishes_of
 
     check_choice("--think", think, ("show", "fold", "hide"))
     check_choice("--hidden", hidden, ("pre", "post"))
@@ -126,12 +135,20 @@ def command(
             hidden="post" if hidden == "post" else "pre",
         )  # fmt: skip
         use_workers(rpc or [], resumes=question is None)
+        run: dict[str, Any] = {
+            "n_ctx": ctx,
+            "kv_type": kv_type,
+            "mtp": mtp,
+            "n_ubatch": ubatch,
+            "n_gpu_layers": gpu_layers,
+        }
+        file = find_model(
+            model_name, wishes_of(replace(options, exact=exact), **run), yes=yes, models_dir=models_dir, force=force,
+            quiet=as_json,
+        )  # fmt: skip
         watched = not as_json and _somebody_watches()
         with loading(shown=watched or (verbose and not as_json), alive=watched and not verbose) as on_plan:
-            model = Model.load(
-                file, n_ctx=ctx, kv_type=kv_type, mtp=mtp, n_ubatch=ubatch, n_gpu_layers=gpu_layers, options=options,
-                exact=exact, force=force, on_plan=on_plan,
-            )  # fmt: skip
+            model = Model.load(file, **run, options=options, exact=exact, force=force, on_plan=on_plan)
         stack.enter_context(model)
         if model.plan is not None:
             print_advice(model.plan, gpu_layers)

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.defaults import Default, default_map, defaults_in_force, unknown_variables
 from mimo_gguf.cli.options import Json
+from mimo_gguf.core.config_file import config_path, read_config
+from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import format_size
 from mimo_gguf.core.version import LLAMA_CPP_PYTHON, REINSTALL_LLAMA, __version__
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 _PACKAGES: Final = ("llama-cpp-python", "gguf", "numpy", "numba", "huggingface_hub", "safetensors", "jinja2")
 _KERNEL_TYPES: Final = ("Q4_K", "Q6_K", "Q8_0")
 _VARIABLES: Final = re.compile(
-    r"(OMP|GOMP|KMP|GGML|LLAMA|HF|MIMO_GGUF|CUDA|NVIDIA|HIP|ROCR|NUMBA|XDG_CACHE)_\w+|LD_LIBRARY_PATH|CMAKE_ARGS"
+    r"(OMP|GOMP|KMP|GGML|LLAMA|HF|MIMO_GGUF|CUDA|NVIDIA|HIP|ROCR|NUMBA|XDG)_\w+|LD_LIBRARY_PATH|CMAKE_ARGS"
 )
 _SECRET: Final = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 _UNKNOWN: Final = "not installed"
@@ -55,6 +58,7 @@ def command(as_json: Json = False) -> None:
     versions, kernels = _versions(), _kernels()
     waits = _how_threads_wait(build)
     why, folders, variables = why_no_gpu(build, adapters), _cache_folders(), _variables(os.environ)
+    settings, complaints = _settings()
     if as_json:
         memory = [asdict(device) for device in build.devices]
         ui.print_json(
@@ -67,6 +71,7 @@ def command(as_json: Json = False) -> None:
                 "memory": _memory(),
                 "kernels": asdict(kernels),
                 "cache_folders": {str(folder): n_bytes for folder, n_bytes in folders.items()},
+                "settings": [each.as_json() for each in settings],
                 "environment": variables,
             }
         )
@@ -77,9 +82,11 @@ def command(as_json: Json = False) -> None:
             ui.print_field(label, text)
         for folder, n_bytes in folders.items():
             ui.print_field("cache", f"{folder}: {format_size(n_bytes)}")
+        for line in _about_settings(settings):
+            ui.print_field("settings", line)
         for name, value in variables.items():
             ui.print_field("environment", f" {name}={value}")
-    for problem, hint in _problems(build, versions):
+    for problem, hint in (*_problems(build, versions), *complaints, *unknown_variables(os.environ)):
         ui.print_warning(f"{problem}; {hint}")
     if build.problem:
         raise typer.Exit(1)
@@ -152,7 +159,7 @@ def _about_kernels(kernels: Kernels) -> Iterator[tuple[str, str]]:
 def _cache_folders() -> dict[Path, int]:
     """Finds the cache folders that exist, and the bytes in them. A folder inside another one is not listed."""
     from mimo_gguf.core.paths import program_cache
-    from mimo_gguf.model_files import models_folder
+    from mimo_gguf.store.folder import models_folder
 
     folders = [program_cache(), models_folder()]
     try:
@@ -181,6 +188,24 @@ def _size(folder: Path) -> int:
             except OSError:
                 continue
     return total
+
+
+def _settings() -> tuple[list[Default], list[tuple[str, str]]]:
+    """The defaults that the user has set, and what is wrong with them: (what, what helps)."""
+    try:
+        config = read_config()
+        default_map(config)
+    except UsageError as error:
+        return defaults_in_force({}, os.environ), [(error.message, error.hint or "")]
+    return defaults_in_force(config, os.environ), []
+
+
+def _about_settings(settings: Sequence[Default]) -> Iterator[str]:
+    path = config_path()
+    if not any(each.source == str(path) for each in settings):
+        yield f"none in {path}" if path.exists() else f"{path} does not exist"
+    for each in settings:
+        yield f"{each.name} = {each.value}, from {each.source}"
 
 
 def _variables(environment: Mapping[str, str]) -> dict[str, str]:

@@ -87,6 +87,23 @@ AllText = Annotated[
     ),
 ]
 
+# ---- which model
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A GGUF, a checkpoint folder, or a Hub id: org/name, org/name:Q6_K, org/name@revision."
+    ),
+]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
+ModelsDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--models-dir", metavar="DIR", show_default=False,
+        help="Folder of the models that are made [default: ~/.local/share/mimo-gguf/models].",
+    ),
+]  # fmt: skip
+
 # ---- what is made
 
 OneType = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="File type, like Q4_K_M.")]

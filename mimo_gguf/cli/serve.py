@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.finding import find_model
 from mimo_gguf.cli.llama_log import copied_log
 from mimo_gguf.cli.loading import loading, print_advice
 from mimo_gguf.cli.options import (
@@ -23,6 +25,8 @@ from mimo_gguf.cli.options import (
     Host,
     KvType,
     LogFile,
+    ModelName,
+    ModelsDir,
     Mtp,
     Parallel,
     Port,
@@ -30,6 +34,7 @@ from mimo_gguf.cli.options import (
     Threads,
     Ubatch,
     Verbose,
+    Yes,
 )
 from mimo_gguf.cli.workers import use_workers
 
@@ -39,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF made by convert or quantize.")],
+    file: ModelName,
     host: Host = "127.0.0.1",
     port: Port = 8080,
     alias: Annotated[
@@ -84,6 +89,8 @@ def command(
     tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key.")] = None,
     verbose: Verbose = False,
     log_file: LogFile = None,
+    yes: Yes = False,
+    models_dir: ModelsDir = None,
     force: Force = False,
 ) -> None:
     """Answer over HTTP with OpenAI's API, many conversations at a time, with MTP drafting.
@@ -111,6 +118,7 @@ def command(
             gpu_layers=gpu_layers, kv_type=kv_type, ubatch=ubatch, exact=exact, api_key=api_key or (),
             api_key_file=api_key_file, insecure=insecure, cors_origin=cors_origin or (), tls_cert=tls_cert,
             tls_key=tls_key, force=force, on_plan=on_plan, on_ready=on_ready,
+            find=partial(find_model, yes=yes, models_dir=models_dir),
         )  # fmt: skip
     raise typer.Exit(0 if everything else 130)
 

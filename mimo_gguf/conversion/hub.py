@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 from mimo_gguf.conversion.checkpoint import INDEX_NAME, SINGLE_NAME, read_weight_map
 from mimo_gguf.core.errors import HubError, first_line
+from mimo_gguf.core.near_matches import name_hint
+from mimo_gguf.core.published_model import PUBLISHED_IDS
 
 if TYPE_CHECKING:
     from huggingface_hub.utils._safetensors import SafetensorsFileMetadata
@@ -37,6 +39,10 @@ SMALL_FILES: Final = (
     INDEX_NAME,
 )
 _MODEL_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+
+
+class HubUnreachable(HubError):
+    """The Hub does not answer, or must not be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +80,23 @@ def fetch(hub_id: HubId) -> Download:
     """
     from huggingface_hub import snapshot_download
 
-    with _translated(hub_id):
+    with translated(hub_id):
         folder = Path(snapshot_download(hub_id.model_id, revision=hub_id.revision, allow_patterns=list(SMALL_FILES)))
         # The commit just resolved, so that both steps are of one state of the repository.
         snapshot_download(hub_id.model_id, revision=folder.name, allow_patterns=_shard_names(folder))
     return Download(folder, folder.name)
+
+
+def is_cached(hub_id: HubId) -> bool:
+    """Whether everything that `fetch` downloads is in the Hub's cache. The Hub is not asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_id.model_id, revision=hub_id.revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return False
+    return (folder / "config.json").is_file() and all((folder / name).is_file() for name in _shard_names(folder))
 
 
 def fetch_headers(hub_id: HubId, folder: Path) -> Download:
@@ -91,7 +109,7 @@ def fetch_headers(hub_id: HubId, folder: Path) -> Download:
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    with _translated(hub_id):
+    with translated(hub_id):
         cached = Path(snapshot_download(hub_id.model_id, revision=hub_id.revision, allow_patterns=list(SMALL_FILES)))
         for name in SMALL_FILES:
             if (cached / name).is_file():
@@ -120,7 +138,7 @@ def _write_hollow(path: Path, header: SafetensorsFileMetadata) -> None:
 
 
 @contextlib.contextmanager
-def _translated(hub_id: HubId) -> Iterator[None]:
+def translated(hub_id: HubId) -> Iterator[None]:
     """Turns huggingface_hub's errors into a HubError with a hint."""
     from huggingface_hub import errors
 
@@ -129,16 +147,21 @@ def _translated(hub_id: HubId) -> Iterator[None]:
     except errors.GatedRepoError:
         raise HubError(f"{hub_id}: access must be granted first", hint="hf auth login, then accept its terms") from None
     except errors.RepositoryNotFoundError:
+        known = [name for name in PUBLISHED_IDS if name != hub_id.model_id]
         raise HubError(
             f"{hub_id}: no such folder here, and no such model on the Hub",
-            hint="check the name; hf auth login if private",
+            hint=name_hint(hub_id.model_id, known, "check the name; hf auth login if private"),
         ) from None
     except errors.RevisionNotFoundError:
         raise HubError(f"{hub_id}: no such revision", hint="leave @revision out for the newest") from None
     except (errors.HfHubHTTPError, errors.SafetensorsParsingError, errors.HFValidationError) as error:
         raise HubError(f"{hub_id}: {first_line(error)}", hint="run it again, it resumes") from None
+    except errors.OfflineModeIsEnabled:
+        raise HubUnreachable(
+            f"{hub_id}: HF_HUB_OFFLINE forbids to ask the Hub", hint="unset it, or give a file or folder that is here"
+        ) from None
     except (errors.LocalEntryNotFoundError, errors.HTTPError) as error:  # type: ignore[attr-defined]
-        raise HubError(
+        raise HubUnreachable(
             f"{hub_id}: the Hub could not be reached: {first_line(error)}",
             hint="check the connection; run it again, it resumes",
         ) from None

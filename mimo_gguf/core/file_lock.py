@@ -6,11 +6,14 @@ import contextlib
 import os
 import stat
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from mimo_gguf.core.errors import OutputError
+
+_POLL_S: Final = 0.5  # between looks at a lock that another process holds
 
 
 def open_locked(path: Path) -> int:
@@ -49,15 +52,41 @@ def locked_folder(folder: Path, name: str) -> Iterator[None]:
     Raises:
         OutputError: another process holds it, or the folder is read-only.
     """
-    path = folder / name
-    try:
-        fd = open_locked(path)
-    except BlockingIOError:
-        raise OutputError(
-            f"{folder}: another run is working in it", hint="wait for it, or give another folder"
-        ) from None
-    except OSError as error:
-        raise OutputError(f"{folder}: {error.strerror or error}", hint="give another folder") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(folder / name))
+        except BlockingIOError:
+            raise OutputError(
+                f"{folder}: another run is working in it", hint="wait for it, or give another folder"
+            ) from None
+        except OSError as error:
+            raise OutputError(f"{folder}: {error.strerror or error}", hint="give another folder") from None
+        yield
+
+
+@contextlib.contextmanager
+def held(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds the lock `path`; the file is removed at the end.
+
+    Args:
+        on_wait: called once if another process has it, which is then waited for; None does not wait.
+
+    Raises:
+        BlockingIOError: another process holds it, and there is no `on_wait`.
+        OSError: the file cannot be opened.
+    """
+    waits = False
+    while True:
+        try:
+            fd = open_locked(path)
+            break
+        except BlockingIOError:
+            if on_wait is None:
+                raise
+            if not waits:
+                on_wait()
+            waits = True
+            time.sleep(_POLL_S)
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from mimo_gguf.core.errors import OutputError, UsageError
-from mimo_gguf.core.paths import command_word, path_kind
+from mimo_gguf.core.paths import command_word, path_kind, standing_folder
 from mimo_gguf.core.units import format_size, parse_size
 
 # Files that are built beside an output have longer names (".NAME.sums.json.PID.partial"); 255 is the usual limit.
@@ -121,9 +121,7 @@ def make_folder(folder: Path) -> None:
 
 def free_bytes(folder: Path) -> int:
     """The free bytes of the disk that holds `folder`, or will hold it once it is made."""
-    while path_kind(folder) == "nothing" and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(standing_folder(folder)).free
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:

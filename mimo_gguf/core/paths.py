@@ -26,6 +26,19 @@ def path_kind(path: str | Path) -> PathKind:
     return "file" if stat.S_ISREG(mode) else "special"
 
 
+def standing_folder(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that exists: on whose disk it will be once it is made."""
+    while path_kind(folder) == "nothing" and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, after making the folder if it is missing."""
+    stands = standing_folder(folder)
+    return path_kind(stands) == "folder" and os.access(stands, os.W_OK | os.X_OK)
+
+
 def command_word(path: str | Path) -> str:
     """The path as one word of a command, for a hint to be typed as it stands: quoted if it has spaces or quotes."""
     return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
@@ -34,3 +47,13 @@ def command_word(path: str | Path) -> str:
 def program_cache() -> Path:
     """The folder of everything large that this program keeps, except for compiled kernels on some systems."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimo-gguf"
+
+
+def program_data() -> Path:
+    """The folder of what the user wants to keep: models."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "mimo-gguf"
+
+
+def program_config() -> Path:
+    """The folder of the configuration file."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "mimo-gguf"

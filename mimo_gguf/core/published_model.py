@@ -13,6 +13,13 @@ from mimo_gguf.core.model_source import TensorInfo
 from mimo_gguf.core.shelves import QUANT_PROFILES, read_toml, shelf
 
 PUBLISHED_ID: Final = "XiaomiMiMo/MiMo-7B-RL"  # on the Hub
+PUBLISHED_IDS: Final = (
+    PUBLISHED_ID,
+    "XiaomiMiMo/MiMo-7B-RL-0530",
+    "XiaomiMiMo/MiMo-7B-RL-Zero",
+    "XiaomiMiMo/MiMo-7B-SFT",
+    "XiaomiMiMo/MiMo-7B-Base",
+)
 _FILE: Final = "models/mimo-7b.toml"
 
 

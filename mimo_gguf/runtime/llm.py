@@ -11,6 +11,7 @@ for output in llm.chat(conversations, SamplingParams(max_tokens=500)):
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -20,7 +21,7 @@ from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.kinds import check_kind
 from mimo_gguf.engine.session import SessionOptions
 from mimo_gguf.runtime.engine_args import model_source, read_arguments
-from mimo_gguf.runtime.model import Model
+from mimo_gguf.runtime.model import Model, wishes_of
 from mimo_gguf.runtime.outputs import RequestOutput
 from mimo_gguf.runtime.params import SamplingParams
 from mimo_gguf.runtime.progress_bar import PromptsBar, Wanted
@@ -28,9 +29,11 @@ from mimo_gguf.runtime.prompts import Prompt, PromptType, list_prompts, read_pro
 from mimo_gguf.runtime.requests import Asked, Gathering, Seeds, ask, request_ids
 from mimo_gguf.runtime.throughput import ThroughputLog
 from mimo_gguf.runtime.tokenizer import Tokenizer
+from mimo_gguf.store.resolve import resolve_model
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 Messages = Iterable[Message]
+_PLANNED: Final = ("n_ctx", "kv_type", "mtp", "n_ubatch", "n_gpu_layers")  # arguments of `Model.load` for the plan
 _OWN_VARIABLES: Final = frozenset({"messages", "system", "template", "tools", "add_generation_prompt"})
 
 
@@ -58,7 +61,7 @@ class LLM:
             max_num_seqs: number of prompts answered at a time; they share the KV cache.
             quantization: file type that a checkpoint is converted to; None means the best that fits.
             revision: branch, tag or commit on the Hub.
-            download_dir: folder for converted files; None means `MIMO_GGUF_MODELS`, or a folder in the user's cache.
+            download_dir: the models folder; None means `MIMO_GGUF_MODELS`, or one in the user's data.
             disable_log_stats: False writes throughput into the log ("mimo_gguf" of `logging`).
             options: threads, drafts and so on.
             arguments: other arguments of vLLM, see docs/engine.md, and those of `Model.load`.
@@ -73,12 +76,17 @@ class LLM:
         source = model_source(model)
         load = args.load_options(load)
         session = args.session_options(options)
-        if not _is_gguf(source):
-            from mimo_gguf.model_files import find_model_file  # imports the conversion
-
-            planned = {**load, "exact": load.get("exact", False) or session.exact}
-            source = str(find_model_file(source, quantization, revision, download_dir, session.n_parallel, planned))
-        self._begin(Model.load(source, options=session, **load), args.seed, disable_log_stats=disable_log_stats)
+        planned = replace(session, exact=session.exact or bool(load.get("exact")))
+        file = resolve_model(
+            source,
+            wishes_of(planned, **{name: value for name, value in load.items() if name in _PLANNED}),
+            devices=load.get("devices"),
+            quantization=quantization,
+            revision=revision,
+            folder=download_dir,
+            force=bool(load.get("force")),
+        )
+        self._begin(Model.load(file, options=session, **load), args.seed, disable_log_stats=disable_log_stats)
 
     @classmethod
     def of_model(cls, model: Model) -> LLM:
@@ -250,10 +258,6 @@ class LLM:
         if self._log is not None:
             self._log.write()
         return [gathering.output() for gathering in gatherings]
-
-
-def _is_gguf(source: str) -> bool:
-    return source.lower().endswith(".gguf") or Path(source).is_file()
 
 
 def _conversations(messages: Any) -> list[Messages]:

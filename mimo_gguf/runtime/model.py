@@ -40,6 +40,7 @@ from mimo_gguf.runtime.launch import choose_plan, launch
 from mimo_gguf.runtime.prompts import read_prompt
 from mimo_gguf.runtime.scheduler import Request, Scheduler
 from mimo_gguf.runtime.stream import AnswerStream
+from mimo_gguf.store.resolve import resolve_model
 
 __all__ = ["Answer", "AnswerOptions", "AnswerStream", "FinishReason", "Model"]
 
@@ -82,9 +83,10 @@ class Model:
         force: bool = False,
         on_plan: Callable[[FitPlan], None] | None = None,
     ) -> Model:
-        """Loads a GGUF in the best way for the free memory. What is None is chosen; the rest is kept as given.
+        """Loads a model in the best way for the free memory. What is None is chosen; the rest is kept as given.
 
         Args:
+            path: a GGUF file; or a checkpoint folder or Hub id, of which the GGUF is made, once (`resolve_model`).
             n_ctx: the total context in tokens, which `options.n_parallel` conversations share in equal parts; 0 means
                 the context that the model was trained with.
             kv_type: the type of the KV cache: "f16", "q8_0", ...
@@ -101,17 +103,16 @@ class Model:
         Raises:
             UsageError: an argument is out of range or of the wrong kind.
             GgufError: the file is damaged, or its values are impossible.
+            CheckpointError, HubError, OutputError: the GGUF cannot be made.
             DoesNotFit: the model needs more memory than is free; the hint names what would fit.
             BackendError: llama.cpp cannot load the model or make its contexts.
         """
         _check_places(path, devices, n_gpu_layers=n_gpu_layers)
         _check_settings(options, kv_type, mtp, n_ctx=n_ctx, n_ubatch=n_ubatch, n_gpu_layers=n_gpu_layers)
-        file = read_runnable(path)
         options = options or SessionOptions()
         options = replace(options, exact=exact or options.exact)
-        kind = None if kv_type is None else parse_kv_type(kv_type)
-        given = Wishes(n_ctx=n_ctx, kv_type=kind, mtp=mtp, n_ubatch=n_ubatch, n_gpu_layers=n_gpu_layers)
-        wishes = _with_options(given, options)
+        wishes = wishes_of(options, n_ctx=n_ctx, kv_type=kv_type, mtp=mtp, n_ubatch=n_ubatch, n_gpu_layers=n_gpu_layers)
+        file = read_runnable(resolve_model(path, wishes, devices=devices, force=force))
         plan = choose_plan(file, wishes, devices)
         if not force:
             check_fit(plan)
@@ -308,7 +309,7 @@ class Model:
 
 def _check_places(path: Any, devices: Any, n_gpu_layers: Any) -> None:
     """Refuses a path or devices of the wrong kind."""
-    check_kind("path", path, (str, Path), "give the path of a GGUF file")
+    check_kind("path", path, (str, Path), "give a GGUF file, a checkpoint folder or a Hub id")
     if is_whole(n_gpu_layers) and n_gpu_layers < -1:
         raise UsageError(f"n_gpu_layers is {n_gpu_layers}", hint="-1 puts all layers on the GPU")
     if devices is None:
@@ -331,10 +332,26 @@ def _check_settings(options: Any, kv_type: Any, mtp: Any, **numbers: Any) -> Non
             raise UsageError(f"{name} is {value!r}", hint=f"give a whole number: {name}=4096")
 
 
-def _with_options(wishes: Wishes, options: SessionOptions) -> Wishes:
-    """`wishes` with what the session's options add to them."""
-    return replace(
-        wishes,
+def wishes_of(
+    options: SessionOptions,
+    *,
+    n_ctx: int | None = None,
+    kv_type: str | None = None,
+    mtp: bool | None = None,
+    n_ubatch: int | None = None,
+    n_gpu_layers: int | None = None,
+) -> Wishes:
+    """The wishes for a plan: arguments of `Model.load`, and what the session's options add to them.
+
+    Raises:
+        UsageError: a KV type that does not exist.
+    """
+    return Wishes(
+        n_ctx=n_ctx,
+        kv_type=None if kv_type is None else parse_kv_type(kv_type),
+        mtp=mtp,
+        n_ubatch=n_ubatch,
+        n_gpu_layers=n_gpu_layers,
         n_seq_max=options.n_parallel,
         n_outputs_max=options.n_outputs_max,
         flash_attn=options.flash_attn is not False,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mimo_gguf.core.errors import UsageError
 
@@ -26,12 +27,12 @@ def serve(
     exact: bool = False, api_key: str | Sequence[str] = (), api_key_file: str | Path | None = None,
     insecure: bool = False, cors_origin: str | Sequence[str] = (), tls_cert: str | Path | None = None,
     tls_key: str | Path | None = None, force: bool = False, on_plan: Callable[[FitPlan], None] | None = None,
-    on_ready: Callable[[Settings], None] | None = None,
+    on_ready: Callable[[Settings], None] | None = None, find: Callable[..., Path] | None = None,
 ) -> bool:  # fmt: skip
     """Answers over HTTP with OpenAI's API, until SIGTERM or Ctrl-C: then what was taken on is answered first.
 
     Args:
-        file: a GGUF file, from which the model also has its name.
+        file: a GGUF file, from which the model also has its name; or what `resolve_model` makes one of.
         host, port, tls_cert, tls_key: where to listen; port 0 takes a free one, and the PEM files make it HTTPS.
         alias: further names of the model.
         ctx, parallel: tokens that the conversations share, and how many are answered at a time.
@@ -42,6 +43,7 @@ def serve(
         api_key, api_key_file, insecure, cors_origin: who may ask; see docs/serve.md.
         on_plan: called with the plan before anything is loaded.
         on_ready: called with the settings, whose port is the real one, when clients can connect.
+        find: finds the file, with the arguments of `resolve_model`, which does so if it is None.
 
     Returns:
         Whether everything was answered before the end.
@@ -53,10 +55,11 @@ def serve(
     """
     _check_libraries()
     from mimo_gguf.runtime.llm import LLM
-    from mimo_gguf.runtime.model import Model
+    from mimo_gguf.runtime.model import Model, wishes_of
     from mimo_gguf.server.engine import Engine
     from mimo_gguf.server.run import listen, run
     from mimo_gguf.server.settings import read_settings
+    from mimo_gguf.store.resolve import resolve_model
 
     settings = read_settings(
         host=host, port=port, names=(Path(file).stem, *_listed(alias)), n_waiting=queue, time_s=time_limit,
@@ -64,11 +67,12 @@ def serve(
         tls_cert=tls_cert, tls_key=tls_key,
     )  # fmt: skip
     options, devices = _options(parallel, threads, draft, always_draft=always_draft), _devices(mem_fraction)
+    how: dict[str, Any] = {"n_ctx": ctx, "kv_type": kv_type, "mtp": mtp, "n_ubatch": ubatch, "n_gpu_layers": gpu_layers}
     with listen(settings) as listener:
-        model = Model.load(
-            file, n_ctx=ctx, kv_type=kv_type, mtp=mtp, n_ubatch=ubatch, n_gpu_layers=gpu_layers, options=options,
-            devices=devices, exact=exact, force=force, on_plan=on_plan,
-        )  # fmt: skip
+        wishes = wishes_of(replace(options, exact=exact), **how)
+        path = (find or resolve_model)(file, wishes, devices=devices, force=force)
+        settings = replace(settings, names=(path.stem, *_listed(alias)))
+        model = Model.load(path, **how, options=options, devices=devices, exact=exact, force=force, on_plan=on_plan)
         return run(Engine(LLM.of_model(model), settings.limits), settings, listener, on_ready)
 
 

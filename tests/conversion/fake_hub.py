@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ class FakeHub:
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, range
     sent_bytes: int = 0
     break_after: dict[str, int] = field(default_factory=dict)  # file name -> bytes sent before the connection drops
+    flipped: set[str] = field(default_factory=set)  # files of which one bit comes wrong
+    gated: set[str] = field(default_factory=set)  # repositories whose terms must be accepted
+    bytes_per_s: float | None = None  # how fast files are sent
 
 
 class _Server(ThreadingHTTPServer):
@@ -60,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repository(self, name: str, revision: str | None) -> Path | None:
         folder = self.server.hub.repositories.get(name)
+        if name in self.server.hub.gated:
+            self._fail(403, "GatedRepo")
+            return None
         if folder is None:
             self._fail(404, "RepoNotFound")
         elif revision not in (None, "main", COMMIT):
@@ -78,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
             ]
         else:
             answer = {"id": name, "modelId": name, "sha": COMMIT, "private": False, "tags": [], "downloads": 0,
-                      "siblings": [{"rfilename": path.name} for path in files]}  # fmt: skip
+                      "siblings": [_sibling(path) for path in files]}  # fmt: skip
         self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _file(self, name: str, revision: str, file_name: str) -> None:
@@ -90,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(404, "EntryNotFound")
             return
         data = path.read_bytes()
+        if file_name in self.server.hub.flipped:
+            data = data[:-1] + bytes([data[-1] ^ 1])
         headers = {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         status = 200
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
@@ -101,6 +110,15 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(status, data, headers)
 
+    def _write(self, data: bytes) -> None:
+        speed = self.server.hub.bytes_per_s
+        step = len(data) if speed is None else max(int(speed / 20), 1)
+        for first in range(0, len(data), max(step, 1)):
+            self.wfile.write(data[first : first + step])
+            self.server.hub.sent_bytes += len(data[first : first + step])
+            if speed is not None:
+                time.sleep(0.05)
+
     def _fail(self, status: int, code: str) -> None:
         self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
 
@@ -111,10 +129,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(data[:stop_at])
-            self.server.hub.sent_bytes += len(data[:stop_at])
+            self._write(data[:stop_at])
         if stop_at is not None:
             self.close_connection = True
+
+
+def _sibling(path: Path) -> dict[str, object]:
+    """A file in a model's description; of a large one with its SHA-256."""
+    found: dict[str, object] = {"rfilename": path.name, "size": path.stat().st_size}
+    if path.suffix in (".gguf", ".safetensors"):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found["lfs"] = {"sha256": digest, "size": path.stat().st_size, "pointerSize": 135}
+    return found
 
 
 def _etag(path: Path) -> str:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.errors import DoesNotFit, UsageError
 from mimo_gguf.core.units import MIB
+from mimo_gguf.fit.solver import Wishes
 from mimo_gguf.hardware.devices import host_device
-from mimo_gguf.model_files import find_model_file
+from mimo_gguf.store.resolve import resolve_model
 from mimo_gguf.verbs import verify
 from tests.conversion.fake_hub import serve_hub
 from tests.reference import MIMO_TINY
@@ -29,42 +30,47 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def test_it_is_made_once(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mimo_gguf")
-    made = find_model_file(str(checkpoint), "q4_k_m", folder=tmp_path / "made")
+    made = resolve_model(f"{checkpoint}:q4_k_m", folder=tmp_path / "made")
     assert made.name == "mimo-tiny-Q4_K_M.gguf" and made.is_relative_to(tmp_path / "made")
     assert not verify(made).problems
     before = made.stat().st_mtime_ns
-    assert find_model_file(str(checkpoint), "Q4_K_M", folder=tmp_path / "made") == made
+    assert resolve_model(checkpoint, quantization="Q4_K_M", folder=tmp_path / "made") == made
     assert made.stat().st_mtime_ns == before and "which was made from it earlier" in caplog.text
 
 
 def test_it_is_made_again_if_the_checkpoint_changes(checkpoint: Path, tmp_path: Path) -> None:
-    made = find_model_file(str(checkpoint), "Q8_0", folder=tmp_path / "made")
+    made = resolve_model(checkpoint, quantization="Q8_0", folder=tmp_path / "made")
     before = made.read_bytes()
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "rope_theta": 20000.0}))
-    assert find_model_file(str(checkpoint), "Q8_0", folder=tmp_path / "made") == made
+    assert resolve_model(checkpoint, quantization="Q8_0", folder=tmp_path / "made") == made
     assert made.read_bytes() != before and not verify(made).problems
 
 
 def test_the_type_is_what_fits(checkpoint: Path, tmp_path: Path) -> None:
-    """By the plan; the smallest where nothing fits, so that the refusal names what is missing."""
-    for free, name in ((4096 * MIB, "Q8_0"), (1 * MIB, "Q4_K_M")):
-        host = replace(host_device(), free_bytes=free)
-        made = find_model_file(str(checkpoint), folder=tmp_path / name, load={"devices": (host,), "n_ctx": 512})
-        assert made.name == f"mimo-tiny-{name}.gguf"
+    """By the plan. If nothing fits, nothing is made, unless that is forced: then the smallest."""
+    wishes, made = Wishes(n_ctx=512), tmp_path / "made"
+    much, little = ((replace(host_device(), free_bytes=n * MIB),) for n in (4096, 1))
+    assert resolve_model(checkpoint, wishes, devices=much, folder=made / "much").name == "mimo-tiny-Q8_0.gguf"
+    with pytest.raises(DoesNotFit):
+        resolve_model(checkpoint, wishes, devices=little, folder=made / "little")
+    assert not (made / "little").exists()
+    forced = resolve_model(checkpoint, wishes, devices=little, folder=made / "little", force=True)
+    assert forced.name == "mimo-tiny-Q4_K_M.gguf"
 
 
-def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+def test_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file or folder"):
-        find_model_file(str(tmp_path / "nothing"))
+        resolve_model(tmp_path / "nothing")
     with pytest.raises(UsageError, match="Q4_K_X"):
-        find_model_file(str(MIMO_TINY), "Q4_K_X")
+        resolve_model(f"{MIMO_TINY}:Q4_K_X")
 
 
 PROGRAM = """
 import sys
-from mimo_gguf.model_files import find_model_file
-print(find_model_file("XiaomiMiMo/MiMo-7B-RL", revision="main", load={"n_ctx": 512}))
+from mimo_gguf.fit.solver import Wishes
+from mimo_gguf.store.resolve import resolve_model
+print(resolve_model("XiaomiMiMo/MiMo-7B-RL", Wishes(n_ctx=512), revision="main"))
 """
 
 
