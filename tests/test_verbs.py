@@ -29,7 +29,7 @@ COMMAND = {"measure_quality": "quality"}
 # what a command's option is called as an argument of its verb
 RENAMED = {"tensor_type": "tensor_types"}
 # options that are about showing, or choose between the verb and its plan or another verb
-OF_THE_COMMAND = {"against", "dry_run", "as_json", "quiet", "profile", "tensors", "metadata", "check", "plot"}
+OF_THE_COMMAND = {"against", "dry_run", "as_json", "quiet", "profile", "tensors", "metadata", "check", "plot", "yes", "models_dir"}
 # options of a command that does more than its verb, and what it needs less for that
 FURTHER = {
     "measure_quality": {"files", "write_text", "prompts", "temperature", "force"},
@@ -39,7 +39,7 @@ FURTHER = {
     "serve": {"rpc", "auto", "verbose", "log_file"},
 }
 # arguments that a command gives itself
-OF_THE_VERB = {"progress", "on_plan", "on_progress", "on_certified", "on_ready", "on_start"}
+OF_THE_VERB = {"progress", "on_plan", "on_progress", "on_certified", "on_ready", "on_start", "find"}
 
 
 VERBS = ("convert", "quantize", "imatrix", "verify", "inspect", "measure_quality", "serve", "batch")

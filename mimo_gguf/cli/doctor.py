@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -161,7 +162,9 @@ def _cache_folders() -> dict[Path, int]:
     from mimo_gguf.core.paths import program_cache
     from mimo_gguf.store.folder import models_folder
 
-    folders = [program_cache(), models_folder()]
+    folders = [program_cache()]
+    with contextlib.suppress(UsageError):  # the configuration cannot be read, which is said elsewhere
+        folders.append(models_folder())
     try:
         from mimo_gguf.quantization.kernels.jit import cache_folder
 

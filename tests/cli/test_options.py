@@ -46,7 +46,7 @@ def test_one_spelling_one_meaning() -> None:
 
 def test_a_letter_is_one_option() -> None:
     letters = {spelling: by_command for spelling, by_command in _options().items() if not spelling.startswith("--")}
-    assert {"-t", "-ngl", "-c", "-q", "-o", "-p", "-f", "-n", "-r"} == set(letters)
+    assert {"-t", "-ngl", "-c", "-q", "-o", "-p", "-f", "-n", "-r", "-y"} == set(letters)
     for letter, by_command in letters.items():
         assert len({parameter.name for parameter in by_command.values()}) == 1 or letter == "-f", letter
     assert set(letters["-t"]) == {
