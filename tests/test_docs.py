@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -24,10 +25,16 @@ OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)")
 
 
 def options_of_commands() -> dict[str, set[str]]:
-    group = typer.main.get_command(build_app())
+    """Command -> its options, and those of the commands that it has itself."""
+    program: Any = typer.main.get_command(build_app())
     return {
-        name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        for name, command in group.commands.items()  # type: ignore[attr-defined]
+        name: {
+            option
+            for each in (command, *getattr(command, "commands", {}).values())
+            for parameter in each.params
+            for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        for name, command in program.commands.items()
     }
 
 

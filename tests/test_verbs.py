@@ -29,7 +29,19 @@ COMMAND = {"measure_quality": "quality"}
 # what a command's option is called as an argument of its verb
 RENAMED = {"tensor_type": "tensor_types"}
 # options that are about showing, or choose between the verb and its plan or another verb
-OF_THE_COMMAND = {"against", "dry_run", "as_json", "quiet", "profile", "tensors", "metadata", "check", "plot", "yes", "models_dir"}
+OF_THE_COMMAND = {
+    "against",
+    "dry_run",
+    "as_json",
+    "quiet",
+    "profile",
+    "tensors",
+    "metadata",
+    "check",
+    "plot",
+    "yes",
+    "models_dir",
+}
 # options of a command that does more than its verb, and what it needs less for that
 FURTHER = {
     "measure_quality": {"files", "write_text", "prompts", "temperature", "force"},

@@ -66,7 +66,7 @@ def test_a_file_becomes_defaults_of_commands(config: Path) -> None:
         ("[chatt]\nctx = 1", "no command [chatt] with settings", "did you mean chat?"),
         ("ctx = ", "Invalid value", "docs/install.md"),
         ('ctx = "many"', "invalid value for '-c' / '--ctx'", "change it there"),
-        ('ctx = -5', "invalid value for '-c' / '--ctx'", "change it there"),
+        ("ctx = -5", "invalid value for '-c' / '--ctx'", "change it there"),
     ],
 )
 def test_a_wrong_file_is_one_clear_line(config: Path, tmp_path: Path, text: str, error: str, hint: str) -> None:

@@ -46,7 +46,9 @@ def hub_of_files(hub: FakeHub, files: Path) -> FakeHub:
     return hub
 
 
-def test_the_file_that_fits(hub_of_files: FakeHub, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_that_fits(
+    hub_of_files: FakeHub, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of the types that make sense the best: here the split one. The second time nobody is asked."""
     plans: list[MakingPlan] = []
     path = resolve_model("me/tiny-GGUF", WISHES, devices=host(4096), on_plan=plans.append)
