@@ -75,8 +75,8 @@ def _ask(plan: MakingPlan, *, yes: bool) -> None:
             else f"{format_size(plan.written_bytes)} to be written"
         )
         raise UsageError(f"{plan.name}: is not here yet: {what}", hint="add --yes to make it")
-    ui.print_note(plan.title)
-    for line in plan.lines():
-        ui.print_note(line)
+    ui.print_field("make" if plan.repository is None else "fetch", plan.title, console=ui.err)
+    for label, text in plan.lines():
+        ui.print_field(label, text, console=ui.err)
     if not yes and not typer.confirm("go on?", default=True, err=True):
         raise typer.Exit(1)

@@ -99,7 +99,10 @@ def prune(
     if not yes and not typer.confirm(what, err=True):
         raise typer.Exit(1)
     for model in models:
-        _remove(model, context.obj)
+        try:
+            _remove(model, context.obj)
+        except OutputError as error:  # one is being made just now, the others can go
+            ui.print_warning(error.message)
 
 
 def _find(folder: Path, names: Sequence[str]) -> list[KeptModel]:

@@ -204,13 +204,13 @@ def print_line(text: str = "", style: str = "") -> None:
     out.print(Text(_between_words(harmless(text), out), style=style))
 
 
-def print_field(label: str, text: str, *, width: int = 11, style: str = "heading") -> None:
-    """Prints `label      text` on stdout; on a terminal it is broken between words, the lines aligned."""
+def print_field(label: str, text: str, *, width: int = 11, style: str = "heading", console: Console = out) -> None:
+    """Prints `label      text` on stdout or `err`; on a terminal it is broken between words, the lines aligned."""
     text = harmless(text)
-    if out.is_terminal:
-        rows = joined(text.split(" "), max(out.width - width, 20), " ")
+    if console.is_terminal:
+        rows = joined(text.split(" "), max(console.width - width, 20), " ")
         text = ("\n" + " " * width).join(row.strip() for row in rows)
-    out.print(Text.assemble((f"{label:<{width}}", style), text))
+    console.print(Text.assemble((f"{label:<{width}}", style), text))
 
 
 def print_report(report: QuantizeReport) -> None:

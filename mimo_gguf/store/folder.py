@@ -128,7 +128,8 @@ def kept_models(folder: Path) -> list[KeptModel]:
 
 
 def _at(place: Path, folder: Path) -> Iterator[KeptModel]:
-    if len(place.relative_to(folder).parts) < 2 or ".gguf.download" in place.name:
+    parts = place.relative_to(folder).parts
+    if len(parts) < 2 or any(part.endswith(".gguf.download") for part in parts):
         return
     source, complete = source_of(place, folder), complete_files(place)
     matches = (_UNFINISHED.fullmatch(path.name) for path in place.iterdir())

@@ -68,18 +68,17 @@ class MakingPlan:
         """Seconds of downloading at 100 Mbit/s: how fast the network is shows only later."""
         return self.download_bytes / _USUAL_BYTES_PER_S
 
-    def lines(self) -> tuple[str, str, str]:
-        """What is downloaded, what is written, and how long it takes: a line each, a label of 11 columns before it."""
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """What is downloaded, what is written, and how long that takes: three lines, each with its label."""
         free = format_size(free_bytes(self.path.parent))
         copy = f", beside a copy of {format_size(self.copied_bytes)} in the Hub's cache" if self.copied_bytes else ""
         times = [f"{format_duration(self.download_s)} at 100 Mbit/s"] if self.download_bytes else []
         times += [f"{format_duration(self.computing_s)} for quantizing"] if self.computing_s else []
+        goes_on = "; if it is interrupted, the same command goes on" if self.download_bytes else ""
         return (
-            f"download   {format_size(self.download_bytes)}; if it is interrupted, it goes on"
-            if self.download_bytes
-            else "download   nothing",
-            f"write      {format_size(self.written_bytes)}: {self.path}{copy}; {free} are free",
-            f"time       {', then '.join(times) or 'seconds'}",
+            ("download", (format_size(self.download_bytes) if self.download_bytes else "nothing") + goes_on),
+            ("write", f"{format_size(self.written_bytes)}: {self.path}{copy}; {free} are free"),
+            ("time", ", then ".join(times) or "seconds"),
         )
 
     def as_json(self) -> dict[str, Any]:

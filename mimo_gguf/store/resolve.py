@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,16 +57,17 @@ def resolve_model(
         DoesNotFit: the model needs more memory than is free. Nothing was downloaded.
         CheckpointError, HubError, OutputError, WeightsError: as the conversion.
     """
-    root = models_folder(folder)
     name = parse_model_name(str(model))
+    if name is not None and name.kind == "file":
+        with contextlib.suppress(UsageError):  # a configuration that cannot be read does not concern a file
+            if Path(model).absolute().is_relative_to(models_folder(folder).absolute()):
+                mark_used(Path(model))
+        return Path(model)
+    root = models_folder(folder)
     if name is None:
         kept = _kept(str(model), root)
         mark_used(kept)
         return kept
-    if name.kind == "file":
-        if Path(model).absolute().is_relative_to(root.absolute()):
-            mark_used(Path(model))
-        return Path(model)
     from mimo_gguf.store.choosing import Chooser  # imports the quantization, for which a file need not wait
 
     name = _with_options(name, quantization, revision)

@@ -41,6 +41,7 @@ def test_the_nearest_wins(config: Path, tmp_path: Path, monkeypatch: pytest.Monk
     def folder(*arguments: str) -> str:
         return run_here(tmp_path, "models", *arguments).stdout.split(";")[0].removeprefix("no models in ").strip()
 
+    config.touch()
     assert folder().endswith("mimo-gguf/models")
     config.write_text('models-dir = "/first/lines"\n')
     assert folder() == "/first/lines"
@@ -62,7 +63,7 @@ def test_a_file_becomes_defaults_of_commands(config: Path) -> None:
     ("text", "error", "hint"),
     [
         ("ctxx = 1", "has no setting ctxx", "did you mean ctx?"),
-        ("[chat]\nport = 1", "[chat] has no setting port", "did you mean"),
+        ("[chat]\nport = 1", "[chat] has no setting port", "one of: "),
         ("[chatt]\nctx = 1", "no command [chatt] with settings", "did you mean chat?"),
         ("ctx = ", "Invalid value", "docs/install.md"),
         ('ctx = "many"', "invalid value for '-c' / '--ctx'", "change it there"),
@@ -78,6 +79,7 @@ def test_a_wrong_file_is_one_clear_line(config: Path, tmp_path: Path, text: str,
 
 
 def test_a_wrong_variable_is_named(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.touch()
     monkeypatch.setenv("MIMO_GGUF_CTX", "many")
     assert_clear_error(run_here(tmp_path, "chat", "x.gguf", "-p", "x"), "MIMO_GGUF_CTX: ", code=2)
     done = run_here(tmp_path, "chat", "x.gguf", "-p", "x", "--ctx=512")

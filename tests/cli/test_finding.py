@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from huggingface_hub import constants
 
 from mimo_gguf.cli import finding
 from mimo_gguf.fit.solver import Wishes
+from mimo_gguf.hardware.devices import host_device
 from tests.cli.command_line import assert_clear_error, run_here
 from tests.conversion.fake_hub import FakeHub
 from tests.reference import MIMO_TINY
@@ -38,8 +40,8 @@ def test_from_nothing_to_an_answer_and_again_without_a_network(
     first = chat(tmp_path, MODEL, *ASK, "--yes")
     assert first.returncode == 0, first.stderr
     assert "42" in first.stdout
-    said = first.stderr.splitlines()
-    assert said[0] == f"{MODEL} as Q8_0, the best type that fits"
+    said = first.stderr[first.stderr.index("make  ") :].splitlines()
+    assert said[0] == f"make       {MODEL} as Q8_0, the best type that fits"
     assert [line.split()[0] for line in said[1:4]] == ["download", "write", "time"]
     point_at("http://127.0.0.1:9", monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -62,8 +64,12 @@ def test_without_a_terminal_it_asks_for_yes(served: FakeHub, tmp_path: Path) -> 
     assert not (tmp_path / "models").exists() and served.sent_bytes < 2e6
 
 
-def test_a_type_that_does_not_fit_is_refused_before_anything_is_downloaded(served: FakeHub, tmp_path: Path) -> None:
-    done = chat(tmp_path, f"{MODEL}:Q8_0", "-p", "x", "--yes", "--ctx", "900000000")
+def test_a_type_that_does_not_fit_is_refused_before_anything_is_downloaded(
+    served: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    little = (replace(host_device(), free_bytes=1 << 20),)
+    monkeypatch.setattr("mimo_gguf.store.choosing.list_devices", lambda: little)
+    done = chat(tmp_path, f"{MODEL}:Q8_0", *ASK, "--yes")
     assert_clear_error(done, "needs", "are free", code=3)
     assert not (tmp_path / "models").exists() and served.sent_bytes < 2e6
 
@@ -74,8 +80,8 @@ def test_a_type_that_does_not_fit_is_refused_before_anything_is_downloaded(serve
         ("XiaomiMiMo/MiMo-7B-RM", "no such model on the Hub", "did you mean XiaomiMiMo/MiMo-7B-RL"),
         ("me/gated", "access must be granted first", "hf auth login"),
         (f"{MODEL}@v9", "no such revision", "leave @revision out"),
-        (f"{MODEL}:Q4_K_X", "no file type or profile 'Q4_K_X'", "did you mean Q4_K_M?"),
-        ("mimo-tin", "no such file or folder", "give a GGUF file"),
+        (f"{MODEL}:Q4_K_X", "no file type or profile 'Q4_K_X'", "did you mean Q4_K_M"),
+        ("zzz", "no such file or folder", "give a GGUF file"),
     ],
 )
 def test_names_that_lead_nowhere(served: FakeHub, tmp_path: Path, name: str, error: str, hint: str) -> None:

@@ -63,7 +63,6 @@ def test_the_file_that_fits(
     point_at("http://127.0.0.1:9", monkeypatch)
     assert resolve_model("me/tiny-GGUF", WISHES, devices=host(4096)) == path
     assert resolve_model("me/tiny-GGUF:q8_0", WISHES, devices=host(1)) == path
-    assert resolve_model("me/tiny-gguf:Q8_0", WISHES, folder=tmp_path / "models", devices=host(4096)) == path
 
 
 def test_the_type_that_was_asked_for(hub_of_files: FakeHub, files: Path) -> None:

@@ -8,15 +8,20 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mimo_gguf.core.errors import DoesNotFit, UsageError
+from mimo_gguf.core.file_lock import held
+from mimo_gguf.core.progress import Silence
 from mimo_gguf.core.units import MIB
 from mimo_gguf.fit.solver import Wishes
 from mimo_gguf.hardware.devices import host_device
+from mimo_gguf.store.folder import MAKING, kept_models, remove_model
 from mimo_gguf.store.resolve import resolve_model
 from mimo_gguf.verbs import verify
 from tests.conversion.fake_hub import serve_hub
@@ -66,9 +71,65 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         resolve_model(f"{MIMO_TINY}:Q4_K_X")
 
 
+class Interrupted(Silence):
+    """A person who presses Ctrl-C as soon as there is progress."""
+
+    def update(self, done: Sequence[int], resumed: Sequence[int]) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_is_listed_and_goes_on(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    with pytest.raises(KeyboardInterrupt):
+        resolve_model(f"{checkpoint}:Q4_K_M", folder=folder, progress=Interrupted())
+    (left,) = kept_models(folder)
+    assert not left.is_complete and left.name == f"{checkpoint}:Q4_K_M"
+    made = resolve_model(f"{checkpoint}:Q4_K_M", folder=folder)
+    assert made == left.path and not verify(made).problems
+    assert [model.is_complete for model in kept_models(folder)] == [True]
+
+
+class Heard(Silence):
+    """Keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.heard = threading.Event()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        self.heard.set()
+
+
+def test_a_second_run_waits_for_the_first(checkpoint: Path, tmp_path: Path) -> None:
+    """Somebody else holds the lock, and has made the file when it is free again."""
+    made = resolve_model(f"{checkpoint}:Q4_K_M", folder=tmp_path / "made")
+    content = made.read_bytes(), made.with_name(f"{made.name}.sums.json").read_bytes()
+    remove_model(kept_models(tmp_path / "made")[0], tmp_path / "made")
+    progress = Heard()
+
+    def other() -> None:
+        made.parent.mkdir(parents=True)
+        with held(made.parent / MAKING):
+            begun.set()
+            assert progress.heard.wait(60)
+            made.with_name(f"{made.name}.sums.json").write_bytes(content[1])
+            made.write_bytes(content[0])
+
+    begun = threading.Event()
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert begun.wait(60)
+    assert resolve_model(f"{checkpoint}:Q4_K_M", folder=tmp_path / "made", progress=progress) == made
+    thread.join()
+    assert any("another process is making" in note for note in progress.notes)
+    assert made.read_bytes() == content[0]
+
+
 PROGRAM = """
 import sys
 from mimo_gguf.fit.solver import Wishes
+from mimo_gguf.store.folder import MAKING, kept_models, remove_model
 from mimo_gguf.store.resolve import resolve_model
 print(resolve_model("XiaomiMiMo/MiMo-7B-RL", Wishes(n_ctx=512), revision="main"))
 """
