@@ -43,6 +43,8 @@ from mimo_gguf.core.errors import UsageError
 if TYPE_CHECKING:
     from mimo_gguf.chat.answer import Answer
     from mimo_gguf.cli.chat_screen import Screen
+    from mimo_gguf.hardware.memory_watch import MemoryWatch
+    from mimo_gguf.runtime.model import Model
 
 
 def command(
@@ -109,7 +111,6 @@ def command(
     from mimo_gguf.cli.chat_kept import KeptFile, kept_folder, resumed_conversation
     from mimo_gguf.engine.sampling import SamplingOptions
     from mimo_gguf.engine.session import SessionOptions
-    from mimo_gguf.hardware.memory_watch import MemoryWatch
     from mimo_gguf.runtime.model import AnswerOptions, Model, wishes_of
 
     check_choice("--think", think, ("show", "fold", "hide"))
@@ -150,11 +151,7 @@ def command(
         with loading(shown=watched or (verbose and not as_json), alive=watched and not verbose) as on_plan:
             model = Model.load(file, **run, options=options, exact=exact, force=force, on_plan=on_plan)
         stack.enter_context(model)
-        if model.plan is not None:
-            print_advice(model.plan, gpu_layers)
-        if model.launch_note:
-            ui.print_warning(model.launch_note)
-        watch = MemoryWatch([fit.device.name for fit in model.plan.devices] if model.plan else [])
+        watch = _watch(model, gpu_layers)
         if question is None:
             from mimo_gguf.cli.chat_loop import ChatLoop
 
@@ -166,6 +163,17 @@ def command(
         conversation.add(question, answer)
         kept.keep(conversation)
     raise typer.Exit(_exit_code(answer))
+
+
+def _watch(model: Model, gpu_layers: int | None) -> MemoryWatch:
+    """Says what the plan does that was perhaps not meant, and watches the memory of its devices from now on."""
+    from mimo_gguf.hardware.memory_watch import MemoryWatch
+
+    if model.plan is not None:
+        print_advice(model.plan, gpu_layers)
+    if model.launch_note:
+        ui.print_warning(model.launch_note)
+    return MemoryWatch([fit.device.name for fit in model.plan.devices] if model.plan else [])
 
 
 def _exit_code(answer: Answer) -> int:
