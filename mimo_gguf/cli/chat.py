@@ -42,6 +42,8 @@ from mimo_gguf.core.errors import UsageError
 
 if TYPE_CHECKING:
     from mimo_gguf.chat.answer import Answer
+    from mimo_gguf.chat.conversation import Conversation
+    from mimo_gguf.cli.chat_kept import KeptFile
     from mimo_gguf.cli.chat_screen import Screen
     from mimo_gguf.hardware.memory_watch import MemoryWatch
     from mimo_gguf.runtime.model import Model
@@ -107,8 +109,6 @@ def command(
 
     Without -p, -f or a pipe it is a conversation; /help lists its commands.
     """
-    from mimo_gguf.chat.conversation import Conversation
-    from mimo_gguf.cli.chat_kept import KeptFile, kept_folder, resumed_conversation
     from mimo_gguf.engine.sampling import SamplingOptions
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.runtime.model import AnswerOptions, Model, wishes_of
@@ -126,9 +126,7 @@ def command(
         raise UsageError("--json answers one question", hint='give it: -p "..."')
     system = argument_text(system, "--system")
     reasoning = "hide" if no_think_display else think
-    kept, conversation = KeptFile(kept_folder()), Conversation(system)
-    if resume:
-        kept, conversation = resumed_conversation(kept_folder(), system)
+    kept, conversation = _conversation(system, resume=resume)
     with contextlib.ExitStack() as stack:
         stack.enter_context(copied_log(log_file, verbose))
         options = SessionOptions(
@@ -163,6 +161,16 @@ def command(
         conversation.add(question, answer)
         kept.keep(conversation)
     raise typer.Exit(_exit_code(answer))
+
+
+def _conversation(system: str, *, resume: bool) -> tuple[KeptFile, Conversation]:
+    """A new conversation, or the last one, and the file that it is kept in."""
+    from mimo_gguf.chat.conversation import Conversation
+    from mimo_gguf.cli.chat_kept import KeptFile, kept_folder, resumed_conversation
+
+    if resume:
+        return resumed_conversation(kept_folder(), system)
+    return KeptFile(kept_folder()), Conversation(system)
 
 
 def _watch(model: Model, gpu_layers: int | None) -> MemoryWatch:
