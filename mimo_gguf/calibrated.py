@@ -196,7 +196,8 @@ def _quantize_options(
 
 
 def _budget_bytes(source: ModelSource, most_bytes: str | int | None, bpw: float | None) -> int | None:
-    """The most bytes of the tensors that the user allows, or None."""
+    """The most bytes of the tensors that the user allows, or None; of a file's bytes its header takes a share."""
+    from mimo_gguf.core.certificate_room import CERTIFICATE_KEY, empty_room
     from mimo_gguf.core.errors import UsageError
     from mimo_gguf.core.gguf_header import lay_out
     from mimo_gguf.core.units import parse_size
@@ -210,7 +211,8 @@ def _budget_bytes(source: ModelSource, most_bytes: str | int | None, bpw: float 
     if most_bytes is None:
         return None
     infos = [tensor.info for tensor in source.tensors]
-    return parse_size(str(most_bytes)) - len(lay_out(source.metadata, infos).header)
+    header = lay_out({**source.metadata, CERTIFICATE_KEY: empty_room()}, infos).header
+    return parse_size(str(most_bytes)) - len(header)
 
 
 def _nearest_type(source: ModelSource, budget: int | None) -> Any:

@@ -18,7 +18,7 @@ from mimo_gguf.calibration.encode import EncodeOptions, damping_for
 from mimo_gguf.calibration.gram import PRODUCT_ROWS
 from mimo_gguf.calibration.mix import mixed_types
 from mimo_gguf.calibration.solved_profile import solved_name
-from mimo_gguf.calibration.type_plan import MixKind, TypesWanted, wanted_types
+from mimo_gguf.calibration.type_plan import MixKind, TypesWanted, check_budget, wanted_types
 from mimo_gguf.core.digests import WORK
 from mimo_gguf.core.errors import GgufError, UsageError
 from mimo_gguf.core.geometry import Geometry, read_geometry
@@ -209,6 +209,7 @@ def _plan_output(path: Path, wanted: TypesWanted, options: CalibrationOptions, i
     budget = wanted.n_bytes if options.budget_bytes is None else options.budget_bytes
     if options.mix != "profile":
         budget -= _HEADER_BYTES
+        check_budget(wanted, budget)
     types = " ".join(f"{choice.info.name}={choice.info.ggml_type.name}" for choice in wanted.choices)
     run = WORK.hex(f"{identity} {wanted.profile.digest} {types} {options.mix} {budget}".encode())
     return CalibratedOutput(wanted, budget, path, run)

@@ -10,7 +10,7 @@ from mimo_gguf.calibration.costs import with_feedback
 from mimo_gguf.calibration.mix import Mix, Option, mixed_types, options_of, solve_mix
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.geometry import Geometry, block_number
-from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
+from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType, block_size
 from mimo_gguf.core.model_source import TensorInfo
 from mimo_gguf.core.units import format_size
 from mimo_gguf.quantization.profiles import NEED_IMPORTANCE, Profile
@@ -100,6 +100,25 @@ def wanted_types(
         choice.info.name for choice in choices if mix != "profile" and _is_solved(choice, geometry, options, mix)
     )
     return TypesWanted(profile, choices, solved)
+
+
+def check_budget(wanted: TypesWanted, budget_bytes: int) -> None:
+    """Raises UsageError if even the smallest types need more than `budget_bytes` for all tensors.
+
+    It needs no costs, so that nothing is measured in vain.
+    """
+    smallest = sum(_fewest_bytes(choice.info, choice.info.name in wanted.solved) for choice in wanted.choices)
+    if smallest > budget_bytes:
+        raise UsageError(
+            f"{format_size(budget_bytes)} for the tensors: with the smallest types they need {format_size(smallest)}",
+            hint="allow more bytes, or free head and embedding: --mix free",
+        )
+
+
+def _fewest_bytes(info: TensorInfo, is_solved: bool) -> int:
+    types = mixed_types(info.n_columns) if is_solved else ()
+    fitting = [t for t in types if info.n_columns % block_size(t) == 0]
+    return min([info.n_bytes, *(TensorInfo(info.name, info.shape, t).n_bytes for t in fitting)])
 
 
 def _is_solved(choice: TypeChoice, geometry: Geometry, options: TypeOptions, mix: MixKind) -> bool:

@@ -157,7 +157,7 @@ def _print_file(file: CalibratedFile) -> None:
         return
     (output,) = file.written.outputs
     size = f"{format_size(output.n_bytes)}, {output.bits_per_weight:.2f} bits per weight"
-    ui.print_field(output.profile, f"{output.paths[0]}, {size}", style="good")
+    ui.print_field("written", f"{output.paths[0]}: {output.profile}, {size}", style="good")
     if file.before is not None and file.after is not None:
         ui.print_field(
             "predicted", f"divergence {file.after:.4f}, in place of {file.before:.4f} with an importance matrix"

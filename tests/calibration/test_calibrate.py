@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mimo_gguf.calibrated import _budget_bytes
 from mimo_gguf.calibration import encode
 from mimo_gguf.calibration.calibrate import CalibrationReport, run_calibration
 from mimo_gguf.calibration.encode import damping_for
@@ -111,6 +112,15 @@ def test_no_larger_than_by_the_profile(source: ModelSource, made: CalibrationRep
         request = OutputRequest(load_profile(name), tmp_path / f"{name}.gguf")
         run_quantization(plan_quantization(source, [request]))
         assert file.path.stat().st_size <= request.path.stat().st_size
+
+
+def test_a_file_of_so_many_bytes_has_no_more(source: ModelSource, made: CalibrationReport) -> None:
+    for file in made.files:
+        n_bytes = file.path.stat().st_size
+        header = n_bytes - sum(info.n_bytes for info in read_gguf(file.path).infos())
+        options = replace(OPTIONS, budget_bytes=_budget_bytes(source, n_bytes, None))
+        (output,) = plan(source, file.path.parent, "Q4_K_M", options=options).outputs
+        assert n_bytes - 4096 < output.budget_bytes + header <= n_bytes
 
 
 def test_matrices_are_better_on_held_out_text_and_never_worse(made: CalibrationReport) -> None:
@@ -227,9 +237,8 @@ def test_what_cannot_be_is_refused_before_anything_is_made(source: ModelSource, 
         plan(source, tmp_path, "Q4_K_M", "Q6_K", options=replace(OPTIONS, budget_bytes=10**6))
     with pytest.raises(UsageError, match="the types decide"):
         plan(source, tmp_path, "Q4_K_M", options=replace(OPTIONS, budget_bytes=10**6, mix="profile"))
-    too_few = plan(source, tmp_path, "Q4_K_M", options=replace(OPTIONS, budget_bytes=10**4))
-    with pytest.raises(UsageError, match="alone needs"):
-        run_calibration(too_few)
+    with pytest.raises(UsageError, match="with the smallest types they need"):
+        plan(source, tmp_path, "Q4_K_M", options=replace(OPTIONS, budget_bytes=10**4))
 
 
 def test_few_tokens_for_wide_rows_raise_the_damping(source: ModelSource, tmp_path: Path) -> None:
