@@ -39,8 +39,8 @@ def command(
     rows: Annotated[Path, typer.Argument(metavar="FILE", help="Rows, one JSON object a line; - for stdin.")],
     model: Annotated[Path, typer.Option("--model", metavar="FILE", help="A GGUF made by convert or quantize.")],
     out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="FILE", help="Answers, one JSON object a line; - for stdout.")
-    ] = Path("-"),
+        str, typer.Option("-o", "--out", metavar="FILE", help="Answers, one JSON object a line; - for stdout.")
+    ] = "-",
     alias: Annotated[
         list[str] | None, typer.Option("--alias", metavar="NAME", help="A further name of the model; may be repeated.")
     ] = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -94,9 +93,9 @@ def print_plan(plan: BatchPlan) -> None:
     ui.print_field("memory", lines[1])
 
 
-def print_end(done: BatchProgress, out: Path, *, as_json: bool) -> None:
+def print_end(done: BatchProgress, out: str, *, as_json: bool) -> None:
     """Prints the figures of a finished batch: on stdout, unless the answers went there."""
-    is_piped = str(out) == "-"
+    is_piped = out == "-"
     if as_json and not is_piped:
         ui.print_json(done.as_json())
         return
@@ -107,7 +106,7 @@ def print_end(done: BatchProgress, out: Path, *, as_json: bool) -> None:
     if is_piped:
         ui.print_note(text)
         return
-    ui.print_field("answers", str(out))
+    ui.print_field("answers", out)
     ui.print_field("rows", text)
     if done.n_failed:
         ui.print_field("failed", "each has a line with its error; --retry-errors answers them again")

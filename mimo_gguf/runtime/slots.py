@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from mimo_gguf.core.gguf_file import GgufFile
 from mimo_gguf.core.model_sizes import model_sizes
@@ -54,39 +54,39 @@ def choose_slots(
     there = list_devices() if devices is None else devices
     window = min(window or GOOD_CONTEXT, model_sizes(file).geometry.context_length)
 
-    def slots(n: int, n_ctx: int | None) -> Slots:
+    def plan(n: int, n_ctx: int | None, **pinned: Any) -> FitPlan:
         n_rows = replace(options, n_parallel=n).n_outputs_max
-        return Slots(
-            n, n_ctx, choose_plan(file, replace(wishes, n_seq_max=n, n_outputs_max=n_rows, n_ctx=n_ctx), there)
-        )
+        return choose_plan(file, replace(wishes, n_seq_max=n, n_outputs_max=n_rows, n_ctx=n_ctx, **pinned), there)
 
-    if n_parallel is not None:
-        found = slots(n_parallel, wishes.n_ctx or n_parallel * window)
-        return found if found.plan.fits or wishes.n_ctx else slots(n_parallel, None)
-    one = slots(1, wishes.n_ctx or window)
-    if not one.plan.fits:
-        return one if wishes.n_ctx else slots(1, None)
-    most = min(max(most or _MOST_ON_GPU, 1), _MOST_ON_GPU if _is_on_gpu(one.plan) else _MOST_ON_CPU)
+    def with_window(n: int) -> Slots:
+        """The window that was wished for, unless layers would leave the GPU for it."""
+        wished = plan(n, wishes.n_ctx or n * window)
+        free = wished if wishes.n_ctx else plan(n, None)
+        if wished.fits and _n_on_gpu(wished) >= _n_on_gpu(free):
+            return Slots(n, wished.settings.n_ctx, wished)
+        return Slots(n, wishes.n_ctx, free)
+
+    first = with_window(n_parallel or 1)
+    if n_parallel is not None or not first.plan.fits or (first.n_ctx is None and not wishes.n_ctx):
+        return first
+    one = first.plan.settings
+    most = min(max(most or _MOST_ON_GPU, 1), _MOST_ON_GPU if _is_on_gpu(first.plan) else _MOST_ON_CPU)
     if wishes.n_ctx:
         most = min(most, max(wishes.n_ctx // window, 1))
-    for n in (n for n in _NUMBERS if n <= most):
-        found = slots(n, wishes.n_ctx or n * window)
-        if _is_as_good(found.plan, one.plan):
-            return found
-    return one
+    as_one: dict[str, Any] = {"mtp": first.plan.runs_mtp, "kv_type": one.type_k, "n_ubatch": one.n_ubatch}
+    if _is_on_gpu(first.plan):
+        as_one["n_gpu_layers"] = one.n_gpu_layers
+    numbers = [n for n in _NUMBERS if n <= most]
+    # They are tried with everything pinned to what one conversation has: that asks for one plan, not for the best one.
+    n = next((n for n in numbers if plan(n, wishes.n_ctx or n * window, **as_one).fits), 1)
+    return first if n == 1 else Slots(n, wishes.n_ctx or n * window, plan(n, wishes.n_ctx or n * window))
+
+
+def _n_on_gpu(plan: FitPlan) -> int:
+    """The layers on GPUs."""
+    n = plan.settings.n_gpu_layers
+    return plan.n_layers if n < 0 else min(n, plan.n_layers)
 
 
 def _is_on_gpu(plan: FitPlan) -> bool:
     return len(plan.devices) > 1 and plan.settings.n_gpu_layers != 0
-
-
-def _is_as_good(plan: FitPlan, one: FitPlan) -> bool:
-    """Whether a plan fits and gives nothing up that the plan for one conversation has."""
-    ours, theirs = plan.settings, one.settings
-    return (
-        plan.fits
-        and ours.n_gpu_layers >= theirs.n_gpu_layers
-        and plan.runs_mtp == one.runs_mtp
-        and ours.type_k is theirs.type_k
-        and ours.n_ubatch >= theirs.n_ubatch
-    )
