@@ -199,7 +199,7 @@ def _answer(job: BatchJob, llm: LLM, asked: _Asked) -> None:
 
     engine = Engine(llm, Limits(n_waiting=_MOST_WAITING))
     try:
-        asyncio.run(answer_rows(job, RowAnswerer(engine, asked.rules.names, asked.run.fingerprint)))
+        asyncio.run(answer_rows(job, RowAnswerer.of_engine(engine, asked.rules, asked.run.fingerprint)))
     finally:
         engine.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,6 +44,7 @@ class Path:
     prefix: str
 
 
+EngineOf = Callable[[str | None], Awaitable[tuple[str, Engine]]]
 PATHS: Final = {
     "/v1/chat/completions": Path(ChatBody, chat_job, whole_chat, "chatcmpl"),
     "/v1/completions": Path(CompletionBody, completion_job, whole_completion, "cmpl"),
@@ -94,38 +95,42 @@ class Rules:
 
 
 class RowAnswerer:
-    """Answers rows with an engine of this process: an `Answerer` of the batch loop.
+    """Answers rows with engines of this process: an `Answerer` of the batch loop.
 
     Attributes:
+        n_in_flight: rows that it makes use of at a time.
         fingerprint: what decides the answers: the model's file, and whether rows are computed alone.
+        on_begin: called with each row's answers when they have been queued.
     """
 
-    def __init__(self, engine: Engine, names: Sequence[str], fingerprint: str) -> None:
-        """Makes an answerer of a model that is called `names`."""
-        self.fingerprint = fingerprint
-        self._engine, self._names, self._rules = engine, tuple(names), Rules(names)
+    def __init__(self, rules: Rules, engine_of: EngineOf, *, n_in_flight: int, fingerprint: str = "") -> None:
+        """Makes an answerer of rows that keep to `rules`. `engine_of` gives a model by its name, and the name."""
+        self.n_in_flight, self.fingerprint = n_in_flight, fingerprint
+        self.on_begin: Callable[[Answers], None] = lambda answers: None
+        self._rules, self._engine_of = rules, engine_of
         self._n_faults = 0  # in a row
 
-    @property
-    def n_in_flight(self) -> int:
-        """Enough rows that no slot waits for one."""
-        return _AHEAD * self._engine.n_parallel
+    @classmethod
+    def of_engine(cls, engine: Engine, rules: Rules, fingerprint: str = "") -> RowAnswerer:
+        """An answerer with one model. It keeps so many rows in flight that no slot waits for one."""
+
+        async def engine_of(name: str | None) -> tuple[str, Engine]:
+            return name or rules.names[0], engine
+
+        return cls(rules, engine_of, n_in_flight=_AHEAD * engine.n_parallel, fingerprint=fingerprint)
 
     async def answer(self, row: Row) -> Result:
         """Answers a row. Raises BackendError if nothing but faults comes from the backend, or the model is closed."""
         try:
-            path, body, job = await asyncio.to_thread(self._job, row)
-            answers = Answers.begin(job, self._engine)
-            head = Head(path.prefix, body.model or self._names[0])
-            document = await path.whole(answers, head, self._engine.llm.model.vocabulary)
+            path, body = self._rules.read(row)
+            name, engine = await self._engine_of(body.model)
+            answers = Answers.begin(await asyncio.to_thread(path.job, body, engine.llm), engine)
+            self.on_begin(answers)
+            document = await path.whole(answers, Head(path.prefix, name), engine.llm.model.vocabulary)
         except Exception as error:
             return self._failed(error)
         self._n_faults = 0
         return Result(200, document)
-
-    def _job(self, row: Row) -> tuple[Path, ChatBody | CompletionBody, Job]:
-        path, body = self._rules.read(row)
-        return path, body, path.job(body, self._engine.llm)
 
     def _failed(self, error: Exception) -> Result:
         failure = failure_of(error)

@@ -14,7 +14,7 @@ from mimo_gguf.batch.rows import Result, Row
 from mimo_gguf.core.errors import BackendError
 from mimo_gguf.engine.session import SessionOptions
 from mimo_gguf.runtime.llm import LLM
-from mimo_gguf.server import row_answers
+from mimo_gguf.server.answers import Answers
 from mimo_gguf.server.engine import Engine, Limits
 from mimo_gguf.server.row_answers import RowAnswerer, Rules
 from tests.batch.answerers import Echo, answered, read_lines, write_rows
@@ -30,7 +30,7 @@ def row(body: Any, url: Any = CHAT, custom_id: str = "a", method: Any = "POST") 
 
 def results(llm: LLM, rows: list[Row]) -> list[Result]:
     async def gather() -> list[Result]:
-        answerer = RowAnswerer(Engine(llm, Limits(n_waiting=1000)), RULES.names, "")
+        answerer = RowAnswerer.of_engine(Engine(llm, Limits(n_waiting=1000)), RULES)
         return await asyncio.gather(*(answerer.answer(each) for each in rows))
 
     return asyncio.run(gather())
@@ -126,8 +126,8 @@ def test_a_backend_that_only_fails_ends_the_batch(llm: LLM, monkeypatch: pytest.
     def fail(*_: Any) -> Any:
         raise BackendError("the GPU fell off the bus")
 
-    monkeypatch.setattr(row_answers.Answers, "begin", fail)
-    answerer = RowAnswerer(Engine(llm), RULES.names, "")
+    monkeypatch.setattr(Answers, "begin", fail)
+    answerer = RowAnswerer.of_engine(Engine(llm), RULES)
 
     async def answer(n: int) -> list[Result]:
         return [await answerer.answer(row({"messages": SUM})) for _ in range(n)]
