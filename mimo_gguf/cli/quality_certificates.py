@@ -24,7 +24,8 @@ def print_certified(certified: CertifiedFile) -> None:
     """Says where a certificate was written."""
     for note in certified.notes:
         ui.print_note(f"{certified.path.name}: {note}")
-    ui.print_note(f"{certified.path.name}: certified; the certificate is also in {certified.beside.name}")
+    where = f"beside it, in {certified.beside.name}" if certified.notes else f"in it, and in {certified.beside.name}"
+    ui.print_note(f"{certified.path.name}: certified; the certificate is {where}")
 
 
 def certificate_fields(document: dict[str, Any], where: Path | str) -> list[tuple[str, str]]:

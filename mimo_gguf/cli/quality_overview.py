@@ -37,7 +37,8 @@ def _ordered(report: QualityReport) -> list[FileQuality]:
 
 def _row(file: FileQuality, *, has_base: bool, has_drafts: bool) -> tuple[str, ...]:
     kind, summary = list(file.by_kind.items())[-1]
-    cells = [file.path.name, format_size(file.size_bytes), _with_error(summary.perplexity, 3)]
+    places = max(0, 4 - len(f"{summary.perplexity.value:.0f}"))
+    cells = [file.path.name, format_size(file.size_bytes), _with_error(summary.perplexity, places)]
     if has_base:
         found = summary.divergence
         cells += [_with_error(found.kl, 5), f"{100 * found.same_top.value:.2f} %"] if found else ["", ""]
