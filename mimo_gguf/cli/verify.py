@@ -49,7 +49,7 @@ def command(
         from mimo_gguf.cli.comparison import show
 
         with open_progress(quiet=quiet, as_json=as_json, goes_on=False) as progress:
-            comparison = compare(file, against, progress=progress)
+            comparison = compare(file, against, threads=threads, progress=progress)
         show(comparison, tensors=tensors, as_json=as_json)
         raise typer.Exit(1 if comparison.foreign else 0)
     with open_progress(quiet=quiet, as_json=as_json, goes_on=False) as progress:

@@ -33,6 +33,7 @@ from mimo_gguf.quality.plan import PlannedFile, QualityPlan
 from mimo_gguf.quality.report import ALL, FileQuality, QualityReport
 from mimo_gguf.quality.work import ScoreFile, key_of, naming_work, work_folder
 from mimo_gguf.reference.model import ReferenceModel, open_reference
+from mimo_gguf.reference.products import product_threads
 from mimo_gguf.reference.run import WindowStates
 
 Reading = tuple[Floats, Sequence[Ints]]  # a window's logits, and its drafts for each way
@@ -56,7 +57,7 @@ def run_quality(
     report = on_progress or (lambda what, done, total: None)
     base_key = "" if plan.base is None else plan.base.fingerprint
     n_threads = plan.options.n_threads or _n_cores()
-    with naming_work(), ExitStack() as stack:
+    with naming_work(), product_threads(plan.options.n_threads), ExitStack() as stack:
         folder = stack.enter_context(work_folder(work, key_of(base_key, plan.texts.windows_digest), kept=keep_work))
         executor = stack.enter_context(ThreadPoolExecutor(n_threads))
         base = open_base(plan, folder, stack, report)
@@ -207,5 +208,5 @@ def _n_cores() -> int:
 def _backend(plan: QualityPlan, n_threads: int) -> str:
     threads = f"{n_threads} threads" if n_threads > 1 else "1 thread"
     if plan.arithmetic == "float32":
-        return f"numpy, {threads}"
+        return f"numpy, {threads}" if plan.options.n_threads else "numpy"
     return f"llama.cpp, {'GPU' if plan.n_gpu_layers else 'CPU'}, {threads}"

@@ -24,6 +24,7 @@ from mimo_gguf.quality.divergence import Divergence, Floats, compare_rows, summa
 from mimo_gguf.quality.texts import Tokens
 from mimo_gguf.reference.forward import head_logits
 from mimo_gguf.reference.model import ReferenceModel, open_reference
+from mimo_gguf.reference.products import product_threads
 from mimo_gguf.reference.run import WindowStates, run_windows
 from mimo_gguf.reference.weight_errors import TensorError, counterpart, weight_errors
 
@@ -129,7 +130,12 @@ class Comparison:
 
 
 def compare(
-    file: str | Path, original: str | Path, *, texts: Sequence[str] = TEXTS, progress: Progress | None = None
+    file: str | Path,
+    original: str | Path,
+    *,
+    texts: Sequence[str] = TEXTS,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Compares a GGUF file with the original that it was made from: every weight, and the predictions on a few texts.
 
@@ -137,6 +143,7 @@ def compare(
         file: a GGUF file, or any part of a split one.
         original: a checkpoint folder, a Hub id, or a GGUF file.
         texts: what both models read.
+        threads: CPU threads; None means one per core.
         progress: receives how far it is.
 
     Raises:
@@ -145,7 +152,7 @@ def compare(
         WeightsError: weights or predictions that are NaN or infinite.
     """
     progress = progress or Silence()
-    with open_reference(file) as model, open_reference(original) as wanted:
+    with product_threads(threads or 0), open_reference(file) as model, open_reference(original) as wanted:
         check_pair(model, wanted)
         windows = _windows(model, texts)
         common = [tensor.info for tensor in model.source.tensors if counterpart(tensor.info.name, wanted)]

@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.threads import blas_threads
 from mimo_gguf.reference.decode import Floats
 
 _DRIVERS: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))  # NVIDIA, in WSL, AMD
+
+
+@contextmanager
+def product_threads(n_threads: int) -> Iterator[None]:
+    """Lets numpy's products take so many threads, in the whole process, for a while.
+
+    With 0 numpy's BLAS decides: one per core, if OPENBLAS_NUM_THREADS says nothing else.
+    """
+    with blas_threads(n_threads) if n_threads else nullcontext():
+        yield
 
 
 class Matrix(Protocol):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
+import mimo_gguf
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.importance_file import read_importance_sums
+from mimo_gguf.reference.decode import Floats
 from mimo_gguf.reference.model import open_reference
-from mimo_gguf.reference.products import NUMPY, best_products, torch_products
+from mimo_gguf.reference.products import NUMPY, Matrix, best_products, torch_products
 from mimo_gguf.reference.run import run_windows
 from tests.tiny_models import make_model
 
@@ -26,6 +31,47 @@ def test_numpy_and_torch_agree(tmp_path: Path) -> None:
     assert np.abs(wanted.final[0]).max() > 1
     assert np.abs(got.final[0] - wanted.final[0]).max() < 1e-4
     assert np.abs(got.mtp[0] - wanted.mtp[0]).max() < 1e-4
+
+
+def blas_now() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+@pytest.mark.parametrize("what", ["quality", "imatrix", "compare"])
+def test_the_option_for_threads_reaches_numpys_products(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every verb that computes in float32; with another number of threads the figures stay."""
+    path, seen, plain = make_model(tmp_path), set[int](), NUMPY.prepare
+    (tmp_path / "text.txt").write_text("\n\n".join(f"{i} lazy dogs." for i in range(200)))
+
+    def prepare(weights: Floats) -> Matrix:
+        seen.update(blas_now())
+        return plain(weights)
+
+    def run(threads: int) -> float:
+        seen.clear()
+        texts = str(tmp_path / "text.txt")
+        if what == "quality":
+            quality = mimo_gguf.measure_quality(
+                path, texts=texts, ctx=32, tokens=32, arithmetic="float32", all_text=True, threads=threads,
+                work=tmp_path / f"work{threads}",
+            )  # fmt: skip
+            assert quality.backend == ("numpy, 1 thread" if threads == 1 else f"numpy, {threads} threads")
+            return quality.files[0].by_kind["all"].perplexity.value
+        if what == "compare":
+            return mimo_gguf.compare(path, path.with_name("hf"), texts=[texts], threads=threads).trunk.largest
+        out = tmp_path / f"{threads}.gguf"
+        mimo_gguf.imatrix(path.with_name("hf"), out=out, texts=texts, ctx=32, chunks=1, all_text=True, threads=threads)
+        return float(read_importance_sums(out).sums["output.weight"].sum())
+
+    monkeypatch.setattr("mimo_gguf.reference.model.best_products", lambda: replace(NUMPY, prepare=prepare))
+    before, figures = blas_now(), []
+    for threads in (1, 3):
+        figures.append(run(threads))
+        assert seen == {threads}
+    assert figures[0] == pytest.approx(figures[1], rel=1e-5, abs=1e-5)
+    assert blas_now() == before
 
 
 def test_what_the_device_has_no_room_for_is_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from mimo_gguf.quality.imatrix.through_llama import LlamaOptions, LlamaRun
 from mimo_gguf.quality.text_sources import ALWAYS_THERE, read_texts
 from mimo_gguf.quality.texts import Document, Part, Tokens, Window, digest_of, tokenizer_of, windows_of
 from mimo_gguf.reference.model import EMBEDDING, HEAD, ReferenceModel
+from mimo_gguf.reference.products import product_threads
 from mimo_gguf.reference.run import run_windows
 
 OnProgress = Callable[[int, int], None]  # tokens done, of how many
@@ -166,7 +167,7 @@ def imatrix(
         mtp: False leaves the MTP layers out; True refuses a model without them; None takes those there are.
         output: whether the output matrix is measured, which llama-imatrix leaves out by default.
         gpu_layers: number of blocks on the GPUs, for a GGUF; None means all.
-        threads: CPU threads, for a GGUF; None means one per core.
+        threads: CPU threads; None means one per core.
         force: whether an existing file is replaced.
         on_plan: called with the plan before anything is run.
         on_progress: called with the tokens that are done, and their total.
@@ -242,7 +243,7 @@ def run_imatrix(
 
     Args:
         model: the plan's source.
-        llama: how llama.cpp runs it, if it does.
+        llama: how llama.cpp runs it, if it does; the number of threads holds in both ways.
 
     Raises:
         MimoGgufError: as `imatrix`.
@@ -287,7 +288,8 @@ def _gather(
         return gathered, n_resumed / len(plan.windows)
     run = f"{plan.run} {model.products.name}"
     gathered, _ = find_kept(plan.out, run)
-    return gathered, _block_by_block(plan, run, model, gathered, on_progress)
+    with product_threads(llama.n_threads):
+        return gathered, _block_by_block(plan, run, model, gathered, on_progress)
 
 
 def _own_metadata(plan: ImatrixPlan) -> Metadata:

@@ -15,6 +15,7 @@ from mimo_gguf.core.file_lock import locked_folder
 from mimo_gguf.core.importance_file import read_importance_sums
 from mimo_gguf.quality.imatrix.kept import kept_folder, sums_path
 from mimo_gguf.quality.imatrix.run import imatrix
+from mimo_gguf.reference.products import torch_products
 from tests.checkpoints import CONFIG
 from tests.quality.imatrix.oracle import sums_by_torch
 from tests.quality.imatrix.runs import difference, measure, measured, random_windows
@@ -44,6 +45,15 @@ def test_the_sums_are_those_of_the_definition(model: Path, way: str, tmp_path: P
         assert found.counts[name].tolist() == [n_rows], name
         np.testing.assert_allclose(found.sums[name][0], sums, rtol=2e-5, atol=2e-5 * sums.mean(), err_msg=name)
     assert (found.n_chunks, found.chunk_size, found.datasets) == (3, 40, ("test",))
+
+
+def test_torchs_products_on_its_cpu_device_give_the_same_sums(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_numpy = measured(tiny_path.with_name("hf"), random_windows(2, 40), tmp_path / "numpy.gguf")
+    monkeypatch.setattr("mimo_gguf.reference.model.best_products", lambda: torch_products("cpu"))
+    by_torch = measured(tiny_path.with_name("hf"), random_windows(2, 40), tmp_path / "torch.gguf")
+    assert difference(by_torch, by_numpy) < 1e-5
 
 
 def test_windows_longer_than_a_pass_are_cut_into_passes(
