@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -42,6 +42,35 @@ def begun_answer(body: ChatBody) -> tuple[str, str]:
     return thinking.lstrip("\n"), text.lstrip("\n")
 
 
+async def with_pauses(
+    events: AsyncGenerator[Event, None], pause: Callable[[], float | None]
+) -> AsyncGenerator[Event | None, None]:
+    """The events, and None whenever the seconds that `pause` gives have gone by without one."""
+    coming: asyncio.Task[Event] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.create_task(_next(events))
+            done, _ = await asyncio.wait({coming}, timeout=pause())
+            if not done:
+                yield None
+                continue
+            try:
+                event = coming.result()
+            except StopAsyncIteration:
+                return
+            coming = None
+            yield event
+    finally:
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+        await events.aclose()
+
+
+async def _next(events: AsyncGenerator[Event, None]) -> Event:
+    return await anext(events)
+
+
 def inside_thinking(job: Job) -> Job:
     """The same job, whose prompt ends within the model's thinking."""
     (asked,) = job.asked
@@ -60,6 +89,7 @@ class PageAnswer:
     _new: dict[str, str] = field(default_factory=lambda: {"thinking": "", "text": ""})
     _next_s: float = 0.0
     _next_counts_s: float = 0.0
+    _n_tokens: int = 0
 
     async def events(self, head: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yields what the page shows, as documents with a `type`: begin, reading, more, end.
@@ -72,33 +102,37 @@ class PageAnswer:
         """
         (growing,) = self.answers.all
         yield {"type": "begin", "prompt": len(growing.prompt.tokens), "window": self.window, **head}
-        async with aclosing(self.answers.call.events()) as events:
+        async with aclosing(with_pauses(self.answers.call.events(), self._pause)) as events:
             async for event in events:
-                if event.n_to_read:
-                    yield {"type": "reading", "read": event.n_read, "of": event.n_to_read}
-                self._note(growing, event)
-                if not event.is_last and time.monotonic() >= self._next_s and any(self._new.values()):
-                    yield await self._more(growing, event)
-                elif event.is_last:
-                    yield await self._more(growing, event, ended=True)
+                if event is not None:
+                    if event.n_to_read:
+                        yield {"type": "reading", "read": event.n_read, "of": event.n_to_read}
+                    self._note(growing, event)
+                is_last = event is not None and event.is_last
+                if is_last or self._pause() == 0.0:
+                    yield await self._more(growing, ended=is_last)
         yield {
             "type": "end", "finish": growing.finish, "usage": self.answers.usage(), "timings": self.answers.timings(),
         }  # fmt: skip
 
+    def _pause(self) -> float | None:
+        """Seconds until what is new is rendered; None if nothing is new."""
+        return max(self._next_s - time.monotonic(), 0.0) if any(self._new.values()) else None
+
     def _note(self, growing: Growing, event: Event) -> None:
         delta = growing.add(event, None, ran_out=self.answers.call.ran_out)
+        self._n_tokens = max(self._n_tokens, event.n_tokens)
         self._new["thinking"] += delta.reasoning
         self._new["text"] += delta.text
 
-    async def _more(self, growing: Growing, event: Event, *, ended: bool = False) -> dict[str, Any]:
+    async def _more(self, growing: Growing, *, ended: bool) -> dict[str, Any]:
         """The event of what is new, rendered."""
         began = time.monotonic()
-        document: dict[str, Any] = {"type": "more", "tokens": event.n_tokens}
-        document["thought"] = growing.n_reasoning
+        document: dict[str, Any] = {"type": "more", "tokens": self._n_tokens, "thought": growing.n_reasoning}
         document |= await asyncio.to_thread(self._rendered, ended=ended)
         if began >= self._next_counts_s:
             self._next_counts_s = began + _COUNTS_S
-            so_far = self.answers.call.so_far(event.id)
+            so_far = self.answers.call.so_far(self.answers.call.ids[0])
             document["acceptance"] = None if so_far is None else so_far.stats.acceptance
         now = time.monotonic()
         self._next_s = now + max(_SOONEST_S, (now - began) / _SHARE)

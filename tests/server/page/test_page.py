@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,20 @@ def test_the_page_is_open_and_what_it_asks_for_needs_the_key(llm: LLM) -> None:
         assert server.post("/page/render", {"texts": ["**a**"]}, headers=key).json()["blocks"] == [render("**a**")]
     with serving(llm) as server:
         assert server.get("/", headers={"host": "evil.example"}).status_code == 403
+
+
+def test_what_has_come_is_shown_while_nothing_more_comes(scripted: Serving) -> None:
+    gate = threading.Event()
+    answers(scripted)["17"] = Said("first words, last words", gate=gate)
+    body = {"messages": SUM}
+    with scripted.client.stream("POST", scripted.url + "/page/chat", json=body) as response:
+        text = ""
+        for line in response.iter_lines():
+            text += json.loads(line[6:]).get("text", "") if line.startswith("data: ") else ""
+            if len(text) >= 12 and not gate.is_set():
+                assert text == "first words,"
+                gate.set()
+    assert gate.is_set() and text == "first words, last words"
 
 
 def test_a_models_answer_as_the_page_shows_it(server: Serving) -> None:

@@ -264,6 +264,7 @@ by("import").addEventListener("change", async ({ target }) => {
     tell("It cannot be opened", make("p", {}, error instanceof SyntaxError ? "The file is not JSON." : error.message));
   }
 });
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); question.focus(); });
 by("new").addEventListener("click", begin);
 by("settings-open").addEventListener("click", () => openSettings(by("settings"), { defaults: props?.default_generation_settings?.params, drafts: props?.mtp }));
 by("memory-open").addEventListener("click", async () => { await tryLook(); openMemory(by("memory"), props); });

@@ -54,6 +54,7 @@ export class Run {
       clearInterval(clock);
       runs.delete(message.id);
     }
+    if (leaves) return; // what `pagehide` has written is the last word
     kept(`partial.${message.id}`, null);
     await this.keep(true).catch(() => {});
     this.show(message, { type: "over" });
@@ -115,6 +116,9 @@ export function adopt(messages) {
 }
 
 // A browser may not finish a write to its database while a page closes; this one it does.
+let leaves = false;
+addEventListener("pageshow", () => { leaves = false; });
 addEventListener("pagehide", () => {
+  leaves = true;
   for (const { message } of runs.values()) kept(`partial.${message.id}`, plain(message));
 });
