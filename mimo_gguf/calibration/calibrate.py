@@ -21,7 +21,7 @@ from mimo_gguf.calibration.plan import RUN, CalibratedOutput, CalibrationPlan, s
 from mimo_gguf.calibration.sensitivity import Costs, measure_costs
 from mimo_gguf.calibration.solved_profile import profile_text
 from mimo_gguf.calibration.type_plan import SolvedTypes, solve_types
-from mimo_gguf.calibration.work import WorkFolder, open_work
+from mimo_gguf.calibration.work import WorkFolder, held_work, open_work
 from mimo_gguf.core.errors import DoesNotFit
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
 from mimo_gguf.core.model_source import Metadata, MetaValue, float32, string, uint32
@@ -96,7 +96,7 @@ def run_calibration(plan: CalibrationPlan, progress: Progress | None = None) -> 
 
     Raises:
         DoesNotFit: too little free memory (without `force`).
-        OutputError: another file has an output's name, or the disk is full or failing.
+        OutputError: another file has an output's name, another run the work folder, or the disk is full or failing.
         UsageError: the bytes allowed are too few for the smallest types.
         WeightsError: Inf or NaN among the weights, or a source that changed while it was read.
     """
@@ -105,7 +105,7 @@ def run_calibration(plan: CalibrationPlan, progress: Progress | None = None) -> 
     pending = [output for output in plan.outputs if output.path not in plan.complete]
     made = {output.path: CalibratedFile(None, output.path, None, None) for output in plan.outputs}
     if pending:
-        with blas_threads(1):  # our own threads share the work, so that their number decides no bit
+        with held_work(plan.work), blas_threads(1):  # our own threads share the work: their number decides no bit
             made |= {file.path: file for file in _make(plan, pending, progress)}
     return CalibrationReport(tuple(made.values()), time.perf_counter() - started)
 

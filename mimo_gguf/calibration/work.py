@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from mimo_gguf.core.digests import WORK
 from mimo_gguf.core.errors import OutputError
+from mimo_gguf.core.file_lock import held
 from mimo_gguf.core.output_file import atomic_output, make_folder, sync_folder
 from mimo_gguf.core.paths import path_kind
 
@@ -113,6 +116,27 @@ class WorkFolder:
         return OutputError(
             f"{self.path / name}: cannot be read: {error}", hint="remove the folder and run the same command again"
         )
+
+
+@contextmanager
+def held_work(path: Path) -> Iterator[None]:
+    """Keeps a work folder for one run at a time: two would remove each other's results. The lock lies beside it.
+
+    Raises:
+        OutputError: another run holds it, or nothing can be written there.
+    """
+    make_folder(path.parent)
+    lock = path.with_name(f".{path.name.removeprefix('.')}.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(lock))
+        except BlockingIOError:
+            raise OutputError(
+                f"{path}: another run is working in it", hint="wait for it, or name another folder: --work DIR"
+            ) from None
+        except OSError as error:
+            raise OutputError(f"{lock}: {error.strerror or error}", hint="name another folder: --work DIR") from None
+        yield
 
 
 def open_work(path: Path, identity: str) -> tuple[WorkFolder, bool]:

@@ -17,6 +17,7 @@ from mimo_gguf.calibration.calibrate import CalibrationReport, run_calibration
 from mimo_gguf.calibration.encode import damping_for
 from mimo_gguf.calibration.encoder.encode import encode_matrix
 from mimo_gguf.calibration.plan import RUN, CalibrationOptions, CalibrationPlan, CalibrationText, plan_calibration
+from mimo_gguf.calibration.work import held_work
 from mimo_gguf.core.errors import OutputError, UsageError
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import open_gguf, read_gguf
@@ -183,6 +184,13 @@ def test_any_number_of_threads_gives_the_same_bytes(
     with blas_threads(n_threads):
         report = run_calibration(plan(source, tmp_path, "Q4_K_M", "Q6_K", options=options))
     assert [digest(file.path) for file in report.files] == [digest(file.path) for file in made.files]
+
+
+def test_two_runs_do_not_share_a_folder(source: ModelSource, tmp_path: Path) -> None:
+    mine = plan(source, tmp_path, "Q4_K_M")
+    with held_work(mine.work), pytest.raises(OutputError, match="another run is working in it"):
+        run_calibration(mine)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_kept_folder_serves_further_types(source: ModelSource, made: CalibrationReport, tmp_path: Path) -> None:
