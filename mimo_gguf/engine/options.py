@@ -14,6 +14,7 @@ from mimo_gguf.llama.api import ContextOptions
 
 _MOST_THREADS: Final = 512  # GGML_MAX_N_THREADS
 _MOST: Final = (1 << 31) - 1
+_LONGEST_PAUSE_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class SessionOptions:
         n_ubatch_mtp: micro-batch of the MTP context, which decides the size of its compute buffer.
         exact: compute every row alone, so that a text is the same to the token in any batch, with and without drafts.
         n_prompt_rows: tokens of prompts that a pass may give logits for, if more than drawing needs. Each costs memory.
+        parked_bytes: memory of the host for idle conversations whose slot another needs (`parking`).
+        max_pause_s: seconds that a pass may take if it reads a prompt while other conversations draw; 0 sets no limit.
     """
 
     n_ctx: int = 4096
@@ -52,6 +55,8 @@ class SessionOptions:
     n_ubatch_mtp: int = 64
     exact: bool = False
     n_prompt_rows: int = 0
+    max_pause_s: float = 0.5
+    parked_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Raises UsageError for values out of range or of the wrong kind; some of them would crash llama.cpp."""
@@ -61,6 +66,7 @@ class SessionOptions:
             ("n_batch", 1, _MOST, "a batch of {} tokens", "choose 512"),
             ("n_ubatch_mtp", 1, _MOST, "a micro-batch of {} tokens", "choose 64"),
             ("n_prompt_rows", 0, 1 << 16, "{} rows of a prompt", "choose 64"),
+            ("parked_bytes", 0, 1 << 50, "{} bytes for parked conversations", "give a size: --cache-ram 4GB"),
             ("n_parallel", 1, 256, "{} conversations at a time", "choose 1 to 256"),
             ("n_threads", 0, _MOST_THREADS, "{} threads", f"at most {_MOST_THREADS}; leave it out for one per core"),
         ):
@@ -69,6 +75,8 @@ class SessionOptions:
                 raise UsageError(what.format(value), hint=hint)
         if not is_number(self.p_min) or not 0.0 <= self.p_min <= 1.0:
             raise UsageError(f"a probability of {self.p_min}", hint="choose a draft probability between 0 and 1")
+        if not is_number(self.max_pause_s) or not 0.0 <= self.max_pause_s <= _LONGEST_PAUSE_S:
+            raise UsageError(f"a pause of {self.max_pause_s} seconds", hint="choose a few tenths; 0 sets no limit")
         check_kind("kv_type", self.kv_type, str, 'kv_type="q8_0"')
         for name in ("mtp", "adaptive", "exact"):
             check_kind(name, getattr(self, name), bool, "True or False")

@@ -17,6 +17,7 @@ from mimo_gguf.engine.draft_control import DraftControl
 from mimo_gguf.engine.drafting import Drafter, DraftRequest, MtpRows
 from mimo_gguf.engine.near_ties import is_near_tie, near_tie
 from mimo_gguf.engine.options import SessionOptions as SessionOptions
+from mimo_gguf.engine.pace import Pace
 from mimo_gguf.engine.sampling import Sampler
 from mimo_gguf.engine.shares import Share, plan_reading
 from mimo_gguf.engine.slot import Slot, common_prefix
@@ -81,6 +82,7 @@ class Session:
         self._cycle = _Cycle()
         self._is_interrupted = self._was_interrupted = False  # this pass, and the one before
         self._waits = Waits()
+        self._pace = Pace(self.options.max_pause_s)
 
     def _open_drafter(self) -> Drafter:
         options, n_batch = self.options, self.target.options.n_batch
@@ -249,6 +251,8 @@ class Session:
         seconds = time.perf_counter() - started
         self._waits.record(self._batch.n_tokens, seconds, reads=bool(reading))
         self._cycle.seconds = seconds
+        if reading:
+            self._pace.record(self._batch.n_tokens, seconds)
         for share, first_row in zip(shares, first_rows, strict=True):
             share.slot.note_evaluated(share.tokens, first_row, seconds)
         return ended
@@ -266,7 +270,8 @@ class Session:
             shares.append(Share(slot, tokens, len(tokens)))
         if reading:
             n_rows = sum(len(share.tokens) for share in shares)
-            shares += plan_reading(reading, self._batch.capacity - n_rows, self.target.n_outputs_max - n_rows)
+            room = self._pace.room(n_rows, self._batch.capacity - n_rows)
+            shares += plan_reading(reading, room, self.target.n_outputs_max - n_rows)
         if self.options.exact:  # in ascending order llama.cpp would put rows of several sequences into one graph
             shares.sort(key=lambda share: -share.slot.seq_id)
         return shares

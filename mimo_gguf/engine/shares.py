@@ -19,9 +19,9 @@ class Share(NamedTuple):
 
 
 def plan_reading(slots: Sequence[Slot], room: int, n_rows: int) -> list[Share]:
-    """Gives room to the prompts, the shortest first: it waits least then, and the others hardly longer.
+    """Gives room to the prompts of the highest priority, the shortest first: the others then wait hardly longer.
 
-    A prompt that was left out too often comes first; otherwise it would wait for ever while short ones keep coming.
+    A prompt that was left out too often comes first; otherwise it would wait for ever while others keep coming.
 
     Args:
         room: number of tokens that the pass still has room for.
@@ -30,7 +30,7 @@ def plan_reading(slots: Sequence[Slot], room: int, n_rows: int) -> list[Share]:
     """
     shares = []
     spare = n_rows - len(slots)
-    for slot in sorted(slots, key=lambda slot: (slot.n_left_out < _PATIENCE, len(slot.prompt))):
+    for slot in sorted(slots, key=lambda slot: (slot.n_left_out < _PATIENCE, -slot.priority, len(slot.prompt))):
         most = min(room, 1 + spare) if slot.wants_rows else room
         if not most:
             continue

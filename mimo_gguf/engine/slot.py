@@ -8,7 +8,6 @@ the same, and a sampled text uses the same random stream. Drafts that were not d
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -49,6 +48,7 @@ class Slot:
         read_rows: what the last pass read of such a prompt.
         n_left_out: passes since the last one that read a part of the prompt.
         draft_limit: tokens drafted at a time for this conversation, at most; 0 for none.
+        priority: prompts of a higher one are read first.
         stats: counts and times since the session was made.
     """
 
@@ -64,6 +64,7 @@ class Slot:
         self.read_rows: ReadRows | None = None
         self.n_left_out = 0
         self.draft_limit = n_draft
+        self.priority = 0
         self.stats = SessionStats(n_draft)
         self._target = target
         self._drafts: list[int] = []  # evaluated after self.tokens, not yet drawn
@@ -251,11 +252,11 @@ class Slot:
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """The number of leading elements that two sequences have in common."""
     n = min(len(a), len(b))
-    a, b = list(a[:n]), list(b[:n])
-    start = next((at for at in range(0, n, _CHUNK) if a[at : at + _CHUNK] != b[at : at + _CHUNK]), n)
-    return start + sum(
-        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a[start:], b[start:], strict=True))
-    )
+    for at in range(0, n, _CHUNK):
+        ours, theirs = list(a[at : min(at + _CHUNK, n)]), list(b[at : min(at + _CHUNK, n)])
+        if ours != theirs:
+            return at + next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    return n
 
 
 _CHUNK: Final = 256  # elements compared at once: prompts of tens of thousands of tokens are common

@@ -1,4 +1,4 @@
-"""Saves a slot's KV caches to disk, so that a saved conversation goes on without being read again.
+"""Copies a slot's KV caches, and saves them to disk, so that a conversation goes on without being read again.
 
 llama.cpp aborts if a state is damaged or belongs to another model. So the file holds a key and digests, and only a
 state that agrees with both is given to llama.cpp.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import json
 import struct
+from array import array
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,29 @@ from mimo_gguf.llama.api import LlamaContext, api
 _MAGIC: Final = b"mimo-gguf state 1\n"
 _LONGEST_HEADER: Final = 64 << 20
 _HEADER: Final = DocumentKind(GgufError, "it is not used", most_bytes=_LONGEST_HEADER)
+_UNUSABLE: Final = (
+    GgufError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, struct.error,
+)  # fmt: skip
 Blob = NDArray[np.uint8]
+
+
+class Caches(NamedTuple):
+    """A copy of a slot's KV caches.
+
+    Attributes:
+        tokens: the tokens whose keys and values they hold.
+        mtp_end: the end of the rows that the MTP context has seen.
+        blobs: the target's cache, then that of the MTP context if there is one.
+    """
+
+    tokens: array[int]
+    mtp_end: int
+    blobs: tuple[Blob, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """The bytes of the copy."""
+        return sum(blob.nbytes for blob in self.blobs) + self.tokens.itemsize * len(self.tokens)
 
 
 def state_key(file: GgufFile, session: Session) -> str:
@@ -45,28 +68,53 @@ def save_state(session: Session, slot: Slot, key: str, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    with session.target.lock:
-        tokens, mtp_end, blobs = _read_caches(session, slot)
+    caches = read_caches(session, slot)
     header = {
-        "key": key, "tokens": tokens, "mtp_end": mtp_end,
-        "sizes": [blob.nbytes for blob in blobs], "digests": [_digest(blob) for blob in blobs],
+        "key": key, "tokens": list(caches.tokens), "mtp_end": caches.mtp_end,
+        "sizes": [blob.nbytes for blob in caches.blobs], "digests": [_digest(blob) for blob in caches.blobs],
     }  # fmt: skip
     text = json.dumps(header).encode()
     with atomic_output(path) as file:
         file.write(_MAGIC + struct.pack("<I", len(text)) + text)
-        for blob in blobs:
+        for blob in caches.blobs:
             file.write(blob.data)
 
 
-def _read_caches(session: Session, slot: Slot) -> tuple[list[int], int, list[Blob]]:
-    """The tokens of a slot, the end of its MTP rows, and its KV caches as bytes."""
+def read_caches(session: Session, slot: Slot) -> Caches:
+    """Copies the KV caches of a slot. Raises BackendError if the MTP context fails."""
+    with session.target.lock:
+        contexts = _contexts(session, slot)
+        blobs = tuple(_read_cache(context, slot.seq_id) for context in contexts)
+        return Caches(array("i", slot.tokens), slot.mtp_rows.end if slot.mtp_rows is not None else 0, blobs)
+
+
+def caches_bytes(session: Session, slot: Slot) -> int:
+    """The bytes that `read_caches` would copy. Raises BackendError if the MTP context fails."""
+    with session.target.lock:
+        return sum(_cache_bytes(context, slot.seq_id) for context in _contexts(session, slot))
+
+
+def _contexts(session: Session, slot: Slot) -> list[LlamaContext]:
+    """The contexts that have caches of a slot, all of which hold what is known and nothing else."""
     session.drop_unfinished(slot)
-    blobs = [_read_cache(session.target, slot.seq_id)]
     drafter = session.drafter
     if drafter is None or slot.mtp_rows is None:
-        return list(slot.tokens), 0, blobs
+        return [session.target]
     drafter.catch_up(slot.mtp_rows)
-    return list(slot.tokens), slot.mtp_rows.end, [*blobs, _read_cache(drafter.context, slot.seq_id)]
+    return [session.target, drafter.context]
+
+
+def write_caches(session: Session, slot: Slot, caches: Caches) -> bool:
+    """Gives a slot these KV caches instead of its own. Returns False, with the slot empty, if llama.cpp refuses them.
+
+    If llama.cpp did not make them itself, for a session as this one, it may end the process.
+    """
+    with session.target.lock:
+        session.reset(slot)
+        is_whole = 0 < len(caches.tokens) < slot.window and _write_all(session, slot, caches)
+        if not is_whole:
+            session.reset(slot)
+        return is_whole
 
 
 def load_state(session: Session, slot: Slot, key: str, path: Path) -> bool:
@@ -82,26 +130,31 @@ def load_state(session: Session, slot: Slot, key: str, path: Path) -> bool:
         wanted = 1 + (drafter is not None)
         if header["key"] != key or len(blobs) < wanted or [_digest(blob) for blob in blobs] != header["digests"]:
             return False
-        tokens, mtp_end = [int(token) for token in header["tokens"]], int(header["mtp_end"])
-    except (GgufError, OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, struct.error):
+        caches = Caches(array("i", map(int, header["tokens"])), int(header["mtp_end"]), tuple(blobs))
+    except (
+        GgufError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+        struct.error,
+    ):
         return False
-    with session.target.lock:
-        session.reset(slot)  # removes what another thread may have put there
-        is_whole = 0 < len(tokens) < slot.window and _write_caches(session, slot, tokens, mtp_end, blobs)
-        if not is_whole:
-            session.reset(slot)
-        return is_whole
+    return write_caches(session, slot, caches)
 
 
-def _write_caches(session: Session, slot: Slot, tokens: list[int], mtp_end: int, blobs: list[Blob]) -> bool:
-    """Gives the slot its tokens and KV caches. Returns False if llama.cpp refuses the caches."""
-    if not _write_cache(session.target, slot.seq_id, blobs[0]):
+def _write_all(session: Session, slot: Slot, caches: Caches) -> bool:
+    """Gives the empty slot its tokens and KV caches. Returns False if llama.cpp refuses the caches."""
+    if not _write_cache(session.target, slot.seq_id, caches.blobs[0]):
         return False
-    slot.tokens = tokens
+    slot.tokens = list(caches.tokens)
     if session.drafter is not None and slot.mtp_rows is not None:
-        if not _write_cache(session.drafter.context, slot.seq_id, blobs[1]):
+        if not _write_cache(session.drafter.context, slot.seq_id, caches.blobs[1]):
             return False
-        slot.mtp_rows.resume(mtp_end)
+        slot.mtp_rows.resume(caches.mtp_end)
     return True
 
 
@@ -127,8 +180,12 @@ def _digest(blob: Blob) -> str:
     return STATE.hex(blob.data)
 
 
+def _cache_bytes(context: LlamaContext, seq_id: int) -> int:
+    return int(api().llama_state_seq_get_size(context.pointer, seq_id))
+
+
 def _read_cache(context: LlamaContext, seq_id: int) -> Blob:
-    blob = np.empty(api().llama_state_seq_get_size(context.pointer, seq_id), np.uint8)
+    blob = np.empty(_cache_bytes(context, seq_id), np.uint8)
     n = api().llama_state_seq_get_data(context.pointer, _bytes_of(blob), blob.nbytes, seq_id)
     return blob[:n]
 

@@ -122,6 +122,8 @@ class FitPlan:
             layers += f" ({' + '.join(str(int(count)) for count in s.tensor_split)})"
         context = f"context {s.n_ctx}" if s.n_seq_max == 1 else f"{s.n_seq_max} contexts of {s.n_ctx_seq}"
         first = f"{layers}, {context}, KV cache {kv}, MTP {mtp}"
+        if s.parked_bytes:
+            first += f", {format_size(s.parked_bytes)} for parked conversations"
         second = ", ".join(
             f"{fit.device.name}: {format_size(fit.needed_bytes)} of {format_size(fit.free_bytes)} free"
             for fit in self.devices

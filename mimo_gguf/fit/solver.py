@@ -51,6 +51,7 @@ class Wishes:
         n_ctx: tokens of context of all conversations together; 0 means the same as None.
         n_seq_max: conversations at a time; they share the context in equal parts.
         n_outputs_max: rows of logits a pass may ask for; 0 means a token and one draft for each conversation.
+        parked_bytes: memory of the host for idle conversations that have no slot.
         exact: as `SessionOptions.exact`; drafts gain nothing then, so there are none unless `mtp` is True.
     """
 
@@ -63,6 +64,7 @@ class Wishes:
     n_outputs_max: int = 0
     flash_attn: bool = True
     exact: bool = False
+    parked_bytes: int = 0
 
     @property
     def drafting(self) -> bool | None:
@@ -206,6 +208,7 @@ def settings_for(model: ModelSizes, wishes: Wishes) -> RunSettings:
         flash_attn=wishes.flash_attn,
         mtp=wishes.drafting is not False,
         exact=wishes.exact,
+        parked_bytes=wishes.parked_bytes,
     )
 
 

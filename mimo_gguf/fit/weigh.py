@@ -216,7 +216,10 @@ def _weigh(model: ModelSizes, settings: RunSettings, devices: Sequence[Device]) 
     needs = predict_memory(model, settings, places, Placement(host.name, host.free_bytes, host.traits))
     fits = [DeviceFit(gpu, _with_driver(gpu, memory)) for gpu, memory in zip(gpus, needs[:-1], strict=True)]
     shared = sum(fit.needed_bytes for fit in fits if fit.device.shares_host_memory)
-    fits.append(DeviceFit(host, replace(needs[-1], shared=shared, program=PROGRAM_BYTES, margin=MARGIN_BYTES)))
+    on_host = replace(
+        needs[-1], parked=settings.parked_bytes, shared=shared, program=PROGRAM_BYTES, margin=MARGIN_BYTES
+    )
+    fits.append(DeviceFit(host, on_host))
     return FitPlan(model, settings, tuple(fits))
 
 

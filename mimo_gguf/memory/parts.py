@@ -59,6 +59,7 @@ class DeviceMemory:
 
     Attributes:
         output_rows: copies of a batch's logits and hidden states.
+        parked: of the host, copies of idle conversations' KV caches.
         shared: of the host, the memory that devices without memory of their own use.
         program: Python, libraries, vocabulary.
         driver: code and handles that a GPU's driver loads at first use.
@@ -69,6 +70,7 @@ class DeviceMemory:
     kv_cache: ContextBytes
     compute: ContextBytes
     output_rows: ContextBytes = NO_CONTEXT
+    parked: int = 0
     shared: int = 0
     program: int = 0
     driver: int = 0
@@ -81,7 +83,7 @@ class DeviceMemory:
 
     @property
     def n_bytes(self) -> int:
-        beside = self.shared + self.program + self.driver + self.margin
+        beside = self.parked + self.shared + self.program + self.driver + self.margin
         return self.counted_bytes + self.output_rows.n_bytes + beside
 
     def named(self) -> dict[str, WeightBytes | ContextBytes | int]:
@@ -90,6 +92,7 @@ class DeviceMemory:
             "KV cache": self.kv_cache,
             "compute buffers": self.compute,
             "output rows": self.output_rows,
+            "parked conversations": self.parked,
             "on devices that share this memory": self.shared,
             "program": self.program,
             "driver": self.driver,

@@ -28,6 +28,7 @@ class RunSettings:
         n_gpu_layers: layers on the devices, the output layer first, then blocks from the last; -1 means all.
         tensor_split: share of each device; empty means by free memory.
         mtp_n_ubatch, mtp_n_outputs_max: the same for the MTP context.
+        parked_bytes: memory of the host for idle conversations that have no slot.
     """
 
     n_ctx: int
@@ -44,6 +45,7 @@ class RunSettings:
     mtp_n_outputs_max: int = 1
     n_gpu_layers: int = ALL_LAYERS
     tensor_split: tuple[float, ...] = ()
+    parked_bytes: int = 0
 
     @property
     def is_exact(self) -> bool:

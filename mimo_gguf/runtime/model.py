@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
@@ -107,21 +107,23 @@ class Model:
             DoesNotFit: the model needs more memory than is free; the hint names what would fit.
             BackendError: llama.cpp cannot load the model or make its contexts.
         """
-        _check_places(path, devices, n_gpu_layers=n_gpu_layers)
-        _check_settings(options, kv_type, mtp, n_ctx=n_ctx, n_ubatch=n_ubatch, n_gpu_layers=n_gpu_layers)
-        options = options or SessionOptions()
-        options = replace(options, exact=exact or options.exact)
-        wishes = wishes_of(options, n_ctx=n_ctx, kv_type=kv_type, mtp=mtp, n_ubatch=n_ubatch, n_gpu_layers=n_gpu_layers)
-        file = read_runnable(resolve_model(path, wishes, devices=devices, force=force))
-        plan = choose_plan(file, wishes, devices)
+        ready = _prepare(
+            path, n_ctx=n_ctx, kv_type=kv_type, mtp=mtp, n_ubatch=n_ubatch, n_gpu_layers=n_gpu_layers,
+            devices=devices, options=options, exact=exact, force=force,
+        )  # fmt: skip
         if not force:
-            check_fit(plan)
+            check_fit(ready.plan)
         if on_plan is not None:
-            on_plan(plan)
-        started = launch(file, plan, wishes, options)
-        model = cls._of(file, started.native, started.session)
+            on_plan(ready.plan)
+        started = launch(ready.file, ready.plan, ready.wishes, ready.options)
+        model = cls._of(ready.file, started.native, started.session)
         model.plan, model.launch_note = started.plan, started.note
         return model
+
+    @classmethod
+    def plan_load(cls, path: str | Path, **settings: Any) -> FitPlan:
+        """The plan that `load` would make with these arguments, whether it fits or not. Raises as `load`."""
+        return _prepare(path, **settings).plan
 
     @classmethod
     def open(cls, path: str | Path, session: SessionOptions, model: ModelOptions | None = None) -> Model:
@@ -307,6 +309,31 @@ class Model:
                 self._running = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What is known before anything is loaded."""
+
+    file: GgufFile
+    wishes: Wishes
+    options: SessionOptions
+    plan: FitPlan
+
+
+def _prepare(
+    path: str | Path, *, n_ctx: int | None = None, kv_type: str | None = None, mtp: bool | None = None,
+    n_ubatch: int | None = None, n_gpu_layers: int | None = None, devices: Sequence[Device] | None = None,
+    options: SessionOptions | None = None, exact: bool = False, force: bool = False,
+) -> _Prepared:  # fmt: skip
+    """Checks the arguments of `Model.load`, finds the file, reads its header and makes the plan."""
+    _check_places(path, devices, n_gpu_layers=n_gpu_layers)
+    _check_settings(options, kv_type, mtp, n_ctx=n_ctx, n_ubatch=n_ubatch, n_gpu_layers=n_gpu_layers)
+    options = options or SessionOptions()
+    options = replace(options, exact=exact or options.exact)
+    wishes = wishes_of(options, n_ctx=n_ctx, kv_type=kv_type, mtp=mtp, n_ubatch=n_ubatch, n_gpu_layers=n_gpu_layers)
+    file = read_runnable(resolve_model(path, wishes, devices=devices, force=force))
+    return _Prepared(file, wishes, options, choose_plan(file, wishes, devices))
+
+
 def _check_places(path: Any, devices: Any, n_gpu_layers: Any) -> None:
     """Refuses a path or devices of the wrong kind."""
     check_kind("path", path, (str, Path), "give a GGUF file, a checkpoint folder or a Hub id")
@@ -356,6 +383,7 @@ def wishes_of(
         n_outputs_max=options.n_outputs_max,
         flash_attn=options.flash_attn is not False,
         exact=options.exact,
+        parked_bytes=options.parked_bytes,
     )
 
 

@@ -17,16 +17,18 @@ from typing import Final, NamedTuple
 from mimo_gguf.chat.answer import Answer, AnswerOptions, AnswerText
 from mimo_gguf.chat.reasoning import Kind, Piece
 from mimo_gguf.core.errors import MimoGgufError, UsageError
+from mimo_gguf.engine.parking import Parking
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Drawn, Outcome, Session
 from mimo_gguf.engine.slot import Slot, WindowFull, common_prefix
 from mimo_gguf.engine.stats import SessionStats
 from mimo_gguf.llama.vocabulary import Vocabulary
+from mimo_gguf.runtime.line import Line
 from mimo_gguf.runtime.scores import AnswerScores
 
 # A request waits if its prompt has so many first tokens in common with one being read, whose cells it then shares.
 _WORTH_WAITING: Final = 32
-_LOOKED_AT: Final = 4  # requests considered for each free slot, so that one that waits does not keep a slot idle
+_LOOKED_AT: Final = 4  # requests passed over for each slot, so that one that waits does not keep a slot idle
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,9 @@ class Request:
         options: what ends the answer, and how long it may think.
         opened: the prompt's text after its own `<think>`; None if it opened no block.
         n_draft: tokens drafted at a time for this answer, at most; 0 for none, None for as many as the session drafts.
+        priority: a request with a higher one gets a slot first, and its prompt is read first; below 0 for work in the
+            background.
+        client: whose request it is. Of requests of one priority, each client has its turn.
     """
 
     prompt: tuple[int, ...]
@@ -46,6 +51,8 @@ class Request:
     options: AnswerOptions = field(default_factory=AnswerOptions)
     opened: str | None = None
     n_draft: int | None = None
+    priority: int = 0
+    client: str = ""
 
 
 class Event(NamedTuple):
@@ -81,8 +88,11 @@ class Scheduler:
         self.session = session
         self.vocabulary = vocabulary
         self._ids = itertools.count(1)
-        self._waiting: deque[_Job] = deque()
+        self._waiting: Line[_Job] = Line()
         self._running: dict[Slot, _Job] = {}
+        self._ends = itertools.count(1)
+        self._used = dict.fromkeys(session.slots, 0)  # slot -> the number of the end of the last request in it
+        self.parking = Parking(session, session.options.parked_bytes)
         self._jobs: dict[int, _Job] = {}  # waiting and running
         self._cancelled: deque[_Job] = deque()  # and not yet ended
         self._assigning = threading.RLock()  # so that a cancel meets this request, not the next one in its slot
@@ -102,6 +112,11 @@ class Scheduler:
         """The number of requests that have no slot yet."""
         return len(self._waiting)
 
+    def n_open(self, priority: int, client: str | None = None) -> int:
+        """The number of requests of this priority and higher ones that have not ended, of one client or of all."""
+        jobs = list(self._jobs.values())
+        return sum(job.priority >= priority and client in (None, job.client) for job in jobs)
+
     def add(self, request: Request) -> int:
         """Queues a request. Returns its number, which its events have.
 
@@ -112,7 +127,7 @@ class Scheduler:
         self.session.slot.check_prompt(request.prompt)
         job = _Job(next(self._ids), request, self.session, self.vocabulary)
         self._jobs[job.id] = job  # first: once it waits another thread may answer it
-        self._waiting.append(job)
+        self._waiting.add(job)
         return job.id
 
     def cancel(self, request_id: int) -> None:
@@ -170,31 +185,61 @@ class Scheduler:
                 continue
             if not job.is_over:
                 job.said.end("abort")
-            self._stop_waiting(job)
+            self._waiting.remove(job)
             yield self._end(job)
 
-    def _stop_waiting(self, job: _Job) -> None:
-        with contextlib.suppress(ValueError):
-            self._waiting.remove(job)
-
     def _admit(self) -> None:
-        """Gives each free slot a request, in their order; one that can soon share a prefix waits for that."""
+        """Gives each free slot the request whose turn it is; one that can soon share a prefix waits for that."""
+        if len(self._running) == len(self.session.slots):
+            self._interrupt_lower()
         free = [slot for slot in self.session.slots if slot not in self._running]
-        for job in list(itertools.islice(self._waiting, _LOOKED_AT * len(free))):
-            if not free:
+        passed_over: set[int] = set()
+        while free and len(passed_over) < _LOOKED_AT * len(self.session.slots):
+            job = self._waiting.next(self._running.values(), passed_over)
+            if job is None:
                 break
             if self._gains_by_waiting(job):
+                passed_over.add(job.id)
                 continue
-            slot = max(free, key=lambda slot: common_prefix(slot.tokens, job.prompt))
+            slot = max(free, key=lambda slot: self._suits(slot, job))
             free.remove(slot)
             with self._assigning:
                 self._running[slot] = job
                 job.slot = slot
-            self._waiting.remove(job)  # last, so that an exception in between cannot lose it
+            self._waiting.serve(job)  # last, so that an exception in between cannot lose it
             try:
+                self.parking.make_way(slot, job.to_read, reads_anew=job.wants_rows)
                 job.begin(slot)
             except MimoGgufError as error:
                 job.error = error
+
+    def _interrupt_lower(self) -> None:
+        """Frees a slot for a request of a higher priority than one that runs, which goes on later."""
+        first = self._waiting.next(self._running.values())
+        slot, lowest = min(self._running.items(), key=lambda entry: (entry[1].priority, -entry[1].id))
+        if first is None or lowest.priority >= first.priority or not lowest.can_pause:
+            return
+        self._waiting.add(lowest, goes_first=True)  # first, so that an exception in between cannot lose it
+        with self._assigning:
+            lowest.pause()
+            del self._running[slot]
+            self._used[slot] = next(self._ends)
+            slot.clear_cancel()  # whoever is cancelled is in `_cancelled`, too
+        self.session.drop_unfinished(slot)
+
+    def _suits(self, slot: Slot, job: _Job) -> tuple[int, int]:
+        """How well a request goes into a free slot; what two have in common is shared between slots in any case.
+
+        Best is one whose conversation goes on, then an empty one, then one with mostly the same tokens, then the one
+        that was used longest ago.
+        """
+        n_tokens = len(slot.tokens)
+        same = 0 if job.wants_rows else common_prefix(slot.tokens, job.to_read)
+        if not n_tokens:
+            return 2, 0
+        if same == n_tokens:
+            return 3, same
+        return (1, same) if 2 * same > n_tokens else (0, -self._used[slot])
 
     def _gains_by_waiting(self, job: _Job) -> bool:
         """Whether a prompt that is being read has more first tokens in common with this one than any slot has."""
@@ -205,6 +250,7 @@ class Scheduler:
         if most < _WORTH_WAITING:
             return False
         there = max(common_prefix(slot.tokens, job.prompt) for slot in self.session.slots)
+        there = max(there, self.parking.longest(job.prompt))
         return most >= there + _WORTH_WAITING
 
     def _reading(self) -> list[_Job]:
@@ -265,6 +311,7 @@ class Scheduler:
             slot, job.slot = job.slot, None
             if slot is not None:
                 self._running.pop(slot, None)
+                self._used[slot] = next(self._ends)
                 slot.clear_cancel()  # no later cancel of this request can reach the slot
         if slot is not None:
             with contextlib.suppress(UsageError):  # the model was closed, and with it every slot
@@ -277,7 +324,7 @@ class Scheduler:
             job.slot = slot
         dropped = list(jobs)
         for job in dropped:
-            self._stop_waiting(job)
+            self._waiting.remove(job)
             with contextlib.suppress(UsageError):
                 self._end(job)
         return dropped
@@ -288,6 +335,7 @@ class _Job:
 
     def __init__(self, number: int, request: Request, session: Session, vocabulary: Vocabulary) -> None:
         self.id = number
+        self.priority, self.client = request.priority, request.client
         self.prompt = list(request.prompt)
         self.said = AnswerText(vocabulary, request.options, request.opened)
         self.sampler: Sampler  # from `begin` on
@@ -302,6 +350,7 @@ class _Job:
         self._sampling = request.sampling.seeded()
         self._used: Slot | None = None
         self._before: SessionStats | None = None
+        self._earlier = SessionStats(session.options.n_draft)  # before it was interrupted
         self._stats: SessionStats | None = None  # of the whole answer, once it has ended
 
     @property
@@ -313,6 +362,11 @@ class _Job:
         """Whether the prompt must still be read although no token is wanted."""
         is_empty = self.said.stop_reason == "max_tokens" and not self.said.tokens
         return is_empty and self.error is None and self.slot is not None and bool(self.slot.prompt)
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether it can be interrupted and go on later; scores of a prompt would be made twice."""
+        return not self.is_over and not self.wants_rows
 
     @property
     def wants_rows(self) -> bool:
@@ -336,11 +390,23 @@ class _Job:
             UsageError: the grammar is not GBNF, a bias names an unknown token, or the model was closed.
         """
         self._before, self._used = slot.stats.copy(), slot
-        self.sampler = Sampler(
-            self._session.model, self._sampling, self.prompt, at_first=self._late, n_first=self._options.min_tokens
-        )
-        self._session.begin(slot, self.prompt, wants_rows=self.wants_rows, n_draft=self._n_draft)
+        if not hasattr(self, "sampler"):  # else it goes on where it was interrupted
+            self.sampler = Sampler(
+                self._session.model, self._sampling, self.prompt, at_first=self._late, n_first=self._options.min_tokens
+            )
+        self._session.begin(slot, self.to_read, wants_rows=self.wants_rows, n_draft=self._n_draft)
+        slot.priority = self.priority
         self.n_to_read = len(slot.prompt)
+
+    def pause(self) -> None:
+        """Leaves its slot, to begin again later."""
+        self._earlier, self.slot = self._counts(), None
+        self._used = self._before = None
+
+    @property
+    def to_read(self) -> list[int]:
+        """The prompt, and what was drawn before it was interrupted."""
+        return self.prompt + list(self.said.tokens)
 
     def event(self, pieces: Sequence[Piece]) -> Event:
         return Event(self.id, tuple(pieces), len(self.said.tokens))
@@ -356,8 +422,8 @@ class _Job:
         if self._stats is not None:
             return self._stats
         if self._used is None or self._before is None:
-            return SessionStats(self._session.options.n_draft)
-        return self._used.stats.since(self._before)
+            return self._earlier
+        return self._earlier + self._used.stats.since(self._before)
 
     @property
     def answer(self) -> Answer:
