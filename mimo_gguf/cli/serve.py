@@ -25,7 +25,6 @@ from mimo_gguf.cli.options import (
     Host,
     KvType,
     LogFile,
-    ModelName,
     ModelsDir,
     Mtp,
     Parallel,
@@ -37,6 +36,7 @@ from mimo_gguf.cli.options import (
     Yes,
 )
 from mimo_gguf.cli.workers import use_workers
+from mimo_gguf.core.errors import UsageError
 
 if TYPE_CHECKING:
     from mimo_gguf.fit.plan import FitPlan
@@ -44,20 +44,39 @@ if TYPE_CHECKING:
 
 
 def command(
-    file: ModelName,
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="A GGUF, a checkpoint folder, or a Hub id.", show_default=False),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME=FILE", help="A model loaded at its first request; may be repeated."),
+    ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8080,
     alias: Annotated[
-        list[str] | None, typer.Option("--alias", metavar="NAME", help="A further name of the model; may be repeated.")
+        list[str] | None,
+        typer.Option("--alias", metavar="NAME", help="A further name of the first model; may be repeated."),
     ] = None,
     ctx: Ctx = None,
     parallel: Parallel = 4,
     mem_fraction: Annotated[
         float | None,
+        typer.Option("--mem-fraction", metavar="X", help="Share of the free memory that may be used [default: all]."),
+    ] = None,
+    cache_ram: Annotated[
+        str | None,
         typer.Option(
-            "--mem-fraction", metavar="X", help="Share of the memory that may be used [default: what is free]."
+            "--cache-ram",
+            metavar="SIZE",
+            show_default=False,
+            help="Host memory for idle conversations whose slot is needed, 0 none [default: half of what is left].",
         ),
     ] = None,
+    max_pause: Annotated[
+        float,
+        typer.Option("--max-pause", metavar="S", help="Seconds that a prompt may hold up others' tokens, 0 any."),
+    ] = 0.5,
     queue: Annotated[
         int, typer.Option("--queue", min=0, metavar="N", help="Answers that may wait; past that clients get a 429.")
     ] = 64,
@@ -99,6 +118,7 @@ def command(
     """
     from mimo_gguf.server.start import serve
 
+    named = _named(model or [])
     use_workers(rpc or [])
     with copied_log(log_file, verbose), loading(shown=True, alive=False) as show_plan:
         plans: list[FitPlan] = []
@@ -108,19 +128,34 @@ def command(
             show_plan(plan)
 
         def on_ready(settings: Settings) -> None:
-            print_advice(plans[0], gpu_layers)
+            for plan in plans:
+                print_advice(plan, gpu_layers)
             _show_log()
-            ui.print_note(f"listening on {settings.url}/v1 as {settings.names[0]}")
+            names = dict.fromkeys((settings.names[0], *named))
+            ui.print_note(f"listening on {settings.url}/v1 as {', '.join(names)}")
 
         everything = serve(
-            file, host=host, port=port, alias=alias or (), ctx=ctx, parallel=parallel, mem_fraction=mem_fraction,
-            queue=queue, time_limit=time_limit, mtp=mtp, draft=draft, always_draft=always_draft, threads=threads,
-            gpu_layers=gpu_layers, kv_type=kv_type, ubatch=ubatch, exact=exact, api_key=api_key or (),
-            api_key_file=api_key_file, insecure=insecure, cors_origin=cors_origin or (), tls_cert=tls_cert,
-            tls_key=tls_key, force=force, on_plan=on_plan, on_ready=on_ready,
-            find=partial(find_model, yes=yes, models_dir=models_dir),
+            file, model=named or None, host=host, port=port, alias=alias or (), ctx=ctx, parallel=parallel,
+            mem_fraction=mem_fraction, cache_ram=cache_ram, max_pause=max_pause, queue=queue, time_limit=time_limit,
+            mtp=mtp, draft=draft, always_draft=always_draft, threads=threads, gpu_layers=gpu_layers, kv_type=kv_type,
+            ubatch=ubatch, exact=exact, api_key=api_key or (), api_key_file=api_key_file, insecure=insecure,
+            cors_origin=cors_origin or (), tls_cert=tls_cert, tls_key=tls_key, force=force, on_plan=on_plan,
+            on_ready=on_ready, find=partial(find_model, yes=yes, models_dir=models_dir),
         )  # fmt: skip
     raise typer.Exit(0 if everything else 130)
+
+
+def _named(given: list[str]) -> dict[str, str | Path]:
+    """The files of `--model NAME=FILE` by name."""
+    found: dict[str, str | Path] = {}
+    for each in given:
+        name, equals, file = each.partition("=")
+        if not equals or not name or not file:
+            raise UsageError(f"--model {each}: not NAME=FILE", hint="for example --model small=MiMo-7B-RL-Q4_K_M.gguf")
+        if name in found:
+            raise UsageError(f"two models are called {name}", hint="choose another name")
+        found[name] = Path(file)
+    return found
 
 
 def _show_log() -> None:

@@ -9,12 +9,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.server.answers import Answers
 from mimo_gguf.server.anthropic_form import failure_json, message_events, whole_message
 from mimo_gguf.server.anthropic_requests import CountBody, MessagesBody, as_chat
 from mimo_gguf.server.api import Api
 from mimo_gguf.server.failures import failure_of
-from mimo_gguf.server.jobs import Job, chat_job, chat_prompt
+from mimo_gguf.server.jobs import chat_job, chat_prompt
 from mimo_gguf.server.streams import event_lines
 
 
@@ -22,7 +23,7 @@ class AnthropicApi:
     """`/v1/messages` and `/v1/messages/count_tokens`."""
 
     def __init__(self, api: Api) -> None:
-        self._api, self._engine = api, api.engine
+        self._api = api
 
     @property
     def routes(self) -> list[Route]:
@@ -41,26 +42,21 @@ class AnthropicApi:
         return await self._api.answer(request, self._count, failure_json)
 
     async def _message(self, raw: bytes) -> Response:
-        body, job = await asyncio.to_thread(self._job, raw)
-        answers, name = Answers.begin(job, self._engine), self._api.name(body.model)
+        body, use = await self._api.read(MessagesBody, raw)
+        job = await asyncio.to_thread(lambda: chat_job(as_chat(body), use.llm))
+        answers = Answers.begin(job, use.engine)
         if not body.stream:
-            return JSONResponse(await whole_message(answers, name, shows_reasoning=body.shows_thinking))
-        events = message_events(answers, name, shows_reasoning=body.shows_thinking)
+            return JSONResponse(await whole_message(answers, use.name, shows_reasoning=body.shows_thinking))
+        events = message_events(answers, use.name, shows_reasoning=body.shows_thinking)
         return await self._api.stream(event_lines(events, _failed))
 
-    def _job(self, raw: bytes) -> tuple[MessagesBody, Job]:
-        body = MessagesBody.model_validate_json(raw)
-        self._api.name(body.model)
-        return body, chat_job(as_chat(body), self._engine.llm)
-
     async def _count(self, raw: bytes) -> Response:
-        return JSONResponse({"input_tokens": await asyncio.to_thread(self._n_tokens, raw)})
+        body, use = await self._api.read(CountBody, raw)
+        return JSONResponse({"input_tokens": await asyncio.to_thread(_n_tokens, body, use.llm)})
 
-    def _n_tokens(self, raw: bytes) -> int:
-        body = CountBody.model_validate_json(raw)
-        self._api.name(body.model)
-        llm = self._engine.llm
-        return len(llm.model.vocabulary.tokenize(chat_prompt(as_chat(body), llm)))
+
+def _n_tokens(body: CountBody, llm: LLM) -> int:
+    return len(llm.model.vocabulary.tokenize(chat_prompt(as_chat(body), llm)))
 
 
 def _failed(error: Exception) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.server.requests import Body, ChatBody, Count, Effort, Loose, Texts
+from mimo_gguf.server.requests import Body, ChatBody, Count, Effort, Loose, ModelBody, Texts
 
 _TEXT_ONLY = "MiMo-7B reads text only"
 
@@ -73,10 +73,9 @@ class OutputConfig(Body):
     format: OutputFormat | None = None
 
 
-class CountBody(Body):
+class CountBody(ModelBody):
     """The body of `/v1/messages/count_tokens`."""
 
-    model: str | None = None
     messages: Annotated[list[AnthropicMessage], Field(min_length=1, max_length=10_000)]
     system: Blocks | None = None
     tools: Annotated[list[AnthropicTool], Field(max_length=128)] | None = None

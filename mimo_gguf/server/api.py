@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -14,27 +14,28 @@ from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.server.answers import Answers
 from mimo_gguf.server.chat_form import Head, chat_chunks, whole_chat
 from mimo_gguf.server.completion_form import completion_chunks, whole_completion
-from mimo_gguf.server.engine import Engine
 from mimo_gguf.server.failures import Failure, failure_of, refusal
-from mimo_gguf.server.jobs import Job, chat_job, completion_job
+from mimo_gguf.server.jobs import chat_job, completion_job
 from mimo_gguf.server.looking import properties, tokenizer_info
 from mimo_gguf.server.metrics import CONTENT_TYPE, Metrics
-from mimo_gguf.server.requests import ChatBody, CompletionBody, DetokenizeBody, Drawing, TemplateBody, TokenizeBody
+from mimo_gguf.server.models import Models, Served, Use
+from mimo_gguf.server.requests import ChatBody, CompletionBody, Drawing, ModelBody
 from mimo_gguf.server.settings import Settings
 from mimo_gguf.server.streams import ClientGone, EventStream, data_lines, until_gone, with_comments
 
 Work = Callable[[bytes], Coroutine[Any, Any, Response]]
 FailureForm = Callable[[Failure], dict[str, Any]]
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
-B = TypeVar("B", TokenizeBody, DetokenizeBody, TemplateBody)
+B = TypeVar("B", bound=ModelBody)
+_SHORT: Final = 1 << 14  # bytes of a body that are read at once; longer ones in a thread, so that nothing else waits
 
 
 class Api:
-    """What the paths do. One object for one model."""
+    """What the paths do."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        self.engine, self.settings = engine, settings
-        self.counts = Metrics(engine)
+    def __init__(self, models: Models, settings: Settings) -> None:
+        self.models, self.settings = models, settings
+        self.counts = Metrics(models)
 
     # ---- paths
 
@@ -46,14 +47,16 @@ class Api:
         """`POST /v1/completions`."""
         return await self.answer(request, self._completion)
 
-    async def models(self, request: Request) -> Response:
+    async def list_models(self, request: Request) -> Response:
         """`GET /v1/models`."""
-        return JSONResponse({"object": "list", "data": [self._describe(name) for name in self.settings.names]})
+        data = [described(name, served) for served in self.models.all for name in served.names]
+        return JSONResponse({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
         """`GET /v1/models/NAME`."""
+        name = request.path_params["name"]
         try:
-            return JSONResponse(self._describe(self.name(request.path_params["name"])))
+            return JSONResponse(described(name, self.models.find(name)))
         except Exception as error:
             return failed(error)
 
@@ -66,23 +69,25 @@ class Api:
         return Response(self.counts.text(), media_type=CONTENT_TYPE)
 
     async def props(self, request: Request) -> Response:
-        """`GET /props`."""
-        return JSONResponse(properties(self.engine.llm, self.settings.names))
+        """`GET /props?model=NAME`."""
+        return await self._tell(request, lambda use: properties(use.llm, use.names))
 
     async def tokenizer_info(self, request: Request) -> Response:
-        """`GET /tokenizer_info`."""
-        return JSONResponse(tokenizer_info(self.engine.llm))
+        """`GET /tokenizer_info?model=NAME`."""
+        return await self._tell(request, lambda use: tokenizer_info(use.llm))
+
+    async def _tell(self, request: Request, look: Callable[[Use], dict[str, Any]]) -> Response:
+        try:
+            return JSONResponse(look(await self.models.use(request.query_params.get("model"))))
+        except Exception as error:
+            return failed(error)
 
     def lookup(self, kind: type[B], look: Callable[[B, LLM], dict[str, Any]]) -> Endpoint:
         """The endpoint of a path whose answer `look` makes of a body and the model, without generating."""
 
-        def read(raw: bytes) -> dict[str, Any]:
-            body = kind.model_validate_json(raw)
-            self.name(body.model)
-            return look(body, self.engine.llm)
-
         async def work(raw: bytes) -> Response:
-            return JSONResponse(await asyncio.to_thread(read, raw))
+            body, use = await self.read(kind, raw)
+            return JSONResponse(await asyncio.to_thread(look, body, use.llm))
 
         async def endpoint(request: Request) -> Response:
             return await self.answer(request, work)
@@ -117,54 +122,53 @@ class Api:
             raise refusal(408, "the body did not come in time", code="body_too_slow") from None
         return bytes(body)
 
+    async def read(self, kind: type[B], raw: bytes) -> tuple[B, Use]:
+        """A body, and the model that it asks for. Raises ValidationError, and Refused as `Models.use`."""
+        body = kind.model_validate_json(raw) if len(raw) <= _SHORT else await asyncio.to_thread(_validated, kind, raw)
+        return body, await self.models.use(body.model)
+
     async def _chat(self, raw: bytes) -> Response:
-        body, job = await asyncio.to_thread(self._chat_job, raw)
-        answers, head = Answers.begin(job, self.engine), Head("chatcmpl", self.name(body.model))
-        vocabulary = self.engine.llm.model.vocabulary
+        body, use = await self.read(ChatBody, raw)
+        job = await asyncio.to_thread(chat_job, body, use.llm)
+        answers, head = Answers.begin(job, use.engine), Head("chatcmpl", use.name)
+        vocabulary = use.llm.model.vocabulary
         if not body.stream:
             return JSONResponse(await whole_chat(answers, head, vocabulary))
         chunks = chat_chunks(answers, head, vocabulary, with_usage=_wants_usage(body))
         return await self.stream(data_lines(chunks))
 
-    def _chat_job(self, raw: bytes) -> tuple[ChatBody, Job]:
-        body = ChatBody.model_validate_json(raw)
-        self.name(body.model)
-        return body, chat_job(body, self.engine.llm)
-
     async def _completion(self, raw: bytes) -> Response:
-        body, job = await asyncio.to_thread(self._completion_job, raw)
-        answers, head = Answers.begin(job, self.engine), Head("cmpl", self.name(body.model))
-        vocabulary = self.engine.llm.model.vocabulary
+        body, use = await self.read(CompletionBody, raw)
+        job = await asyncio.to_thread(completion_job, body, use.llm)
+        answers, head = Answers.begin(job, use.engine), Head("cmpl", use.name)
+        vocabulary = use.llm.model.vocabulary
         if not body.stream:
             return JSONResponse(await whole_completion(answers, head, vocabulary))
         chunks = completion_chunks(answers, head, vocabulary, with_usage=_wants_usage(body))
         return await self.stream(data_lines(chunks))
-
-    def _completion_job(self, raw: bytes) -> tuple[CompletionBody, Job]:
-        body = CompletionBody.model_validate_json(raw)
-        self.name(body.model)
-        return body, completion_job(body, self.engine.llm)
 
     async def stream(self, lines: AsyncGenerator[str, None]) -> Response:
         """The response that streams. It waits for the first line, so that a failure still has its status."""
         commented = with_comments(lines, self.settings.keep_alive_s)
         return EventStream(await anext(commented), commented)
 
-    def name(self, wanted: str | None) -> str:
-        """The name under which a request is answered. Raises Refused for a model that is not here."""
-        names = self.settings.names
-        if not wanted:
-            return names[0]
-        if wanted not in names:
-            message = f"no model {wanted[:100]!r} here; there is {', '.join(names)}"
-            raise refusal(404, message, code="model_not_found", param="model")
-        return wanted
 
-    def _describe(self, name: str) -> dict[str, Any]:
-        model = self.engine.llm.model
-        created = int(model.file.path.stat().st_mtime)
-        described = {"id": name, "object": "model", "created": created, "owned_by": "mimo-gguf"}
-        return described | {"max_model_len": model.session.window, "mtp": model.has_mtp}
+def described(name: str, served: Served) -> dict[str, Any]:
+    """A model in lists: its name, whether it is loaded, and then its window and whether it drafts."""
+    model = None if served.engine is None else served.engine.llm.model
+    return {
+        "id": name,
+        "object": "model",
+        "created": served.created_s,
+        "owned_by": "mimo-gguf",
+        "loaded": served.is_loaded,
+        "max_model_len": None if model is None else model.session.window,
+        "mtp": None if model is None else model.has_mtp,
+    }
+
+
+def _validated(kind: type[B], raw: bytes) -> B:
+    return kind.model_validate_json(raw)
 
 
 def failed(error: Exception, form: FailureForm = Failure.as_json) -> Response:

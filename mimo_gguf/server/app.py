@@ -13,22 +13,22 @@ from starlette.routing import Route
 
 from mimo_gguf.server.anthropic_api import AnthropicApi
 from mimo_gguf.server.api import Api, failed
-from mimo_gguf.server.engine import Engine
 from mimo_gguf.server.failures import Failure
 from mimo_gguf.server.guard import Guard
 from mimo_gguf.server.looking import detokenized, templated, tokenized
+from mimo_gguf.server.models import Models
 from mimo_gguf.server.page.routes import PageApi
 from mimo_gguf.server.requests import DetokenizeBody, TemplateBody, TokenizeBody
 from mimo_gguf.server.responses_api import ResponsesApi
 from mimo_gguf.server.settings import Settings
 
 
-def make_app(engine: Engine, settings: Settings) -> Starlette:
-    """The ASGI application of a model."""
-    api = Api(engine, settings)
+def make_app(models: Models, settings: Settings) -> Starlette:
+    """The ASGI application of some models."""
+    api = Api(models, settings)
     routes = [
         Route("/health", api.health, methods=["GET"]),
-        Route("/v1/models", api.models, methods=["GET"]),
+        Route("/v1/models", api.list_models, methods=["GET"]),
         Route("/v1/models/{name:path}", api.model, methods=["GET"]),
         Route("/v1/chat/completions", api.chat_completions, methods=["POST"]),
         Route("/v1/completions", api.completions, methods=["POST"]),

@@ -14,9 +14,11 @@ from typing import Final
 
 from mimo_gguf.chat.answer import Answer
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.engine.parking import Parking
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.runtime.pump import Pump
 from mimo_gguf.runtime.scheduler import Event, Request
+from mimo_gguf.server.asking import Asking, who_asks
 from mimo_gguf.server.failures import Failure, Refused
 
 _LONGEST_RETRY_S: Final = 60
@@ -65,15 +67,26 @@ class Engine:
         """The number of slots."""
         return self.llm.model.session.options.n_parallel
 
+    @property
+    def n_cached(self) -> int:
+        """The number of tokens in the KV cache; those that slots share count twice."""
+        return sum(len(slot.tokens) for slot in self.llm.model.session.slots)
+
+    @property
+    def parking(self) -> Parking:
+        """The conversations that are parked in the host's memory."""
+        return self.llm.model.driver.scheduler.parking
+
     def submit(self, requests: Sequence[Request]) -> Call:
-        """Queues the requests of one call.
+        """Queues the requests of one call, as those of the client that asks.
 
         Raises:
             Refused: the queue is full.
             UsageError: more answers than the queue ever holds, a prompt that is empty or too long, or a closed model.
         """
-        self._check_room(len(requests))
-        return Call(self, requests, self._pump, self.limits.time_s)
+        asking = who_asks()
+        self._check_room(len(requests), asking)
+        return Call(self, [asking.stamped(request) for request in requests], self._pump, self.limits.time_s)
 
     def close(self) -> None:
         """Ends all answers with "abort" and frees the model."""
@@ -84,16 +97,20 @@ class Engine:
         """Notes how long a call took, to tell others when to come again."""
         self._mean_s += _NEWEST * (seconds - self._mean_s)
 
-    def _check_room(self, n: int) -> None:
-        most = self.n_parallel + self.limits.n_waiting
+    def _check_room(self, n: int, asking: Asking) -> None:
+        """Refuses what the queue has no room for. A client without a request of its own may go a little beyond it."""
+        scheduler, most = self.llm.model.driver.scheduler, self.n_parallel + self.limits.n_waiting
         if n > most:
             raise UsageError(f"{n} answers in one request", hint=f"this server takes {most} at a time")
-        if self.n_running + self.n_waiting + n <= most:
+        n_open = scheduler.n_open(asking.priority)
+        is_new = self.limits.n_waiting > 0 and not scheduler.n_open(asking.priority, asking.client)
+        if n_open + n <= most + (self.n_parallel if is_new else 0):
             return
-        seconds = math.ceil(self._mean_s * (self.n_waiting + 1) / self.n_parallel)
+        n_waiting = max(n_open - self.n_parallel, 0)
+        seconds = math.ceil(self._mean_s * (n_waiting + 1) / self.n_parallel)
         raise Refused(
             Failure(
-                429, f"{self.n_waiting} answers are waiting already", "rate_limit_error", "queue_full",
+                429, f"{n_waiting} answers are waiting already", "rate_limit_error", "queue_full",
                 retry_after_s=max(1, min(seconds, _LONGEST_RETRY_S)),
             )
         )  # fmt: skip

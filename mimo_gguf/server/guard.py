@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mimo_gguf.core.log import LOGGER
 from mimo_gguf.server.anthropic_form import failure_json
+from mimo_gguf.server.asking import asking
 from mimo_gguf.server.failures import Failure
 from mimo_gguf.server.page.files import FILES
 from mimo_gguf.server.settings import Settings, digest
@@ -63,7 +64,8 @@ class Guard:
         elif scope["method"] == "OPTIONS" and origin is not None:
             await _send_preflight(headers, send_named)
         else:
-            await self._app(scope, receive, send_named)
+            with asking(_client_of(scope, headers, keyed=bool(self._settings.api_keys))):
+                await self._app(scope, receive, send_named)
         seconds = time.perf_counter() - began
         self._on_end(scope["path"], status, seconds)
         LOGGER.info("%s %s %r %d %.3f s", request_id, scope["method"], scope["path"], status, seconds)
@@ -103,13 +105,24 @@ def _is_our_host(header: str, bound: str) -> bool:
     return True
 
 
-def _has_key(headers: Headers, keys: Sequence[bytes]) -> bool:
-    """Whether a request has one of the keys. Each is compared in constant time, and all are compared."""
+def _client_of(scope: Scope, headers: Headers, *, keyed: bool) -> str:
+    """Whose a request is: its key's, or without keys its program's, as far as address and name tell."""
+    if keyed:
+        return " ".join(digest(key).hex() for key in _given_keys(headers))
+    host, _ = scope.get("client") or ("", 0)
+    return f"{host} {headers.get('user-agent', '')[:200]}"
+
+
+def _given_keys(headers: Headers) -> list[str]:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     given = [token.strip()] if scheme.lower() == "bearer" else []
-    given += [headers["x-api-key"]] if "x-api-key" in headers else []
+    return given + ([headers["x-api-key"]] if "x-api-key" in headers else [])
+
+
+def _has_key(headers: Headers, keys: Sequence[bytes]) -> bool:
+    """Whether a request has one of the keys. Each is compared in constant time, and all are compared."""
     found = False
-    for each in given:
+    for each in _given_keys(headers):
         for key in keys:
             found |= hmac.compare_digest(digest(each), key)
     return found

@@ -12,10 +12,22 @@ from prometheus_client.registry import Collector
 
 from mimo_gguf.engine.stats import SessionStats
 from mimo_gguf.server.engine import Engine
+from mimo_gguf.server.models import Models
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-# name -> what it counts, and how it is read from the counts of the session
+# name -> what it is now, and how it is read from a loaded model's engine
+_GAUGES: Final[dict[str, tuple[str, Callable[[Engine], float]]]] = {
+    "loaded": ("Whether the model is loaded", lambda engine: 1),
+    "running": ("Answers that have a slot", lambda engine: engine.n_running),
+    "waiting": ("Answers that wait for a slot", lambda engine: engine.n_waiting),
+    "slots": ("Slots", lambda engine: engine.n_parallel),
+    "parked_conversations": ("Conversations parked in the host's memory", lambda engine: len(engine.parking)),
+    "parked_bytes": ("Bytes of these", lambda engine: engine.parking.n_bytes),
+    "parked_bytes_most": ("Bytes that these may have", lambda engine: engine.parking.most_bytes),
+    "cached_cells": ("Tokens in the KV cache, shared ones counted twice", lambda engine: engine.n_cached),
+}
+# name -> what it counts, and how it is read from the counts of all sessions of the model
 _COUNTS: Final[dict[str, tuple[str, Callable[[SessionStats], float]]]] = {
     "prompt_tokens": ("Tokens of prompts that were evaluated", lambda stats: stats.n_prompt),
     "cached_tokens": ("Tokens of prompts that were in the KV cache already", lambda stats: stats.n_reused),
@@ -35,10 +47,10 @@ class Metrics:
         paths: the paths that have series of their own; all others share one, so that strangers make no new series.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, models: Models) -> None:
         self.paths: frozenset[str] = frozenset()
         self._registry = CollectorRegistry()
-        self._registry.register(_SessionCounts(engine))
+        self._registry.register(_ModelCounts(models))
         self._requests = Counter(
             "mimo_gguf_requests", "Requests, by path and status", ["path", "status"], registry=self._registry
         )
@@ -50,7 +62,7 @@ class Metrics:
             "mimo_gguf_first_token_seconds", "Seconds from a call to its first token", registry=self._registry,
             buckets=_SECONDS,
         )  # fmt: skip
-        engine.on_first_token = self._first.observe
+        models.on_first_token = self._first.observe
 
     def note_request(self, path: str, status: int, seconds: float) -> None:
         """Counts a request that has ended."""
@@ -63,19 +75,26 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _SessionCounts(Collector):
-    """Reads the counts that the engine keeps anyway."""
+class _ModelCounts(Collector):
+    """Reads the counts that the engines keep anyway. Each series has its model's name."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, models: Models) -> None:
+        self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        engine, session = self._engine, self._engine.llm.model.session
-        yield GaugeMetricFamily("mimo_gguf_running", "Answers that have a slot", engine.n_running)
-        yield GaugeMetricFamily("mimo_gguf_waiting", "Answers that wait for a slot", engine.n_waiting)
-        yield GaugeMetricFamily("mimo_gguf_slots", "Slots", engine.n_parallel)
-        n_cells = sum(len(slot.tokens) for slot in session.slots)
-        yield GaugeMetricFamily("mimo_gguf_cached_cells", "Tokens in the KV cache, shared ones counted twice", n_cells)
-        stats = session.stats
-        for name, (text, read) in _COUNTS.items():
-            yield CounterMetricFamily(f"mimo_gguf_{name}", text, read(stats))
+        gauges = {
+            name: GaugeMetricFamily(f"mimo_gguf_{name}", text, labels=["model"]) for name, (text, _) in _GAUGES.items()
+        }
+        counts = {
+            name: CounterMetricFamily(f"mimo_gguf_{name}", text, labels=["model"])
+            for name, (text, _) in _COUNTS.items()
+        }
+        for served in self._models.all:
+            label, engine = [served.names[0]], served.engine
+            for name, (_, look) in _GAUGES.items():
+                gauges[name].add_metric(label, 0 if engine is None else look(engine))
+            stats = served.stats
+            for name, (_, read) in _COUNTS.items():
+                counts[name].add_metric(label, 0 if stats is None else read(stats))
+        yield from gauges.values()
+        yield from counts.values()

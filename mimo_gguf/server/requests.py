@@ -29,6 +29,12 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
+class ModelBody(Body):
+    """The body of a request to one of the models; without a name, to the first."""
+
+    model: str | None = None
+
+
 class Loose(BaseModel):
     """A part of a body whose further fields are left as they are: clients send back whole messages of ours."""
 
@@ -114,10 +120,9 @@ class NamedTool(Loose):
     function: NamedFunction
 
 
-class Drawing(Body):
+class Drawing(ModelBody):
     """How tokens are drawn and what ends an answer: the same fields for chat and completions."""
 
-    model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
@@ -189,16 +194,13 @@ class CompletionBody(Drawing):
     best_of: int | None = None
 
 
-class TemplateBody(Conversation, Body):
+class TemplateBody(Conversation, ModelBody):
     """The body of `/apply-template`."""
 
-    model: str | None = None
 
-
-class TokenizeBody(Body):
+class TokenizeBody(ModelBody):
     """The body of `/tokenize`: llama-server's `content`, or vLLM's `prompt` or `messages`."""
 
-    model: str | None = None
     content: str | None = None
     prompt: str | None = None
     messages: Annotated[list[dict[str, Any]], Field(max_length=10_000)] | None = None
@@ -219,8 +221,7 @@ class TokenizeBody(Body):
         return {name: getattr(self, name) for name in names}
 
 
-class DetokenizeBody(Body):
+class DetokenizeBody(ModelBody):
     """The body of `/detokenize`."""
 
-    model: str | None = None
     tokens: Tokens

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from mimo_gguf.server.answers import Answers
 from mimo_gguf.server.api import Api
 from mimo_gguf.server.failures import failure_of
-from mimo_gguf.server.jobs import Job, chat_job
+from mimo_gguf.server.jobs import chat_job
 from mimo_gguf.server.responses_form import response_events, whole_response
 from mimo_gguf.server.responses_requests import ResponsesBody, response_as_chat
 from mimo_gguf.server.streams import event_lines
@@ -22,7 +22,7 @@ class ResponsesApi:
     """`/v1/responses`."""
 
     def __init__(self, api: Api) -> None:
-        self._api, self._engine = api, api.engine
+        self._api = api
 
     @property
     def routes(self) -> list[Route]:
@@ -34,16 +34,12 @@ class ResponsesApi:
         return await self._api.answer(request, self._respond)
 
     async def _respond(self, raw: bytes) -> Response:
-        body, job = await asyncio.to_thread(self._job, raw)
-        answers, name = Answers.begin(job, self._engine), self._api.name(body.model)
+        body, use = await self._api.read(ResponsesBody, raw)
+        job = await asyncio.to_thread(lambda: chat_job(response_as_chat(body), use.llm))
+        answers = Answers.begin(job, use.engine)
         if not body.stream:
-            return JSONResponse(await whole_response(answers, body, name))
-        return await self._api.stream(event_lines(response_events(answers, body, name), _failed))
-
-    def _job(self, raw: bytes) -> tuple[ResponsesBody, Job]:
-        body = ResponsesBody.model_validate_json(raw)
-        self._api.name(body.model)
-        return body, chat_job(response_as_chat(body), self._engine.llm)
+            return JSONResponse(await whole_response(answers, body, use.name))
+        return await self._api.stream(event_lines(response_events(answers, body, use.name), _failed))
 
 
 def _failed(error: Exception) -> dict[str, Any]:

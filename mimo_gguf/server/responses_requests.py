@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.server.requests import Body, ChatBody, Count, Effort, Loose, StreamOptions
+from mimo_gguf.server.requests import ChatBody, Count, Effort, Loose, ModelBody, StreamOptions
 
 _TEXTS = frozenset({"input_text", "output_text", "text", "reasoning_text", "summary_text"})
 
@@ -72,11 +72,10 @@ class NamedChoice(Loose):
     name: str
 
 
-class ResponsesBody(Body):
+class ResponsesBody(ModelBody):
     """The body of `/v1/responses`. Nothing is stored: each request brings its whole conversation."""
 
     input: str | Annotated[list[Item], Field(min_length=1, max_length=10_000)]
-    model: str | None = None
     instructions: str | None = None
     max_output_tokens: Count | None = None
     temperature: float | None = None

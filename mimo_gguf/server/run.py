@@ -18,7 +18,7 @@ import uvicorn
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.log import LOGGER
 from mimo_gguf.server.app import make_app
-from mimo_gguf.server.engine import Engine
+from mimo_gguf.server.models import Models
 from mimo_gguf.server.settings import Settings
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -26,11 +26,11 @@ _BACKLOG: Final = 512
 
 
 def run(
-    engine: Engine, settings: Settings, listener: socket.socket, on_ready: Callable[[Settings], None] | None = None
+    models: Models, settings: Settings, listener: socket.socket, on_ready: Callable[[Settings], None] | None = None
 ) -> bool:
     """Serves until SIGTERM or SIGINT, and then answers what it has taken on. A second SIGINT breaks that off.
 
-    The model is closed at the end in any case.
+    The models are closed at the end in any case.
 
     Args:
         listener: the result of `listen`.
@@ -44,11 +44,11 @@ def run(
     """
     try:
         real = replace(settings, port=listener.getsockname()[1])
-        server = Server(config_of(engine, real), on_ready and (lambda: on_ready(real)))
+        server = Server(config_of(models, real), on_ready and (lambda: on_ready(real)))
         server.run(sockets=[listener])
         return not server.force_exit
     finally:
-        engine.close()
+        models.close()
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -61,14 +61,14 @@ def listen(settings: Settings) -> socket.socket:
         raise UsageError(f"{settings.host}:{settings.port}: {reason}", hint="choose another --port") from None
 
 
-def config_of(engine: Engine, settings: Settings) -> uvicorn.Config:
+def config_of(models: Models, settings: Settings) -> uvicorn.Config:
     """uvicorn's configuration. Raises UsageError if the TLS files cannot be read."""
     logger = logging.getLogger("uvicorn.error")
     logger.setLevel(logging.ERROR)  # not a line for each client that speaks no HTTP
     logger.addFilter(_is_fault)
     certificate, key = settings.tls or (None, None)
     config = uvicorn.Config(
-        make_app(engine, settings), lifespan="off", log_config=None, access_log=False, server_header=False,
+        make_app(models, settings), lifespan="off", log_config=None, access_log=False, server_header=False,
         ssl_certfile=certificate, ssl_keyfile=key, timeout_keep_alive=75, ws="none", proxy_headers=False,
     )  # fmt: skip
     try:

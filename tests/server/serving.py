@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from mimo_gguf.fit.plan import FitPlan
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.server.engine import Engine
+from mimo_gguf.server.models import Models, Served
 from mimo_gguf.server.run import Server, config_of, listen
 from mimo_gguf.server.settings import Settings
 
@@ -23,9 +26,17 @@ WHO = [{"role": "user", "content": "Who are you?"}]
 class Serving:
     """A running server."""
 
-    engine: Engine
+    models: Models
     settings: Settings
     client: Any
+    stop: Callable[[], None]
+
+    @property
+    def engine(self) -> Engine:
+        """The first model's."""
+        engine = self.models.all[0].engine
+        assert engine is not None
+        return engine
 
     @property
     def url(self) -> str:
@@ -38,22 +49,51 @@ class Serving:
         return self.client.get(self.url + path, **how)
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is there already."""
+
+    llm: LLM
+
+    @property
+    def path(self) -> Path:
+        return self.llm.model.file.path
+
+    def fits_beside(self, held: Sequence[FitPlan]) -> bool:
+        return True
+
+    def load(self, held: Sequence[FitPlan], on_plan: Callable[[FitPlan], None] | None = None) -> LLM:
+        return self.llm
+
+
 @contextlib.contextmanager
 def serving(llm: LLM, engine: type[Engine] = Engine, **settings: Any) -> Iterator[Serving]:
     """Serves a model until the end of the block; the model stays open."""
     given = Settings(**{"port": 0, "names": ("mimo-tiny", "other-name"), **settings})
-    running = engine(llm, given.limits)
+    models = Models([Served(given.names, Loaded(llm))], given.limits)
+    models.put(models.all[0], llm, engine)
+    with serving_models(models, given) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def serving_models(models: Models, given: Settings) -> Iterator[Serving]:
+    """Serves models until the end of the block. They stay as they are then."""
     with listen(given) as listener:
         given = replace(given, port=listener.getsockname()[1])
         ready = threading.Event()
-        server = Server(config_of(running, given), ready.set)
+        server = Server(config_of(models, given), ready.set)
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
+
+        def stop() -> None:
+            server.should_exit = True
+
         thread.start()
         try:
             assert ready.wait(20)
             with httpx.Client(timeout=60, verify=False) as client:  # certificates take long to read
-                yield Serving(running, given, client)
+                yield Serving(models, given, client, stop)
         finally:
-            server.should_exit = True
+            stop()
             thread.join(20)
             assert not thread.is_alive()

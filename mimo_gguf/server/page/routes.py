@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.server.answers import Answers
 from mimo_gguf.server.api import Api
 from mimo_gguf.server.failures import failure_of
@@ -47,21 +48,21 @@ class PageApi:
         return await self._api.answer(request, _rendered)
 
     async def _chat(self, raw: bytes) -> Response:
-        body, job, thinking, text = await asyncio.to_thread(self._job, raw)
-        engine = self._api.engine
-        head = {"model": self._api.name(body.model), "waiting": engine.n_waiting}
-        answer = PageAnswer(Answers.begin(job, engine), engine.llm.model.session.window)
+        body, use = await self._api.read(ChatBody, raw)
+        job, thinking, text = await asyncio.to_thread(_job, body, use.llm)
+        head = {"model": use.name, "waiting": use.engine.n_waiting}
+        answer = PageAnswer(Answers.begin(job, use.engine), use.llm.model.session.window)
         answer.thinking.add(thinking)
         answer.text.add(text)
         lines = event_lines(answer.events(head), lambda error: {"type": "failed", **failure_of(error).as_json()})
         return await self._api.stream(lines)
 
-    def _job(self, raw: bytes) -> tuple[ChatBody, Job, str, str]:
-        body = ChatBody.model_validate_json(raw)
-        self._api.name(body.model)
-        thinking, text = begun_answer(body)
-        job = chat_job(body, self._api.engine.llm)
-        return body, inside_thinking(job) if thinking and not text else job, thinking, text
+
+def _job(body: ChatBody, llm: LLM) -> tuple[Job, str, str]:
+    """The job of a body, and the thinking and text that its answer goes on from."""
+    thinking, text = begun_answer(body)
+    job = chat_job(body, llm)
+    return inside_thinking(job) if thinking and not text else job, thinking, text
 
 
 async def _file(request: Request) -> Response:
