@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mimo_gguf.runtime.driver import Driver, Ticket
@@ -14,22 +16,25 @@ class Box:
     """A queue of events from the thread that steps to one task."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+        self._events: list[Event] = []
+        self._error: Exception | None = None
+        self._has_some = asyncio.Event()
 
     async def take(self) -> list[Event]:
         """What has come, at least one event. Raises what broke everything off."""
-        found = [await self._events.get()]
-        while not self._events.empty():
-            found.append(self._events.get_nowait())
-        for each in found:
-            if isinstance(each, Exception):
-                raise each
-        return [each for each in found if isinstance(each, Event)]
+        await self._has_some.wait()
+        self._has_some.clear()
+        if self._error is not None:
+            raise self._error
+        found, self._events = self._events, []
+        return found
 
-    def put(self, event: Event | Exception) -> None:
-        """From any thread. Raises RuntimeError if the task's loop is closed."""
-        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+    def put(self, events: Sequence[Event], error: Exception | None = None) -> None:
+        """Adds events, or what broke everything off. In the loop's thread."""
+        self._events += events
+        self._error = self._error or error
+        self._has_some.set()
 
 
 @dataclass(slots=True)
@@ -62,8 +67,7 @@ class Pump:
             if not threading.main_thread().is_alive():  # the program has ended: nobody needs the answers
                 self.driver.cancel(ids)
             try:
-                for event in self.driver.wait(ids):
-                    self._hand_out(event)
+                self._hand_out(self.driver.wait(ids))
             except Exception as error:
                 self._break_off(error)
 
@@ -74,22 +78,31 @@ class Pump:
                 self._thread = None
             return list(self._boxes)
 
-    def _hand_out(self, event: Event) -> None:
-        box, ticket = self._boxes[event.id]
-        if event.is_last:
-            with self._lock:
-                del self._boxes[event.id]
-        try:
-            box.put(event)
-        except RuntimeError:  # the task's loop was closed
-            ticket.cancel()
+    def _hand_out(self, events: Sequence[Event]) -> None:
+        """Brings the events of a step to their tasks, with one call for each loop: each wakes it from its sleep."""
+        found: dict[Box, list[Event]] = {}
+        tickets: dict[Box, Ticket] = {}
+        with self._lock:
+            for event in events:
+                box, tickets[box] = self._boxes.pop(event.id) if event.is_last else self._boxes[event.id]
+                found.setdefault(box, []).append(event)
+        for loop in {box.loop for box in found}:
+            own = {box: new for box, new in found.items() if box.loop is loop}
+            try:
+                loop.call_soon_threadsafe(_put_all, own)
+            except RuntimeError:  # the tasks' loop was closed
+                for box in own:
+                    tickets[box].cancel()
 
     def _break_off(self, error: Exception) -> None:
         with self._lock:
-            boxes = {id(box): box for box, _ in self._boxes.values()}
+            boxes = {box for box, _ in self._boxes.values()}
             self._boxes.clear()
-        for box in boxes.values():
-            try:
-                box.put(error)
-            except RuntimeError:
-                continue
+        for box in boxes:
+            with contextlib.suppress(RuntimeError):  # the task's loop was closed
+                box.loop.call_soon_threadsafe(box.put, (), error)
+
+
+def _put_all(found: dict[Box, list[Event]]) -> None:
+    for box, events in found.items():
+        box.put(events)

@@ -21,7 +21,7 @@ from mimo_gguf.server.metrics import CONTENT_TYPE, Metrics
 from mimo_gguf.server.models import Models, Served, Use
 from mimo_gguf.server.requests import ChatBody, CompletionBody, Drawing, ModelBody
 from mimo_gguf.server.settings import Settings
-from mimo_gguf.server.streams import ClientGone, EventStream, data_lines, until_gone, with_comments
+from mimo_gguf.server.streams import ClientGone, EventStream, data_lines, until_gone
 
 Work = Callable[[bytes], Coroutine[Any, Any, Response]]
 FailureForm = Callable[[Failure], dict[str, Any]]
@@ -148,9 +148,8 @@ class Api:
         return await self.stream(data_lines(chunks))
 
     async def stream(self, lines: AsyncGenerator[str, None]) -> Response:
-        """The response that streams. It waits for the first line, so that a failure still has its status."""
-        commented = with_comments(lines, self.settings.keep_alive_s)
-        return EventStream(await anext(commented), commented)
+        """The response that streams. A failure before the first line still has its status."""
+        return await EventStream.begin(lines, self.settings.keep_alive_s)
 
 
 def described(name: str, served: Served) -> dict[str, Any]:
