@@ -119,7 +119,7 @@ def _cell_of(kind: str, name: str) -> Cell:
 
 def _mtp_tables(rows: Rows) -> Iterable[str]:
     """For each trunk how the MTP block's type changes how many of its drafts the trunk accepts."""
-    for trunk in dict.fromkeys(row["ftype"] for row in rows):
+    for trunk in sorted({row["ftype"] for row in rows}):  # F16 before Q4_K_M
         chosen = [row for row in rows if row["ftype"] == trunk]
         kinds = [kind for kind in chosen[0]["kinds"] if kind != ALL]
         columns: list[tuple[str, Cell]] = [
