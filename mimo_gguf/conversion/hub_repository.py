@@ -72,13 +72,15 @@ def _is_plain(name: str) -> bool:
     return not any(part in ("", ".", "..") or set(part) & set("\\:\0") for part in name.split("/"))
 
 
-def cached_bytes(repository: HubRepository, files: tuple[HubFile, ...]) -> int:
-    """The bytes of these files that are in the Hub's cache already."""
+def missing_bytes(repository: HubRepository, files: tuple[HubFile, ...]) -> int:
+    """The bytes of those of these files that are not in the Hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     model_id, commit = repository.hub_id.model_id, repository.commit
     return sum(
-        file.n_bytes for file in files if isinstance(try_to_load_from_cache(model_id, file.name, revision=commit), str)
+        file.n_bytes
+        for file in files
+        if not isinstance(try_to_load_from_cache(model_id, file.name, revision=commit), str)
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from mimo_gguf.conversion.hub import HubUnreachable, is_cached, parse_hub_id
-from mimo_gguf.conversion.hub_repository import HubRepository, cached_bytes, list_repository
+from mimo_gguf.conversion.hub_repository import HubRepository, list_repository, missing_bytes
 from mimo_gguf.conversion.open_model import open_model
 from mimo_gguf.core.errors import MimoGgufError
 from mimo_gguf.core.log import LOGGER
@@ -75,7 +75,7 @@ def _plan_making(
         computing_s = _computing_s(work, weights_here=repository is None)
     missing = 0
     if repository is not None:
-        missing = max(source_bytes - cached_bytes(repository, repository.ending_in(".safetensors")), 0)
+        missing = min(source_bytes, missing_bytes(repository, repository.ending_in(".safetensors")))
     (output,) = work.outputs
     return MakingPlan(
         name=replace(name, file_type=file_type),

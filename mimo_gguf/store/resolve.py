@@ -146,6 +146,8 @@ def _made_now(
     from mimo_gguf.store.making import make, plan_missing
     from mimo_gguf.store.plan import check_room
 
+    if name.kind == "hub":
+        progress.note(f"looking at {name.source} on the Hub")
     try:
         plan = plan_missing(name, place, chooser, force=force)
     except HubUnreachable:
