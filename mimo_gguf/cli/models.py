@@ -28,11 +28,18 @@ app = typer.Typer(invoke_without_command=True)
 @app.callback()
 def command(context: typer.Context, models_dir: ModelsDir = None, as_json: Json = False) -> None:
     """Show the models that chat, serve and bench have made or downloaded: sizes, and when each was last used."""
-    from mimo_gguf.store.folder import kept_models, models_folder
+    from mimo_gguf.store.folder import models_folder
 
     context.obj = models_folder(models_dir)
-    if context.invoked_subcommand is not None:
-        return
+    if context.invoked_subcommand is None:
+        print_list(context, as_json)
+
+
+@app.command("list", hidden=True)
+def print_list(context: typer.Context, as_json: Json = False) -> None:
+    """Show the models; the same as the command without a word."""
+    from mimo_gguf.store.folder import kept_models
+
     models = kept_models(context.obj)
     if as_json:
         ui.print_json({"folder": str(context.obj), "models": [model.as_json() for model in models]})

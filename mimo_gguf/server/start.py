@@ -37,8 +37,8 @@ def serve(
     Args:
         file: a GGUF file, from which the model also has its name, or what `resolve_model` makes one of. It is loaded
             at once.
-        model: further files by their names, loaded at the first request. If the memory is not enough for all, the
-            model that was used least recently goes.
+        model: further files by their names, or what `resolve_model` makes files of, loaded at the first request. If the
+            memory is not enough for all, the model that was used least recently goes.
         host, port, tls_cert, tls_key: where to listen; port 0 takes a free one, and the PEM files make it HTTPS.
         alias: further names of the first model.
         ctx, parallel: tokens that the conversations with a model share, and how many are answered at a time.
@@ -52,7 +52,7 @@ def serve(
         api_key, api_key_file, insecure, cors_origin: who may ask; see docs/serve.md.
         on_plan: called with the plan of `file` before it is loaded.
         on_ready: called with the settings, whose port is the real one, when clients can connect.
-        find: finds `file`, with the arguments of `resolve_model`, which does so if it is None.
+        find: finds each file, with the arguments of `resolve_model`, which does so if it is None.
 
     Returns:
         Whether everything was answered before the end.
@@ -90,7 +90,8 @@ def _open_models(
     from mimo_gguf.server.models import Models, Served
 
     first = None if file is None else _find(file, source, find)
-    files = _by_names(first, further, settings.names)
+    found = {name: _find(path, source, find) for name, path in further.items()}
+    files = _by_names(first, found, settings.names)
     models = Models([Served(names, source(path)) for names, path in files.items()], settings.limits)
     if first is not None:
         models.put(models.all[0], models.all[0].source.load([], on_plan))
@@ -98,11 +99,11 @@ def _open_models(
 
 
 def _further_files(model: Mapping[str, str | Path]) -> dict[str, Path]:
-    """The files of models that are loaded later, by name. Raises UsageError if one is not there, or has no name."""
+    """What is loaded later, by name. Raises UsageError if a GGUF file is not there, or a model has no name."""
     for name, path in model.items():
         if not name.strip():
             raise UsageError(f"{path}: has no name", hint="--model NAME=FILE")
-        if not Path(path).is_file():
+        if str(path).lower().endswith(".gguf") and not Path(path).is_file():
             raise UsageError(f"{path}: no such file", hint="--model NAME=FILE")
     return {name: Path(path) for name, path in model.items()}
 
@@ -110,7 +111,7 @@ def _further_files(model: Mapping[str, str | Path]) -> dict[str, Path]:
 def _find(
     file: str | Path, source: Callable[[Path], FileSource], find: Callable[..., Path] | None
 ) -> Path:  # fmt: skip
-    """The GGUF of the first model, made if it has to be. Raises MimoGgufError as `resolve_model`."""
+    """The GGUF of a model, made if it has to be. Raises MimoGgufError as `resolve_model`."""
     from mimo_gguf.runtime.model import wishes_of
     from mimo_gguf.store.resolve import resolve_model
 
