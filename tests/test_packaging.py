@@ -53,6 +53,13 @@ def test_shelves_ship_in_the_wheel(unpacked_wheel: Path, tmp_path: Path) -> None
         assert int(count) == len(list((ROOT / name).glob("*.toml")))
 
 
+def test_the_page_ships_in_the_wheel(unpacked_wheel: Path) -> None:
+    place = Path("mimo_gguf/server/page/static")
+    assert {file.name for file in (unpacked_wheel / place).iterdir()} == {
+        file.name for file in (ROOT / place).iterdir()
+    }
+
+
 def test_wheel_holds_only_the_package(unpacked_wheel: Path) -> None:
     assert {path.name for path in unpacked_wheel.iterdir()} == {"mimo_gguf", "mimo_gguf-0.1.0.dist-info"}
 

@@ -52,7 +52,7 @@ async function untilRight() {
   const stays = make("input", { type: "checkbox", id: "key-stays" });
   const wrong = make("p", { class: "wrong", role: "alert" });
   const form = make("form", {}, make("h2", { id: "asked-title" }, "This server asks for a key"),
-    make("p", {}, "It is the one that the server was started with."), make("div", { class: "row tall" }, field),
+    make("p", {}, "It is the one that the server was started with."), make("div", { class: "row tall bare" }, field),
     make("div", { class: "row" }, make("label", { for: "key-stays" }, "Keep it in this browser", make("small", {}, "Otherwise it is forgotten with this tab.")), stays), wrong,
     buttons(make("button", { type: "submit", class: "filled" }, "Go on")));
   form.addEventListener("submit", async (event) => {

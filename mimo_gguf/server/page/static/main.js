@@ -3,11 +3,11 @@
 import { askDelete, askKey, askName, showKeys, tell } from "./asked.js";
 import { count, fresh, make, say } from "./dom.js";
 import { openMemory } from "./memory.js";
-import { chosen, look, props, showEmpty } from "./model.js";
+import { chosen, look, onChoice, props, showEmpty } from "./model.js";
 import { adopt, Run, runs, SILENT } from "./run.js";
 import { read, saveJson, saveMarkdown } from "./saved.js";
 import { isThere } from "./server.js";
-import { asFields, openSettings, settings } from "./settings.js";
+import { asFields, colour, openSettings, settings } from "./settings.js";
 import { openSide, showList } from "./side.js";
 import * as store from "./store.js";
 import { meta, Thread } from "./thread.js";
@@ -24,8 +24,12 @@ const thread = new Thread(by("thread"), { again, resume, edit, turnTo });
 
 // ---- which conversation is shown
 
+let visits = 0;
+
 async function go(id) {
+  const visit = ++visits;
   const [all, found] = await Promise.all([store.messages(id), store.conversations()]);
+  if (visit !== visits) return; // another one was chosen meanwhile
   conversation = found.find((each) => each.id === id) ?? { ...fresh0(), id };
   adopt(all);
   messages = all.map((message) => runs.get(message.id)?.message ?? message);
@@ -125,10 +129,10 @@ async function turnTo(message) {
 
 async function run(message, request) {
   const body = { model: chosen() ?? undefined, ...asFields(), ...request };
-  const going = new Run(message, body, hear);
+  const started = new Run(message, body, hear);
   say("The question was sent.");
   showLine();
-  await going.go();
+  await started.go();
 }
 
 /** The answer that is coming in this conversation. */
@@ -143,6 +147,7 @@ function hear(message, event) {
   if (event?.type === "over" && message.state === "lost") reconnect();
   if (before) thread.update(message, event);
   if (event?.type === "over") over(message);
+  if (event?.type === "over" && !props) tryLook();
   if (atEnd) toEnd();
   showLine();
 }
@@ -268,8 +273,9 @@ document.querySelector(".skip").addEventListener("click", (event) => { event.pre
 by("new").addEventListener("click", begin);
 by("settings-open").addEventListener("click", () => openSettings(by("settings"), { defaults: props?.default_generation_settings?.params, drafts: props?.mtp }));
 by("memory-open").addEventListener("click", async () => { await tryLook(); openMemory(by("memory"), props); });
-addEventListener("hashchange", start);
 addEventListener("popstate", start);
+addEventListener("storage", colour);
+onChoice(async () => { await tryLook(); show(); });
 
 // ---- the server, and other tabs
 
@@ -335,6 +341,7 @@ setInterval(() => {
   if (adopt(messages).length) show();
 }, SILENT);
 
+colour();
 await store.open();
 start();
 if (await tryLook()) show();

@@ -5,7 +5,7 @@ import { count, make, size } from "./dom.js";
 /** Opens the panel. `props` is the server's `/props`. */
 export function openMemory(dialog, props) {
   const plan = props?.plan;
-  const form = make("form", { method: "dialog" }, make("h2", { id: "memory-title" }, "Memory"),
+  const form = make("form", { method: "dialog" }, make("h2", { id: "memory-title", tabindex: -1, autofocus: true }, "Memory"),
     ...(plan ? [make("p", {}, summary(plan, props)), ...plan.devices.map(device)] : [make("p", {}, "The server tells no plan.")]),
     make("div", { class: "buttons" }, make("button", { type: "submit", class: "filled" }, "Done")));
   dialog.replaceChildren(form);
@@ -24,7 +24,7 @@ function device({ name, description, total_bytes: total, free_bytes: free, neede
   const used = Math.max(total - free, 0);
   const left = Math.max(free - needed, 0);
   const shown = [
-    ...(used ? [{ name: "used before", bytes: used, key: "k-used" }] : []),
+    ...(used ? [{ name: "used by others", bytes: used, key: "k-used" }] : []),
     ...parts.map((part, place) => ({ ...part, key: `k-${Math.min(place + 1, 6)}` })),
     { name: "free", bytes: left, key: "k-free" },
   ];

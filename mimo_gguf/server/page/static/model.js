@@ -15,12 +15,14 @@ const EXAMPLES = [
 export let props = null;
 let names = [];
 
-/** Asks the server what it serves. Throws what `ask` throws. */
+/** Asks the server what it serves. A model that is not loaded yet is not loaded for that. Throws what `ask` throws. */
 export async function look() {
-  const [told, { data }] = await Promise.all([ask("props"), ask("v1/models")]);
-  props = told;
-  const aliases = new Set(told.model_names?.slice(1) ?? []);
-  names = data.map(({ id }) => id).filter((id) => !aliases.has(id));
+  const { data } = await ask("v1/models");
+  names = data.map(({ id }) => id);
+  const isLoaded = data.find(({ id }) => id === chosen())?.loaded !== false;
+  props = isLoaded ? await ask(`props?model=${encodeURIComponent(chosen())}`) : null;
+  const aliases = new Set(props?.model_names?.slice(1) ?? []);
+  names = names.filter((name) => !aliases.has(name));
   const choice = document.getElementById("model");
   choice.replaceChildren(...names.map((name) => make("option", { value: name, selected: name === chosen() }, name)));
   choice.hidden = names.length < 2;
@@ -32,7 +34,13 @@ export function chosen() {
   return names.includes(wanted) ? wanted : names[0] ?? null;
 }
 
-document.getElementById("model").addEventListener("change", (event) => kept("model", event.target.value));
+/** Calls `changed` when another model is chosen. */
+export function onChoice(changed) {
+  document.getElementById("model").addEventListener("change", (event) => {
+    kept("model", event.target.value);
+    changed();
+  });
+}
 
 /** Says what the model is and what it can do. */
 export function showEmpty(section, onExample) {

@@ -3,7 +3,8 @@
 import { make } from "./dom.js";
 import { kept } from "./store.js";
 
-const EFFORTS = [["", "As long as it needs"], ["medium", "Up to 8,192 tokens"], ["low", "Up to 1,024 tokens"], ["minimal", "Up to 256 tokens"], ["none", "Not at all"]];
+const EFFORTS = [["", "No limit"], ["medium", "8,192 tokens"], ["low", "1,024 tokens"], ["minimal", "256 tokens"], ["none", "None"]];
+const COLOURS = [["", "As the system"], ["light", "Light"], ["dark", "Dark"]];
 const NUMBERS = [
   ["temperature", "Temperature", "0 always takes the likeliest token; higher is freer.", { min: 0, max: 2, step: 0.05 }],
   ["top_p", "Top p", "Draws from the likeliest tokens that have this share together.", { min: 0, max: 1, step: 0.01 }],
@@ -16,8 +17,15 @@ const NUMBERS = [
 /** The settings of this browser. */
 export const settings = () => kept("settings") ?? {};
 
+/** Gives the page the colours that are wished for. */
+export function colour() {
+  const { colours } = settings();
+  if (colours) document.documentElement.dataset.colours = colours;
+  else delete document.documentElement.dataset.colours;
+}
+
 /** The fields of a request that they mean. */
-export function asFields({ system, mtp, ...given } = settings()) {
+export function asFields({ system, colours, mtp, ...given } = settings()) {
   const fields = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== "" && value !== null));
   if (mtp === false) fields.mtp = false;
   return fields;
@@ -30,7 +38,7 @@ export function openSettings(dialog, { defaults = {}, drafts = false }) {
     field.id = `set-${field.name}`;
     return make("div", { class: tall ? "row tall" : "row" }, make("label", { for: field.id }, label, make("small", {}, help)), field);
   };
-  const effort = make("select", { name: "reasoning_effort" }, ...EFFORTS.map(([value, text]) => make("option", { value, selected: value === (now.reasoning_effort ?? "") }, text)));
+  const choice = (name, choices) => make("select", { name }, ...choices.map(([value, text]) => make("option", { value, selected: value === (now[name] ?? "") }, text)));
   const system = make("textarea", { name: "system", placeholder: "You are a helpful assistant.", dir: "auto" });
   system.value = now.system ?? "";
   const numbers = NUMBERS.map(([name, label, help, range]) => {
@@ -39,22 +47,23 @@ export function openSettings(dialog, { defaults = {}, drafts = false }) {
   });
   const mtp = make("input", { type: "checkbox", name: "mtp", checked: now.mtp !== false });
   const form = make("form", { method: "dialog" },
-    make("h2", { id: "settings-title" }, "Settings"),
+    make("h2", { id: "settings-title", tabindex: -1, autofocus: true }, "Settings"),
     row("System message", "What the model is told before each conversation.", system, true),
-    row("Thinking", "How long it may think before it answers.", effort),
+    row("Thinking", "How long it may think before it answers.", choice("reasoning_effort", EFFORTS)),
     ...numbers,
     ...(drafts ? [row("Drafts", "The MTP layer drafts tokens. It changes the speed, not the text.", mtp)] : []),
+    row("Colours", "Of this page.", choice("colours", COLOURS)),
     make("div", { class: "buttons" },
-      make("button", { type: "button", class: "plain", onclick: () => { kept("settings", {}); openSettings(dialog, { defaults, drafts }); } }, "Back to the model's own"),
+      make("button", { type: "button", class: "plain", onclick: () => { kept("settings", {}); colour(); openSettings(dialog, { defaults, drafts }); } }, "Back to the model's own"),
       make("button", { type: "submit", class: "filled", value: "done" }, "Done")),
   );
-  form.addEventListener("input", () => kept("settings", read(form)));
+  form.addEventListener("input", () => { kept("settings", read(form)); colour(); });
   dialog.replaceChildren(form);
   if (!dialog.open) dialog.showModal();
 }
 
 function read(form) {
-  const found = { system: form.elements.system.value.trim(), reasoning_effort: form.elements.reasoning_effort.value };
+  const found = { system: form.elements.system.value.trim(), reasoning_effort: form.elements.reasoning_effort.value, colours: form.elements.colours.value };
   for (const [name] of NUMBERS) {
     const field = form.elements[name];
     if (field.value !== "" && field.validity.valid) found[name] = Number(field.value);

@@ -21,9 +21,17 @@ export async function open() {
     });
     database.onversionchange = () => database.close();
   } catch {
-    document.getElementById("ask").before(make("p", { class: "notice" }, "This browser keeps no conversations here. Save yours before you close the page."));
-    say("This browser keeps no conversations here.");
+    complain("This browser keeps no conversations here. Save yours before you close the page.");
   }
+}
+
+let complained = false;
+
+/** Says once that something is not kept. */
+function complain(text) {
+  if (!complained) document.getElementById("ask").before(make("p", { class: "notice" }, text));
+  if (!complained) say(text);
+  complained = true;
 }
 
 function request(store, mode, work) {
@@ -59,7 +67,7 @@ async function change(store, id, fields, { mayMake = true } = {}) {
       records.get(id).onsuccess = (event) => {
         if (event.target.result || mayMake) records.put({ ...event.target.result, id, ...fields });
       };
-    });
+    }).catch(() => complain("This browser has no room left. Save this conversation as a file before you close the page."));
   } else if (memory[store].has(id) || mayMake) memory[store].set(id, { ...memory[store].get(id), id, ...fields });
 }
 
