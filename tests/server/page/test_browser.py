@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from mimo_gguf.runtime.llm import LLM
-from mimo_gguf.server.settings import key_digests
+from mimo_gguf.server.engine import Limits
+from mimo_gguf.server.models import Models, Served
+from mimo_gguf.server.settings import Settings, key_digests
 from tests.server.page.cable import cable
 from tests.server.page.scripted import Said, ScriptedEngine
-from tests.server.serving import Serving, serving
+from tests.server.serving import Loaded, Serving, serving, serving_models
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 browser_module = pytest.importorskip("tests.server.page.browser", reason="selenium is not installed")
@@ -454,3 +456,28 @@ def test_a_restarted_server_goes_on(browser: Any, llm: LLM, tmp_path: Path) -> N
         browser.click(".ended span + button")
         browser.until(lambda: not browser.runs and browser.answer() == "I have nothing to say.")
         browser.faults()
+
+
+def test_several_models_are_a_choice(browser: Any, llm: LLM) -> None:
+    names = ("first-model", "second-model")
+    models = Models([Served((name, f"alias-of-{name}"), Loaded(llm)) for name in names], Limits())
+    for served in models.all:
+        models.put(served, llm, ScriptedEngine)
+        assert isinstance(served.engine, ScriptedEngine)
+        served.engine.script.answers["who"] = Said(f"I am the {served.names[0]}.")
+    browser.look(1280, 860)
+    with serving_models(models, Settings(port=0)) as server:
+        browser.open(server.url)
+        browser.until(lambda: browser.one("#model").is_displayed())
+        choices = [each.text for each in browser.all("#model option")]
+        assert set(names) <= set(choices) and "alias-of-first-model" not in choices
+        for name in names:
+            browser.one("#model").send_keys(name)
+            browser.ask(f"who are you, {name}?")
+            browser.until(lambda name=name: browser.answer() == f"I am the {name}.")
+            browser.ended()
+        browser.picture("models-1280-light")
+        browser.driver.refresh()
+        browser.until(lambda: browser.one("#model").get_attribute("value") == "second-model")
+        browser.do("localStorage.clear()")
+    browser.faults()
