@@ -18,7 +18,8 @@ DEMO       ?= build/demo
 REAL       ?= build/real-model
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-browser coverage fuzz lint types check tiny real-model test-real-model clean
+.PHONY: help install demo test test-browser coverage fuzz fuzz-server soak lint types check tiny real-model \
+  test-real-model test-clients clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
@@ -52,6 +53,10 @@ $(VENV)/.dev: $(VENV)/.installed
 	@$(BIN)/pip install -q --find-links $(WHEELS) -e '.[dev]'
 	@touch $@
 
+$(VENV)/.clients: $(VENV)/.dev
+	@$(BIN)/pip install -q --find-links $(WHEELS) -e '.[dev,clients]'
+	@touch $@
+
 install: $(VENV)/.installed ## make .venv with the package in it (editable)
 
 demo: $(VENV)/.installed ## show the main job on a tiny trained MiMo: convert, inspect, quantize, fit, chat
@@ -72,6 +77,14 @@ COUNT ?= 2000
 fuzz: $(VENV)/.dev ## try 2000 GGUF files that are well-formed and wrong (5 minutes of CPU time)
 	@$(BIN)/python -m tests.fuzz.fuzzer --seed $(SEED) --count $(COUNT)
 
+fuzz-server: $(VENV)/.dev ## send 2000 requests made from the OpenAPI document to a server (2 minutes)
+	@$(BIN)/python -m tests.server.fuzz --seed $(SEED) --count $(COUNT)
+
+# make soak MINUTES=3
+MINUTES ?= 15
+soak: $(VENV)/.dev ## 64 clients against one server for 15 minutes, some of them rude
+	@$(BIN)/python -m tests.server.soak --minutes $(MINUTES)
+
 lint: $(VENV)/.dev ## check rules and formatting with ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -88,6 +101,9 @@ real-model: $(VENV)/.dev ## build a real language model in MiMo's layout: REAL=F
 
 test-real-model: $(VENV)/.dev ## run the tests that need the real language model
 	@REAL_MODEL=$(REAL) $(BIN)/python -m pytest -m real_model
+
+test-clients: $(VENV)/.clients ## run the tests with lm-eval and langchain, which are large and installed only for this
+	@$(BIN)/python -m pytest -m clients
 
 clean: ## remove .venv and build output; compiled wheels stay
 	@rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache

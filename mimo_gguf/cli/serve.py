@@ -94,7 +94,8 @@ def command(
     exact: Exact = False,
     auto: Auto = True,
     api_key: Annotated[
-        list[str] | None, typer.Option("--api-key", metavar="KEY", help="Ask clients for this key; may be repeated.")
+        list[str] | None,
+        typer.Option("--api-key", metavar="KEY", help="Ask clients for this key; seen in lists of processes."),
     ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option("--api-key-file", metavar="FILE", help="The same, one key in a line.")

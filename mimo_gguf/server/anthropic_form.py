@@ -58,7 +58,7 @@ def _head(model: str) -> dict[str, Any]:
 
 
 def _events(change: Change) -> list[dict[str, Any]]:
-    what, block, new = change
+    what, block, new, _ = change
     at = {"index": block.number}
     if what == "open":
         empty = {

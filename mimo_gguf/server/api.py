@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from mimo_gguf.core.log import LOGGER
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.server.answers import Answers
+from mimo_gguf.server.bodies import read_body
 from mimo_gguf.server.chat_form import Head, chat_chunks, whole_chat
 from mimo_gguf.server.completion_form import completion_chunks, whole_completion
 from mimo_gguf.server.failures import Failure, failure_of, refusal
@@ -19,6 +20,7 @@ from mimo_gguf.server.jobs import chat_job, completion_job
 from mimo_gguf.server.looking import properties, tokenizer_info
 from mimo_gguf.server.metrics import CONTENT_TYPE, Metrics
 from mimo_gguf.server.models import Models, Served, Use
+from mimo_gguf.server.openapi import openapi_document
 from mimo_gguf.server.requests import ChatBody, CompletionBody, Drawing, ModelBody
 from mimo_gguf.server.settings import Settings
 from mimo_gguf.server.streams import ClientGone, EventStream, data_lines, until_gone
@@ -82,6 +84,10 @@ class Api:
         except Exception as error:
             return failed(error)
 
+    async def openapi(self, request: Request) -> Response:
+        """`GET /openapi.json`."""
+        return JSONResponse(openapi_document(self.models.names[0]))
+
     def lookup(self, kind: type[B], look: Callable[[B, LLM], dict[str, Any]]) -> Endpoint:
         """The endpoint of a path whose answer `look` makes of a body and the model, without generating."""
 
@@ -107,10 +113,12 @@ class Api:
             return failed(error, form)
 
     async def _read_body(self, request: Request) -> bytes:
-        """The body of a request. Raises Refused if it is not JSON by its header, too long, or too slow."""
+        """The body of a request. Raises Refused if it is not plain JSON by its headers, too long, or too slow."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise refusal(415, "the body must be JSON: Content-Type: application/json", code="not_json")
+        if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise refusal(415, "the body is compressed: send it as it is", code="compressed_body")
         most, body = self.settings.body_bytes, bytearray()
         try:
             async with asyncio.timeout(self.settings.body_s):
@@ -124,7 +132,7 @@ class Api:
 
     async def read(self, kind: type[B], raw: bytes) -> tuple[B, Use]:
         """A body, and the model that it asks for. Raises ValidationError, and Refused as `Models.use`."""
-        body = kind.model_validate_json(raw) if len(raw) <= _SHORT else await asyncio.to_thread(_validated, kind, raw)
+        body = read_body(kind, raw) if len(raw) <= _SHORT else await asyncio.to_thread(read_body, kind, raw)
         return body, await self.models.use(body.model)
 
     async def _chat(self, raw: bytes) -> Response:
@@ -164,10 +172,6 @@ def described(name: str, served: Served) -> dict[str, Any]:
         "max_model_len": None if model is None else model.session.window,
         "mtp": None if model is None else model.has_mtp,
     }
-
-
-def _validated(kind: type[B], raw: bytes) -> B:
-    return kind.model_validate_json(raw)
 
 
 def failed(error: Exception, form: FailureForm = Failure.as_json) -> Response:

@@ -38,6 +38,7 @@ def make_app(models: Models, settings: Settings) -> Starlette:
         Route("/tokenizer_info", api.tokenizer_info, methods=["GET"]),
         Route("/props", api.props, methods=["GET"]),
         Route("/metrics", api.metrics, methods=["GET"]),
+        Route("/openapi.json", api.openapi, methods=["GET"]),
         *ResponsesApi(api).routes,
         *AnthropicApi(api).routes,
         *PageApi(api).routes,

@@ -7,28 +7,36 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from mimo_gguf.engine.logprobs import Scores
 from mimo_gguf.server.answers import Answers, Delta
+from mimo_gguf.server.token_scores import TextScores
 
 BlockKind = Literal["reasoning", "text", "call"]
 
 
 @dataclass(slots=True)
 class Block:
-    """A block as far as it has come. A call has an id and a name, and its text is its arguments as JSON."""
+    """A block as far as it has come. A call has an id and a name, and its text is its arguments as JSON.
+
+    Attributes:
+        scores: those of the tokens of a text, if they were requested.
+    """
 
     kind: BlockKind
     number: int
     text: str = ""
     id: str = ""
     name: str = ""
+    scores: list[Scores] = field(default_factory=list)
 
 
 class Change(NamedTuple):
-    """What happens to a block: it is opened, grows by `new`, or is closed."""
+    """What happens to a block: it is opened, grows by `new` with the scores of its tokens, or is closed."""
 
     what: Literal["open", "more", "close"]
     block: Block
     new: str = ""
+    scores: tuple[Scores, ...] = ()
 
 
 @dataclass(slots=True)
@@ -37,14 +45,18 @@ class Blocks:
 
     Attributes:
         shows_reasoning: whether there are blocks of reasoning.
+        scored: finds the scores of texts; None if they were not requested.
     """
 
     shows_reasoning: bool = True
+    scored: TextScores | None = None
     all: list[Block] = field(default_factory=list)
     _is_open: bool = False
 
     def add(self, delta: Delta) -> Iterator[Change]:
         """Yields what a delta changes."""
+        if self.scored is not None:
+            self.scored.add(delta.scores)
         if delta.reasoning and self.shows_reasoning:
             yield from self._grow("reasoning", delta.reasoning)
         if delta.text:
@@ -60,8 +72,10 @@ class Blocks:
     def _grow(self, kind: BlockKind, new: str) -> Iterator[Change]:
         if not self._is_open or self.all[-1].kind != kind:
             yield from self._open(Block(kind, len(self.all)))
+        scores = self.scored.take() if self.scored is not None and kind == "text" else ()
         self.all[-1].text += new
-        yield Change("more", self.all[-1], new)
+        self.all[-1].scores += scores
+        yield Change("more", self.all[-1], new, scores)
 
     def _open(self, block: Block) -> Iterator[Change]:
         yield from self._close()
@@ -72,6 +86,8 @@ class Blocks:
     def _close(self) -> Iterator[Change]:
         if self._is_open:
             self._is_open = False
+            if self.scored is not None and self.all[-1].kind == "text":
+                self.all[-1].scores += self.scored.finish()
             yield Change("close", self.all[-1])
 
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from mimo_gguf.core.errors import MimoGgufError, UsageError
 from mimo_gguf.engine.slot import WindowFull
+from mimo_gguf.server.requests import REFUSED
 
 _INVALID: Final = "invalid_request_error"
 
@@ -92,12 +93,13 @@ def _is_field(part: str) -> bool:
 
 def _of_validation(error: ValidationError) -> Failure:
     """The first mistake that pydantic found: of several forms of a field, in the form that came closest."""
-    found = max(error.errors(include_url=False, include_context=False), key=lambda each: len(each["loc"]))
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    found = max(errors, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
     places = [part for part in found["loc"] if isinstance(part, int) or _is_field(part)]
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in places).lstrip(".") or None
-    if found["type"] == "json_invalid":
-        return Failure(400, f"the body is not JSON: {found['msg'].partition(': ')[2]}"[:300], code="invalid_json")
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in places).lstrip(".")[:200] or None
     if found["type"] == "extra_forbidden":
+        if param in REFUSED:
+            return Failure(400, f"{param} is not taken here: {REFUSED[param]}", code="unsupported_field", param=param)
         return Failure(400, f"unknown field: {param}", code="unknown_field", param=param)
     if found["type"] == "missing":
         return Failure(400, f"missing field: {param}", code="missing_field", param=param)

@@ -22,8 +22,9 @@ from mimo_gguf.server.failures import Failure
 from mimo_gguf.server.page.files import FILES
 from mimo_gguf.server.settings import Settings, digest
 
+_PORTS: Final = {"http": 80, "https": 443}  # that an origin leaves out
 OPEN_PATHS: Final = frozenset({"/health", *FILES})  # that need no key: the page asks for it
-_METHODS: Final = "GET, POST, OPTIONS"
+_METHODS: Final = "GET, POST, DELETE, OPTIONS"
 _UNAUTHORIZED: Final = Failure(401, "no valid API key: Authorization: Bearer KEY", code="invalid_api_key")
 _WRONG_HOST: Final = Failure(403, "this Host is not served here", code="forbidden_host")
 _WRONG_ORIGIN: Final = Failure(403, "pages of this origin may not ask: --cors-origin", code="forbidden_origin")
@@ -84,7 +85,18 @@ class Guard:
     def _is_allowed(self, origin: str, headers: Headers) -> bool:
         """Whether pages of an origin may ask: those that this server gave, and those that were allowed."""
         allowed = self._settings.cors_origins
-        return "*" in allowed or origin in allowed or urlsplit(origin).netloc == headers.get("host")
+        return "*" in allowed or origin in allowed or _is_of_host(origin, headers.get("host", ""))
+
+
+def _is_of_host(origin: str, host: str) -> bool:
+    """Whether an origin is the one of a page that was given under this Host header."""
+    try:
+        given, asked = urlsplit(origin), urlsplit(f"{urlsplit(origin).scheme}://{host}")
+        port = _PORTS[given.scheme]
+        ours = (asked.hostname, asked.port or port)
+        return bool(given.hostname) and given.username is None and (given.hostname, given.port or port) == ours
+    except (KeyError, ValueError):  # "null", or brackets and ports that are none
+        return False
 
 
 def _is_our_host(header: str, bound: str) -> bool:
@@ -93,8 +105,11 @@ def _is_our_host(header: str, bound: str) -> bool:
     An address is no such name. Only a name can be changed to point elsewhere while a page is open.
     """
     try:
-        name = urlsplit(f"//{header}").hostname or ""
-    except ValueError:
+        parts = urlsplit(f"//{header}")
+        name = (parts.hostname or "").rstrip(".")
+        if parts.port == 0 or parts.path or parts.username is not None:
+            return False
+    except ValueError:  # a port or a bracket that is none
         return False
     if name in {"localhost", bound.lower(), socket.gethostname().lower()}:
         return True

@@ -13,12 +13,29 @@ from pydantic import BaseModel, ConfigDict, Field
 # Accepted without an effect, in every body.
 IGNORED: Final = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "verbosity", "modalities", "cache_prompt", "cache_salt", "request_id", "priority",
+    "verbosity", "modalities", "cache_prompt", "cache_salt", "request_id", "priority", "prediction",
+    "prompt_cache_options",
 )  # fmt: skip
+# Fields of OpenAI's and Anthropic's bodies that are refused, and what to do instead.
+REFUSED: Final = {
+    "access_programs": "leave it out: these are programs of OpenAI's",
+    "audio": "leave it out: MiMo-7B reads and writes text only",
+    "background_options": "leave it out: nothing runs in the background",
+    "container": "leave it out: no program is run here",
+    "context_management": "leave it out: a prompt beyond the window is an error here",
+    "conversation": "give previous_response_id, or the whole conversation in input",
+    "function_call": "give tool_choice",
+    "functions": "give tools",
+    "image": "leave it out: MiMo-7B reads and writes text only",
+    "moderation": "leave it out: nothing is moderated here",
+    "prompt": "give messages or input: templates of prompts are stored at OpenAI's",
+    "web_search_options": "leave it out: there is no search here",
+}
 
 Count = Annotated[int, Field(ge=0, le=1 << 30)]
 Token = Annotated[int, Field(ge=0, le=1 << 31)]
-Texts = Annotated[list[str], Field(max_length=64)]
+Short = Annotated[str, Field(max_length=1024)]
+Texts = Annotated[list[Short], Field(max_length=64)]
 Tokens = Annotated[list[Token], Field(max_length=1 << 20)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -83,7 +100,7 @@ class Message(Loose):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[str | dict[str, Any]] | None = None
+    content: str | Annotated[list[str | dict[str, Any]], Field(max_length=10_000)] | None = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
     tool_call_id: str | None = None
@@ -120,6 +137,20 @@ class NamedTool(Loose):
     function: NamedFunction
 
 
+class AllowedSet(Loose):
+    """The tools that may be called, and whether one must be."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=128)]
+
+
+class AllowedTools(Loose):
+    """A `tool_choice` that leaves some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedSet
+
+
 class Drawing(ModelBody):
     """How tokens are drawn and what ends an answer: the same fields for chat and completions."""
 
@@ -135,8 +166,8 @@ class Drawing(ModelBody):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    stop: str | Texts | None = None
-    stop_token_ids: Tokens | None = None
+    stop: Short | Texts | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=4096)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: Count | None = None
@@ -161,6 +192,8 @@ class Drawing(ModelBody):
     cache_salt: Any = None
     request_id: Any = None
     priority: Any = None
+    prediction: Any = None
+    prompt_cache_options: Any = None
 
 
 class Conversation(BaseModel):
@@ -168,7 +201,7 @@ class Conversation(BaseModel):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] | None = None
     add_generation_prompt: bool | None = None
@@ -204,8 +237,8 @@ class TokenizeBody(ModelBody):
     content: str | None = None
     prompt: str | None = None
     messages: Annotated[list[dict[str, Any]], Field(max_length=10_000)] | None = None
-    tools: list[dict[str, Any]] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     add_special: bool | None = None

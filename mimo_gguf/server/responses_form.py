@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from mimo_gguf.engine.logprobs import Scores
+from mimo_gguf.llama.vocabulary import Vocabulary
 from mimo_gguf.server.answers import Answers
 from mimo_gguf.server.blocks import Block, Blocks, Change, changes
-from mimo_gguf.server.responses_requests import NamedChoice, ResponsesBody
+from mimo_gguf.server.responses_requests import AllowedChoice, NamedChoice, ResponsesBody
+from mimo_gguf.server.token_scores import chat_scores
 
 _PREFIXES = {"reasoning": "rs", "text": "msg", "call": "fc"}
 _ECHOED = ("instructions", "max_output_tokens", "temperature", "top_p")
@@ -24,7 +27,8 @@ class ResponseDocument:
 
     body: ResponsesBody
     model: str
-    blocks: Blocks = field(default_factory=Blocks)
+    vocabulary: Vocabulary
+    blocks: Blocks
     _id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(12)}")
     _created: int = field(default_factory=lambda: int(time.time()))
     _ids: dict[int, str] = field(default_factory=dict)
@@ -44,11 +48,12 @@ class ResponseDocument:
             **{name: getattr(body, name) for name in _ECHOED},
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "tools": [tool.model_dump(by_alias=True) for tool in body.tools or ()],
-            "tool_choice": choice.model_dump() if isinstance(choice, NamedChoice) else choice or "auto",
+            "tool_choice": choice.model_dump() if isinstance(choice, NamedChoice | AllowedChoice) else choice or "auto",
             "reasoning": {"effort": None if body.reasoning is None else body.reasoning.effort, "summary": None},
             "text": {"format": _format(body)},
-            "previous_response_id": None,
-            "store": False,
+            "top_logprobs": body.top_logprobs or 0,
+            "previous_response_id": body.previous_response_id,
+            "store": body.store is not False,
             "truncation": "disabled",
             "metadata": body.metadata or {},
             "usage": None if answers is None else _usage(answers),
@@ -60,34 +65,37 @@ class ResponseDocument:
         if block.kind == "call":
             call = {"call_id": block.id, "name": block.name, "arguments": block.text}
             return {"type": "function_call", **head, **call}
-        content = [part(block)] if block.text or status == "completed" else []
+        content = [self.part(block)] if block.text or status == "completed" else []
         if block.kind == "reasoning":
             return {"type": "reasoning", **head, "summary": [], "content": content}
         return {"type": "message", **head, "role": "assistant", "content": content}
+
+    def part(self, block: Block) -> dict[str, Any]:
+        """The one part of a block of text or reasoning."""
+        if block.kind == "reasoning":
+            return {"type": "reasoning_text", "text": block.text}
+        return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": self.scores(block.scores)}
+
+    def scores(self, scores: Sequence[Scores]) -> list[dict[str, Any]]:
+        """The log-probabilities of tokens of the text."""
+        found: list[dict[str, Any]] = chat_scores(scores, self.body.top_logprobs or 0, self.vocabulary)["content"]
+        return found
 
     def _id_of(self, block: Block) -> str:
         return self._ids.setdefault(block.number, f"{_PREFIXES[block.kind]}_{secrets.token_hex(12)}")
 
 
-def part(block: Block) -> dict[str, Any]:
-    """The one part of a block of text or reasoning."""
-    if block.kind == "reasoning":
-        return {"type": "reasoning_text", "text": block.text}
-    return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
-
-
-async def whole_response(answers: Answers, body: ResponsesBody, model: str) -> dict[str, Any]:
+async def whole_response(answers: Answers, document: ResponseDocument) -> dict[str, Any]:
     """The document of a response that is not streamed. Raises as `Answers.deltas`."""
-    document = ResponseDocument(body, model)
     async with aclosing(changes(answers, document.blocks)) as found:
         async for _ in found:
             pass
     return document.json(_status(answers), answers)
 
 
-async def response_events(answers: Answers, body: ResponsesBody, model: str) -> AsyncGenerator[dict[str, Any], None]:
+async def response_events(answers: Answers, document: ResponseDocument) -> AsyncGenerator[dict[str, Any], None]:
     """The numbered events of a streamed response. Raises as `Answers.deltas`."""
-    document, numbers = ResponseDocument(body, model), itertools.count()
+    numbers = itertools.count()
 
     def numbered(event: dict[str, Any]) -> dict[str, Any]:
         return event | {"sequence_number": next(numbers)}
@@ -106,23 +114,26 @@ async def response_events(answers: Answers, body: ResponsesBody, model: str) -> 
 
 def _events(change: Change, document: ResponseDocument) -> Iterator[dict[str, Any]]:
     """The events of one change of a block."""
-    what, block, new = change
+    what, block, new, scores = change
     place = {"output_index": block.number}
     at = {**place, "item_id": document.item(block, "in_progress")["id"]}
     content = {} if block.kind == "call" else {"content_index": 0}
     name = {"call": "function_call_arguments", "reasoning": "reasoning_text", "text": "output_text"}[block.kind]
-    scores: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
+    is_text = block.kind == "text"
     if what == "more":
-        yield {"type": f"response.{name}.delta", **at, **content, "delta": new, **scores}
+        scored = {"logprobs": document.scores(scores)} if is_text else {}
+        yield {"type": f"response.{name}.delta", **at, **content, "delta": new, **scored}
     elif what == "open":
         yield {"type": "response.output_item.added", **place, "item": document.item(block, "in_progress")}
         if block.kind != "call":
-            yield {"type": "response.content_part.added", **at, **content, "part": part(block)}
+            yield {"type": "response.content_part.added", **at, **content, "part": document.part(block)}
     else:
-        done = {"arguments": block.text, "name": block.name} if block.kind == "call" else {"text": block.text, **scores}
+        call = {"arguments": block.text, "name": block.name}
+        done: dict[str, Any] = call if block.kind == "call" else {"text": block.text}
+        done |= {"logprobs": document.scores(block.scores)} if is_text else {}
         yield {"type": f"response.{name}.done", **at, **content, **done}
         if block.kind != "call":
-            yield {"type": "response.content_part.done", **at, **content, "part": part(block)}
+            yield {"type": "response.content_part.done", **at, **content, "part": document.part(block)}
         yield {"type": "response.output_item.done", **place, "item": document.item(block, "completed")}
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import secrets
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.server.blocks import Blocks
 from mimo_gguf.server.requests import ChatBody, Count, Effort, Loose, ModelBody, StreamOptions
 
-_TEXTS = frozenset({"input_text", "output_text", "text", "reasoning_text", "summary_text"})
+SCORES: Final = "message.output_text.logprobs"  # the word of `include` that asks for log-probabilities
+_TEXTS: Final = frozenset({"input_text", "output_text", "text", "reasoning_text", "summary_text"})
 
 
 class Part(Loose):
@@ -72,8 +76,16 @@ class NamedChoice(Loose):
     name: str
 
 
+class AllowedChoice(Loose):
+    """The functions that may be called, and whether one must be."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedChoice], Field(min_length=1, max_length=128)]
+
+
 class ResponsesBody(ModelBody):
-    """The body of `/v1/responses`. Nothing is stored: each request brings its whole conversation."""
+    """The body of `/v1/responses`."""
 
     input: str | Annotated[list[Item], Field(min_length=1, max_length=10_000)]
     instructions: str | None = None
@@ -83,46 +95,101 @@ class ResponsesBody(ModelBody):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | AllowedChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
-    previous_response_id: None = None
+    previous_response_id: str | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
     mtp: bool | None = None
     n_draft: Count | None = None
-    store: Any = None
-    include: Any = None
+    store: bool | None = None
+    include: Annotated[list[str], Field(max_length=64)] | None = None
+    max_tool_calls: Any = None
     metadata: Any = None
     user: Any = None
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
+    prompt_cache_options: Any = None
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether the client asks for log-probabilities."""
+        return SCORES in (self.include or ()) or self.top_logprobs is not None
+
+    @property
+    def items(self) -> list[Item]:
+        """The input as items."""
+        return [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
 
 
-def response_as_chat(body: ResponsesBody) -> ChatBody:
-    """The same as a body of `/v1/chat/completions`.
+def response_as_chat(
+    body: ResponsesBody, before: tuple[dict[str, Any], ...]
+) -> tuple[tuple[dict[str, Any], ...], ChatBody]:
+    """The conversation without instructions, and the same as a body of `/v1/chat/completions`.
+
+    Args:
+        before: the messages up to the end of an earlier response.
 
     Raises:
         UsageError: an item or a part is of a kind that the model cannot read.
     """
     first = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-    items = [Item(role="user", content=body.input)] if isinstance(body.input, str) else body.input
+    messages = (*before, *_messages(body.items))
     names = ("temperature", "top_p", "parallel_tool_calls", "mtp", "n_draft")
     fields: dict[str, Any] = {name: getattr(body, name) for name in names}
     fields |= {
-        "messages": [*first, *_messages(items)],
+        "messages": [*first, *messages],
         "max_tokens": body.max_output_tokens,
         "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
         "response_format": _form(body.text),
         "tools": None if not body.tools else [_tool(tool) for tool in body.tools],
-        "tool_choice": body.tool_choice,
+        "tool_choice": _choice(body.tool_choice),
+        "logprobs": body.wants_scores,
+        "top_logprobs": body.top_logprobs,
     }
-    if isinstance(body.tool_choice, NamedChoice):
-        fields["tool_choice"] = {"type": "function", "function": {"name": body.tool_choice.name}}
-    return ChatBody.model_validate(fields)
+    return messages, ChatBody.model_validate(fields)
+
+
+def input_items(body: ResponsesBody) -> tuple[dict[str, Any], ...]:
+    """The input as it is listed later."""
+    found = []
+    for item in body.items:
+        shown = item.model_dump(exclude_none=True)
+        if item.type == "message" and isinstance(item.content, str):
+            kind = "output_text" if item.role == "assistant" else "input_text"
+            shown["content"] = [{"type": kind, "text": item.content}]
+        found.append({"id": f"item_{secrets.token_hex(12)}", "status": "completed", **shown})
+    return tuple(found)
+
+
+def answer_messages(blocks: Blocks) -> list[dict[str, Any]]:
+    """An answer as a message of the conversation; none if there is nothing but reasoning."""
+    text = "".join(block.text for block in blocks.all if block.kind == "text")
+    calls = [
+        {"id": block.id, "function": {"name": block.name, "arguments": block.text}}
+        for block in blocks.all
+        if block.kind == "call"
+    ]
+    if not text and not calls:
+        return []
+    return [{"role": "assistant", "content": text or None} | ({"tool_calls": calls} if calls else {})]
+
+
+def _choice(given: Any) -> Any:
+    """A choice of tools in the form of `/v1/chat/completions`."""
+    match given:
+        case NamedChoice():
+            return {"type": "function", "function": {"name": given.name}}
+        case AllowedChoice():
+            allowed = [_choice(each) for each in given.tools]
+            return {"type": "allowed_tools", "allowed_tools": {"mode": given.mode, "tools": allowed}}
+        case _:
+            return given
 
 
 def _tool(tool: ResponseTool) -> dict[str, Any]:
@@ -136,7 +203,7 @@ def _form(text: TextConfig | None) -> dict[str, Any] | None:
     return {"type": text.format.type, "schema": text.format.schema_}
 
 
-def _messages(items: list[Item]) -> list[dict[str, Any]]:
+def _messages(items: Sequence[Item]) -> list[dict[str, Any]]:
     """The messages that items are: calls belong to the assistant's message before them."""
     messages: list[dict[str, Any]] = []
     for item in items:

@@ -18,6 +18,7 @@ import uvicorn
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.log import LOGGER
 from mimo_gguf.server.app import make_app
+from mimo_gguf.server.connections import limited
 from mimo_gguf.server.models import Models
 from mimo_gguf.server.settings import Settings
 
@@ -70,6 +71,7 @@ def config_of(models: Models, settings: Settings) -> uvicorn.Config:
     config = uvicorn.Config(
         make_app(models, settings), lifespan="off", log_config=None, access_log=False, server_header=False,
         ssl_certfile=certificate, ssl_keyfile=key, timeout_keep_alive=75, ws="none", proxy_headers=False,
+        http=limited(settings.connections),
     )  # fmt: skip
     try:
         config.load()

@@ -12,6 +12,7 @@ from typing import Final
 from mimo_gguf.core.digests import API_KEY
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.numbers import is_number, is_whole
+from mimo_gguf.server.connections import ConnectionLimits
 from mimo_gguf.server.engine import Limits
 
 LOOPBACK: Final = "127.0.0.1"
@@ -33,6 +34,7 @@ class Settings:
         body_bytes: the longest body.
         body_s: seconds in which a body must have come.
         keep_alive_s: seconds of silence after which a stream gets a comment.
+        connections: how many connections there may be, and how slow they may be.
     """
 
     host: str = LOOPBACK
@@ -45,6 +47,7 @@ class Settings:
     body_bytes: int = 32 << 20
     body_s: float = 60.0
     keep_alive_s: float = 10.0
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
     @property
     def is_loopback(self) -> bool:

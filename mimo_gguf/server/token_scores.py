@@ -1,12 +1,18 @@
-"""Scores of tokens in OpenAI's two forms: a list of objects for chat, parallel lists for completions."""
+"""Scores of tokens in OpenAI's two forms: a list of objects for chat, parallel lists for completions.
+
+`TextScores` finds those of the answer's text among those of all tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final
 
+from mimo_gguf.chat.reasoning import THINK_CLOSE, THINK_OPEN
+from mimo_gguf.chat.text_stream import held_back
 from mimo_gguf.engine.logprobs import Scores, TokenScore
 from mimo_gguf.llama.vocabulary import Vocabulary
+from mimo_gguf.server.tool_calls import CLOSE, OPEN
 
 _LEAST: Final = -9999.0  # JSON has no minus infinity
 
@@ -66,3 +72,73 @@ def _top(scores: Scores, n_top: int, vocabulary: Vocabulary) -> dict[str, float]
 
 def _finite(logprob: float) -> float:
     return max(logprob, _LEAST)
+
+
+class TextScores:
+    """Finds the scores of an answer's text as it comes, without reasoning, calls of tools, markers, and the end.
+
+    What nobody can tell yet is held back: `<` may begin a call, or be text.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, inside: bool, with_calls: bool) -> None:
+        """Begins an answer.
+
+        Args:
+            inside: whether the prompt has opened a block of reasoning.
+            with_calls: whether `<tool_call>` begins a call.
+        """
+        self._vocabulary, self._with_calls = vocabulary, with_calls
+        self._until = THINK_CLOSE if inside else ""  # the marker that ends what is no text; empty within text
+        self._at_start = not inside
+        self._is_blank = False  # whether only line ends have come since a marker
+        self._seen = ""  # what may be, or begin, a marker; a character for each byte
+        self._held: list[Scores] = []
+        self._found: list[Scores] = []
+
+    def add(self, scores: Sequence[Scores]) -> None:
+        """Adds the scores of the next tokens."""
+        for each in scores:
+            token = each[0].token
+            if token not in self._vocabulary.end_tokens:
+                self._seen += self._vocabulary.piece(token, special=True).decode("latin-1")
+                self._held.append(each)
+                self._sort()
+
+    def take(self) -> tuple[Scores, ...]:
+        """The scores that were found since the last call."""
+        found, self._found = tuple(self._found), []
+        return found
+
+    def finish(self) -> tuple[Scores, ...]:
+        """The same, with those that were held back, because no more tokens come."""
+        if not self._until:
+            self._release()
+        return self.take()
+
+    def _sort(self) -> None:
+        """Decides about what is held."""
+        if self._at_start:
+            begun = self._seen.lstrip()
+            if begun.startswith(THINK_OPEN):
+                self._leave_text(THINK_CLOSE)
+            elif THINK_OPEN.startswith(begun):
+                return
+            self._at_start = False
+        if self._until:
+            _, marker, rest = self._seen.partition(self._until)
+            self._held = []
+            if marker:
+                self._until, self._seen, self._is_blank = "", rest, True
+        elif self._is_blank and not self._seen.strip("\n"):
+            self._held, self._seen = [], ""
+        elif self._with_calls and OPEN in self._seen:
+            self._leave_text(CLOSE)
+        elif not (self._with_calls and held_back(self._seen, (OPEN,))):
+            self._release()
+
+    def _leave_text(self, until: str) -> None:
+        self._until, self._held = until, []
+
+    def _release(self) -> None:
+        self._found += self._held
+        self._held, self._seen, self._is_blank = [], "", False

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.engine.sampling import grammar_of_schema
-from mimo_gguf.server.requests import Conversation, NamedTool, Tool
+from mimo_gguf.server.requests import AllowedTools, Conversation, NamedTool, Tool
 
 _ROOT: Final = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*|[A-Za-z0-9-]+')
 _MOST_CALLS: Final = 16  # of one answer that must call
@@ -50,11 +50,11 @@ def tool_rule(body: Conversation, template: str) -> ToolRule | None:
         return None
     if not re.search(r"\btools\b", template):
         raise UsageError("tools is given, and the model's chat template knows none", hint="leave tools out")
-    shown = tuple(tool.model_dump(exclude_none=True) for tool in body.tools)
+    tools, must = _offered(body.tools, body.tool_choice)
+    shown = tuple(tool.model_dump(exclude_none=True) for tool in tools)
     in_parallel = body.parallel_tool_calls is not False
-    if body.tool_choice in (None, "auto"):
-        return ToolRule(shown, None, in_parallel)
-    return ToolRule(shown, calls_grammar(_chosen(body), several=in_parallel), in_parallel)
+    grammar = calls_grammar(_called(tools, body.tool_choice), several=in_parallel) if must else None
+    return ToolRule(shown, grammar, in_parallel)
 
 
 def calls_grammar(tools: Sequence[Tool], *, several: bool) -> str:
@@ -71,15 +71,26 @@ def calls_grammar(tools: Sequence[Tool], *, several: bool) -> str:
     return f"root ::= {_OPEN} mimo-call {_CLOSE}{further}\n{grammar}"
 
 
-def _chosen(body: Conversation) -> list[Tool]:
-    assert body.tools is not None
-    if not isinstance(body.tool_choice, NamedTool):
-        return body.tools
-    name = body.tool_choice.function.name
-    found = [tool for tool in body.tools if tool.function.name == name]
-    if not found:
-        raise UsageError(f"tool_choice is {name!r:.80}, which is none of the tools", hint="give one of their names")
-    return found
+def _offered(tools: Sequence[Tool], choice: Any) -> tuple[Sequence[Tool], bool]:
+    """The tools that the model is shown, and whether it must call one."""
+    if not isinstance(choice, AllowedTools):
+        return tools, choice not in (None, "auto")
+    return _named(tools, choice.allowed_tools.tools), choice.allowed_tools.mode == "required"
+
+
+def _called(tools: Sequence[Tool], choice: Any) -> Sequence[Tool]:
+    """The tools of which one must be called."""
+    return _named(tools, [choice]) if isinstance(choice, NamedTool) else tools
+
+
+def _named(tools: Sequence[Tool], choices: Sequence[NamedTool]) -> Sequence[Tool]:
+    """The tools with these names. Raises UsageError for a name that none has."""
+    by_name = {tool.function.name: tool for tool in tools}
+    names = [choice.function.name for choice in choices]
+    for name in names:
+        if name not in by_name:
+            raise UsageError(f"tool_choice is {name!r:.80}, which is none of the tools", hint="give one of their names")
+    return [by_name[name] for name in dict.fromkeys(names)]
 
 
 def _call_schema(tool: Tool) -> dict[str, Any]:

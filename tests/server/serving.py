@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -67,20 +68,24 @@ class Loaded:
 
 
 @contextlib.contextmanager
-def serving(llm: LLM, engine: type[Engine] = Engine, **settings: Any) -> Iterator[Serving]:
-    """Serves a model until the end of the block; the model stays open."""
+def serving(
+    llm: LLM, engine: type[Engine] = Engine, *, send_buffer: int | None = None, **settings: Any
+) -> Iterator[Serving]:
+    """Serves a model until the end of the block; the model stays open. `send_buffer` bytes are each socket's buffer."""
     given = Settings(**{"port": 0, "names": ("mimo-tiny", "other-name"), **settings})
     models = Models([Served(given.names, Loaded(llm))], given.limits)
     models.put(models.all[0], llm, engine)
-    with serving_models(models, given) as running:
+    with serving_models(models, given, send_buffer) as running:
         yield running
 
 
 @contextlib.contextmanager
-def serving_models(models: Models, given: Settings) -> Iterator[Serving]:
+def serving_models(models: Models, given: Settings, send_buffer: int | None = None) -> Iterator[Serving]:
     """Serves models until the end of the block. They stay as they are then."""
     with listen(given) as listener:
         given = replace(given, port=listener.getsockname()[1])
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         ready = threading.Event()
         server = Server(config_of(models, given), ready.set)
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))

@@ -31,6 +31,7 @@ def client(server: Serving) -> Any:
     return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60)
 
 
+@pytest.mark.client("anthropic", "messages", "thinking")
 def test_a_message(client: Any, llm: LLM) -> None:
     (wanted,) = llm.chat(SUM, SamplingParams(temperature=0), use_tqdm=False)
     said = client.messages.create(messages=SUM, **HOW)
@@ -47,6 +48,7 @@ def test_a_message(client: Any, llm: LLM) -> None:
     assert quick.usage.output_tokens < usage.output_tokens
 
 
+@pytest.mark.client("anthropic", "stop sequences")
 def test_ends(client: Any) -> None:
     cut = client.messages.create(messages=SUM, **HOW | {"max_tokens": 2})
     assert cut.stop_reason == "max_tokens"
@@ -54,6 +56,7 @@ def test_ends(client: Any) -> None:
     assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "= 42")
 
 
+@pytest.mark.client("anthropic", "streams")
 def test_a_stream(client: Any) -> None:
     how = HOW | {"messages": SUM, "thinking": {"type": "enabled", "budget_tokens": 1024}}
     whole = client.messages.create(**how)
@@ -68,6 +71,7 @@ def test_a_stream(client: Any) -> None:
         assert "".join(stream.text_stream) == whole.content[1].text
 
 
+@pytest.mark.client("anthropic", "tools and their results", "`count_tokens`")
 def test_tools(client: Any) -> None:
     how = HOW | {"messages": SUM, "tools": [WEATHER], "thinking": {"type": "disabled"}}
     choice = {"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True}
@@ -89,6 +93,7 @@ def test_tools(client: Any) -> None:
     assert final.usage.input_tokens + final.usage.cache_read_input_tokens == n_tokens
 
 
+@pytest.mark.client("anthropic", "structured answers")
 def test_structured_answers(client: Any) -> None:
     schema: dict[str, Any] = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
     schema["additionalProperties"] = False
@@ -105,6 +110,7 @@ def test_the_prompt_is_the_same_as_openais(server: Serving) -> None:
             assert server.post("/v1/messages/count_tokens", body).json() == {"input_tokens": ours}
 
 
+@pytest.mark.client("anthropic", "errors")
 def test_errors(server: Serving, client: Any, llm: LLM) -> None:
     with pytest.raises(anthropic.NotFoundError, match="no model 'claude'"):
         client.messages.create(messages=SUM, **HOW | {"model": "claude"})

@@ -20,6 +20,7 @@ def client(server: Serving) -> Any:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
+@pytest.mark.client("openai", "completions")
 def test_prompts_and_their_answers_in_order(client: Any, llm: LLM) -> None:
     prompts = ["Once upon", "1 2 3"]
     wanted = [
@@ -36,6 +37,7 @@ def test_prompts_and_their_answers_in_order(client: Any, llm: LLM) -> None:
     assert client.completions.create(prompt="1 2 3", model="mimo-tiny").usage.completion_tokens <= 16
 
 
+@pytest.mark.client("openai", "echo with log-probabilities")
 def test_echo_scores_the_prompt(client: Any, llm: LLM) -> None:
     """What lm-eval sends for log-likelihoods: ids, echo, logprobs, one token to be ignored."""
     ids = llm.get_tokenizer().encode("Once upon a time")

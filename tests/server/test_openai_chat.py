@@ -32,6 +32,7 @@ def chunks_of(server: Serving, body: dict[str, Any], path: str = "/v1/chat/compl
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
+@pytest.mark.client("openai", "chat")
 def test_a_whole_answer_is_the_models(client: Any, llm: LLM) -> None:
     (wanted,) = llm.chat(SUM, SamplingParams(temperature=0), use_tqdm=False)
     said = client.chat.completions.create(messages=SUM, **GREEDY)
@@ -73,6 +74,7 @@ def test_the_form_of_a_stream(server: Serving, client: Any) -> None:
     assert plain[-1]["choices"] and not any("usage" in chunk for chunk in plain), "usage comes only if asked for"
 
 
+@pytest.mark.client("openai", "async", "streams")
 def test_an_async_client_streams_many(server: Serving, client: Any) -> None:
     questions = [WHO, SUM, [{"role": "user", "content": "Tell me a story."}]]
     wanted = [client.chat.completions.create(messages=each, max_tokens=15, **GREEDY) for each in questions]
@@ -90,6 +92,7 @@ def test_an_async_client_streams_many(server: Serving, client: Any) -> None:
     assert asyncio.run(ask_all()) == [getattr(each, "reasoning", "") + each.content for each in messages]
 
 
+@pytest.mark.client("openai", "several answers")
 def test_several_answers(client: Any) -> None:
     how: dict[str, Any] = {"model": "mimo-tiny", "messages": WHO, "n": 3, "temperature": 1.5, "top_p": 1.0}
     said = client.chat.completions.create(max_tokens=12, seed=5, logprobs=True, **how)
@@ -99,6 +102,7 @@ def test_several_answers(client: Any) -> None:
     assert said.usage.prompt_tokens == client.chat.completions.create(max_tokens=1, **how).usage.prompt_tokens
 
 
+@pytest.mark.client("openai", "stop texts", "reasoning effort")
 def test_ends(client: Any) -> None:
     def ask(**how: Any) -> Any:
         return client.chat.completions.create(messages=SUM, **GREEDY, **how).choices[0]
@@ -117,6 +121,7 @@ def test_ends(client: Any) -> None:
     assert 0 < len(budget.message.reasoning_content) < 30 and budget.message.content
 
 
+@pytest.mark.client("openai", "log-probabilities")
 def test_logprobs(server: Serving, client: Any) -> None:
     how = {**GREEDY, "messages": SUM, "logprobs": True, "top_logprobs": 2, "max_tokens": 12}
     content = client.chat.completions.create(**how).choices[0].logprobs.content
@@ -149,6 +154,7 @@ class Sum(pydantic.BaseModel):
     is_even: bool
 
 
+@pytest.mark.client("openai", "structured outputs (`parse`)", "grammar")
 def test_structured_answers_after_thinking(client: Any) -> None:
     parsed = client.chat.completions.parse(messages=SUM, response_format=Sum, **GREEDY).choices[0]
     assert isinstance(parsed.message.parsed, Sum) and parsed.finish_reason == "stop"
@@ -190,6 +196,7 @@ def is_weather(arguments: Any) -> bool:
     return arguments["city"] in ("Paris", 'Rom "x" {') and isinstance(arguments["days"], int)
 
 
+@pytest.mark.client("openai", "tools and their results")
 def test_tools(server: Serving, client: Any) -> None:
     how: dict[str, Any] = {**GREEDY, "messages": SUM, "tools": [OTHER, WEATHER], "parallel_tool_calls": False}
     quick = how | {"reasoning_effort": "none"}

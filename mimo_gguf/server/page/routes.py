@@ -13,6 +13,7 @@ from starlette.routing import Route
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.server.answers import Answers
 from mimo_gguf.server.api import Api
+from mimo_gguf.server.bodies import read_body
 from mimo_gguf.server.failures import failure_of
 from mimo_gguf.server.jobs import Job, chat_job
 from mimo_gguf.server.page.answering import PageAnswer, begun_answer, inside_thinking
@@ -74,5 +75,5 @@ async def _file(request: Request) -> Response:
 
 
 async def _rendered(raw: bytes) -> Response:
-    body = await asyncio.to_thread(RenderBody.model_validate_json, raw)
+    body = await asyncio.to_thread(read_body, RenderBody, raw)
     return JSONResponse({"blocks": await asyncio.to_thread(lambda: [render(text) for text in body.texts])})
