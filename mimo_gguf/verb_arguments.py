@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from mimo_gguf.conversion.open_model import Reading
     from mimo_gguf.quantization.plan import QuantizeOptions
     from mimo_gguf.quantization.profiles import MtpRule, Profile
     from mimo_gguf.quantization.type_choice import TypeOptions
 
 Names = str | Path | Sequence[str | Path]
+MOST_CONNECTIONS: Final = 16
 
 
 def quantize_options(
@@ -103,6 +105,38 @@ def part_bytes(size: str | int | None) -> int | None:
     from mimo_gguf.core.output_file import parse_part_size
 
     return None if size is None else parse_part_size(str(size))
+
+
+def reading_of(keep_checkpoint: bool, read_ahead: str | int | None, connections: int | None) -> Reading:
+    """How a model on a hub is read.
+
+    Raises:
+        UsageError: not a size, too small, or connections of which a hub would not take so many.
+    """
+    from dataclasses import replace
+
+    from mimo_gguf.conversion.open_model import COPY, STREAM
+    from mimo_gguf.core.errors import UsageError
+    from mimo_gguf.core.units import format_size, parse_size
+
+    if keep_checkpoint:
+        if read_ahead is not None or connections is not None:
+            raise UsageError(
+                "--read-ahead and --connections are about reading while downloading; --keep-checkpoint downloads first",
+                hint="drop one of the two",
+            )
+        return COPY
+    fetching = STREAM.fetching
+    if read_ahead is not None:
+        least = 2 * fetching.block_bytes
+        fetching = replace(fetching, window_bytes=parse_size(str(read_ahead)))
+        if fetching.window_bytes < least:
+            raise UsageError(f"--read-ahead {read_ahead} is too little", hint=f"at least {format_size(least)}")
+    if connections is not None:
+        if not 1 <= connections <= MOST_CONNECTIONS:
+            raise UsageError(f"{connections} connections", hint=f"between 1 and {MOST_CONNECTIONS}")
+        fetching = replace(fetching, connections=connections)
+    return replace(STREAM, fetching=fetching)
 
 
 def make_output_folder(out: str | Path | None, first_output: Path) -> None:

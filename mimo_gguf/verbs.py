@@ -32,11 +32,13 @@ from mimo_gguf.verb_arguments import (
     part_bytes,
     profiles_of,
     quantize_options,
+    reading_of,
     type_options,
 )
 
 if TYPE_CHECKING:
     from mimo_gguf.conversion.checkpoint_source import ConversionPlan
+    from mimo_gguf.conversion.open_model import Reading
     from mimo_gguf.core.inspection import Inspection
     from mimo_gguf.core.progress import Progress
     from mimo_gguf.fit.weigh import plan_fit
@@ -148,7 +150,7 @@ def plan_convert(
     Raises:
         MimoGgufError: as `convert`, except for errors that only the weights show.
     """
-    with _planned_conversion(src, out, types, layout, mtp, mtp_layers, split_max_size, headers_only=True) as plan:
+    with _planned_conversion(src, out, types, layout, mtp, mtp_layers, split_max_size) as plan:
         return plan
 
 
@@ -162,6 +164,9 @@ def convert(
     mtp_layers: str | Path | None = None,
     threads: int | None = None,
     split_max_size: str | int | None = None,
+    keep_checkpoint: bool = False,
+    read_ahead: str | int | None = None,
+    connections: int | None = None,
     force: bool = False,
     on_plan: Callable[[ConvertPlan], None] | None = None,
     progress: Progress | None = None,
@@ -171,7 +176,8 @@ def convert(
     An interrupted call can be repeated: it goes on where it stopped.
 
     Args:
-        src: a checkpoint folder, or `org/name` or `org/name@revision` on the Hub, which is downloaded.
+        src: a checkpoint folder, or `org/name[@revision]` on the Hub, after `modelscope:` on ModelScope; it is read
+            while it is downloaded.
         out: NAME.gguf, or a folder that is made if it is missing; None means the current folder.
         types: file types, or TOML files of profiles; without any, the checkpoint's own float type, which is lossless.
         layout: "step35" (trunk and MTP) or "qwen2" (trunk alone); None means step35 if there are MTP layers.
@@ -179,6 +185,9 @@ def convert(
         mtp_layers: a MiMo-7B-MTPs folder or Hub id whose further layers are added.
         threads: number of kernels at once; None means one per core.
         split_max_size: bytes, or a text like "4GB"; larger outputs become llama.cpp's split files.
+        keep_checkpoint: whether a downloaded checkpoint is kept in the Hub's cache.
+        read_ahead: memory for what has been downloaded and not yet read, in bytes or as a text; None means 128 MiB.
+        connections: downloads at a time; None means 4.
         force: whether existing outputs are replaced.
         on_plan: called with the plan before anything is written.
         progress: receives how far the run is.
@@ -193,7 +202,8 @@ def convert(
     from mimo_gguf.quantization.run import run_quantization
 
     options = QuantizeOptions(n_threads=threads, split_max_bytes=part_bytes(split_max_size), force=force)
-    with _planned_conversion(src, out, types, layout, mtp, mtp_layers, split_max_size, options) as plan:
+    reading = reading_of(keep_checkpoint, read_ahead, connections)
+    with _planned_conversion(src, out, types, layout, mtp, mtp_layers, split_max_size, options, reading) as plan:
         if on_plan is not None:
             on_plan(plan)
         make_output_folder(out, plan.writing.outputs[0].path)
@@ -210,12 +220,15 @@ def _planned_conversion(
     mtp_layers: str | Path | None,
     split_max_size: str | int | None,
     options: QuantizeOptions | None = None,
-    *,
-    headers_only: bool = False,
+    reading: Reading | None = None,
 ) -> Iterator[ConvertPlan]:
-    """Plans a conversion; its source is open until the end of the `with` block."""
-    from mimo_gguf.conversion.checkpoint_source import ConversionOptions, as_model_source, plan_conversion
-    from mimo_gguf.conversion.open_model import find_checkpoint, find_mtp_layers
+    """Plans a conversion; its source is open until the end of the `with` block.
+
+    Args:
+        reading: how a model on a hub is read; None means its headers only.
+    """
+    from mimo_gguf.conversion.checkpoint_source import ConversionOptions, plan_conversion
+    from mimo_gguf.conversion.open_model import HEADERS, Finder
     from mimo_gguf.core.errors import UsageError
     from mimo_gguf.core.output_file import name_outputs
     from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_quantization
@@ -225,14 +238,15 @@ def _planned_conversion(
     profiles, destination = profiles_of(types), destination_of(out)
     options = options or QuantizeOptions(split_max_bytes=part_bytes(split_max_size))
     with ExitStack() as stack:
-        heads = None if mtp_layers is None else find_mtp_layers(str(mtp_layers), stack, headers_only=headers_only)
-        checkpoint = find_checkpoint(str(src), stack, headers_only=headers_only)
+        finder = Finder(stack, reading or HEADERS)
+        heads = None if mtp_layers is None else finder.mtp_layers(str(mtp_layers))
+        checkpoint = finder.checkpoint(str(src))
         conversion = plan_conversion(checkpoint, ConversionOptions(layout, mtp is not False, heads))
         if mtp and not conversion.n_mtp:
             raise UsageError(f"{src}: has no MTP layer", hint="leave --mtp out")
         profiles = profiles or (load_profile(conversion.float_type.name),)
         paths = name_outputs(destination, Path(), checkpoint.name, [profile.name for profile in profiles])
-        source = stack.enter_context(as_model_source(conversion, str(src)))
+        source = stack.enter_context(finder.source(conversion, str(src)))
         requests = [OutputRequest(profile, path) for profile, path in zip(profiles, paths, strict=True)]
         yield ConvertPlan(conversion, plan_quantization(source, requests, options))
 
@@ -301,7 +315,7 @@ def plan_quantize(
         type_options(mtp_type, tensor_types, output_type, token_embedding_type),
         imatrix, allow_requantize, threads, split_max_size, force, search,
     )  # fmt: skip
-    with _planned_quantization(src, types, out, options, headers_only=True) as plan:
+    with _planned_quantization(src, types, out, options) as plan:
         complete = tuple(o.path for o in plan.outputs if not force and is_complete(o, plan.source))
         parts = (part.path for output in plan.outputs if output.path not in complete for part in output.parts)
         return QuantizePreview(
@@ -327,6 +341,9 @@ def quantize(
     allow_requantize: bool = False,
     threads: int | None = None,
     split_max_size: str | int | None = None,
+    keep_checkpoint: bool = False,
+    read_ahead: str | int | None = None,
+    connections: int | None = None,
     force: bool = False,
     on_plan: Callable[[QuantizePlan], None] | None = None,
     progress: Progress | None = None,
@@ -336,7 +353,7 @@ def quantize(
     An interrupted call can be repeated: it goes on where it stopped.
 
     Args:
-        src: a GGUF file, a checkpoint folder, or `org/name` or `org/name@revision` on the Hub.
+        src: a GGUF file, a checkpoint folder, or a model on the Hub or on ModelScope, as for `convert`.
         types: file types like "Q4_K_M", or TOML files of profiles.
         out: NAME.gguf, or a folder that is made if it is missing; None means a GGUF's own folder, or the current one.
         mtp_type: type of the MTP layers; "same" treats them as the file's other layers.
@@ -347,6 +364,7 @@ def quantize(
         allow_requantize: whether a file that is quantized already may be quantized again.
         threads: number of kernels at once; None means one per core.
         split_max_size: bytes, or a text like "2GB"; larger outputs become llama.cpp's split files.
+        keep_checkpoint, read_ahead, connections: as for `convert`.
         force: whether existing outputs are replaced.
         on_plan: called with the plan before anything is written.
         progress: receives how far the run is.
@@ -363,7 +381,8 @@ def quantize(
         type_options(mtp_type, tensor_types, output_type, token_embedding_type),
         imatrix, allow_requantize, threads, split_max_size, force, search,
     )  # fmt: skip
-    with _planned_quantization(src, types, out, options) as plan:
+    reading = reading_of(keep_checkpoint, read_ahead, connections)
+    with _planned_quantization(src, types, out, options, reading) as plan:
         if on_plan is not None:
             on_plan(plan)
         make_output_folder(out, plan.outputs[0].path)
@@ -372,17 +391,17 @@ def quantize(
 
 @contextmanager
 def _planned_quantization(
-    src: str | Path, types: Names, out: str | Path | None, options: QuantizeOptions, *, headers_only: bool = False
+    src: str | Path, types: Names, out: str | Path | None, options: QuantizeOptions, reading: Reading | None = None
 ) -> Iterator[QuantizePlan]:
-    """Plans a quantization; its source is open until the end of the `with` block."""
-    from mimo_gguf.conversion.open_model import is_gguf, open_model
+    """Plans a quantization as `_planned_conversion` does a conversion."""
+    from mimo_gguf.conversion.open_model import HEADERS, is_gguf, open_model
     from mimo_gguf.core.output_file import name_outputs
     from mimo_gguf.quantization.kernel_loading import LLAMA_CPP
     from mimo_gguf.quantization.plan import OutputRequest, plan_quantization
 
     profiles, destination = profiles_of(types), destination_of(out)
     ending = "" if options.search == LLAMA_CPP else f"-{options.search}"
-    with open_model(str(src), headers_only=headers_only) as source:
+    with open_model(str(src), reading=reading or HEADERS) as source:
         beside = Path(src).parent if is_gguf(str(src)) else Path()
         paths = name_outputs(destination, beside, source.name, [profile.name + ending for profile in profiles])
         requests = [OutputRequest(profile, path) for profile, path in zip(profiles, paths, strict=True)]

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mimo_gguf.cli import ui
-from mimo_gguf.cli.options import DryRun, Force, Json, Mtp, Out, Quiet, SplitMaxSize, Threads, Types
+from mimo_gguf.cli.options import (
+    Connections,
+    DryRun,
+    Force,
+    Json,
+    KeepCheckpoint,
+    Mtp,
+    Out,
+    Quiet,
+    ReadAhead,
+    SplitMaxSize,
+    Threads,
+    Types,
+)
 from mimo_gguf.core.units import counted, format_count, format_size
 
 if TYPE_CHECKING:
@@ -19,7 +32,10 @@ if TYPE_CHECKING:
 
 def command(
     src: Annotated[
-        str, typer.Argument(metavar="SRC", help="A checkpoint folder, or a Hub id: org/name or org/name@revision.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="A checkpoint folder, or a Hub id: org/name or org/name@revision; modelscope:org/name."
+        ),
     ],
     out: Out = None,
     types: Types = None,
@@ -34,6 +50,9 @@ def command(
     ] = None,
     threads: Threads = None,
     split_max_size: SplitMaxSize = None,
+    keep_checkpoint: KeepCheckpoint = False,
+    read_ahead: ReadAhead = None,
+    connections: Connections = None,
     dry_run: DryRun = False,
     as_json: Json = False,
     force: Force = False,
@@ -66,7 +85,8 @@ def command(
     with open_progress(quiet=quiet, as_json=as_json) as progress:
         report = convert(
             src, out=out, types=types or (), layout=layout, mtp=mtp, mtp_layers=mtp_layers, threads=threads,
-            split_max_size=split_max_size, force=force, on_plan=show, progress=progress,
+            split_max_size=split_max_size, keep_checkpoint=keep_checkpoint, read_ahead=read_ahead,
+            connections=connections, force=force, on_plan=show, progress=progress,
         )  # fmt: skip
     ui.print_json(report.as_json()) if as_json else ui.print_report(report.written)
 

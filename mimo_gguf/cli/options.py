@@ -123,6 +123,19 @@ SplitMaxSize = Annotated[
         "--split-max-size", metavar="SIZE", help="Largest file, like 4GB; more becomes llama.cpp's split files."
     ),
 ]
+KeepCheckpoint = Annotated[
+    bool,
+    typer.Option("--keep-checkpoint", help="Keep a downloaded checkpoint in the Hub's cache; else there is no copy."),
+]
+ReadAhead = Annotated[
+    str | None,
+    typer.Option(
+        "--read-ahead", metavar="SIZE", help="Memory for what is downloaded and not yet read [default: 128MiB]."
+    ),
+]
+Connections = Annotated[
+    int | None, typer.Option("--connections", metavar="N", help="Downloads at a time [default: 4].")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be written; read headers only.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Do it even so: replace what exists, start what does not seem to fit.")

@@ -19,13 +19,16 @@ from mimo_gguf.cli.calibrating import (
 )
 from mimo_gguf.cli.options import (
     TEXT_TOKENS,
+    Connections,
     Ctx,
     DryRun,
     Force,
     Json,
+    KeepCheckpoint,
     MtpType,
     Out,
     Quiet,
+    ReadAhead,
     SplitMaxSize,
     Texts,
     Threads,
@@ -43,7 +46,8 @@ def command(
     src: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="A GGUF file, a checkpoint folder, or a Hub id (org/name, org/name@revision)."
+            metavar="SRC",
+            help="A GGUF file, a checkpoint folder, or a Hub id (org/name[@revision], modelscope:org/name).",
         ),
     ],
     types: Types = None,
@@ -85,6 +89,9 @@ def command(
     work: Work = None,
     threads: Threads = None,
     split_max_size: SplitMaxSize = None,
+    keep_checkpoint: KeepCheckpoint = False,
+    read_ahead: ReadAhead = None,
+    connections: Connections = None,
     dry_run: DryRun = False,
     as_json: Json = False,
     force: Force = False,
@@ -120,7 +127,10 @@ def command(
             preview = plan_quantize(src, **shared, imatrix=imatrix, search=search, progress=progress)
             ui.print_json(preview.as_json()) if as_json else _print_preview(preview)
             return
-        report = quantize(src, **shared, imatrix=imatrix, search=search, progress=progress)
+        report = quantize(
+            src, **shared, imatrix=imatrix, search=search, keep_checkpoint=keep_checkpoint, read_ahead=read_ahead,
+            connections=connections, progress=progress,
+        )  # fmt: skip
     ui.print_json(report.as_json()) if as_json else ui.print_report(report)
 
 

@@ -35,6 +35,7 @@ class Checkpoint:
         revision: the commit on the Hub, if it came from there.
         config: config.json.
         weights: every tensor of every shard, by its Hugging Face name.
+        page: its web page, if it came from another hub than Hugging Face's.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Checkpoint:
     revision: str | None
     config: Mapping[str, Any]
     weights: Mapping[str, StoredWeights]
+    page: str | None = None
 
     @property
     def name(self) -> str:
@@ -53,7 +55,9 @@ class Checkpoint:
         return tuple(sorted({weights.path for weights in self.weights.values()}))
 
 
-def read_checkpoint(folder: Path, *, model_id: str | None = None, revision: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    folder: Path, *, model_id: str | None = None, revision: str | None = None, page: str | None = None
+) -> Checkpoint:
     """Reads the configuration and all shard headers of `folder`, but no weights.
 
     Raises:
@@ -66,7 +70,7 @@ def read_checkpoint(folder: Path, *, model_id: str | None = None, revision: str 
     foreign.check_not_quantized(config, str(folder))
     if model_id is None:
         model_id, revision = _identity(folder)
-    return Checkpoint(folder, model_id, revision, config, read_weights(folder))
+    return Checkpoint(folder, model_id, revision, config, read_weights(folder), page)
 
 
 def _not_a_folder(folder: Path) -> CheckpointError:

@@ -7,13 +7,15 @@ which llama.cpp requires. Quantization decides which type each tensor gets in th
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,9 +26,12 @@ from mimo_gguf.conversion.dimensions import Dimensions
 from mimo_gguf.conversion.mapping import DroppedTensor, MappedTensor, TensorMapping, plan_mapping, plan_metadata
 from mimo_gguf.conversion.model_card import read_general
 from mimo_gguf.conversion.recipe import Recipe, load_recipe
+from mimo_gguf.conversion.remote.repository import RemoteFile, check_digests
+from mimo_gguf.conversion.remote.stream import DEFAULT_FETCHING, Fetching, FileStream, StreamedFile
 from mimo_gguf.conversion.safetensors_file import StoredWeights
 from mimo_gguf.conversion.tokenizer import read_tokenizer
 from mimo_gguf.conversion.transforms import TRANSFORMS
+from mimo_gguf.core.arrival import FilePlace
 from mimo_gguf.core.data_file import DataFile
 from mimo_gguf.core.digests import FINGERPRINT
 from mimo_gguf.core.errors import CheckpointError, UsageError
@@ -186,37 +191,54 @@ def choose_layout(options: ConversionOptions, n_found: int, where: str) -> tuple
     return options.layout or (STEP35 if n_mtp else QWEN2), n_mtp
 
 
-def as_model_source(plan: ConversionPlan, label: str) -> ModelSource:
+def as_model_source(
+    plan: ConversionPlan,
+    label: str,
+    arriving: Mapping[Path, RemoteFile] = MappingProxyType({}),
+    fetching: Fetching = DEFAULT_FETCHING,
+) -> ModelSource:
     """The planned conversion as a ModelSource. It opens the shards, and reads weights when rows are asked for.
 
     Args:
         label: what the user called the model, for messages.
+        arriving: shards that are hollow here, and the files that they stand for: those are fetched while they are read.
+        fetching: how they are fetched.
 
     Raises:
         CheckpointError: a shard cannot be opened.
+        HubError: a file that is to be fetched could not be checked.
     """
+    paths = sorted({plan.weights[tensor.hf].path for tensor in plan.mapping.mapped})
+    remote = {path: arriving[path] for path in paths if path in arriving}
+    check_digests(remote.values())
+    stream = FileStream(list(remote.values()), fetching)
     files: dict[Path, DataFile] = {}
 
     def close() -> None:
+        stream.stop()
         for file in files.values():
             file.close()
 
     try:
-        for path in sorted({plan.weights[tensor.hf].path for tensor in plan.mapping.mapped}):
-            files[path] = DataFile(path, CheckpointError)
+        for path in paths:
+            if path not in remote:
+                files[path] = DataFile(path, CheckpointError)
     except OSError as error:
         close()
         raise CheckpointError(f"{error.filename}: {error.strerror}", hint="check the file's permissions") from None
+    readers: dict[Path, _Readable] = {**files}
+    readers |= {path: StreamedFile(stream, number) for number, path in enumerate(remote)}
     stamps = tuple(file.stamp for file in files.values())
     return ModelSource(
         label=label,
         name=plan.checkpoint.name,
         metadata=plan.metadata,
-        tensors=tuple(_source_tensor(tensor, plan.weights[tensor.hf], files) for tensor in plan.mapping.mapped),
+        tensors=tuple(_source_tensor(tensor, plan.weights[tensor.hf], readers) for tensor in plan.mapping.mapped),
         files=stamps,
-        fingerprint=_fingerprint(plan, stamps),
+        fingerprint=_fingerprint(plan, stamps, tuple(remote.values())),
         notes=plan.notes,
         close=close,
+        arrival=stream if remote else None,
     )
 
 
@@ -281,26 +303,34 @@ def _check_tensor(weights: StoredWeights, tensor: MappedTensor) -> None:
         )
 
 
-def _fingerprint(plan: ConversionPlan, stamps: tuple[FileStamp, ...]) -> str:
+def _fingerprint(plan: ConversionPlan, stamps: tuple[FileStamp, ...], remote: tuple[RemoteFile, ...]) -> str:
     planned = repr((plan.layout, plan.n_mtp, plan.mapping.mapped, sorted(plan.metadata.items())))
     files = (f"{stamp.path.name} {stamp.size_bytes} {stamp.mtime_ns}\n".encode() for stamp in stamps)
-    return FINGERPRINT.hex(plan.recipe.digest.encode(), planned.encode(), *files)
+    fetched = (b"%s %d %s\n%s" % (os.fsencode(f.name), f.n_bytes, f.digest, f.head) for f in remote)
+    return FINGERPRINT.hex(plan.recipe.digest.encode(), planned.encode(), *files, *fetched)
 
 
 # ---- reading
 
 
-def _source_tensor(tensor: MappedTensor, weights: StoredWeights, files: Mapping[Path, DataFile]) -> SourceTensor:
-    stored = TensorInfo(tensor.gguf, tensor.shape, weights.ggml_type)
-    read: ReadRows = partial(_read_rows, files[weights.path], weights.offset, stored.row_bytes, tensor.transform)
+class _Readable(Protocol):
+    """A shard, here or on its way."""
+
+    def read_into(self, offset: int, out: Bytes) -> None: ...
+
+
+def _source_tensor(tensor: MappedTensor, weights: StoredWeights, files: Mapping[Path, _Readable]) -> SourceTensor:
+    stored, file = TensorInfo(tensor.gguf, tensor.shape, weights.ggml_type), files[weights.path]
+    read: ReadRows = partial(_read_rows, file, weights.offset, stored.row_bytes, tensor.transform)
     info = _output_info(tensor, weights)
     if info.ggml_type is not stored.ggml_type:
         read = partial(_read_widened, read, stored)
-    return SourceTensor(info, f"{weights.name} in {weights.path.name}", read, weights.offset)
+    place = FilePlace(file.number, weights.offset, stored.row_bytes) if isinstance(file, StreamedFile) else None
+    return SourceTensor(info, f"{weights.name} in {weights.path.name}", read, weights.offset, place)
 
 
 def _read_rows(
-    file: DataFile, offset: int, row_bytes: int, transform: str | None, first: int, last: int, out: Bytes
+    file: _Readable, offset: int, row_bytes: int, transform: str | None, first: int, last: int, out: Bytes
 ) -> None:
     file.read_into(offset + first * row_bytes, out)
     if transform is not None:

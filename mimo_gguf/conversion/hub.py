@@ -1,26 +1,27 @@
-"""Checkpoints on the Hugging Face Hub, through huggingface_hub: only the files that a conversion needs.
+"""Checkpoints on the Hugging Face Hub and on ModelScope: only the files that a conversion needs.
 
-An interrupted download is resumed. If only sizes are needed, only the headers are read (kilobytes).
+A checkpoint can be downloaded as a whole. Or only its small files are, and its shards are described: then they can be
+planned with, and fetched while they are read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, Literal
 
-from mimo_gguf.conversion.checkpoint import INDEX_NAME, SINGLE_NAME, read_weight_map
+from mimo_gguf.conversion.checkpoint import INDEX_NAME
+from mimo_gguf.conversion.remote.copying import copy_repository
+from mimo_gguf.conversion.remote.hollow import shard_names
+from mimo_gguf.conversion.remote.modelscope import modelscope_repository
+from mimo_gguf.conversion.remote.ranges import RangeReader, network_errors
+from mimo_gguf.conversion.remote.repository import RemoteFile, Repository, parse_digest
 from mimo_gguf.core.errors import HubError, first_line
 from mimo_gguf.core.near_matches import name_hint
 from mimo_gguf.core.published_model import PUBLISHED_IDS
-
-if TYPE_CHECKING:
-    from huggingface_hub.utils._safetensors import SafetensorsFileMetadata
 
 # The files of a checkpoint without its weights.
 SMALL_FILES: Final = (
@@ -38,7 +39,13 @@ SMALL_FILES: Final = (
     "README.md",
     INDEX_NAME,
 )
-_MODEL_ID: Final = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+MODELSCOPE: Final = "modelscope:"
+_MODEL_ID: Final = re.compile(
+    r"(?P<site>modelscope:)?(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?"
+)
+
+
+Site = Literal["huggingface", "modelscope"]
 
 
 class HubUnreachable(HubError):
@@ -47,43 +54,49 @@ class HubUnreachable(HubError):
 
 @dataclass(frozen=True, slots=True)
 class HubId:
-    """The name of a model on the Hub: `org/name[@revision]`."""
+    """The name of a model on a hub: `org/name[@revision]`, or `modelscope:org/name[@revision]`."""
 
     model_id: str
     revision: str | None
+    site: Site = "huggingface"
 
     def __str__(self) -> str:
-        return self.model_id + (f"@{self.revision}" if self.revision else "")
+        before = MODELSCOPE if self.site == "modelscope" else ""
+        return before + self.model_id + (f"@{self.revision}" if self.revision else "")
 
 
 def parse_hub_id(text: str) -> HubId | None:
     """The Hub id in `text`, or None if it does not have that form, or names a GGUF file."""
     match = None if text.lower().endswith(".gguf") else _MODEL_ID.fullmatch(text)
-    return HubId(match["id"], match["revision"]) if match else None
+    return HubId(match["id"], match["revision"], "modelscope" if match["site"] else "huggingface") if match else None
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """The folder of a downloaded checkpoint, and its commit."""
+    """The folder of a downloaded checkpoint, its commit, and the model's page if it is not on the Hugging Face Hub."""
 
     folder: Path
     commit: str
+    page: str | None = None
 
 
 def fetch(hub_id: HubId) -> Download:
-    """Downloads what a conversion needs into the Hub cache, if it is not there yet.
+    """Downloads what a conversion needs into a cache, if it is not there yet.
 
     The small files come first, then the shards that the index names. An interrupted download is resumed.
 
     Raises:
         HubError: no such repository or revision, no access, no connection, or no space.
     """
+    if hub_id.site == "modelscope":
+        repository = find_repository(hub_id, RangeReader())
+        return Download(copy_repository(repository), repository.commit, repository.page)
     from huggingface_hub import snapshot_download
 
     with translated(hub_id):
-        folder = Path(snapshot_download(hub_id.model_id, revision=hub_id.revision, allow_patterns=list(SMALL_FILES)))
+        folder = _fetch_small_files(hub_id)
         # The commit just resolved, so that both steps are of one state of the repository.
-        snapshot_download(hub_id.model_id, revision=folder.name, allow_patterns=_shard_names(folder))
+        snapshot_download(hub_id.model_id, revision=folder.name, allow_patterns=shard_names(folder))
     return Download(folder, folder.name)
 
 
@@ -96,45 +109,69 @@ def is_cached(hub_id: HubId) -> bool:
         folder = Path(snapshot_download(hub_id.model_id, revision=hub_id.revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return False
-    return (folder / "config.json").is_file() and all((folder / name).is_file() for name in _shard_names(folder))
+    return (folder / "config.json").is_file() and all((folder / name).is_file() for name in shard_names(folder))
 
 
-def fetch_headers(hub_id: HubId, folder: Path) -> Download:
-    """Puts the small files and *hollow* shards into `folder`: shards with their true header and size, but no data.
-
-    They are enough to plan a conversion, its sizes and its memory. Some hundred kilobytes are read instead of 15 GB.
+def find_copy(hub_id: HubId) -> Download | None:
+    """The checkpoint in the Hub's cache if all of it is there, at the newest commit of its revision; else None.
 
     Raises:
         HubError: as `fetch`.
     """
-    from huggingface_hub import HfApi, snapshot_download
-
+    if hub_id.site == "modelscope":
+        return None
     with translated(hub_id):
-        cached = Path(snapshot_download(hub_id.model_id, revision=hub_id.revision, allow_patterns=list(SMALL_FILES)))
-        for name in SMALL_FILES:
-            if (cached / name).is_file():
-                (folder / name).write_bytes((cached / name).read_bytes())
-        for shard in _shard_names(folder):
-            header = HfApi().parse_safetensors_file_metadata(hub_id.model_id, shard, revision=cached.name)
-            _write_hollow(folder / shard, header)
-    return Download(folder, cached.name)
+        folder = _fetch_small_files(hub_id)
+        is_whole = all((folder / name).is_file() for name in shard_names(folder))
+    return Download(folder, folder.name) if is_whole else None
 
 
-def _shard_names(folder: Path) -> list[str]:
-    if not (folder / INDEX_NAME).is_file():
-        return [SINGLE_NAME]
-    return sorted(set(read_weight_map(folder / INDEX_NAME).values()))
+def find_repository(hub_id: HubId, reader: RangeReader) -> Repository:
+    """The repository at its newest commit, or at the revision's. Its small files are downloaded, its shards described.
+
+    Raises:
+        HubError: as `fetch`.
+    """
+    if hub_id.site == "modelscope":
+        return modelscope_repository(hub_id.model_id, hub_id.revision, SMALL_FILES, reader)
+    with translated(hub_id):
+        folder = _fetch_small_files(hub_id)
+
+    def list_weights(names: Sequence[str]) -> list[RemoteFile]:
+        with translated(hub_id):
+            return [_describe_file(hub_id.model_id, name, folder.name, reader) for name in names]
+
+    return Repository(
+        label=str(hub_id),
+        model_id=hub_id.model_id,
+        commit=folder.name,
+        page=None,
+        small_files={name: (folder / name).read_bytes for name in SMALL_FILES if (folder / name).is_file()},
+        list_weights=list_weights,
+    )
 
 
-def _write_hollow(path: Path, header: SafetensorsFileMetadata) -> None:
-    entries = {
-        name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": list(tensor.data_offsets)}
-        for name, tensor in header.tensors.items()
-    }
-    text = json.dumps(entries).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(file.tell() + max((tensor.data_offsets[1] for tensor in header.tensors.values()), default=0))
+def _fetch_small_files(hub_id: HubId) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(hub_id.model_id, revision=hub_id.revision, allow_patterns=list(SMALL_FILES)))
+
+
+def _describe_file(model_id: str, name: str, commit: str, reader: RangeReader) -> RemoteFile:
+    """A file of the Hub, by its headers; of a large one the ETag is its SHA-256."""
+    from huggingface_hub import HfFileMetadata, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    url = hf_hub_url(model_id, name, revision=commit)
+
+    def ask() -> HfFileMetadata:
+        with network_errors(name):
+            return get_hf_file_metadata(url)
+
+    stated = reader.persist(name, ask)
+    if stated.size is None:
+        raise HubError(f"{name}: the Hub does not state its size", hint="--keep-checkpoint downloads it as a whole")
+    return RemoteFile(name, url, stated.size, parse_digest(stated.etag), build_hf_headers())
 
 
 @contextlib.contextmanager

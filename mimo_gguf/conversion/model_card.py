@@ -37,8 +37,8 @@ def read_general(checkpoint: Checkpoint, n_parameters: int, architecture: str) -
     organization, _, _ = checkpoint.model_id.rpartition("/")
     if organization:
         described.organization = described.organization or organization
-        described.source_repo_url = f"https://huggingface.co/{checkpoint.model_id}"
-        if checkpoint.revision:
+        described.source_repo_url = checkpoint.page or f"https://huggingface.co/{checkpoint.model_id}"
+        if checkpoint.revision and checkpoint.page is None:
             described.source_url = f"{described.source_repo_url}/tree/{checkpoint.revision}"
     if described.name is None:
         described.name = checkpoint.name

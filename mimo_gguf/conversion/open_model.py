@@ -4,29 +4,69 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
+from typing import Final
 
 from mimo_gguf.conversion.checkpoint import Checkpoint, read_checkpoint
 from mimo_gguf.conversion.checkpoint_source import (
     ConversionOptions,
+    ConversionPlan,
     as_model_source,
     plan_conversion,
 )
-from mimo_gguf.conversion.hub import Download, HubId, fetch, fetch_headers, parse_hub_id
+from mimo_gguf.conversion.hub import Download, HubId, fetch, find_copy, find_repository, parse_hub_id
+from mimo_gguf.conversion.remote.hollow import write_hollow
+from mimo_gguf.conversion.remote.ranges import RangeReader
+from mimo_gguf.conversion.remote.repository import RemoteFile
+from mimo_gguf.conversion.remote.stream import DEFAULT_FETCHING, Fetching
 from mimo_gguf.core.errors import HubError
 from mimo_gguf.core.gguf_file import open_gguf
 from mimo_gguf.core.model_source import ModelSource
 from mimo_gguf.core.paths import path_kind
 
 
-def open_model(src: str, options: ConversionOptions | None = None, *, headers_only: bool = False) -> ModelSource:
+class Access(Enum):
+    """What is wanted of a model on a hub.
+
+    COPY: all of it on this machine, to be read in any order, as often as wanted.
+    STREAM: its weights are fetched while they are read, once, without a copy. If there is a copy already, that is used.
+    HEADERS: enough for planning, but not for reading rows: kilobytes.
+    """
+
+    COPY = "copy"
+    STREAM = "stream"
+    HEADERS = "headers"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a model on a hub is read: what is wanted of it, and how weights are fetched that are streamed."""
+
+    access: Access
+    fetching: Fetching = DEFAULT_FETCHING
+
+
+COPY: Final = Reading(Access.COPY)
+STREAM: Final = Reading(Access.STREAM)
+HEADERS: Final = Reading(Access.HEADERS)
+
+
+def open_model(
+    src: str,
+    options: ConversionOptions | None = None,
+    *,
+    headers_only: bool = False,
+    reading: Reading = COPY,
+) -> ModelSource:
     """The model that `src` names, as a ModelSource; close it after use.
 
     Args:
-        src: a .gguf file, a checkpoint folder, or `org/name[@revision]` on the Hub.
+        src: a .gguf file, a checkpoint folder, or `org/name[@revision]` on the Hub, after `modelscope:` on ModelScope.
         options: how a checkpoint is converted; a GGUF is not converted.
-        headers_only: whether to fetch only headers for a Hub id: enough for planning, but not for reading rows.
+        headers_only: as `reading=HEADERS`.
+        reading: how a model on a hub is read.
 
     Raises:
         GgufError: as `open_gguf`.
@@ -36,8 +76,9 @@ def open_model(src: str, options: ConversionOptions | None = None, *, headers_on
     if is_gguf(src):
         return open_gguf(src)
     with ExitStack() as stack:
-        plan = plan_conversion(find_checkpoint(src, stack, headers_only=headers_only), options or ConversionOptions())
-        source = stack.enter_context(as_model_source(plan, src))
+        finder = Finder(stack, HEADERS if headers_only else reading)
+        plan = plan_conversion(finder.checkpoint(src), options or ConversionOptions())
+        source = stack.enter_context(finder.source(plan, src))
         return replace(source, close=stack.pop_all().close)
 
 
@@ -46,39 +87,60 @@ def is_gguf(src: str) -> bool:
     return Path(src).suffix.lower() == ".gguf" or path_kind(src) == "file"
 
 
-def find_checkpoint(src: str, stack: ExitStack, *, headers_only: bool = False) -> Checkpoint:
-    """The checkpoint that `src` names: a folder, or a Hub id, which is downloaded.
+@dataclass(slots=True)
+class Finder:
+    """Finds checkpoints: folders, and models on a hub.
 
-    Args:
-        stack: removes the folder of hollow shards into which `headers_only` downloads.
-
-    Raises:
-        CheckpointError: as `read_checkpoint`.
-        HubError: as `fetch`.
+    Attributes:
+        stack: removes the folders of hollow shards.
+        arriving: the hollow shards that are to be streamed, and the files that they stand for.
     """
-    hub_id = None if path_kind(src) != "nothing" else parse_hub_id(src)
-    if hub_id is None:
-        return read_checkpoint(Path(src))
-    try:
-        download = _fetch(hub_id, stack, headers_only=headers_only)
-    except HubError as error:
-        if path_kind(Path(src).parent) != "folder":
-            raise
-        raise HubError(f"{error.message}; nor is there a folder {src} here", hint=error.hint) from error
-    return read_checkpoint(download.folder, model_id=hub_id.model_id, revision=download.commit)
 
+    stack: ExitStack
+    reading: Reading = COPY
+    arriving: dict[Path, RemoteFile] = field(default_factory=dict)
 
-def find_mtp_layers(src: str, stack: ExitStack, *, headers_only: bool = False) -> Path:
-    """The folder of further MTP layers that `src` names, downloaded if it is a Hub id.
+    def checkpoint(self, src: str) -> Checkpoint:
+        """The checkpoint that `src` names.
 
-    Raises:
-        HubError: as `fetch`.
-    """
-    hub_id = None if path_kind(src) != "nothing" else parse_hub_id(src)
-    return Path(src) if hub_id is None else _fetch(hub_id, stack, headers_only=headers_only).folder
+        Raises:
+            CheckpointError: as `read_checkpoint`.
+            HubError: as `fetch`.
+        """
+        hub_id = None if path_kind(src) != "nothing" else parse_hub_id(src)
+        if hub_id is None:
+            return read_checkpoint(Path(src))
+        try:
+            download = self._fetch(hub_id)
+        except HubError as error:
+            if path_kind(Path(src).parent) != "folder":
+                raise
+            raise HubError(f"{error.message}; nor is there a folder {src} here", hint=error.hint) from error
+        return read_checkpoint(download.folder, model_id=hub_id.model_id, revision=download.commit, page=download.page)
 
+    def mtp_layers(self, src: str) -> Path:
+        """The folder of further MTP layers that `src` names.
 
-def _fetch(hub_id: HubId, stack: ExitStack, *, headers_only: bool) -> Download:
-    if headers_only:
-        return fetch_headers(hub_id, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-    return fetch(hub_id)
+        Raises:
+            HubError: as `fetch`.
+        """
+        hub_id = None if path_kind(src) != "nothing" else parse_hub_id(src)
+        return Path(src) if hub_id is None else self._fetch(hub_id).folder
+
+    def source(self, plan: ConversionPlan, label: str) -> ModelSource:
+        """The conversion of what was found as a ModelSource; see `as_model_source`."""
+        return as_model_source(plan, label, self.arriving, self.reading.fetching)
+
+    def _fetch(self, hub_id: HubId) -> Download:
+        access = self.reading.access
+        if access is Access.COPY:
+            return fetch(hub_id)
+        if access is Access.STREAM and (copy := find_copy(hub_id)) is not None:
+            return copy
+        reader = RangeReader(self.reading.fetching.patience)
+        repository = find_repository(hub_id, reader)
+        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        shards = write_hollow(repository, folder, reader)
+        if access is Access.STREAM:
+            self.arriving |= shards
+        return Download(folder, repository.commit, repository.page)

@@ -29,6 +29,7 @@ _ALGORITHMS: Final[dict[str, Callable[[], Any]]] = {
     "sha256": hashlib.sha256,
     "xxh3-128": xxhash.xxh3_128,
     "xxh3-64": xxhash.xxh3_64,
+    "sha1": lambda: hashlib.sha1(usedforsecurity=False),
     "blake2b-128": lambda: hashlib.blake2b(digest_size=16),
 }
 
@@ -105,6 +106,11 @@ FILE: Final = Digest(
     "file", "sha256",
     "all bytes of a file",
     "sums.json: the sum that the Hub shows of an uploaded file, and that sha256sum prints",
+)  # fmt: skip
+GIT_BLOB: Final = Digest(
+    "git blob", "sha1",
+    "the word blob, the size of a file, and all of its bytes",
+    "the name that git gives to a small file on a hub: whether a download is right",
 )  # fmt: skip
 SUMS: Final = Digest(
     "sums", "xxh3-128",
@@ -211,7 +217,7 @@ STATE: Final = Digest(
 )  # fmt: skip
 
 DIGESTS: Final = (
-    CHUNK, TENSOR, HEADER, TENSORS, TABLE, SOURCE, FILE, SUMS, CERTIFICATE, API_KEY,
+    CHUNK, TENSOR, HEADER, TENSORS, TABLE, SOURCE, FILE, GIT_BLOB, SUMS, CERTIFICATE, API_KEY,
     RECIPE, GGUF_HEADER, FINGERPRINT, RUN, JOURNAL, RECORD,
     WORK, GRAM, ROW, ROW_NAME, ROW_RUN,
     TEXT, WINDOWS, GATHERED, KERNELS, STATE,

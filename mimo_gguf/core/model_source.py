@@ -15,6 +15,7 @@ import numpy as np
 from gguf import GGUFValueType
 from numpy.typing import NDArray
 
+from mimo_gguf.core.arrival import Arrival, FilePlace
 from mimo_gguf.core.errors import WeightsError
 from mimo_gguf.core.ggml_types import GgmlType, row_bytes
 
@@ -91,12 +92,14 @@ class SourceTensor:
         origin: where it comes from, for messages.
         read_rows: how its rows are read.
         offset: byte of its file at which the rows start; a `FileBuffer` at this offset is filled without a copy.
+        place: where the rows lie, if their file is fetched while it is read. Then they are read as `Arrival` says.
     """
 
     info: TensorInfo
     origin: str
     read_rows: ReadRows
     offset: int = 0
+    place: FilePlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,7 @@ class ModelSource:
         fingerprint: hex digest of everything that decides the output: recipe, headers, and the stamps of the files.
         notes: what the user should know about the model itself, in words.
         close: closes the files.
+        arrival: the files that are fetched while they are read; None if all of them lie on this machine.
     """
 
     label: str
@@ -135,6 +139,7 @@ class ModelSource:
     fingerprint: str
     notes: tuple[str, ...] = ()
     close: Callable[[], None] = field(default=lambda: None, repr=False)
+    arrival: Arrival | None = field(default=None, repr=False)
 
     def __enter__(self) -> ModelSource:
         return self

@@ -9,10 +9,15 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One file that is being made or read: a name for people and its size."""
+    """One file that is being made or read: a name for people and its size.
+
+    Attributes:
+        is_download: whether it is not a file but what is downloaded, which goes on beside the files.
+    """
 
     name: str
     n_bytes: int
+    is_download: bool = False
 
 
 class Progress(Protocol):

@@ -8,7 +8,7 @@ buffers are allocated once per worker.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,11 +16,14 @@ import numpy as np
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from mimo_gguf.core.arrival import arrival_bytes
 from mimo_gguf.core.data_file import FileBuffer
 from mimo_gguf.core.digests import CHUNK
 from mimo_gguf.core.errors import MimoGgufError, WeightsError
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType
 from mimo_gguf.core.model_source import Bytes, SourceTensor, TensorInfo
+from mimo_gguf.core.progress import Job
+from mimo_gguf.quantization.agenda import Agenda
 from mimo_gguf.quantization.block_scales import are_zeros, first_bad_row
 from mimo_gguf.quantization.chunks import Chunk, chunk_rows
 from mimo_gguf.quantization.kernel_loading import KernelKey
@@ -66,13 +69,15 @@ class Loop:
     written_bytes: int = 0
     done: list[int] = field(default_factory=list)
     resumed: list[int] = field(default_factory=list)
-    _next: Iterator[int] = field(init=False)
+    agenda: Agenda = field(init=False)
+    _counted: list[set[int]] = field(init=False)
     _stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _slots: threading.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
-        self._next = iter(range(len(self.chunks)))
+        self.agenda = Agenda(self.plan.source, self.chunks, self.writers)
+        self._counted = [set() for _ in self.writers]
         self._slots = threading.Semaphore(self.n_threads)
         for writer in self.writers:
             self.resumed.append(sum(place.n_bytes for place in writer.places) if writer.finished else 0)
@@ -81,17 +86,46 @@ class Loop:
     def stop(self) -> None:
         """Makes every worker stop after its chunk."""
         self._stop.set()
+        self.agenda.stop()
+
+    def jobs(self) -> list[Job]:
+        """The files that `progress` tells about: each output, and before them what has to be downloaded."""
+        outputs = [Job(w.plan.path.name, sum(place.n_bytes for place in w.places)) for w in self.writers]
+        arrival = self.plan.source.arrival
+        return outputs if arrival is None else [Job("download", arrival_bytes(arrival), is_download=True), *outputs]
+
+    def progress(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The bytes of each job that are done, and those that an earlier run had done."""
+        arrival, done, resumed = self.plan.source.arrival, tuple(self.done), tuple(self.resumed)
+        if arrival is None:
+            return done, resumed
+        spared = self.agenda.spared_bytes
+        return (min(spared + arrival.fetched_bytes, arrival_bytes(arrival)), *done), (spared, *resumed)
+
+    def check(self) -> None:
+        """Reads back the chunks that an earlier run has recorded, until none is left or something fails."""
+        buffers = None
+        try:
+            while (number := self.agenda.next_recorded()) is not None:
+                buffers = buffers or _Buffers.for_plan(self.plan)
+                for i, writer in enumerate(self.writers):
+                    is_there = not writer.finished and writer.holds(number, buffers.output(number, writer))
+                    if is_there and self.agenda.hold(i, number):
+                        self._count(i, number, resumed=True)
+        except BaseException as error:
+            self._fail(error)
+
+    def start(self) -> None:
+        """Plans what is left to do, after `check` and before `work`."""
+        if self.error is None:
+            self.agenda.start()
 
     def work(self) -> None:
         """Does one chunk after another until none is left, the run is stopped, or something fails."""
         try:
             buffers = _Buffers.for_plan(self.plan)
-            while not self._stop.is_set():
-                with self._lock:
-                    number = next(self._next, None)
-                if number is None:
-                    return
-                self._do_chunk(number, self.chunks[number], buffers)
+            while (number := self.agenda.next()) is not None:
+                self.agenda.done(number, self._do_chunk(number, self.chunks[number], buffers))
         except BaseException as error:
             self._fail(error)
 
@@ -108,39 +142,59 @@ class Loop:
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             self.error = self.error or error
-        self._stop.set()
+        self.stop()
 
-    def _do_chunk(self, number: int, chunk: Chunk, buffers: _Buffers) -> None:
-        wanted = []
-        for i, writer in enumerate(self.writers):
-            if writer.finished:
-                continue
-            if writer.is_recorded(number) and writer.holds(number, buffers.output(number, writer)):
-                self._count(i, writer.places[number].n_bytes, resumed=True)
-            else:
-                wanted.append(i)
-        if not wanted:
-            return
+    def _do_chunk(self, number: int, chunk: Chunk, buffers: _Buffers) -> WeightsError | None:
+        """Does a chunk in every output that lacks it.
+
+        Returns:
+            An error in weights that have been fetched: they may be damaged, which is known at the end of their file.
+        """
         source = self.plan.source.tensors[chunk.tensor]
         stored = buffers.source(chunk, source)
+        self._read(source, chunk, stored)
+        with self._slots:
+            digest = CHUNK.of(stored)
+        wanted = []
+        for i in self.agenda.wanted(number):
+            if number in self.agenda.held[i] and self.writers[i].is_made_of(number, digest):
+                self._count(i, number, resumed=True)
+            else:
+                wanted.append(i)
+        try:
+            self._make(number, wanted, stored, digest, buffers)
+        except WeightsError as error:
+            if source.place is None:
+                raise
+            return error
+        return None
+
+    def _read(self, source: SourceTensor, chunk: Chunk, stored: Bytes) -> None:
         try:
             source.read_rows(chunk.first, chunk.last, stored)
         except OSError as error:
             raise MimoGgufError(
                 f"{source.origin}: cannot be read: {error.strerror or error}", hint="check the disk and run again"
             ) from None
-        with self._slots:
-            digest = CHUNK.of(stored)
-            has_large = _check_values(stored, source.info, chunk, source.origin)
-            rows = _as_floats(stored, source.info, [self.writers[i].plan.tensors[chunk.tensor] for i in wanted])
         with self._lock:
             self.read_bytes += stored.size
+
+    def _make(self, number: int, wanted: Sequence[int], stored: Bytes, digest: bytes, buffers: _Buffers) -> None:
+        """Makes a chunk in the outputs with these numbers, from its rows as they are stored."""
+        if not wanted:
+            return
+        chunk = self.chunks[number]
+        source = self.plan.source.tensors[chunk.tensor]
+        with self._slots:
+            has_large = _check_values(stored, source.info, chunk, source.origin)
+            rows = _as_floats(stored, source.info, [self.writers[i].plan.tensors[chunk.tensor] for i in wanted])
         for i in wanted:
             tensor = self.writers[i].plan.tensors[chunk.tensor]
             with self._slots:
                 data = self._converted(tensor, chunk, stored, rows, buffers.output(number, self.writers[i]), has_large)
             self.writers[i].put(number, data, digest)
-            self._count(i, data.size)
+            self.agenda.hold(i, number)
+            self._count(i, number)
 
     def _converted(
         self, tensor: TensorPlan, chunk: Chunk, stored: Bytes, rows: NDArray[np.generic], out: Bytes, has_large: bool
@@ -155,8 +209,13 @@ class Loop:
             _check_by_importance(rows, out, tensor, chunk)
         return out
 
-    def _count(self, output: int, n_bytes: int, *, resumed: bool = False) -> None:
+    def _count(self, output: int, number: int, *, resumed: bool = False) -> None:
+        """Counts a chunk that is in place, even if it is done again later."""
+        n_bytes = self.writers[output].places[number].n_bytes
         with self._lock:
+            if number in self._counted[output]:
+                return
+            self._counted[output].add(number)
             self.done[output] += n_bytes
             if resumed:
                 self.resumed[output] += n_bytes

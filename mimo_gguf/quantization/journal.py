@@ -23,6 +23,7 @@ _MAGIC: Final = b"mimo-gguf journal 1\n"
 _DIGEST_BYTES: Final = 16
 _CHECK_BYTES: Final = 8
 _RECORD_BYTES: Final = 4 + 2 * _DIGEST_BYTES + _CHECK_BYTES
+_FILE: Final = 0x80000000  # added to the number of a source's file, in place of a chunk number: its digest was right
 _SEALED: Final = 0xFFFFFFFF  # in place of a chunk number: all bytes, the header included, are written and synced
 
 
@@ -39,12 +40,14 @@ class Journal:
 
     Attributes:
         done: chunk number -> its record.
+        files: number of a source's file -> its digest, which all bytes had that the recorded chunks were made of.
         sealed: whether the output is complete and has only to be renamed.
         replaced: whether an earlier run had left a journal with another fingerprint.
     """
 
     path: Path
     done: dict[int, Record] = field(default_factory=dict)
+    files: dict[int, bytes] = field(default_factory=dict)
     sealed: bool = False
     replaced: bool = False
     _fd: int = -1
@@ -53,6 +56,16 @@ class Journal:
         """Records a finished chunk. Several threads may call it: a record is one write."""
         self.done[chunk] = record
         os.write(self._fd, _record_bytes(chunk, record))
+
+    def append_file(self, file: int, digest: bytes) -> None:
+        """Records that a file of the source had its right digest, and that all of its chunks are recorded."""
+        padded = digest.ljust(2 * _DIGEST_BYTES, b"\0")
+        self.files[file] = padded
+        os.write(self._fd, _record_bytes(_FILE + file, Record(padded[:_DIGEST_BYTES], padded[_DIGEST_BYTES:])))
+
+    def has_file(self, file: int, digest: bytes) -> bool:
+        """Whether `append_file` has recorded this."""
+        return self.files.get(file) == digest.ljust(2 * _DIGEST_BYTES, b"\0")
 
     def seal(self) -> None:
         """Records durably that everything is written and synced: only renaming follows."""
@@ -66,6 +79,7 @@ class Journal:
         os.lseek(self._fd, 0, os.SEEK_SET)
         os.write(self._fd, _head(fingerprint))
         self.done.clear()
+        self.files.clear()
         self.sealed = False
 
     def check_in_place(self) -> None:
@@ -143,6 +157,8 @@ def _read_records(journal: Journal, data: bytes, first: int) -> None:
         chunk = int.from_bytes(body[:4], "little")
         if chunk == _SEALED:
             journal.sealed = True
+        elif chunk >= _FILE:
+            journal.files[chunk - _FILE] = body[4:]
         else:
             journal.done[chunk] = Record(body[4 : 4 + _DIGEST_BYTES], body[4 + _DIGEST_BYTES :])
     os.ftruncate(journal._fd, end)

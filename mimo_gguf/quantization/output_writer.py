@@ -117,6 +117,22 @@ class OutputWriter:
         except OSError as error:
             raise write_error(self.plan.path, error) from None
 
+    def is_made_of(self, number: int, source_digest: bytes) -> bool:
+        """Whether this chunk was made of source bytes with that digest."""
+        record = self.journal.done.get(number)
+        return record is not None and record.source == source_digest
+
+    def put_file(self, file: int, digest: bytes) -> None:
+        """Records that a file of the source was right, once all of its chunks are recorded.
+
+        Raises:
+            OutputError: the disk is full or failing.
+        """
+        try:
+            self.journal.append_file(file, digest)
+        except OSError as error:
+            raise write_error(self.plan.path, error) from None
+
     def finish(self) -> Finished:
         """Makes the final headers and checksums, once every chunk is recorded."""
         digests = digest_output(self.plan, self.chunks, self.journal.done)

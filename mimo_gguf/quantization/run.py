@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Final
 from mimo_gguf.core.errors import WeightsError
 from mimo_gguf.core.machine import available_cores
 from mimo_gguf.core.output_file import check_free_space, sync_folder
-from mimo_gguf.core.progress import Job, Progress, Silence
+from mimo_gguf.core.progress import Progress, Silence
 from mimo_gguf.quantization.chunk_loop import Loop, kernel_key, kernel_keys
 from mimo_gguf.quantization.chunks import Chunk, cut_into_chunks
 from mimo_gguf.quantization.kernel_loading import KernelKey, load_kernels
@@ -108,27 +108,32 @@ def _check_space(writers: Sequence[OutputWriter]) -> None:
 
 def _watch(loop: Loop, progress: Progress) -> None:
     """Runs the workers, while this thread shows their progress and waits for Ctrl-C."""
-    jobs = [Job(writer.plan.path.name, sum(place.n_bytes for place in writer.places)) for writer in loop.writers]
-    workers = [
-        threading.Thread(target=loop.work, name=f"quantize-{i}") for i in range(_WORKERS_PER_THREAD * loop.n_threads)
-    ]
     drain = threading.Thread(target=loop.drain, name="quantize-drain")
-    progress.start(jobs)
+    crews = [_crew(loop.check, loop.n_threads), _crew(loop.work, loop.n_threads)]
+    progress.start(loop.jobs())
     try:
-        for thread in (*workers, drain):
-            thread.start()
-        for worker in workers:
-            while worker.is_alive():
-                worker.join(_POLL_S)
-                progress.update(tuple(loop.done), tuple(loop.resumed))
+        drain.start()
+        for crew in crews:
+            for worker in crew:
+                worker.start()
+            for worker in crew:
+                while worker.is_alive():
+                    worker.join(_POLL_S)
+                    progress.update(*loop.progress())
+            if crew is crews[0]:
+                loop.start()
     finally:
         loop.stop()
-        for thread in (*workers, drain):
+        for thread in (drain, *crews[0], *crews[1]):
             if thread.ident is not None:
                 thread.join()
         progress.finish()
     if loop.error is not None:
         raise loop.error
+
+
+def _crew(work: Callable[[], None], n_threads: int) -> list[threading.Thread]:
+    return [threading.Thread(target=work, name=f"quantize-{i}") for i in range(_WORKERS_PER_THREAD * n_threads)]
 
 
 def _complete(writers: Sequence[OutputWriter], *, force: bool) -> str:

@@ -144,7 +144,11 @@ def _sibling(path: Path) -> dict[str, object]:
 
 
 def _etag(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes()).hexdigest()
+    """As on the Hub: of a large file its SHA-256, of a small one the name that git gives it."""
+    data = path.read_bytes()
+    if path.suffix in (".gguf", ".safetensors"):
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @contextmanager

@@ -27,6 +27,7 @@ def test_a_digest_is_that_of_its_algorithm_however_the_data_is_cut(digest: Diges
     data = bytes(range(256)) * 7
     expected = {
         "sha256": hashlib.sha256(data).digest(),
+        "sha1": hashlib.sha1(data).digest(),
         "xxh3-128": xxhash.xxh3_128_digest(data),
         "xxh3-64": xxhash.xxh3_64_digest(data),
         "blake2b-128": hashlib.blake2b(data, digest_size=16).digest(),
