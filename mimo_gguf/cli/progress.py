@@ -66,10 +66,15 @@ class Meter:
         )
 
     @property
+    def files(self) -> tuple[Pace, ...]:
+        """The paces of the files, without that of a download beside them."""
+        return tuple(pace for pace in self.paces if not pace.job.is_download)
+
+    @property
     def total(self) -> Pace:
-        """The pace of all jobs together."""
-        job = Job("all files", sum(job.n_bytes for job in self.jobs))
-        return Pace(job, sum(pace.done for pace in self.paces), sum(pace.bytes_per_s for pace in self.paces))
+        """The pace of all files together."""
+        job = Job("all files", sum(pace.job.n_bytes for pace in self.files))
+        return Pace(job, sum(pace.done for pace in self.files), sum(pace.bytes_per_s for pace in self.files))
 
 
 @dataclass(slots=True)
@@ -90,9 +95,14 @@ class Lines:
         if now - self._last < _LINE_EVERY_S:
             return
         self._last = now
-        total, paces = self.meter.total, self.meter.paces
+        total, paces = self.meter.total, self.meter.files
         each = ", ".join(pace.job.name + f" {pace.percent:.0f} %" * (len(paces) > 1) for pace in paces)
-        self.write(f"{total.percent:3.0f} %  {total.describe()}  ({each})")
+        arriving = next((pace for pace in self.meter.paces if pace.job.is_download), None)
+        if arriving is None:
+            self.write(f"{total.percent:3.0f} %  {total.describe()}  ({each})")
+        else:  # what is left to do takes as long as what is left to download
+            written = format_share(total.done, total.job.n_bytes)
+            self.write(f"{arriving.percent:3.0f} %  downloaded {arriving.describe()}; written {written}  ({each})")
 
     def note(self, text: str) -> None:
         self.write(text)

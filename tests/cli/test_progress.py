@@ -84,3 +84,12 @@ def test_after_an_interrupt_it_says_whether_the_same_command_goes_on(
         progress.start(JOBS)
         raise KeyboardInterrupt
     assert ("goes on from here" in capsys.readouterr().err) is goes_on
+
+
+def test_a_log_tells_what_is_downloaded_and_what_is_written() -> None:
+    clock, written = Clock(), list[str]()
+    lines = Lines(Meter(clock), written.append)
+    lines.start([Job("download", 15 * GIB, is_download=True), Job("a.gguf", 4 * GIB)])
+    clock.now += 10
+    lines.update([3 * GIB, GIB], [0, 0])
+    assert written == [" 20 %  downloaded 3.00 of 15.00 GiB  322 MB/s  40 s left; written 1.00 of 4.00 GiB  (a.gguf)"]
