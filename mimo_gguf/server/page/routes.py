@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 from starlette.requests import Request
@@ -14,13 +14,16 @@ from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.server.answers import Answers
 from mimo_gguf.server.api import Api
 from mimo_gguf.server.bodies import read_body
-from mimo_gguf.server.failures import failure_of
+from mimo_gguf.server.engine import Engine
+from mimo_gguf.server.failures import failure_of, refusal
 from mimo_gguf.server.jobs import Job, chat_job
 from mimo_gguf.server.page.answering import PageAnswer, begun_answer, inside_thinking
 from mimo_gguf.server.page.files import FILES, HEADERS
 from mimo_gguf.server.page.growing import render
 from mimo_gguf.server.requests import Body, ChatBody
 from mimo_gguf.server.streams import event_lines
+
+_MOST: Final = 4_000_000  # characters that are rendered at a time
 
 
 class RenderBody(Body):
@@ -51,12 +54,17 @@ class PageApi:
     async def _chat(self, raw: bytes) -> Response:
         body, use = await self._api.read(ChatBody, raw)
         job, thinking, text = await asyncio.to_thread(_job, body, use.llm)
-        head = {"model": use.name, "waiting": use.engine.n_waiting}
+        head = {"model": use.name, "waiting": _n_before(use.engine)}
         answer = PageAnswer(Answers.begin(job, use.engine), use.llm.model.session.window)
         answer.thinking.add(thinking)
         answer.text.add(text)
         lines = event_lines(answer.events(head), lambda error: {"type": "failed", **failure_of(error).as_json()})
         return await self._api.stream(lines)
+
+
+def _n_before(engine: Engine) -> int:
+    """The number of answers of which one has to end before the next request gets a slot; 0 if one is free."""
+    return engine.n_waiting + 1 if engine.n_running >= engine.n_parallel else 0
 
 
 def _job(body: ChatBody, llm: LLM) -> tuple[Job, str, str]:
@@ -76,4 +84,6 @@ async def _file(request: Request) -> Response:
 
 async def _rendered(raw: bytes) -> Response:
     body = await asyncio.to_thread(read_body, RenderBody, raw)
+    if sum(map(len, body.texts)) > _MOST:
+        raise refusal(413, f"the texts have more than {_MOST} characters", code="body_too_long", param="texts")
     return JSONResponse({"blocks": await asyncio.to_thread(lambda: [render(text) for text in body.texts])})

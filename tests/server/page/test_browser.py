@@ -112,7 +112,7 @@ def test_asking(page: Any, scripted: Serving) -> None:
     assert not page.all("#empty:not([hidden])")
     assert len(page.all(".answer math")) > 8 and len(page.all(".answer table tr")) == 4
     assert page.all(".answer .code .c-k") and page.one(".answer .in-box").is_displayed()
-    assert "Thought, 145 tokens" in page.one(".thought summary").text
+    assert " tokens · " in page.one(".meta").text and "Thought, 145 tokens" in page.one(".thought summary").text
     assert not page.one(".thought .text").is_displayed()
     page.click(".thought summary")
     page.until(lambda: page.one(".thought .text").is_displayed())
@@ -353,8 +353,8 @@ def test_names_files_and_deleting(page: Any, scripted: Serving) -> None:
     page.until(lambda: page.one("#title").text == "Another name")
     choose("markdown")
     choose("json")
-    saved = page.until(lambda: sorted(page.downloads.glob("Another-name.*")))
-    saved = page.until(lambda: (both := sorted(page.downloads.glob("Another-name.*[nd]"))) and len(both) == 2 and both)
+    saved = [page.downloads / f"Another-name.{ending}" for ending in ("json", "md")]
+    page.until(lambda: all(file.exists() for file in saved))
     document, text = json.loads(saved[0].read_text()), saved[1].read_text()
     assert (
         text.startswith("# Another name\n\n## You\n\nFor a file\n\n")
@@ -476,6 +476,7 @@ def test_several_models_are_a_choice(browser: Any, llm: LLM) -> None:
             browser.ask(f"who are you, {name}?")
             browser.until(lambda name=name: browser.answer() == f"I am the {name}.")
             browser.ended()
+        assert [each.text.split(" · ")[0] for each in browser.all(".meta")] == list(names)
         browser.picture("models-1280-light")
         browser.driver.refresh()
         browser.until(lambda: browser.one("#model").get_attribute("value") == "second-model")

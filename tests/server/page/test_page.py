@@ -169,6 +169,18 @@ def test_what_cannot_be_answered(server: Serving, body: dict[str, Any], status: 
     assert word in f"{error['message']} {error['code']}"
 
 
+def test_who_waits_is_told_for_how_many(scripted: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ask(scripted)[0]["waiting"] == 0
+    monkeypatch.setattr(ScriptedEngine, "n_running", 4)
+    monkeypatch.setattr(ScriptedEngine, "n_waiting", 2)
+    assert ask(scripted)[0]["waiting"] == 3
+
+
+def test_too_much_is_not_rendered(server: Serving) -> None:
+    response = server.post("/page/render", {"texts": ["a" * 3_000_000, "b" * 2_000_000]})
+    assert response.status_code == 413 and response.json()["error"]["param"] == "texts"
+
+
 def test_what_fails_on_the_way_is_an_event(scripted: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(scripted)["17"] = Said("a word or two", pace_s=0.03)
     monkeypatch.setattr(Said, "pieces", lambda self: [*real(self), None])

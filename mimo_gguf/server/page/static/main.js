@@ -10,7 +10,7 @@ import { isThere } from "./server.js";
 import { asFields, colour, openSettings, settings } from "./settings.js";
 import { openSide, showList } from "./side.js";
 import * as store from "./store.js";
-import { meta, Thread } from "./thread.js";
+import { speed, Thread } from "./thread.js";
 import { asPrompt, begun, children, newest, path, shownLeaf, titleOf } from "./tree.js";
 
 const by = (id) => document.getElementById(id);
@@ -167,7 +167,7 @@ function showLine() {
   by("send").setAttribute("aria-label", going ? "Stop" : "Send");
   by("send").disabled = !going && !question.value.trim();
   const last = path(messages, leaf()).findLast(({ role, used }) => role === "assistant" && used);
-  by("state").textContent = meta(going?.message ?? last ?? {}) || chosen() || "";
+  by("state").textContent = speed(going?.message ?? last ?? {}) || chosen() || "";
   const window = going?.message.window ?? last?.window ?? props?.n_ctx;
   const used = (going?.message.used || last?.used) ?? 0;
   const share = window ? Math.min(used / window, 1) : 0;

@@ -45,7 +45,7 @@ export function onChoice(changed) {
 /** Says what the model is and what it can do. */
 export function showEmpty(section, onExample) {
   const place = props?.plan?.devices?.at(-1);
-  const where = place ? (place.description && place.description !== place.name ? place.description : place.name) : null;
+  const where = place ? (place.kind === "cpu" ? "processor" : place.description || place.name) : null;
   section.replaceChildren(
     make("h2", {}, chosen() ?? "MiMo"),
     make("p", {}, "A language model that thinks before it answers, and is best at mathematics and code. It reads and writes text; it sees no pictures and no web."),

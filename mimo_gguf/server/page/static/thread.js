@@ -248,10 +248,17 @@ class Answer {
   }
 }
 
-/** What an answer took: tokens, speed, drafts. */
-export function meta({ tokens, rate, acceptance }) {
+/** What an answer took: its model if there are several, tokens, speed, drafts. */
+function meta(message) {
+  const { model, tokens } = message;
+  const isOneOfSeveral = !document.getElementById("model").hidden;
+  const found = [...(isOneOfSeveral && model ? [model] : []), ...(tokens ? [`${count(tokens)} ${tokens === 1 ? "token" : "tokens"}`] : [])];
+  return [...found, speed(message)].filter(Boolean).join(" · ");
+}
+
+/** How fast an answer comes, and how many drafts are right. */
+export function speed({ rate, acceptance }) {
   const found = [];
-  if (tokens) found.push(`${count(tokens)} ${tokens === 1 ? "token" : "tokens"}`);
   if (rate) found.push(`${rate.toFixed(rate < 10 ? 1 : 0)} tok/s`);
   if (acceptance !== null && acceptance !== undefined) found.push(`${Math.round(acceptance * 100)} % of drafts right`);
   return found.join(" · ");
