@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from mimo_gguf.conversion.checkpoint import INDEX_NAME
+from mimo_gguf.conversion.hub_bars import reporting_bar
 from mimo_gguf.conversion.remote.copying import copy_repository
 from mimo_gguf.conversion.remote.hollow import shard_names
 from mimo_gguf.conversion.remote.modelscope import modelscope_repository
@@ -154,7 +155,14 @@ def find_repository(hub_id: HubId, reader: RangeReader) -> Repository:
 def _fetch_small_files(hub_id: HubId) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(hub_id.model_id, revision=hub_id.revision, allow_patterns=list(SMALL_FILES)))
+    return Path(
+        snapshot_download(
+            hub_id.model_id,
+            revision=hub_id.revision,
+            allow_patterns=list(SMALL_FILES),
+            tqdm_class=reporting_bar(),  # kilobytes: a bar would be gone before it is read
+        )
+    )
 
 
 def _describe_file(model_id: str, name: str, commit: str, reader: RangeReader) -> RemoteFile:

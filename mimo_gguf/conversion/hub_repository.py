@@ -6,9 +6,10 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from mimo_gguf.conversion.hub import HubId, translated
+from mimo_gguf.conversion.hub_bars import reporting_bar
 from mimo_gguf.core.digests import FILE
 from mimo_gguf.core.errors import HubError
 
@@ -130,7 +131,7 @@ def download(repository: HubRepository, file: HubFile, path: Path, on_progress: 
                 file.name,
                 revision=repository.commit,
                 local_dir=folder,
-                tqdm_class=_reporting(on_progress),
+                tqdm_class=reporting_bar(on_progress),
             )
         )
     if file.sha256 is not None and _sha256(there) != file.sha256:
@@ -146,29 +147,3 @@ def _sha256(path: Path) -> str:
         while piece := file.read(_READ_BYTES):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _reporting(on_progress: Callable[[int], None]) -> Any:
-    """A class for huggingface_hub's `tqdm_class` that draws nothing and reports the bytes that are there."""
-
-    class Reporting:
-        def __init__(self, *_: Any, initial: float = 0, total: float | None = None, **__: Any) -> None:
-            self.n, self.total = initial, total
-            on_progress(int(initial))
-
-        def __enter__(self) -> Reporting:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def update(self, n: float | None = 1) -> None:
-            self.n += n or 0
-            on_progress(int(self.n))
-
-        def __getattr__(self, name: str) -> Callable[..., None]:
-            """Everything else that a bar can be told: to be drawn, renamed, closed."""
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return lambda *_, **__: None
-
-    return Reporting

@@ -85,7 +85,6 @@ def plan_download(
         path=place / label,
         written_bytes=chosen.n_bytes,
         download_bytes=chosen.n_bytes,
-        copied_bytes=0,
         computing_s=0.0,
         fit=fit,
         repository=repository,

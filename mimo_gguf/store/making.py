@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from mimo_gguf.conversion.hub import HubUnreachable, is_cached, parse_hub_id
-from mimo_gguf.conversion.hub_repository import HubRepository, list_repository, missing_bytes
-from mimo_gguf.conversion.open_model import open_model
+from mimo_gguf.conversion.hub_repository import list_repository, missing_bytes
+from mimo_gguf.conversion.open_model import STREAM, open_model
 from mimo_gguf.core.errors import MimoGgufError
 from mimo_gguf.core.log import LOGGER
 from mimo_gguf.core.machine import available_cores
@@ -47,35 +47,53 @@ def plan_missing(name: ModelName, place: Path, chooser: Chooser, *, force: bool 
     """
     hub_id = parse_hub_id(name.source) if name.kind == "hub" else None
     if hub_id is None:
-        return _plan_making(name, place, chooser, None, force=force)
+        return _plan_making(name, place, chooser, name.source, force=force)
+    if hub_id.site != "huggingface":
+        return _plan_making(name, place, chooser, name.source, to_come=_everything, force=force)
     try:
         repository = list_repository(hub_id)
     except HubUnreachable:
         if not is_cached(hub_id):
             raise
-        return _plan_making(name, place, chooser, None, force=force)
+        return _plan_making(name, place, chooser, name.source, force=force)
     if not repository.ending_in(".safetensors") and repository.ending_in(".gguf"):
         return plan_download(repository, name, place, chooser, force=force)
-    return _plan_making(name, place, chooser, repository, force=force)
+
+    def to_come(source_bytes: int) -> int:
+        return min(source_bytes, missing_bytes(repository, repository.ending_in(".safetensors")))
+
+    return _plan_making(name, place, chooser, str(repository.pinned), to_come=to_come, force=force)
+
+
+def _everything(source_bytes: int) -> int:
+    return source_bytes
 
 
 def _plan_making(
-    name: ModelName, place: Path, chooser: Chooser, repository: HubRepository | None, *, force: bool
+    name: ModelName,
+    place: Path,
+    chooser: Chooser,
+    source: str,
+    *,
+    to_come: Callable[[int], int] | None = None,
+    force: bool,
 ) -> MakingPlan:
-    """Plans the file of a checkpoint; without a `repository` it is all on this machine."""
+    """Plans the file of a checkpoint.
+
+    Args:
+        source: what `open_model` opens.
+        to_come: gives the bytes that have to be downloaded, of those that the source has; None: all are here.
+    """
     types = TYPES if name.file_type is None else (load_profile(name.file_type).name,)
-    source = name.source if repository is None else str(repository.pinned)
-    with open_model(source, headers_only=repository is not None) as headers:
+    with open_model(source, headers_only=to_come is not None) as headers:
         solution = chooser.among(made_into(source_sizes(headers), types))
         if not force:
             check_fit(solution.plan)
         file_type = solution.file_type if solution.plan.fits else types[0]
         work = _quantize_plan(headers, place, file_type)
         source_bytes = sum(tensor.info.n_bytes for tensor in headers.tensors)
-        computing_s = _computing_s(work, weights_here=repository is None)
-    missing = 0
-    if repository is not None:
-        missing = min(source_bytes, missing_bytes(repository, repository.ending_in(".safetensors")))
+        computing_s = _computing_s(work, weights_here=to_come is None)
+    missing = 0 if to_come is None else to_come(source_bytes)
     (output,) = work.outputs
     return MakingPlan(
         name=replace(name, file_type=file_type),
@@ -83,7 +101,6 @@ def _plan_making(
         path=output.path,
         written_bytes=output.n_bytes,
         download_bytes=missing,
-        copied_bytes=missing,
         computing_s=computing_s,
         fit=solution.plan,
         source=source,
@@ -98,8 +115,7 @@ def make(plan: MakingPlan, progress: Progress) -> Path:
     """
     if plan.repository is not None:
         return download_files(plan, progress)
-    with ExitStack() as stack:
-        weights = stack.enter_context(open_model(plan.source))
+    with open_model(plan.source, reading=STREAM) as weights:
         work = _quantize_plan(weights, plan.path.parent, plan.file_type)
         (output,) = work.outputs
         LOGGER.info("%s: making %s, %s", plan.name, output.path, format_size(output.n_bytes))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mimo_gguf.conversion.hub import hub_cache_folder
 from mimo_gguf.conversion.hub_repository import HubFile, HubRepository
 from mimo_gguf.core.errors import OutputError
 from mimo_gguf.core.output_file import free_bytes
-from mimo_gguf.core.paths import is_writable, standing_folder
+from mimo_gguf.core.paths import is_writable
 from mimo_gguf.core.units import format_duration, format_size
 from mimo_gguf.fit.plan import FitPlan
 from mimo_gguf.store.folder import companions, occupied_bytes
@@ -31,7 +29,6 @@ class MakingPlan:
         path: the file that there will be; of a split one the first part.
         written_bytes: its size.
         download_bytes: bytes that come from the Hub.
-        copied_bytes: those of them that stay in the Hub's cache, as a copy of the checkpoint.
         computing_s: seconds of quantizing.
         fit: how it will run.
         source: what `open_model` opens; unused if there are `files`.
@@ -43,7 +40,6 @@ class MakingPlan:
     path: Path
     written_bytes: int
     download_bytes: int
-    copied_bytes: int
     computing_s: float
     fit: FitPlan
     source: str = ""
@@ -71,14 +67,13 @@ class MakingPlan:
     def lines(self) -> tuple[tuple[str, str], ...]:
         """What is downloaded, what is written, and how long that takes: three lines, each with its label."""
         free = format_size(free_bytes(self.path.parent))
-        copy = f", beside a copy of {format_size(self.copied_bytes)} in the Hub's cache" if self.copied_bytes else ""
-        times = [f"{format_duration(self.download_s)} at 100 Mbit/s"] if self.download_bytes else []
-        times += [f"{format_duration(self.computing_s)} for quantizing"] if self.computing_s else []
+        times = [f"{format_duration(self.download_s)} of downloading at 100 Mbit/s"] if self.download_bytes else []
+        times += [f"{format_duration(self.computing_s)} of quantizing"] if self.computing_s else []
         goes_on = "; if it is interrupted, the same command goes on" if self.download_bytes else ""
         return (
             ("download", (format_size(self.download_bytes) if self.download_bytes else "nothing") + goes_on),
-            ("write", f"{format_size(self.written_bytes)}: {self.path}{copy}; {free} are free"),
-            ("time", ", then ".join(times) or "seconds"),
+            ("write", f"{format_size(self.written_bytes)}: {self.path}; {free} are free"),
+            ("time", f"{', '.join(times) or 'seconds'}{', at the same time' if len(times) > 1 else ''}"),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -86,7 +81,7 @@ class MakingPlan:
         return {
             "name": str(self.name), "source": self.name.source, "type": self.file_type, "path": str(self.path),
             "download_bytes": self.download_bytes, "written_bytes": self.written_bytes,
-            "copied_bytes": self.copied_bytes, "computing_s": self.computing_s,
+            "computing_s": self.computing_s,
         }  # fmt: skip
 
 
@@ -94,21 +89,13 @@ def check_room(plan: MakingPlan) -> None:
     """Refuses a plan whose bytes have no room, before anything is downloaded.
 
     Raises:
-        OutputError: the models folder cannot be written, or a disk is too full.
+        OutputError: the models folder cannot be written, or its disk is too full.
     """
     place = plan.path.parent
     if not is_writable(place):
         raise OutputError(f"{place}: cannot be written", hint=_HINT)
     begun = sum(map(occupied_bytes, companions(plan.path))) if place.is_dir() else 0
-    needed: Counter[Path] = Counter({place: max(plan.written_bytes - begun, 0)})
-    if plan.copied_bytes:
-        needed[hub_cache_folder()] += plan.copied_bytes
-    disks: dict[int, tuple[Path, int]] = {}
-    for folder, n_bytes in needed.items():
-        disk = standing_folder(folder).stat().st_dev
-        disks[disk] = (disks.get(disk, (folder, 0))[0], disks.get(disk, (folder, 0))[1] + n_bytes)
-    for folder, n_bytes in disks.values():
-        free = free_bytes(folder)
-        if free < n_bytes:
-            text = f"{folder}: {format_size(n_bytes)} needed, {format_size(free)} free on this disk"
-            raise OutputError(text, hint=_HINT)
+    needed, free = max(plan.written_bytes - begun, 0), free_bytes(place)
+    if free < needed:
+        text = f"{place}: {format_size(needed)} needed, {format_size(free)} free on this disk"
+        raise OutputError(text, hint=_HINT)
