@@ -24,7 +24,7 @@ def reporting_bar(on_progress: Callable[[int], None] | None = None) -> Any:
     """
     from tqdm.std import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
             options.pop("name", None)  # huggingface_hub's own bars have names
             super().__init__(*args, **(options | {"file": _Nowhere(), "disable": False}))
