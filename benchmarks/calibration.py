@@ -157,7 +157,7 @@ def print_table(document: dict[str, Any]) -> None:
         drafts = f"{100 * found['all']['acceptance'][0]:.2f} %" if "acceptance" in found["all"] else ""
         each = " | ".join(f"{found[kind]['kl'][0]:.4f}" for kind in kinds)
         top = f"{100 * found['all']['same_top'][0]:.2f} %"
-        most = f"{row['kl_quantiles']['all']:.2f}"
+        most = f"{row['kl_quantiles']['all']:.2f}" if "kl_quantiles" in row else ""
         figures = (f"{row['size_bytes']:,}", f"{kl:.4f} ± {error:.4f}", change, most, top, drafts, each)
         print(f"| {ftype} | {method} | {' | '.join(figures)} |")
 
