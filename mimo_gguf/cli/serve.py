@@ -133,7 +133,7 @@ def command(
                 print_advice(plan, gpu_layers)
             _show_log()
             names = dict.fromkeys((settings.names[0], *named))
-            ui.print_note(f"listening on {settings.url}/v1 as {', '.join(names)}")
+            ui.print_note(f"listening on {settings.url}/v1 as {', '.join(names)}; a page to chat: {settings.url}/")
 
         everything = serve(
             file, model=named or None, host=host, port=port, alias=alias or (), ctx=ctx, parallel=parallel,
