@@ -107,6 +107,9 @@ def command(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate for HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key.")] = None,
+    files_dir: Annotated[
+        Path | None, typer.Option("--files-dir", metavar="DIR", help="Keep files and answer batches, in this folder.")
+    ] = None,
     verbose: Verbose = False,
     log_file: LogFile = None,
     yes: Yes = False,
@@ -140,8 +143,8 @@ def command(
             mem_fraction=mem_fraction, cache_ram=cache_ram, max_pause=max_pause, queue=queue, time_limit=time_limit,
             mtp=mtp, draft=draft, always_draft=always_draft, threads=threads, gpu_layers=gpu_layers, kv_type=kv_type,
             ubatch=ubatch, exact=exact, api_key=api_key or (), api_key_file=api_key_file, insecure=insecure,
-            cors_origin=cors_origin or (), tls_cert=tls_cert, tls_key=tls_key, force=force, on_plan=on_plan,
-            on_ready=on_ready, find=partial(find_model, yes=yes, models_dir=models_dir),
+            cors_origin=cors_origin or (), tls_cert=tls_cert, tls_key=tls_key, files_dir=files_dir,
+            force=force, on_plan=on_plan, on_ready=on_ready, find=partial(find_model, yes=yes, models_dir=models_dir),
         )  # fmt: skip
     raise typer.Exit(0 if everything else 130)
 

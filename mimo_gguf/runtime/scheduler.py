@@ -117,6 +117,15 @@ class Scheduler:
         jobs = list(self._jobs.values())
         return sum(job.priority >= priority and client in (None, job.client) for job in jobs)
 
+    def n_waiting_from(self, priority: int) -> int:
+        """The number of requests of this priority and higher ones that have no slot yet."""
+        return self._waiting.n_from(priority)
+
+    def has_slot(self, request_id: int) -> bool:
+        """Whether a request has a slot now."""
+        job = self._jobs.get(request_id)
+        return job is not None and job.slot is not None
+
     def add(self, request: Request) -> int:
         """Queues a request. Returns its number, which its events have.
 

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from mimo_gguf.server.anthropic_api import AnthropicApi
 from mimo_gguf.server.api import Api, failed
 from mimo_gguf.server.failures import Failure
+from mimo_gguf.server.files_api import FilesApi
 from mimo_gguf.server.guard import Guard
 from mimo_gguf.server.looking import detokenized, templated, tokenized
 from mimo_gguf.server.models import Models
@@ -43,14 +44,21 @@ def make_app(models: Models, settings: Settings) -> Starlette:
         *AnthropicApi(api).routes,
         *PageApi(api).routes,
     ]
+    lifespan = None
+    if settings.files_dir is not None:
+        files = FilesApi(api, settings.files_dir, settings.n_batch_rows, settings.files_bytes)
+        routes += files.routes
+        lifespan = files.running
     api.counts.paths = frozenset(route.path for route in routes)
     guard = Middleware(Guard, settings=settings, on_end=api.counts.note_request)
     handlers: Any = {HTTPException: _no_such_path, Exception: _unforeseen}
-    return Starlette(routes=routes, exception_handlers=handlers, middleware=[guard])
+    return Starlette(routes=routes, exception_handlers=handlers, middleware=[guard], lifespan=lifespan)
 
 
 async def _no_such_path(request: Request, error: HTTPException) -> Response:
     what = "no such path" if error.status_code == 404 else error.detail.lower()
+    if request.url.path.startswith(("/v1/files", "/v1/batches")):
+        what = "this server keeps no files (--files-dir)" if error.status_code == 404 else what
     failure = Failure(error.status_code, f"{what}: {request.method} {request.url.path[:200]}", code="not_found")
     return JSONResponse(failure.as_json(), failure.status, error.headers)
 

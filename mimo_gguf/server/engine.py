@@ -18,7 +18,7 @@ from mimo_gguf.engine.parking import Parking
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.runtime.pump import Pump
 from mimo_gguf.runtime.scheduler import Event, Request
-from mimo_gguf.server.asking import Asking, who_asks
+from mimo_gguf.server.asking import BACKGROUND, Asking, who_asks
 from mimo_gguf.server.failures import Failure, Refused
 
 _LONGEST_RETRY_S: Final = 60
@@ -43,6 +43,7 @@ class Engine:
 
     Attributes:
         on_first_token: called with the seconds from each call to its first token.
+        on_wait: called when a client's request has to wait for a slot.
     """
 
     def __init__(self, llm: LLM, limits: Limits | None = None) -> None:
@@ -51,6 +52,7 @@ class Engine:
         self._pump = Pump(llm.model.driver)
         self._mean_s = 1.0
         self.on_first_token: Callable[[float], None] = lambda seconds: None
+        self.on_wait: Callable[[], None] = lambda: None
 
     @property
     def n_running(self) -> int:
@@ -61,6 +63,12 @@ class Engine:
     def n_waiting(self) -> int:
         """The number of answers that wait for a slot."""
         return self.llm.model.driver.scheduler.n_waiting
+
+    @property
+    def n_lacking(self) -> int:
+        """The number of slots that clients' answers lack; negative if more are free than they need."""
+        n_waiting = self.llm.model.driver.scheduler.n_waiting_from(BACKGROUND + 1)
+        return n_waiting - (self.n_parallel - self.n_running)
 
     @property
     def n_parallel(self) -> int:
@@ -86,7 +94,12 @@ class Engine:
         """
         asking = who_asks()
         self._check_room(len(requests), asking)
-        return Call(self, [asking.stamped(request) for request in requests], self._pump, self.limits.time_s)
+        is_client = asking.priority > BACKGROUND
+        time_s = self.limits.time_s if is_client else None
+        call = Call(self, [asking.stamped(request) for request in requests], self._pump, time_s)
+        if is_client and self.n_lacking > 0:
+            self.on_wait()
+        return call
 
     def close(self) -> None:
         """Ends all answers with "abort" and frees the model."""
@@ -120,7 +133,7 @@ class Call:
     """The answers to one call, from their place in the queue to their last event."""
 
     def __init__(self, engine: Engine, requests: Sequence[Request], pump: Pump, time_s: float | None) -> None:
-        self._engine, self._began = engine, time.monotonic()
+        self.engine, self._began = engine, time.monotonic()
         self._driver = engine.llm.model.driver
         self._ticket = self._driver.submit(requests)
         self._box = pump.listen(self._ticket)
@@ -145,14 +158,19 @@ class Call:
                         raise event.error
                     if event.n_tokens and not has_begun:
                         has_begun = True
-                        self._engine.on_first_token(time.monotonic() - self._began)
+                        self.engine.on_first_token(time.monotonic() - self._began)
                     self._n_open -= event.is_last
                     if self.ran_out and event.is_last and not has_begun:
                         raise Refused(Failure(503, "not answered in time", "server_error", "timeout", retry_after_s=5))
                     yield event
-            self._engine.note_seconds(time.monotonic() - self._began)
+            self.engine.note_seconds(time.monotonic() - self._began)
         finally:
             self.cancel()
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether one of its answers has a slot."""
+        return any(self._driver.scheduler.has_slot(request_id) for request_id in self.ids)
 
     def so_far(self, request_id: int) -> Answer | None:
         """The answer to a request so far; None if its last event was collected."""

@@ -121,6 +121,7 @@ class Models:
 
     Attributes:
         on_first_token: called with the seconds from each call to its first token.
+        on_wait: called with the engine on which a client's request has to wait for a slot.
     """
 
     def __init__(self, served: Sequence[Served], limits: Limits | None = None) -> None:
@@ -128,6 +129,7 @@ class Models:
         self.all = tuple(served)
         self.limits = limits or Limits()
         self.on_first_token: Callable[[float], None] = lambda seconds: None
+        self.on_wait: Callable[[Engine], None] = lambda engine: None
         self._by_name = {name: each for each in self.all for name in each.names}
         self._lock = asyncio.Lock()  # one is loaded at a time
         self._is_closed = False
@@ -164,8 +166,9 @@ class Models:
 
     def put(self, served: Served, llm: LLM, kind: type[Engine] = Engine) -> None:
         """Notes that a model was loaded. An engine of this kind answers with it from now on."""
-        served.engine = kind(llm, self.limits)
-        served.engine.on_first_token = lambda seconds: self.on_first_token(seconds)
+        served.engine = engine = kind(llm, self.limits)
+        engine.on_first_token = lambda seconds: self.on_first_token(seconds)
+        engine.on_wait = lambda: self.on_wait(engine)
         served.used_s = time.monotonic()
 
     def close(self) -> None:

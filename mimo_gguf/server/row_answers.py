@@ -16,6 +16,7 @@ from mimo_gguf.core.log import LOGGER
 from mimo_gguf.llama.vocabulary import Vocabulary
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.server.answers import Answers
+from mimo_gguf.server.bodies import read_body
 from mimo_gguf.server.chat_form import Head, whole_chat
 from mimo_gguf.server.completion_form import whole_completion
 from mimo_gguf.server.engine import Engine
@@ -85,7 +86,7 @@ class Rules:
         body = dict(row.body) if isinstance(row.body, dict) else row.body
         if isinstance(body, dict) and body.get("seed") is None:
             body["seed"] = row.seed
-        found = path.body.model_validate_json(json.dumps(body))
+        found: ChatBody | CompletionBody = read_body(path.body, json.dumps(body).encode())
         if found.stream:
             raise refusal(400, "stream is true, and rows have whole answers", code="invalid_value", param="stream")
         if found.model and found.model not in self.names:

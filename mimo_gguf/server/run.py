@@ -69,9 +69,9 @@ def config_of(models: Models, settings: Settings) -> uvicorn.Config:
     logger.addFilter(_is_fault)
     certificate, key = settings.tls or (None, None)
     config = uvicorn.Config(
-        make_app(models, settings), lifespan="off", log_config=None, access_log=False, server_header=False,
-        ssl_certfile=certificate, ssl_keyfile=key, timeout_keep_alive=75, ws="none", proxy_headers=False,
-        http=limited(settings.connections),
+        make_app(models, settings), lifespan="on" if settings.files_dir else "off", log_config=None, access_log=False,
+        server_header=False, ssl_certfile=certificate, ssl_keyfile=key, timeout_keep_alive=75, ws="none",
+        proxy_headers=False, http=limited(settings.connections),
     )  # fmt: skip
     try:
         config.load()

@@ -35,6 +35,9 @@ class Settings:
         body_s: seconds in which a body must have come.
         keep_alive_s: seconds of silence after which a stream gets a comment.
         connections: how many connections there may be, and how slow they may be.
+        files_dir: a folder for files and batches, of this server's own; None keeps none.
+        files_bytes: the largest upload.
+        n_batch_rows: rows of batches that are answered at a time.
     """
 
     host: str = LOOPBACK
@@ -48,6 +51,9 @@ class Settings:
     body_s: float = 60.0
     keep_alive_s: float = 10.0
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    files_dir: Path | None = None
+    files_bytes: int = 512 << 20
+    n_batch_rows: int = 4
 
     @property
     def is_loopback(self) -> bool:

@@ -29,8 +29,9 @@ def serve(
     threads: int | None = None, gpu_layers: int | None = None, kv_type: str | None = None, ubatch: int | None = None,
     exact: bool = False, api_key: str | Sequence[str] = (), api_key_file: str | Path | None = None,
     insecure: bool = False, cors_origin: str | Sequence[str] = (), tls_cert: str | Path | None = None,
-    tls_key: str | Path | None = None, force: bool = False, on_plan: Callable[[FitPlan], None] | None = None,
-    on_ready: Callable[[Settings], None] | None = None, find: Callable[..., Path] | None = None,
+    tls_key: str | Path | None = None, files_dir: str | Path | None = None, force: bool = False,
+    on_plan: Callable[[FitPlan], None] | None = None, on_ready: Callable[[Settings], None] | None = None,
+    find: Callable[..., Path] | None = None,
 ) -> bool:  # fmt: skip
     """Answers over HTTP with OpenAI's API, until SIGTERM or Ctrl-C: then what was taken on is answered first.
 
@@ -50,6 +51,7 @@ def serve(
         mtp, draft, always_draft: whether drafts are made, how many at a time, and whether even if that is slower.
         threads, gpu_layers, kv_type, ubatch, exact, force: as for `Model.load`.
         api_key, api_key_file, insecure, cors_origin: who may ask; see docs/serve.md.
+        files_dir: a folder for `/v1/files` and `/v1/batches`; None refuses them. Unfinished batches go on.
         on_plan: called with the plan of `file` before it is loaded.
         on_ready: called with the settings, whose port is the real one, when clients can connect.
         find: finds each file, with the arguments of `resolve_model`, which does so if it is None.
@@ -60,9 +62,11 @@ def serve(
     Raises:
         UsageError: an option is out of range, others could ask without a key, the address is taken, or a library that
             serving needs is missing.
+        OutputError: the folder of files cannot be written, or another server uses it.
         GgufError, DoesNotFit, BackendError: as `Model.load`, of `file`.
     """
     _check_libraries()
+    from mimo_gguf.server.files_api import files_folder
     from mimo_gguf.server.run import listen, run
     from mimo_gguf.server.settings import read_settings
 
@@ -77,9 +81,10 @@ def serve(
         cache_ram=cache_ram, mem_fraction=mem_fraction, force=force, n_ctx=ctx, kv_type=kv_type, mtp=mtp,
         n_ubatch=ubatch, n_gpu_layers=gpu_layers, exact=exact,
     )  # fmt: skip
-    with listen(settings) as listener:
+    with listen(settings) as listener, files_folder(files_dir) as folder:
         models = _open_models(file, further, settings, source, find, on_plan)
-        return run(models, replace(settings, names=models.all[0].names), listener, on_ready)
+        settings = replace(settings, names=models.all[0].names, files_dir=folder, n_batch_rows=parallel)
+        return run(models, settings, listener, on_ready)
 
 
 def _open_models(

@@ -69,7 +69,7 @@ def test_a_row_has_the_document_that_a_client_would_get(server: Serving, llm: LL
         (row(None), 400, "body"),
         (row([1]), 400, "body"),
         (row({"messages": [{"role": "user", "content": "\ud800"}]}), 400, "JSON"),
-        (row({"messages": SUM, "temperature": float("nan")}), 400, "temperature"),
+        (row({"messages": SUM, "temperature": float("nan")}), 400, "not JSON"),
     ],
 )
 def test_what_nobody_can_answer_is_known_without_a_model(given: Row, status: int, words: str) -> None:
