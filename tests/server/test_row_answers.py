@@ -89,21 +89,21 @@ def test_a_row_that_fails_leaves_the_others_alone(llm: LLM) -> None:
     assert RULES.refuse(good) is RULES.refuse(long) is None
 
 
-def test_a_row_without_a_seed_gets_its_own(llm: LLM) -> None:
-    body = {"messages": WHO, "max_tokens": 12, "temperature": 5.0, "top_p": 1.0, "ignore_eos": True}
-    assert RULES.read(row(body, custom_id="a"))[1].seed == row({}, custom_id="a").seed
-    assert RULES.read(row(body | {"seed": 5}))[1].seed == 5
-    texts = {result.body["choices"][0]["message"]["content"] for result in results(llm, [row(body)] * 3)}
-    others = results(llm, [row(body, custom_id=str(number)) for number in range(4)])
-    assert len(texts) == 1
-    assert len({result.body["choices"][0]["message"]["content"] for result in others}) > 1
-
-
 @pytest.fixture(scope="module")
 def exact(llm: LLM) -> Iterator[LLM]:
     options = SessionOptions(n_threads=1, exact=True)
     with LLM(llm.model.file.path, max_model_len=256, max_num_seqs=3, options=options) as loaded:
         yield loaded
+
+
+def test_a_row_without_a_seed_gets_its_own(exact: LLM) -> None:
+    body = {"messages": WHO, "max_tokens": 12, "temperature": 5.0, "top_p": 1.0, "ignore_eos": True}
+    assert RULES.read(row(body, custom_id="a"))[1].seed == row({}, custom_id="a").seed
+    assert RULES.read(row(body | {"seed": 5}))[1].seed == 5
+    texts = {result.body["choices"][0]["message"]["content"] for result in results(exact, [row(body)] * 3)}
+    others = results(exact, [row(body, custom_id=str(number)) for number in range(4)])
+    assert len(texts) == 1
+    assert len({result.body["choices"][0]["message"]["content"] for result in others}) > 1
 
 
 def test_exactly_no_answer_depends_on_the_other_rows(exact: LLM) -> None:
