@@ -36,32 +36,28 @@ def serve(
     """Answers over HTTP with OpenAI's API, until SIGTERM or Ctrl-C: then what was taken on is answered first.
 
     Args:
-        file: a GGUF file, from which the model also has its name, or what `resolve_model` makes one of. It is loaded
-            at once.
+        file: a GGUF file, which names the model, or what `resolve_model` makes one of; it is loaded at once.
         model: further files by their names, or what `resolve_model` makes files of, loaded at the first request. If the
             memory is not enough for all, the model that was used least recently goes.
         host, port, tls_cert, tls_key: where to listen; port 0 takes a free one, and the PEM files make it HTTPS.
         alias: further names of the first model.
         ctx, parallel: tokens that the conversations with a model share, and how many are answered at a time.
         mem_fraction: share of each GPU's free memory that may be used; without a GPU, of the host's.
-        cache_ram: memory of the host in which idle conversations are parked if another needs their slot, like "4GB";
-            None takes half of what the plan leaves free, up to 8 GiB.
+        cache_ram: host memory for parking idle conversations, like "4GB"; None is half of what is left, up to 8 GiB.
         max_pause: seconds that reading a prompt may hold up the next token of others; 0 sets no limit.
         queue, time_limit: answers that may wait for a slot, and seconds after which a request is cut off.
         mtp, draft, always_draft: whether drafts are made, how many at a time, and whether even if that is slower.
         threads, gpu_layers, kv_type, ubatch, exact, force: as for `Model.load`.
         api_key, api_key_file, insecure, cors_origin: who may ask; see docs/serve.md.
         files_dir: a folder for `/v1/files` and `/v1/batches`; None refuses them. Unfinished batches go on.
-        on_plan: called with the plan of `file` before it is loaded.
-        on_ready: called with the settings, whose port is the real one, when clients can connect.
+        on_plan, on_ready: called with the plan before `file` is loaded, and with the settings when clients can connect.
         find: finds each file, with the arguments of `resolve_model`, which does so if it is None.
 
     Returns:
         Whether everything was answered before the end.
 
     Raises:
-        UsageError: an option is out of range, others could ask without a key, the address is taken, or a library that
-            serving needs is missing.
+        UsageError: an option is out of range, others could ask without a key, or the address or a library is not there.
         OutputError: the folder of files cannot be written, or another server uses it.
         GgufError, DoesNotFit, BackendError: as `Model.load`, of `file`.
     """
