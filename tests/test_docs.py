@@ -89,7 +89,8 @@ FORMS = sorted([*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.y
 @pytest.mark.parametrize("page", [*PAGES, *FORMS], ids=lambda page: page.name)
 def test_make_targets_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for targets in re.findall(r"(?:^    |`|run: )make ((?:[a-z]+ ?)+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+    text = page.read_text(encoding="utf-8")
+    for targets in re.findall(r"(?:^    |`|run: )make ((?:[a-z-]+ ?)+)", text, re.MULTILINE):
         for target in targets.split():
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
 

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 _TRIAL: Final = 8  # passes
 _TRIAL_S: Final = {True: 0.1, False: 0.25}  # by whether threads sleep; spinning ones have to meet other programs
+_LONG_TRIAL: Final = (2, 1.0)  # passes and seconds that are enough if passes are long, as those of prompts
 _MEMORY_S: Final = 2.0  # after so many seconds of passes, what was seen before counts half
 _SUSPICIOUS_PER_S: Final = 70.0  # involuntary switches: an idle machine has 25 to 50, a busy one 70 to 250
 _LEAST_S: Final = 0.25  # of passes, before their switches say anything: new threads are interrupted on any machine
@@ -73,6 +74,8 @@ class _Trial:
         """Whether enough is known, or it is hopeless beside the `usual` seconds of a pass."""
         n = self.mean.n_passes
         if n >= _TRIAL and self._seconds >= _TRIAL_S[self._sleeps]:
+            return True
+        if n >= _LONG_TRIAL[0] and self._seconds >= _LONG_TRIAL[1]:
             return True
         return usual is not None and self._seconds > _HOPELESS * max(n, _TRIAL) * usual
 

@@ -70,10 +70,24 @@ class Card:
         return whole * 3 // 4 if self.memory_gb >= 36 else whole * 2 // 3
 
     @property
+    def measured_share(self) -> float | None:
+        """The share of the bandwidth that decoding reached on this card, measured with this program; else None."""
+        return _measured_shares().get(_plain(self.name))
+
+    @property
     def efficiency(self) -> float:
-        """The share of the bandwidth that decoding reaches."""
+        """The share of the bandwidth that decoding reaches: measured on this card, or expected of its kind."""
+        if self.measured_share is not None:
+            return self.measured_share
         text = f"{self.name}, {self.backend}"
         return next(share for vendor, where, share in _EFFICIENCY if vendor == self.vendor and re.search(where, text))
+
+
+@cache
+def _measured_shares() -> dict[str, float]:
+    """The measured shares by plain name of the card; `python -m benchmarks.gpu.documents` writes the file."""
+    with Path(__file__).with_name("measured_shares.csv").open(newline="", encoding="utf-8") as file:
+        return {_plain(row["description"]): float(row["share"]) for row in csv.DictReader(file)}
 
 
 @cache

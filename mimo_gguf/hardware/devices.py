@@ -7,6 +7,7 @@ workers). A machine without any is normal: the list then has the host alone. `nv
 from __future__ import annotations
 
 import ctypes
+import os
 import socket
 import sys
 from dataclasses import dataclass
@@ -178,6 +179,7 @@ def _read_device(pointer: int) -> Device | None:
             _OFFLOAD_MIN_BATCH.get(backend),
             capabilities.async_ and capabilities.events,
             backend in _CUDA_LIKE,
+            backend == "Vulkan" and "GGML_VK_DISABLE_GRAPH_OPTIMIZE" not in os.environ,
         ),
         pointer=pointer,
         pci_id=(properties.device_id or b"").decode(errors="replace"),

@@ -4,10 +4,11 @@ It makes the same decisions in the same order as llama.cpp at commit 0c1e57098, 
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-backend.cpp (ggml_backend_sched_split_graph),
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-alloc.c (ggml_gallocr_alloc_graph_impl).
 
-Three things are not replayed, because no device that this project can test shows them. They are chunked buffers (if a
-device's largest allocation is smaller than the compute buffer), unsupported operations, and graphs that Vulkan and
-Metal rewrite. llama.cpp pins some norms to their layer's device when it runs, but not when it only measures. This
-replay agrees with the measurement, which on each of several devices is larger by a copy of the hidden states.
+Vulkan's devices put the nodes into an order of their own first (`vulkan_order`). Three things are not replayed, because
+no device that this project can test shows them. They are chunked buffers (if a device's largest allocation is smaller
+than the compute buffer), unsupported operations, and graphs that Metal rewrites. llama.cpp pins some norms to their
+layer's device when it runs, but not when it only measures. This replay agrees with the measurement, which on each of
+several devices is larger by a copy of the hidden states.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mimo_gguf.memory.graph import INPLACE, Graph, Op, Tensor
+from mimo_gguf.memory.vulkan_order import vulkan_order
 
 _UNBOUNDED: Final = 1 << 62
 
@@ -34,12 +36,14 @@ class DeviceTraits:
             https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cuda/ggml-cuda.cu (get_alloc_size).
         is_asynchronous: it computes and signals events in the background. Several such devices that hold all layers
             work in a pipeline, with four copies of everything that passes between them.
+        reorders_nodes: it computes in the order of `vulkan_order`.
     """
 
     alignment: int = 32
     offload_min_batch: int | None = None
     is_asynchronous: bool = False
     is_cuda_like: bool = False
+    reorders_nodes: bool = False
 
     def size_of(self, tensor: Tensor) -> int:
         """The number of bytes that this device allocates for `tensor`."""
@@ -61,7 +65,7 @@ def compute_bytes(graph: Graph, devices: Sequence[DeviceTraits], n_copies: int =
         n_copies: of every graph input and of everything that passes between devices (PIPELINE_COPIES in a pipeline).
     """
     assigned = _assign(graph, devices)
-    nodes, owners, crossings = _split(graph, assigned)
+    nodes, owners, crossings = _split(graph, assigned, devices)
     copies = _pipeline_copies(graph, crossings, assigned, n_copies) if n_copies > 1 else []
     return _allocate(nodes, owners, [*copies, *graph.leafs], assigned, devices)
 
@@ -114,7 +118,9 @@ def _fixed_device(tensor: Tensor, devices: Sequence[DeviceTraits], host: int) ->
     return None
 
 
-def _split(graph: Graph, assigned: dict[Tensor, int]) -> tuple[list[Tensor], list[int], list[Tensor]]:
+def _split(
+    graph: Graph, assigned: dict[Tensor, int], devices: Sequence[DeviceTraits]
+) -> tuple[list[Tensor], list[int], list[Tensor]]:
     """The nodes with copies between devices before each split, the device of each node, and the copies, by pass 5."""
     splits: list[tuple[int, list[Tensor], list[Tensor]]] = []  # device, inputs, nodes
     copies: dict[tuple[Tensor, int], Tensor] = {}
@@ -148,8 +154,9 @@ def _split(graph: Graph, assigned: dict[Tensor, int]) -> tuple[list[Tensor], lis
             hold = Tensor(Op.NONE, (), 0, [source], source.view_of or source)
             nodes += [hold, copies[source, device]]
             owners += [assigned[source], device]
-        nodes += members
-        owners += [assigned[member] for member in members]
+        ordered = vulkan_order(members) if devices[device].reorders_nodes else members
+        nodes += ordered
+        owners += [assigned[member] for member in ordered]
     return nodes, owners, list(copies.values())
 
 

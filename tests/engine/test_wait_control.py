@@ -68,6 +68,16 @@ def test_passes_that_read_tell_before_the_first_token() -> None:
     assert control.sleeps
 
 
+def test_a_wrong_trial_of_long_passes_is_short() -> None:
+    """A prompt on an idle machine that was interrupted once: sleeping costs its passes a tenth, and two are enough."""
+    control, asleep = WaitControl(), 0
+    for number in range(40):
+        asleep += control.sleeps
+        switches = 80 if number == 3 else 20
+        control.record(Pass(256, 0.85 * (1.1 if control.sleeps else 1.0), switches), 0.9 * (number + 1), reads=True)
+    assert 1 <= asleep <= 2 and not control.sleeps
+
+
 def test_a_short_prompt_is_not_a_reason_to_sleep() -> None:
     """The first pass of new threads is interrupted on an idle machine, too."""
     control = WaitControl()

@@ -1,0 +1,174 @@
+"""Measures what a GPU really needs and does, in twelve minutes, the most valuable rows first.
+
+    python -m benchmarks.gpu [--minutes 12] [-o FILE] [--small] [--peers FOLDER]
+
+It needs no network and asks nothing. Every row is a JSON document, printed and written to FILE at once; stopped at any
+moment, it has said what it knows. FILE is `benchmarks/results/gpu/<card>.jsonl` if not given. The model is MiMo-7B's
+full geometry with random weights, made here in a minute (5 GB in --folder). `--small` uses the tiny model of this
+repository instead, for a rehearsal on a machine without a GPU. `--peers` is a folder with llama-bench and llama-server
+of the same build. `python -m benchmarks.gpu.documents` then writes the figures into the documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.gpu.child import ask_child, rows_of
+from benchmarks.gpu.memory import CELLS, measure_boundary
+from benchmarks.gpu.model_file import write_random_model
+from benchmarks.gpu.quantizing import measure_quantizing
+from benchmarks.gpu.record import Recorder, Row, card_file
+from benchmarks.measured import machine
+from mimo_gguf.bench.peers import PeerOptions, measure_peer
+from mimo_gguf.core.version import LLAMA_CPP_COMMIT, LLAMA_CPP_PYTHON, __version__
+from mimo_gguf.hardware.devices import list_devices
+from mimo_gguf.hardware.nvml import nvidia_cards
+
+TINY: Final = Path(__file__).parents[2] / "examples" / "mimo-tiny"
+TINY_TYPES: Final = ("F16", "Q8_0", "Q4_K_M")
+QUANTIZED_BLOCKS: Final = 4  # of the float file that is quantized: 2.9 GB, so that all of it stays in the cache
+Step = Callable[[], Iterator[Row]]
+
+
+def what_is_there(folder: Path) -> Iterator[Row]:
+    """Devices as ggml and NVML report them, the driver, versions, the machine."""
+    devices = [asdict(device) | {"pointer": 0} for device in list_devices()]
+    yield {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "mimo_gguf": __version__,
+        "llama_cpp": f"{LLAMA_CPP_PYTHON} ({LLAMA_CPP_COMMIT})",
+        "devices": devices,
+        "nvml": [asdict(card) for card in nvidia_cards()],
+        "driver": driver(),
+        "free_disk": shutil.disk_usage(folder).free,
+    }
+
+
+def driver() -> str:
+    """The versions of NVIDIA's driver and of CUDA, as nvidia-smi tells them; empty without one."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version,name,memory.total", "--format=csv,noheader"],
+            capture_output=True, text=True, check=True, timeout=30,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def tiny_files(folder: Path) -> dict[str, Path]:
+    """The tiny trained model of this repository, by type."""
+    files = {kind: folder / f"tiny-{kind}.gguf" for kind in TINY_TYPES}
+    for kind, file in files.items():
+        command = [
+            sys.executable,
+            "-m",
+            "mimo_gguf",
+            "quantize",
+            TINY,
+            "-o",
+            file,
+            "--type",
+            kind,
+            "--force",
+            "--quiet",
+        ]
+        subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    return files
+
+
+class Plan:
+    """The steps in their order, over one file for memory and speed and the tiny model for exactness."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.tiny = tiny_files(folder)
+        blocks = {"n_trunk": options.blocks} if options.blocks else {}
+        self.file = self.tiny["Q4_K_M"] if options.small else write_random_model(folder / "full-Q4_K_M.gguf", **blocks)
+
+    def steps(self) -> Iterator[tuple[str, Step]]:
+        yield "memory", lambda: self.memory(slice(0, 3))
+        yield "boundary", lambda: iter([measure_boundary(self.file, 512 if self.options.small else 16384)])
+        yield "speed", lambda: self.child("speed", self.file, n_tokens=24 if self.options.small else 96)
+        yield "memory", lambda: self.memory(slice(3, None))
+        yield "exactness", self.exactness
+        yield "peers", self.peers
+        yield "quantizing", self.quantizing
+
+    def child(self, name: str, path: Path, **settings: Any) -> Iterator[Row]:
+        yield from rows_of(ask_child(name, path, settings))
+
+    def memory(self, part: slice) -> Iterator[Row]:
+        for each in CELLS[part]:
+            settings = asdict(each)
+            if self.options.small:
+                settings["n_ctx"] //= 16
+            for row in self.child("cell", self.file, **settings):
+                yield {"cell": settings} | row
+
+    def exactness(self) -> Iterator[Row]:
+        for kind, file in self.tiny.items():
+            for row in self.child("exactness", file):
+                yield {"type": kind} | row
+
+    def peers(self) -> Iterator[Row]:
+        for name in ("llama-bench", "llama-server"):
+            program = (self.options.peers or Path()) / name
+            if not program.is_file():
+                continue
+            settings = PeerOptions(512, 96, 8, -1, 4096, 3)
+            for figure in measure_peer(program, self.file, settings, {"sums": "1 2 3 4 5 6 7 8 9 10 11 12"}):
+                yield asdict(figure)
+
+    def quantizing(self) -> Iterator[Row]:
+        source = self.tiny["F16"]
+        if not self.options.small:
+            source = write_random_model(self.folder / "blocks-F16.gguf", "F16", QUANTIZED_BLOCKS)
+        yield from measure_quantizing(source)
+
+
+def main() -> None:
+    options = _arguments()
+    with tempfile.TemporaryDirectory(dir=options.folder) as made:
+        folder = options.folder or Path(made)
+        out = options.output or card_file(list_devices()[0].description)
+        recorder = Recorder.beginning(out)
+        for row in what_is_there(folder):
+            recorder.write({"step": "there"} | row)
+        deadline = time.monotonic() + 60 * options.minutes
+        for name, step in Plan(options, folder).steps():
+            if time.monotonic() > deadline:
+                recorder.write({"step": name, "left_out": "no time was left"})
+                continue
+            try:
+                for row in step():
+                    recorder.write({"step": name} | row)
+            except Exception as error:  # a step that fails must not cost the others
+                recorder.write({"step": name, "failed": f"{type(error).__name__}: {error}"[:500]})
+    print(f"written: {out}", file=sys.stderr)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--folder", type=Path, help="where the files are made, and kept; otherwise they are removed")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--blocks", type=int, default=0, help="blocks of the trunk, for a smaller file")
+    parser.add_argument("--peers", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

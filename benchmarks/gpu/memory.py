@@ -1,0 +1,175 @@
+"""Memory: what the plan predicts on a device, against what the driver says is gone.
+
+Free memory is read before anything is loaded, behind the load, the contexts, a long prompt and some answers. NVML's
+figure for this process stands beside it, if there is one. Another process's ballast makes a large card small.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.gpu.child import ask_child
+from benchmarks.gpu.record import Row
+from mimo_gguf.core.errors import DoesNotFit
+from mimo_gguf.core.gguf_file import read_gguf
+from mimo_gguf.core.kv_cache import CONTEXT_STEP, parse_kv_type
+from mimo_gguf.core.model_sizes import model_sizes
+from mimo_gguf.core.units import MIB
+from mimo_gguf.engine.sampling import Sampler, SamplingOptions
+from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.engine.single import next_token, read_prompt
+from mimo_gguf.fit.plan import FitPlan
+from mimo_gguf.fit.refusal import check_fit
+from mimo_gguf.fit.solver import Wishes
+from mimo_gguf.fit.weigh import largest_context
+from mimo_gguf.hardware.devices import Device, list_devices
+from mimo_gguf.llama.api import load_model
+from mimo_gguf.runtime.launch import choose_plan, model_options, session_options
+
+N_ANSWER: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCell:
+    """One way of running a file; `share` of its layers are on the GPU."""
+
+    n_ctx: int
+    kv_type: str = "f16"
+    mtp: bool = True
+    n_ubatch: int = 512
+    share: float = 1.0
+
+
+CELLS: Final[tuple[MemoryCell, ...]] = (
+    MemoryCell(8192),
+    MemoryCell(32768),
+    MemoryCell(8192, mtp=False),
+    MemoryCell(32768, kv_type="q8_0"),
+    MemoryCell(32768, kv_type="q4_0"),
+    MemoryCell(8192, n_ubatch=128),
+    MemoryCell(8192, n_ubatch=2048),
+    MemoryCell(8192, share=0.5),
+    MemoryCell(8192, share=0.5, kv_type="q8_0", mtp=False),
+)
+
+
+def gpu_of(devices: tuple[Device, ...]) -> Device:
+    """The first GPU of the list, or the host if there is none (a rehearsal)."""
+    return devices[0]
+
+
+def occupied_bytes() -> int | None:
+    """The bytes that this process occupies on all NVIDIA cards by the driver's own count; None if it does not tell."""
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+    except ImportError:
+        return None
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None
+    total = 0
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if process.pid == os.getpid():
+                total += int(process.usedGpuMemory or 0)
+    nvml.nvmlShutdown()
+    return total or None
+
+
+def free_bytes() -> int:
+    return gpu_of(list_devices()).free_bytes
+
+
+def plan_of(path: Path, cell: MemoryCell) -> FitPlan:
+    """The plan that a chat with these settings makes; the number of layers on the GPU is given, not chosen."""
+    file = read_gguf(path)
+    wishes = Wishes(
+        n_ctx=cell.n_ctx,
+        kv_type=parse_kv_type(cell.kv_type),
+        mtp=cell.mtp,
+        n_ubatch=cell.n_ubatch,
+        n_gpu_layers=int((model_sizes(file).geometry.block_count + 1) * cell.share),
+    )
+    return choose_plan(file, wishes)
+
+
+def measure_cell(path: Path, cell: MemoryCell) -> Row:
+    """Loads, reads and answers as the cell says, in this process, which must not have used the device before."""
+    before = free_bytes()
+    plan = plan_of(path, cell)
+    fit = plan.devices[0]
+    parts = {"/".join(name): n_bytes for name, n_bytes in fit.memory.rows().items() if n_bytes}
+    used: dict[str, int] = {}
+    held: dict[str, int | None] = {}
+
+    def note(stage: str) -> None:
+        used[stage], held[stage] = before - free_bytes(), occupied_bytes()
+
+    n_prompt = min(cell.n_ctx // 2, 4096)
+    with load_model(path, model_options(plan)) as model:
+        note("loaded")
+        with Session(model, session_options(plan, SessionOptions())) as session:
+            note("contexts")
+            read_prompt(session, [7 + 11 * place % 1000 for place in range(n_prompt)])
+            note("prompt")
+            with Sampler(model, SamplingOptions(temperature=0)) as sampler:
+                for _ in range(N_ANSWER):
+                    next_token(session, sampler)
+            note("answer")
+        note("closed")
+    return {
+        "device": fit.device.description or fit.device.name,
+        "cell": {name: getattr(cell, name) for name in cell.__slots__},
+        "free_before": before,
+        "counted": fit.memory.counted_bytes,
+        "planned": fit.memory.n_bytes,
+        "parts": parts,
+        "used": used,
+        "nvml": held,
+        "difference": used["answer"] - fit.memory.counted_bytes,
+    }
+
+
+@contextlib.contextmanager
+def ballast(n_bytes: int) -> Iterator[None]:
+    """Holds so many bytes of the first GPU in another process, as another program would."""
+    command = [sys.executable, "-m", "benchmarks.gpu.ballast", str(n_bytes)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != "held":
+            raise RuntimeError(f"a ballast of {n_bytes} bytes could not be taken")
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measure_boundary(path: Path, n_ctx: int) -> Row:
+    """A card on which just `n_ctx` tokens fit: so many must load and answer, and one step more must be refused.
+
+    The ballast leaves what the plan needs at `n_ctx`, and a sixteenth of a GiB for what the driver rounds.
+    """
+    gpu = gpu_of(list_devices())
+    needed = plan_of(path, MemoryCell(n_ctx)).devices[0].needed_bytes
+    with ballast(max(gpu.free_bytes - needed - 64 * MIB, 0)):
+        plan = plan_of(path, MemoryCell(n_ctx))
+        most = largest_context(plan, plan.model.geometry.context_length)
+        row: Row = {"device": gpu.description or gpu.name, "left_free": plan.devices[0].free_bytes, "largest": most}
+        done = ask_child("cell", path, {"n_ctx": most})
+        row |= {"loads_and_answers": done.returncode == 0, "said": done.stderr[-300:] if done.returncode else ""}
+        try:
+            check_fit(plan_of(path, MemoryCell(most + CONTEXT_STEP)))
+        except DoesNotFit as error:
+            return row | {"more_is_refused": True, "refusal": error.message}
+        return row | {"more_is_refused": False}

@@ -1,0 +1,16 @@
+"""A GPU must be there: `make test-gpu` runs these tests, and on a software GPU if there is no other."""
+
+from __future__ import annotations
+
+import pytest
+
+from mimo_gguf.hardware.devices import Device, list_devices
+
+
+@pytest.fixture(scope="session")
+def gpu() -> Device:
+    """The first GPU; without one the tests fail, since they were asked for."""
+    device = list_devices()[0]
+    if not device.is_gpu:
+        pytest.fail("llama.cpp sees no GPU; mimo-gguf doctor says why", pytrace=False)
+    return device

@@ -1,0 +1,64 @@
+"""The tables about graphics cards are those of the kept results, and results become tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import documents, record
+from benchmarks.gpu.memory import CELLS
+from benchmarks.gpu.record import Recorder, card_file, read_rows
+
+CARD = "NVIDIA GeForce RTX 3060"
+
+
+def test_documents_and_catalogue_are_what_the_results_say() -> None:
+    assert documents.differing() == [], "run: python -m benchmarks.gpu.documents"
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    out = Recorder.beginning(card_file(CARD))
+    assert out.path == tmp_path / "nvidia-geforce-rtx-3060.jsonl"
+    out.write({"step": "there", "date": "2026-11-28"})
+    for n_ctx, used in ((8192, 900 << 20), (32768, 1100 << 20)):
+        cell = {name: getattr(CELLS[0], name) for name in CELLS[0].__slots__} | {"n_ctx": n_ctx}
+        out.write(
+            {
+                "step": "memory", "device": CARD, "cell": cell, "counted": 800 << 20, "used": {"answer": used},
+                "difference": used - (800 << 20),
+            }
+        )  # fmt: skip
+    out.write({"step": "memory", "failed": 1, "said": "out of memory"})
+    out.write({"step": "speed", "what": "plain", "device": CARD, "tok_s": 55.5, "share": 0.7312})
+    way = {"step": "speed", "what": "generation", "together": 1, "as_it_comes": False, "drafts": 1}
+    out.write(way | {"acceptance": 0.75, "tok_s": 80.1})
+    with out.path.open("a") as file:
+        file.write('{"step": "speed", "what": "prom')  # killed in the middle of a line
+    return out.path
+
+
+def test_memory_rows_begin_with_the_largest_difference(measured: Path) -> None:
+    first, second = documents.memory_table().splitlines()[2:]
+    assert first == f"| {CARD} | all | 32768 | f16 | on | 512 | 800.0 | 1100.0 | 300.0 |"
+    assert second.endswith("| 900.0 | 100.0 |")
+
+
+def test_a_speed_that_was_not_measured_is_not_invented(measured: Path) -> None:
+    (line,) = documents.speed_table().splitlines()[2:]
+    assert line.startswith(f"| {CARD} | 55.5 | 73% | - / 80.1 / - |")
+    assert documents.shares_csv() == f"description,share,date\n{CARD},0.73,2026-11-28\n"
+
+
+def test_a_line_that_was_cut_off_is_left_out(measured: Path) -> None:
+    assert len(read_rows(measured, "speed")) == 2
+    assert all("at_s" in json.loads(line) for line in measured.read_text().splitlines()[:-1])
+
+
+def test_without_results_the_documents_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    assert documents.memory_table() == documents.speed_table() == documents.NOTHING
