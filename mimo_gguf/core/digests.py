@@ -128,6 +128,12 @@ API_KEY: Final = Digest(
     "nowhere: digests of one length are compared, so that the time tells nothing about a key",
 )  # fmt: skip
 
+PAGE_FILE: Final = Digest(
+    "page file", "sha256",
+    "the bytes of a file of the browser's page",
+    "its ETag: whether a browser has it already",
+)  # fmt: skip
+
 # ---- what decides data
 RECIPE: Final = Digest(
     "recipe", "sha256",

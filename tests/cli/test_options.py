@@ -18,7 +18,7 @@ _OWN = {("bench", "-r"), ("chat", "-p"), ("chat", "-f")}  # letters that one com
 # window of a conversation or of a measurement, a file's default name, layers if nothing is said.
 _AS_THE_COMMAND_NEEDS = {
     "-f", "--file", "--tokens", "-c", "--ctx", "-o", "--out", "--gpu", "--against", "-ngl", "--gpu-layers", "--hidden",
-    "--check", "--plot",
+    "--check", "--plot", "--dry-run",
 }  # fmt: skip
 
 
@@ -59,6 +59,7 @@ def test_a_letter_is_one_option() -> None:
         "serve",
         "quality",
         "imatrix",
+        "batch",
     }
     assert set(letters["-ngl"]) == {"chat", "bench", "fit", "serve", "quality", "imatrix"}
     assert set(_options()["--mtp"]) == set(_options()["--no-mtp"]) == {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from mimo_gguf.core.digests import PAGE_FILE
 
 _FOLDER: Final = Path(__file__).with_name("static")
 _TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -35,7 +36,7 @@ class PageFile:
 
 def _read(path: Path) -> PageFile:
     content = path.read_bytes()
-    tag = f'"{hashlib.sha256(content).hexdigest()[:20]}"'
+    tag = f'"{PAGE_FILE.hex(content)[:20]}"'
     return PageFile(content, f"{_TYPES[path.suffix]}; charset=utf-8", tag)
 
 
