@@ -86,9 +86,11 @@ class Blocks:
     def _close(self) -> Iterator[Change]:
         if self._is_open:
             self._is_open = False
-            if self.scored is not None and self.all[-1].kind == "text":
-                self.all[-1].scores += self.scored.finish()
-            yield Change("close", self.all[-1])
+            block = self.all[-1]
+            if self.scored is not None and block.kind == "text" and (late := self.scored.finish()):
+                block.scores += late
+                yield Change("more", block, "", late)  # the scores of the last tokens may come after their text
+            yield Change("close", block)
 
 
 async def changes(answers: Answers, blocks: Blocks) -> AsyncGenerator[Change | None, None]:

@@ -57,7 +57,7 @@ def wait_for_rows(partial: Path, n: int, process: subprocess.Popen[str]) -> None
 
 
 def test_killed_and_interrupted_it_goes_on(mimo_tiny: Path, tmp_path: Path) -> None:
-    rows = write_rows(tmp_path / "in.jsonl", [chat(number, ignore_eos=True) for number in range(24)])
+    rows = write_rows(tmp_path / "in.jsonl", [chat(number, ignore_eos=True, max_tokens=120) for number in range(24)])
     partial = tmp_path / "out.jsonl.partial"
     with started(tmp_path, mimo_tiny) as process:
         wait_for_rows(partial, 3, process)

@@ -18,7 +18,7 @@ _OWN = {("bench", "-r"), ("chat", "-p"), ("chat", "-f")}  # letters that one com
 # window of a conversation or of a measurement, a file's default name, layers if nothing is said.
 _AS_THE_COMMAND_NEEDS = {
     "-f", "--file", "--tokens", "-c", "--ctx", "-o", "--out", "--gpu", "--against", "-ngl", "--gpu-layers", "--hidden",
-    "--check", "--plot", "--dry-run",
+    "--check", "--plot", "--dry-run", "--parallel", "--model", "--alias",
 }  # fmt: skip
 
 
@@ -61,9 +61,9 @@ def test_a_letter_is_one_option() -> None:
         "imatrix",
         "batch",
     }
-    assert set(letters["-ngl"]) == {"chat", "bench", "fit", "serve", "quality", "imatrix"}
+    assert set(letters["-ngl"]) == {"batch", "chat", "bench", "fit", "serve", "quality", "imatrix"}
     assert set(_options()["--mtp"]) == set(_options()["--no-mtp"]) == {
-        "chat", "bench", "fit", "convert", "serve", "quality", "imatrix",
+        "batch", "chat", "bench", "fit", "convert", "serve", "quality", "imatrix",
     }  # fmt: skip
 
 
