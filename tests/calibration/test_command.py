@@ -89,3 +89,9 @@ def test_a_plan_is_shown(tmp_path: Path) -> None:
 )
 def test_what_contradicts_itself_is_refused(words: tuple[str, ...], expected: str, tmp_path: Path) -> None:
     assert_clear_error(run_here(tmp_path, "quantize", TINY, *words), expected, code=2)
+
+
+def test_a_card_that_is_not_known_has_a_way_out_that_this_command_has(tmp_path: Path) -> None:
+    done = run_here(tmp_path, "quantize", TINY, "--calibrate", "--for", "RTX 9999")
+    assert_clear_error(done, "no card 'RTX 9999'", code=2)
+    assert "--bytes 4.4GiB" in done.stderr and "--vram" not in done.stderr
