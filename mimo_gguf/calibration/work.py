@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mimo_gguf.core.digests import WORK
 from mimo_gguf.core.errors import OutputError
-from mimo_gguf.core.file_lock import held
+from mimo_gguf.core.file_lock import locked_folder
 from mimo_gguf.core.output_file import atomic_output, make_folder, sync_folder
 from mimo_gguf.core.paths import path_kind
 
@@ -127,15 +127,7 @@ def held_work(path: Path) -> Iterator[None]:
     """
     make_folder(path.parent)
     lock = path.with_name(f".{path.name.removeprefix('.')}.lock")
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(held(lock))
-        except BlockingIOError:
-            raise OutputError(
-                f"{path}: another run is working in it", hint="wait for it, or name another folder: --work DIR"
-            ) from None
-        except OSError as error:
-            raise OutputError(f"{lock}: {error.strerror or error}", hint="name another folder: --work DIR") from None
+    with locked_folder(path, lock.absolute(), "name another folder: --work DIR"):
         yield
 
 

@@ -46,21 +46,23 @@ def is_still(path: Path, fd: int) -> bool:
 
 
 @contextlib.contextmanager
-def locked_folder(folder: Path, name: str) -> Iterator[None]:
-    """Holds the lock of a folder: a file of that name, which is removed at the end.
+def locked_folder(folder: Path, name: str | Path, otherwise: str = "give another folder") -> Iterator[None]:
+    """Holds the lock of a folder: a file of that name in it, or elsewhere, which is removed at the end.
+
+    Args:
+        otherwise: what to do if the folder cannot be had.
 
     Raises:
-        OutputError: another process holds it, or the folder is read-only.
+        OutputError: another process holds it, or nothing can be written there.
     """
+    lock = folder / name
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(held(folder / name))
+            stack.enter_context(held(lock))
         except BlockingIOError:
-            raise OutputError(
-                f"{folder}: another run is working in it", hint="wait for it, or give another folder"
-            ) from None
+            raise OutputError(f"{folder}: another run is working in it", hint=f"wait for it, or {otherwise}") from None
         except OSError as error:
-            raise OutputError(f"{folder}: {error.strerror or error}", hint="give another folder") from None
+            raise OutputError(f"{lock.parent}: {error.strerror or error}", hint=otherwise) from None
         yield
 
 
