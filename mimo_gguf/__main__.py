@@ -16,9 +16,11 @@ def main() -> None:
         signal.signal(signal.SIGINT, _leave)
     from mimo_gguf.cli import app
 
-    if hears:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    app.main()
+    app.main(_hear if hears else None)
+
+
+def _hear() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _leave(*_: object) -> None:

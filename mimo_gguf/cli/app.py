@@ -80,11 +80,17 @@ def _global_options(
     """MiMo-7B from Hugging Face safetensors to your GPU, with its multi-token-prediction (MTP) layer."""
 
 
-def main() -> None:
-    """Runs the command of `sys.argv` and ends the process with its exit code."""
+def main(hear: Callable[[], None] | None = None) -> None:
+    """Runs the command of `sys.argv` and ends the process with its exit code.
+
+    Args:
+        hear: lets Ctrl-C raise KeyboardInterrupt from now on; called where that is caught.
+    """
     _open_streams()
     sys.excepthook = ui.print_traceback
     try:
+        if hear is not None:
+            hear()
         sys.exit(_run(sys.argv[1:] or ["--help"]))
     except MimoGgufError as error:
         ui.print_error(error)
