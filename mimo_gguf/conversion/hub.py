@@ -113,22 +113,10 @@ def is_cached(hub_id: HubId) -> bool:
     return (folder / "config.json").is_file() and all((folder / name).is_file() for name in shard_names(folder))
 
 
-def find_copy(hub_id: HubId) -> Download | None:
-    """The checkpoint in the Hub's cache if all of it is there, at the newest commit of its revision; else None.
-
-    Raises:
-        HubError: as `fetch`.
-    """
-    if hub_id.site == "modelscope":
-        return None
-    with translated(hub_id):
-        folder = _fetch_small_files(hub_id)
-        is_whole = all((folder / name).is_file() for name in shard_names(folder))
-    return Download(folder, folder.name) if is_whole else None
-
-
 def find_repository(hub_id: HubId, reader: RangeReader) -> Repository:
     """The repository at its newest commit, or at the revision's. Its small files are downloaded, its shards described.
+
+    If all of the checkpoint is in the Hub's cache already, `copy` of the repository says where.
 
     Raises:
         HubError: as `fetch`.
@@ -137,6 +125,7 @@ def find_repository(hub_id: HubId, reader: RangeReader) -> Repository:
         return modelscope_repository(hub_id.model_id, hub_id.revision, SMALL_FILES, reader)
     with translated(hub_id):
         folder = _fetch_small_files(hub_id)
+        is_whole = all((folder / name).is_file() for name in shard_names(folder))
 
     def list_weights(names: Sequence[str]) -> list[RemoteFile]:
         with translated(hub_id):
@@ -149,6 +138,7 @@ def find_repository(hub_id: HubId, reader: RangeReader) -> Repository:
         page=None,
         small_files={name: (folder / name).read_bytes for name in SMALL_FILES if (folder / name).is_file()},
         list_weights=list_weights,
+        copy=folder if is_whole else None,
     )
 
 

@@ -10,6 +10,8 @@ from typing import Final
 
 from mimo_gguf.conversion.hub import HubId, translated
 from mimo_gguf.conversion.hub_bars import reporting_bar
+from mimo_gguf.conversion.remote.ranges import RangeReader
+from mimo_gguf.conversion.remote.repository import RemoteFile, parse_digest
 from mimo_gguf.core.digests import FILE
 from mimo_gguf.core.errors import HubError
 
@@ -89,25 +91,17 @@ def write_beginning(repository: HubRepository, file: HubFile, path: Path, n_byte
     """Writes the first `n_bytes` of a file to `path`, and as a hole what follows.
 
     Raises:
-        HubError: as `fetch`.
+        HubError: as `RangeReader.fill`.
     """
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        get_session,
-        hf_raise_for_status,
-    )
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    n_bytes = min(n_bytes, file.n_bytes)
     url = hf_hub_url(repository.hub_id.model_id, file.name, revision=repository.commit)
-    headers = {**build_hf_headers(), "Range": f"bytes=0-{n_bytes - 1}"}
-    with translated(repository.hub_id), path.open("wb") as out:
-        with get_session().stream("GET", url, headers=headers) as response:
-            hf_raise_for_status(response)
-            for piece in response.iter_bytes():  # stops early if the server ignores the range
-                out.write(piece[: n_bytes - out.tell()])
-                if out.tell() >= n_bytes:
-                    break
+    remote = RemoteFile(file.name, url, file.n_bytes, parse_digest(file.sha256), build_hf_headers())
+    beginning = bytearray(min(n_bytes, file.n_bytes))
+    RangeReader().fill(remote, 0, memoryview(beginning))
+    with path.open("wb") as out:
+        out.write(beginning)
         out.truncate(file.n_bytes)
 
 

@@ -16,7 +16,7 @@ from mimo_gguf.conversion.checkpoint_source import (
     as_model_source,
     plan_conversion,
 )
-from mimo_gguf.conversion.hub import Download, HubId, fetch, find_copy, find_repository, parse_hub_id
+from mimo_gguf.conversion.hub import Download, HubId, fetch, find_repository, parse_hub_id
 from mimo_gguf.conversion.remote.hollow import write_hollow
 from mimo_gguf.conversion.remote.ranges import RangeReader
 from mimo_gguf.conversion.remote.repository import RemoteFile
@@ -135,10 +135,10 @@ class Finder:
         access = self.reading.access
         if access is Access.COPY:
             return fetch(hub_id)
-        if access is Access.STREAM and (copy := find_copy(hub_id)) is not None:
-            return copy
         reader = RangeReader(self.reading.fetching.patience)
         repository = find_repository(hub_id, reader)
+        if access is Access.STREAM and repository.copy is not None:
+            return Download(repository.copy, repository.commit, repository.page)
         folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         shards = write_hollow(repository, folder, reader)
         if access is Access.STREAM:

@@ -77,7 +77,7 @@ def test_a_hub_id_that_was_meant_as_a_folder(tmp_path: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise HubError("models/absent: no such repository", hint="look at its page")
 
-    monkeypatch.setattr(open_model, "find_copy", fail)
+    monkeypatch.setattr(open_model, "find_repository", fail)
     (tmp_path / "models").mkdir()
     done = run_here(tmp_path, "convert", "models/absent")
     assert_clear_error(done, "no such repository; nor is there a folder models/absent here")

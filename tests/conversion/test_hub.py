@@ -57,6 +57,8 @@ def test_convert_from_the_hub(hub: FakeHub, tmp_path: Path) -> None:
     fetched = files_fetched(hub)
     assert SHARD in fetched
     assert not fetched & {"pytorch_model.bin", "training.log"}
+    described = [path for _, path, _ in hub.requests if path.startswith("/api/models/")]
+    assert len(described) == len(set(described)), "the same was asked twice"
     inspected = run_cli(hub, tmp_path, "inspect", "MiMo-7B-RL-BF16.gguf", "--json")
     metadata = json.loads(inspected.stdout)["metadata"]
     assert metadata["general.source.url"] == f"https://huggingface.co/{MODEL}/tree/{COMMIT}"

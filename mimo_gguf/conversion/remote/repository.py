@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from mimo_gguf.core.digests import FILE, GIT_BLOB, Hasher
@@ -52,6 +53,7 @@ class Repository:
         page: the web page of the model, if it is not on the Hugging Face Hub.
         small_files: everything but weights, by name: functions that give the content.
         list_weights: asks for the shards with these names; it may need a request for each.
+        copy: the folder in the hub's own cache that has all of it already.
     """
 
     label: str
@@ -60,6 +62,7 @@ class Repository:
     page: str | None
     small_files: Mapping[str, Callable[[], bytes]]
     list_weights: Callable[[Sequence[str]], Sequence[RemoteFile]]
+    copy: Path | None = None
 
 
 def parse_digest(text: str | None) -> bytes:
