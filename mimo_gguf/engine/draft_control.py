@@ -7,29 +7,30 @@ its mean tokens per cycle over its median seconds per cycle, so that one slow cy
 Measuring must cost almost nothing. Plain speed is measured first. A trial of drafting ends as soon as even the highest
 acceptance that its cycles allow would not pay. If all drafts are wrong and two tokens cost nearly twice as much as one,
 that is after three cycles.
+
+Of several conversations those whose drafts do not pay are left out (`draft_gate`): a cycle counts as drafted if any of
+them drafts. When one is left out, what was measured with its drafts is forgotten.
 """
 
 from __future__ import annotations
 
 import collections
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from mimo_gguf.engine.draft_gate import FIRST_INTERVAL, HOPE_Z, LAST_INTERVAL, WARM_UP, DraftGate, RecentDrafts
 from mimo_gguf.engine.stats import upper_bound
 
 WINDOW: Final = 48  # cycles of each way that are kept
 ENOUGH_PLAIN: Final = 4  # cycles before a speed counts
 ENOUGH_DRAFTED: Final = 8
-FIRST_INTERVAL: Final = 48  # cycles of the chosen way before the other is measured again; doubles up to the last
-LAST_INTERVAL: Final = 768
 AFTER_NO_HOPE: Final = 144  # the first such interval if a trial showed at once that drafting cannot pay
 SOON: Final = 16  # the same if drafting has become slower than plain was
-WARM_UP: Final = 32  # cycles before a trial of drafting in which the MTP blocks see the text again
 PROBE_PLAIN: Final = 3  # cycles of one such measurement
 PROBE_DRAFTED: Final = 6
 FEWEST_DRAFTED: Final = 3  # cycles of a trial before it may be given up
-HOPE_Z: Final = 1.64  # normal quantile of 95 %: how sure to be that drafting cannot pay
 OFF_BELOW: Final = 0.98  # of plain speed: below it drafting is switched off
 ON_ABOVE: Final = 1.03  # of plain speed: above it drafting is switched on again; the gap prevents flickering
 SHOWN: Final = 24  # cycles of each way from which the speed shown to people is computed
@@ -111,6 +112,7 @@ class DraftControl:
         """Makes a control for cycles from which `n_drawing` conversations draw: a plain one gives that many tokens."""
         self._adaptive = adaptive
         self._n_drawing, self._n_draft = n_drawing, n_draft
+        self._gate = DraftGate(n_drawing)
         self._plain, self._drafted = _Window(), _Window()
         self._shown = {drafted: _Window(SHOWN) for drafted in (False, True)}
         self._drafting = True
@@ -128,20 +130,36 @@ class DraftControl:
         """Whether drafts are made now, or so soon that the MTP blocks should see what is evaluated."""
         return not self._adaptive or self._drafting or bool(self._measuring) or self._until_measured <= WARM_UP
 
-    def record(self, *, drafted: bool, seconds: float, n_tokens: int) -> None:
-        """Records one finished cycle: the seconds that it lasted and the tokens that it gave."""
+    def record(self, *, drafted: int, seconds: float, n_tokens: int, all_recent: Sequence[RecentDrafts] = ()) -> None:
+        """Records one finished cycle.
+
+        Args:
+            drafted: the number of conversations that drafted.
+            seconds: how long it lasted.
+            n_tokens: the tokens that it gave.
+            all_recent: the recent drafts of each conversation that may draft; those that do not pay are left out.
+        """
         (self._drafted if drafted else self._plain).add(seconds, n_tokens)
-        self._shown[drafted].add(seconds, n_tokens)
+        self._shown[bool(drafted)].add(seconds, n_tokens)
         if not self._adaptive:
             return
-        if self._measuring and drafted == self._measuring[0].drafted:
+        self._gate.record(drafted, seconds)
+        if (drafted or len(all_recent) == 1) and self._gate.choose(all_recent):
+            self._begin_anew()
+        elif self._measuring and bool(drafted) == self._measuring[0].drafted:
             self._measure(self._measuring[0], seconds, n_tokens)
-        elif not self._measuring and drafted == self._drafting:
+        elif not self._measuring and bool(drafted) == self._drafting:
             self._until_measured -= 1
             if self._drafting and self._speed_up < OFF_BELOW:
                 self._until_measured = min(self._until_measured, SOON)  # acceptance fell, or the machine changed
             if self._until_measured <= 0:
                 self._measure_other_way()
+
+    def _begin_anew(self) -> None:
+        """Forgets what was measured with the drafts of a conversation that was left out."""
+        self._drafted = _Window()
+        if self._measuring and self._measuring[0].drafted:
+            self._measuring[0] = _Measurement(True, ENOUGH_DRAFTED)
 
     def _measure(self, measurement: _Measurement, seconds: float, n_tokens: int) -> None:
         measurement.n_left -= 1

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from mimo_gguf.core.errors import BackendError, MimoGgufError
 from mimo_gguf.engine.draft_control import DraftControl
+from mimo_gguf.engine.draft_gate import RecentDrafts
 from mimo_gguf.engine.drafting import Drafter, DraftRequest, MtpRows
 from mimo_gguf.engine.near_ties import is_near_tie, near_tie
 from mimo_gguf.engine.options import SessionOptions as SessionOptions
@@ -108,10 +109,10 @@ class Session:
         """The draft control for the number of conversations that drew from the last pass."""
         return self._controls[self._n_drawing - 1]
 
-    @property
-    def shows_mtp(self) -> bool:
-        """Whether the MTP blocks see what is evaluated, which costs time and is needed only for drafting."""
-        return self.drafter is not None and self.drafting_allowed and self.control.wants_rows
+    def _shows_mtp(self, slot: Slot) -> bool:
+        """Whether the MTP blocks see what is evaluated for a slot: it costs time and is needed only for drafting."""
+        allowed = self.drafter is not None and self.drafting_allowed
+        return allowed and self.control.wants_rows and slot.recent.wants_rows
 
     def interrupt(self) -> None:
         """Stops a running pass that reads a prompt, unless the one before was stopped. For any thread or handler."""
@@ -151,6 +152,7 @@ class Session:
             slot.drop_unfinished()
             slot.wants_rows = wants_rows
             slot.draft_limit = self.options.n_draft if n_draft is None else min(n_draft, self.options.n_draft)
+            slot.recent = RecentDrafts(slot.draft_limit)
             same = 0 if wants_rows else common_prefix(slot.tokens, prompt)
             others = {other: common_prefix(other.tokens, prompt) for other in self.slots if other is not slot}
             if wants_rows:
@@ -163,7 +165,7 @@ class Session:
             if slot.mtp_rows is not None:
                 slot.mtp_rows.forget(same)
             slot.prompt = prompt[same:]
-            slot.prepare(shows_mtp=self.shows_mtp)
+            slot.prepare(shows_mtp=self._shows_mtp(slot))
             slot.stats.n_reused += len(slot.tokens)
             return len(slot.tokens)
 
@@ -176,7 +178,7 @@ class Session:
         with self.target.lock:
             slot.insert(tokens)
             slot.wants_rows = False
-            slot.prepare(shows_mtp=self.shows_mtp)
+            slot.prepare(shows_mtp=self._shows_mtp(slot))
             for token in tokens:
                 sampler.note(token)
 
@@ -232,12 +234,11 @@ class Session:
         started = time.perf_counter()
         ended: dict[Slot, Ended] = {}
         drawing, reading = [], []
-        shows_mtp = self.shows_mtp
         for slot in slots:
             if slot.drawn is not None and not slot.room:
                 ended[slot] = Ended("window")
                 continue
-            slot.prepare(shows_mtp=shows_mtp)
+            slot.prepare(shows_mtp=self._shows_mtp(slot))
             if slot.drawn is not None:
                 drawing.append(slot)
             elif slot.prompt:
@@ -261,7 +262,7 @@ class Session:
         """Plans the next pass: drawn tokens with their drafts, then as much of the prompts as there is room for."""
         drafts = {}
         if self.drafter is not None:
-            self._begin_cycle(len(drawing), is_pure=not reading)
+            self._begin_cycle(drawing, is_pure=not reading)
             drafts = self._draft(self.drafter, drawing)
         shares = []
         for slot in drawing:
@@ -277,6 +278,9 @@ class Session:
         return shares
 
     def _draft(self, drafter: Drafter, drawing: Sequence[Slot]) -> dict[Slot, list[int]]:
+        for slot in drawing:
+            if not slot.recent.drafts:
+                slot.recent.pass_by()
         if not self.drafting_allowed or not drawing or not self.control.wants_draft():
             return {}
         wanted = {
@@ -284,7 +288,7 @@ class Session:
             for slot in drawing
             if slot.mtp_rows is not None and slot.drawn is not None and slot.can_draft
         }
-        self._cycle.tried = bool(wanted)
+        self._cycle.n_right = dict.fromkeys(wanted, 0)
         return dict(zip(wanted, drafter.draft(list(wanted.values())), strict=True))
 
     def _decode(self, shares: Sequence[Share]) -> list[int] | None:
@@ -306,9 +310,10 @@ class Session:
                 result = self.target.decode(batch.native, lambda: self._is_to_stop(shares))
             else:
                 result = self.target.decode(batch.native)
-            if result == 0 and self.shows_mtp:
+            if result == 0:
                 for (slot, tokens, _), first in zip(shares, rows, strict=True):
-                    assert slot.mtp_rows is not None
+                    if slot.mtp_rows is None or not self._shows_mtp(slot):
+                        continue
                     n = len(tokens) if slot.prompt else 1  # drafts are observed when they are drawn
                     slot.mtp_rows.observe(tokens[:n], len(slot.tokens), self._states(first, n))
         except BaseException:
@@ -341,15 +346,18 @@ class Session:
         if sampler.greedy and self._most_rows > 1:
             gap = near_tie(self.model.file_type, self._most_rows)
             slot.stats.n_near_ties += is_near_tie(self.target.logits(row), gap)
-        drained = token != slot.next_draft
+        cycle, drained = self._cycle, token != slot.next_draft
         if drained:
             seconds = time.perf_counter() - started
             slot.note_drawn(token, seconds)
+            if slot in cycle.n_right:
+                slot.recent.record(cycle.n_right[slot])
         else:
             state = self._states(row + 1, 1)
             seconds = time.perf_counter() - started
             slot.accept_draft(state, seconds)
-        cycle = self._cycle
+            if slot in cycle.n_right:  # else the pass after it could not be made
+                cycle.n_right[slot] += 1
         cycle.seconds += seconds
         cycle.n_tokens += 1
         cycle.n_drained += drained
@@ -359,16 +367,16 @@ class Session:
         """The trunk's hidden states of rows of the last pass, shape (n, n_embd): a view, valid until the next pass."""
         return self.target.hidden(self._batch.n_tokens)[first_row : first_row + n]
 
-    def _begin_cycle(self, n_drawing: int, *, is_pure: bool) -> None:
+    def _begin_cycle(self, drawing: Sequence[Slot], *, is_pure: bool) -> None:
         """Records the last pass in its draft control, if it read no prompt and all its tokens were drawn."""
         cycle = self._cycle
         if cycle.n_drawing and cycle.n_drained == cycle.n_drawing:
             self._controls[cycle.n_drawing - 1].record(
-                drafted=cycle.tried, seconds=cycle.seconds, n_tokens=cycle.n_tokens
+                drafted=len(cycle.n_right), seconds=cycle.seconds, n_tokens=cycle.n_tokens, all_recent=cycle.all_recent
             )
-        self._cycle = _Cycle(n_drawing if is_pure else 0)
-        if n_drawing:
-            self._n_drawing = n_drawing
+        self._cycle = _Cycle(len(drawing) if is_pure else 0, [slot.recent for slot in drawing if slot.draft_limit])
+        if drawing:
+            self._n_drawing = len(drawing)
 
 
 @dataclass(slots=True)
@@ -377,14 +385,16 @@ class _Cycle:
 
     Attributes:
         n_drawing: slots that draw from the pass; 0 if it also reads prompts, so that its time cannot be compared.
+        all_recent: the recent drafts of the slots that may draft.
         n_drained: slots that have drawn their last token from it.
-        tried: whether a draft was requested, even if the MTP block was not sure enough to give one.
+        n_right: the right drafts of each slot for which some were requested, even if none was sure enough to be given.
         n_tokens: tokens drawn from the pass.
         seconds: the time of the pass and of drawing.
     """
 
     n_drawing: int = 0
+    all_recent: Sequence[RecentDrafts] = ()
     n_drained: int = 0
-    tried: bool = False
+    n_right: dict[Slot, int] = field(default_factory=dict)
     n_tokens: int = 0
     seconds: float = 0.0

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from mimo_gguf.core.errors import BackendError, UsageError
+from mimo_gguf.engine.draft_gate import RecentDrafts
 from mimo_gguf.engine.drafting import MtpRows
 from mimo_gguf.engine.stats import SessionStats
 from mimo_gguf.llama.api import Floats, LlamaContext
@@ -48,6 +49,7 @@ class Slot:
         read_rows: what the last pass read of such a prompt.
         n_left_out: passes since the last one that read a part of the prompt.
         draft_limit: tokens drafted at a time for this conversation, at most; 0 for none.
+        recent: what came of this answer's drafts, and whether it is left out of drafting now.
         priority: prompts of a higher one are read first.
         stats: counts and times since the session was made.
     """
@@ -64,6 +66,7 @@ class Slot:
         self.read_rows: ReadRows | None = None
         self.n_left_out = 0
         self.draft_limit = n_draft
+        self.recent = RecentDrafts(n_draft)
         self.priority = 0
         self.stats = SessionStats(n_draft)
         self._target = target
@@ -83,9 +86,9 @@ class Slot:
 
     @property
     def can_draft(self) -> bool:
-        """Whether drafts are wanted, and the MTP blocks have seen all tokens before them."""
+        """Whether drafts are wanted and pay, and the MTP blocks have seen all tokens before them."""
         rows = self.mtp_rows
-        if rows is None or not self.draft_limit:
+        if rows is None or not self.draft_limit or not self.recent.drafts:
             return False
         return rows.end == len(self.tokens) and rows.knows_state and self.room > 1
 

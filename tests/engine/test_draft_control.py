@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mimo_gguf.engine.draft_control import WARM_UP, DraftControl
+from mimo_gguf.engine.draft_control import DraftControl
+from mimo_gguf.engine.draft_gate import WARM_UP
 
 
 def simulate(
