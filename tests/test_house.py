@@ -58,6 +58,7 @@ HOMES = {
     "prompt_toolkit": "cli",
     "pydantic": "server",
     "pygments": "server/page",
+    "python_multipart": "server",
     "rich": "cli",
     "safetensors": "conversion",
     "starlette": "server",
@@ -88,6 +89,7 @@ DISTRIBUTIONS = {
     "llvmlite": "numba",
     "markdown_it": "markdown-it-py",
     "pynvml": "nvidia-ml-py",
+    "python_multipart": "python-multipart",
     "yaml": "pyyaml",
 }
 

@@ -24,7 +24,7 @@ def encoded(content: bytes, name: str = "rows.jsonl", **fields: str) -> tuple[st
 def test_whatever_is_in_it_and_however_it_comes(content: bytes, sizes: list[int]) -> None:
     kind, body = encoded(content, purpose="batch", other="é")
     got = bytearray()
-    upload = Upload.of(kind, got.extend)
+    upload = Upload(kind, got.extend)
     at = number = 0
     while at < len(body):
         size = sizes[number % len(sizes)]
@@ -48,7 +48,7 @@ def test_whatever_is_in_it_and_however_it_comes(content: bytes, sizes: list[int]
 )
 def test_a_broken_upload_is_refused(spoil: object) -> None:
     kind, body = encoded(b"{}\n" * 9, purpose="batch")
-    upload = Upload.of(kind, lambda piece: None)
+    upload = Upload(kind, lambda piece: None)
     with pytest.raises(Refused):
         upload.feed(spoil(body))  # type: ignore[operator]
         upload.finish()
@@ -57,4 +57,4 @@ def test_a_broken_upload_is_refused(spoil: object) -> None:
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data", "", "multipart/form-data; boundary="])
 def test_what_is_not_an_upload(kind: str) -> None:
     with pytest.raises(Refused, match="multipart"):
-        Upload.of(kind, lambda piece: None)
+        Upload(kind, lambda piece: None)
