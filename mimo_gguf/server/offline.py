@@ -124,13 +124,25 @@ class _Asked:
     rules: Rules
 
     @classmethod
-    def of(cls, settings: _Settings, source: Source) -> _Asked:
-        """Reads the model's header. Raises GgufError."""
+    def of(
+        cls, rows: str | Path, out: str | Path, model: str | Path, alias: str | Sequence[str], *, retry_errors: bool,
+        force: bool, **how: Any,
+    ) -> _Asked:  # fmt: skip
+        """The batch of a verb's arguments; `how` are those of `_Settings`. Reads the model's header.
+
+        Raises:
+            UsageError: the library that checks bodies is missing.
+            GgufError: the model cannot be read.
+        """
+        _check_libraries()
+        from mimo_gguf.batch.open_job import Source
         from mimo_gguf.batch.rows import Run
         from mimo_gguf.core.runnable import read_runnable
         from mimo_gguf.server.row_answers import Rules
 
+        settings = _Settings(model=Path(model), names=_names(model, alias), **how)
         file = read_runnable(settings.model)
+        source = Source(rows, out, retry_errors, force)
         return cls(settings, source, file, Run(settings.fingerprint(file)), Rules(settings.names))
 
 
@@ -168,16 +180,13 @@ def batch(
         OutputError: the output cannot be written, or is of something else.
         GgufError, DoesNotFit, BackendError: as `Model.load`; BackendError also if the backend fails at row after row.
     """
-    _check_libraries()
-    from mimo_gguf.batch.open_job import Source, open_job
-
     asked = _Asked.of(
-        _Settings(
-            Path(model), _names(model, alias), ctx, parallel, mtp, draft, always_draft, threads, gpu_layers, kv_type,
-            ubatch, exact,
-        ),
-        Source(rows, out, retry_errors, force),
+        rows, out, model, alias, retry_errors=retry_errors, force=force, ctx=ctx, parallel=parallel, mtp=mtp,
+        draft=draft, always_draft=always_draft, threads=threads, gpu_layers=gpu_layers, kv_type=kv_type, ubatch=ubatch,
+        exact=exact,
     )  # fmt: skip
+    from mimo_gguf.batch.open_job import open_job
+
     job, survey = open_job(asked.source, asked.run, asked.rules.refuse, on_progress or (lambda progress: None))
     try:
         if survey is None or survey.n_answered < survey.n_rows:
@@ -215,16 +224,13 @@ def plan_batch(
     Raises:
         MimoGgufError: as `batch`, except for errors that loading shows.
     """
-    _check_libraries()
-    from mimo_gguf.batch.open_job import Source, look_through
-
     asked = _Asked.of(
-        _Settings(
-            Path(model), _names(model, alias), ctx, parallel, mtp, draft, always_draft, threads, gpu_layers, kv_type,
-            ubatch, exact,
-        ),
-        Source(rows, out, retry_errors, force),
+        rows, out, model, alias, retry_errors=retry_errors, force=force, ctx=ctx, parallel=parallel, mtp=mtp,
+        draft=draft, always_draft=always_draft, threads=threads, gpu_layers=gpu_layers, kv_type=kv_type, ubatch=ubatch,
+        exact=exact,
     )  # fmt: skip
+    from mimo_gguf.batch.open_job import look_through
+
     survey, earlier = look_through(asked.source, asked.run, asked.rules.refuse)
     slots = asked.settings.slots(asked.file, survey)
     return BatchPlan(survey, len(earlier.answered), earlier.n_failed, slots.plan)
