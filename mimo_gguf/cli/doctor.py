@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -94,6 +93,8 @@ def command(as_json: Json = False) -> None:
 
 
 def _versions() -> dict[str, str]:
+    from importlib import metadata  # it reads mail headers, whose parser takes 20 ms to import
+
     found = {"mimo-gguf": __version__, "python": platform.python_version(), "system": platform.platform()}
     for name in _PACKAGES:
         try:
