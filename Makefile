@@ -102,8 +102,11 @@ real-model: $(VENV)/.dev ## build a real language model in MiMo's layout: REAL=F
 test-real-model: $(VENV)/.dev ## run the tests that need the real language model
 	@REAL_MODEL=$(REAL) $(BIN)/python -m pytest -m real_model
 
-test-clients: $(VENV)/.clients ## run the tests with lm-eval and langchain, which are large and installed only for this
-	@$(BIN)/python -m pytest -m clients
+# Their environment is one of its own, so that nothing that they bring is in .venv.
+CLIENTS_VENV ?= .venv-clients
+test-clients: ## run the tests with lm-eval and langchain, which are large and installed only for this
+	@$(MAKE) --no-print-directory VENV=$(CLIENTS_VENV) $(CLIENTS_VENV)/.clients
+	@$(CLIENTS_VENV)/bin/python -m pytest -m clients
 
 # The tests of the engine, runtime and server on a GPU: Mesa's software GPU, unless GPU_ARGS names another backend.
 # Its environment is one of its own, so that .venv keeps the build for the CPU.
@@ -123,4 +126,4 @@ gpu-check: $(VENV)/.dev ## measure memory and speed on this machine's GPU (12 mi
 	@$(BIN)/python -m benchmarks.gpu.documents
 
 clean: ## remove .venv and build output; compiled wheels stay
-	@rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) $(CLIENTS_VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache

@@ -24,7 +24,7 @@ RELEASE = re.compile(r"llama-cpp-python(?:==| )(\d[\d.]*\d)")
 
 def texts() -> dict[str, str]:
     """Every document and source, by its path from the root."""
-    skipped = {".venv", ".venv-gpu", ".git", "build", "dist"}
+    skipped = {".venv", ".venv-clients", ".venv-gpu", ".git", "build", "dist"}
     files = [
         path
         for path in ROOT.rglob("*")
