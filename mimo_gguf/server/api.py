@@ -86,7 +86,7 @@ class Api:
 
     async def openapi(self, request: Request) -> Response:
         """`GET /openapi.json`."""
-        return JSONResponse(openapi_document(self.models.names[0]))
+        return JSONResponse(openapi_document(self.models.names[0], keeps_files=self.settings.files_dir is not None))
 
     def lookup(self, kind: type[B], look: Callable[[B, LLM], dict[str, Any]]) -> Endpoint:
         """The endpoint of a path whose answer `look` makes of a body and the model, without generating."""

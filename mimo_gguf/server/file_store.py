@@ -19,7 +19,6 @@ from mimo_gguf.core.output_file import atomic_output, make_folder
 from mimo_gguf.server.failures import refusal
 
 _ID: Final = re.compile(r"file-[0-9a-f]{24}")
-PURPOSES: Final = frozenset({"assistants", "batch", "fine-tune", "vision", "user_data", "evals"})
 
 
 def new_file_id() -> str:

@@ -7,9 +7,8 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from pydantic import Field
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -17,31 +16,20 @@ from starlette.routing import Route
 from mimo_gguf.core.file_lock import locked_folder
 from mimo_gguf.core.output_file import free_bytes, make_folder
 from mimo_gguf.server.api import Api, failed
+from mimo_gguf.server.batch_requests import BATCHES_MOST, FILES_MOST, PURPOSES, WINDOW, BatchBody
 from mimo_gguf.server.batch_runner import BatchRunner
 from mimo_gguf.server.batch_store import Batch, BatchStore
 from mimo_gguf.server.bodies import read_body
 from mimo_gguf.server.failures import refusal
-from mimo_gguf.server.file_store import PURPOSES, FileStore, new_file_id
+from mimo_gguf.server.file_store import FileStore, new_file_id
 from mimo_gguf.server.multipart import Upload
-from mimo_gguf.server.requests import Body
 from mimo_gguf.server.row_answers import PATHS
 from mimo_gguf.server.spare_slots import SpareSlots
 
-_WINDOW: Final = re.compile(r"([1-9]\d{0,2})([hd])")
+_WINDOW: Final = re.compile(WINDOW)
 _SECONDS: Final = {"h": 3600, "d": 86400}
-_MOST_LISTED: Final = 10_000
 _KEPT_FREE: Final = 64 << 20  # bytes of the disk that no upload takes
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
-
-
-class BatchBody(Body):
-    """The body of `/v1/batches`."""
-
-    input_file_id: str
-    endpoint: str
-    completion_window: Annotated[str, Field(max_length=8)]
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
-    output_expires_after: Any = None
 
 
 class FilesApi:
@@ -90,7 +78,7 @@ class FilesApi:
         """`POST /v1/files`."""
         file_id, size = new_file_id(), 0
         with self.files.writing(file_id) as file:
-            upload = Upload.of(request.headers.get("content-type", ""), file.write)
+            upload = Upload(request.headers.get("content-type", ""), file.write)
             async for piece in request.stream():
                 size += len(piece)
                 if size > self._most_bytes:
@@ -108,7 +96,7 @@ class FilesApi:
         """`GET /v1/files`."""
         purpose = request.query_params.get("purpose")
         found = [each for each in self.files.list() if purpose in (None, each["purpose"])]
-        return JSONResponse(_page(found, request, lambda each: str(each["id"]), most=_MOST_LISTED))
+        return JSONResponse(_page(found, request, lambda each: str(each["id"]), most=FILES_MOST))
 
     async def file(self, request: Request) -> Response:
         """`GET /v1/files/ID`."""
@@ -148,7 +136,7 @@ class FilesApi:
 
     async def list_batches(self, request: Request) -> Response:
         """`GET /v1/batches`."""
-        page = _page(self.batches.list(), request, lambda each: each.id, most=100)
+        page = _page(self.batches.list(), request, lambda each: each.id, most=BATCHES_MOST)
         return JSONResponse(page | {"data": [self.runner.described(each) for each in page["data"]]})
 
     async def batch(self, request: Request) -> Response:
@@ -192,7 +180,7 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
 def _page(found: Sequence[Any], request: Request, name: Callable[[Any], str], *, most: int) -> dict[str, Any]:
     """A page of a list, as OpenAI gives it. Raises Refused if the request asks for none of its pages."""
     query = request.query_params
-    limit = query.get("limit", "20" if most == 100 else str(most))
+    limit = query.get("limit", "20" if most == BATCHES_MOST else str(most))
     if not limit.isdecimal() or not 1 <= int(limit) <= most:
         raise refusal(400, f"limit must be 1 to {most}", code="invalid_value", param="limit")
     if query.get("order", "desc") == "asc":

@@ -29,7 +29,7 @@ from mimo_gguf import convert
 from mimo_gguf.engine.session import SessionOptions
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.server.engine import Limits
-from tests.server.serving import Serving, serving
+from tests.server.serving import SUM, Serving, serving
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CHECKS: Final = [
@@ -51,6 +51,23 @@ def shortened(body: Any, path: str) -> Any:
     return {**body, name: 4} if given is None or (type(given) is int and given > 4) else body
 
 
+def pointed(case: Any, file_id: str) -> None:
+    """Makes a request ask for a file that there is, if it is right otherwise: nobody guesses an id."""
+    if case.path == "/v1/batches" and isinstance(case.body, dict) and isinstance(case.body.get("input_file_id"), str):
+        case.body = {**case.body, "input_file_id": file_id, "endpoint": "/v1/chat/completions"}
+    if case.method == "GET" and case.path.startswith("/v1/files/{id}"):
+        case.path_parameters["id"] = file_id
+
+
+def a_file(server: Serving) -> str:
+    """Uploads rows of a batch. Returns the file's id."""
+    body = {"messages": SUM, "max_tokens": 1}
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    file = {"file": ("rows.jsonl", json.dumps(row).encode())}
+    answer = server.client.post(f"{server.url}/v1/files", data={"purpose": "batch"}, files=file)
+    return str(answer.json()["id"])
+
+
 def fuzz(server: Serving, count: int, seed: int) -> Counter[str]:
     """Sends about `count` requests, the same for the same seed. Returns how many answers had which status.
 
@@ -60,6 +77,7 @@ def fuzz(server: Serving, count: int, seed: int) -> Counter[str]:
     statuses: Counter[str] = Counter()
     schema = schemathesis.openapi.from_dict(server.get("/openapi.json").json())
     operations = [found.ok() for found in schema.get_all_operations()]
+    file_id = a_file(server)
     ways = [(operation, mode) for operation in operations for mode in _modes(operation)]
     for operation, mode in ways:
 
@@ -71,6 +89,7 @@ def fuzz(server: Serving, count: int, seed: int) -> Counter[str]:
         @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
         def send(case: Any) -> None:
             case.body = shortened(case.body, case.path)
+            pointed(case, file_id)
             response = case.call(base_url=server.url, timeout=_SECONDS)
             statuses[str(response.status_code)] += 1
             case.validate_response(response, checks=CHECKS)
@@ -96,7 +115,7 @@ def main() -> int:
         options = SessionOptions(n_threads=1, n_draft=1, n_prompt_rows=64)
         with (
             LLM(file, max_model_len=1024, max_num_seqs=4, options=options) as llm,
-            serving(llm, limits=Limits(time_s=10)) as server,
+            serving(llm, limits=Limits(time_s=10), files_dir=Path(folder) / "files") as server,
         ):
             statuses = fuzz(server, given.count, given.seed)
             alive = server.get("/health").status_code == 200
