@@ -1,10 +1,11 @@
 """Compares predicted memory with llama.cpp's own count, on every cell of the grid, for the table of docs/memory.md.
 
-    python -m benchmarks.memory_agreement [--step N] [--write]
+    python -m benchmarks.memory_agreement [--gpu] [--step N] [--write]
 
 It runs from a checkout, in about a quarter of an hour on two cores, without weights or downloads. Each file is a header
-of full size and then a hole. The RPC devices are workers on loopback. `--step N` uses every Nth cell, `--write` puts
-the table into docs/memory.md between its markers. The last line on stdout is one JSON document.
+of full size and then a hole. The RPC devices are workers on loopback. `--gpu` compares on the first GPU instead; Mesa's
+software GPU will do (docs/gpu.md). `--step N` uses every Nth cell, `--write` puts the table into docs/memory.md between
+its markers. The last line on stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mimo_gguf.fit.breakdown import AskedMemory, read_memory
-from mimo_gguf.hardware.devices import Device
+from mimo_gguf.hardware.devices import Device, list_devices
 from mimo_gguf.hardware.rpc import add_workers
 from mimo_gguf.memory import compute as memory_compute
 from tests import full_size
@@ -29,7 +30,7 @@ from tests.memory.agreement import Cell, grid, parallel_grid, predict, write_fil
 from tests.workers import running_worker
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "memory.md"
-BEGIN, END = "<!-- agreement: begin -->", "<!-- agreement: end -->"
+HERE = "gpu"  # instead of endpoints: the GPU of this machine
 
 
 @dataclass
@@ -85,16 +86,26 @@ def measure(cells: list[Cell], folder: Path, devices: tuple[Device, ...]) -> dic
 
 def worker_main(step: int, endpoints: list[str]) -> None:
     """Measures one set of devices, in this process of its own, and prints its tallies as JSON."""
-    devices = add_workers(endpoints) if endpoints else ()
+    devices = gpu_here() if endpoints == [HERE] else add_workers(endpoints) if endpoints else ()
     cells = [cell for cell in (*grid(), *parallel_grid()) if endpoints or cell.settings.n_gpu_layers == 0][::step]
     with tempfile.TemporaryDirectory() as folder:
         tallies = measure(cells, Path(folder), devices)
     print(json.dumps({label: tally.__dict__ for label, tally in tallies.items()}))
 
 
-def run_device_set(step: int, n_workers: int) -> dict[str, Tally]:
+def gpu_here() -> tuple[Device, ...]:
+    """The first GPU that llama.cpp sees."""
+    device = list_devices()[0]
+    if not device.is_gpu:
+        raise SystemExit("llama.cpp sees no GPU here; mimo-gguf doctor says why")
+    return (device,)
+
+
+def run_device_set(step: int, n_workers: int | None) -> dict[str, Tally]:
+    """Measures in a process of its own: on so many workers, or on this machine's GPU if `n_workers` is None."""
     with ExitStack() as stack:
-        endpoints = [stack.enter_context(running_worker()) for _ in range(n_workers)]
+        workers = [stack.enter_context(running_worker()) for _ in range(n_workers or 0)]
+        endpoints = workers if n_workers is not None else [HERE]
         command = [sys.executable, "-m", "benchmarks.memory_agreement", "--step", str(step), "--cells-of", *endpoints]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return {label: Tally(**values) for label, values in json.loads(done.stdout.splitlines()[-1]).items()}
@@ -112,23 +123,32 @@ def table(results: dict[str, dict[str, Tally]]) -> str:
     return "\n".join(lines)
 
 
+def write_table(text: str, name: str) -> None:
+    """Puts the table into the document, between the markers of `name`."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    document = DOCUMENT.read_text(encoding="utf-8")
+    before, after = document.split(begin)[0], document.split(end)[1]
+    DOCUMENT.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--step", type=int, default=1)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--cells-of", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cells_of is not None:
         worker_main(options.step, options.cells_of)
         return
-    names = {0: "CPU", 1: "CPU + 1 RPC", 2: "CPU + 2 RPC"}
+    names: dict[int | None, str] = {0: "CPU", 1: "CPU + 1 RPC", 2: "CPU + 2 RPC"}
+    if options.gpu:
+        names = {None: f"{gpu_here()[0].backend}: {gpu_here()[0].description}"}
     results = {name: run_device_set(options.step, n) for n, name in names.items()}
     text = table(results)
     print(text)
     if options.write:
-        document = DOCUMENT.read_text(encoding="utf-8")
-        before, after = document.split(BEGIN)[0], document.split(END)[1]
-        DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        write_table(text, "agreement gpu" if options.gpu else "agreement")
     every = [tally for tallies in results.values() for tally in tallies.values()]
     print(
         json.dumps(

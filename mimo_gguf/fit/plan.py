@@ -7,6 +7,7 @@ their pages, but every token reads all of them, so they count in full; the same 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mimo_gguf.core.model_sizes import ModelSizes
@@ -29,8 +30,17 @@ class DeviceFit:
 
     @property
     def spare_bytes(self) -> int:
-        """The bytes that stay free; if below zero, the bytes that are missing."""
-        return self.free_bytes - self.needed_bytes
+        """The bytes that stay free; if below zero, the bytes that are missing, or by which the cache is too large."""
+        spare = self.free_bytes - self.needed_bytes
+        if not self.is_cache_too_large:
+            return spare
+        over = 1 - self.device.traits.tensor_bytes / self.memory.cache_tensor
+        return min(spare, -math.ceil(over * self.memory.kv_cache.n_bytes))
+
+    @property
+    def is_cache_too_large(self) -> bool:
+        """Whether the cache of one block is more than the device computes with; llama.cpp would end the process."""
+        return self.memory.cache_tensor > self.device.traits.tensor_bytes
 
     @property
     def free_bytes(self) -> int:
@@ -38,7 +48,15 @@ class DeviceFit:
 
     @property
     def fits(self) -> bool:
-        return self.needed_bytes <= self.free_bytes
+        return self.needed_bytes <= self.free_bytes and not self.is_cache_too_large
+
+    def shortage(self) -> str:
+        """The reason why the run does not fit, as the end of a sentence."""
+        if self.is_cache_too_large and self.needed_bytes <= self.free_bytes:
+            cache, most = format_size(self.memory.cache_tensor), format_size(self.device.traits.tensor_bytes)
+            return f"has a cache of {cache} in each block, and {self.device.name} computes with {most} at most"
+        needed, free = format_size(self.needed_bytes), format_size(self.free_bytes)
+        return f"needs {needed} on {self.device.name}, {free} are free"
 
 
 @dataclass(frozen=True, slots=True)

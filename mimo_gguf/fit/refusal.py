@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mimo_gguf.core.errors import DoesNotFit
-from mimo_gguf.core.units import format_size
 from mimo_gguf.fit.plan import FitPlan
 from mimo_gguf.fit.ways_out import find_ways_out
 
@@ -18,8 +17,7 @@ def check_fit(plan: FitPlan) -> None:
     worst = plan.tightest
     ways = "; ".join(way.text for way in find_ways_out(plan)[:3]) or "nothing this tool can change is enough"
     raise DoesNotFit(
-        f"{Path(plan.model.label).name} with a context of {plan.settings.n_ctx} needs "
-        f"{format_size(worst.needed_bytes)} on {worst.device.name}, {format_size(worst.free_bytes)} are free",
+        f"{Path(plan.model.label).name} with a context of {plan.settings.n_ctx} {worst.shortage()}",
         hint=f"what fits: {ways}",
     )
 

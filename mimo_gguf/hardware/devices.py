@@ -7,7 +7,6 @@ workers). A machine without any is normal: the list then has the host alone. `nv
 from __future__ import annotations
 
 import ctypes
-import os
 import socket
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Final
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.units import MIB
 from mimo_gguf.hardware.control_groups import memory_limits
+from mimo_gguf.hardware.device_traits import read_traits
 from mimo_gguf.llama.api import ggml_function
 from mimo_gguf.memory.allocator import CPU_TRAITS, DeviceTraits
 
@@ -23,9 +23,6 @@ CPU: Final = "cpu"
 GPU: Final = "gpu"
 IGPU: Final = "igpu"
 _KINDS: Final = {0: CPU, 1: GPU, 2: IGPU}  # ggml_backend_dev_type; accelerators of the CPU have no memory of their own
-# Backends that copy weights from the host and compute with them from this batch size on (their `offload_op`).
-_OFFLOAD_MIN_BATCH: Final = {"CUDA": 32, "ROCm": 32, "MUSA": 32, "Vulkan": 32, "MTL": 32, "SYCL": 32}
-_CUDA_LIKE: Final = ("CUDA", "ROCm", "MUSA", "SYCL", "MTL")
 # The memory of a driver and its libraries (context, kernels, cuBLAS) once a program uses the card.
 CONTEXT_OVERHEAD: Final = {"CUDA": 450 * MIB, "ROCm": 450 * MIB, "Vulkan": 200 * MIB, "SYCL": 300 * MIB}
 
@@ -163,8 +160,6 @@ def _read_device(pointer: int) -> Device | None:
     kind = _KINDS.get(properties.type)
     if kind is None:
         return None
-    buffer_type = ggml_function("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)(pointer)
-    alignment = ggml_function("ggml_backend_buft_get_alignment", ctypes.c_size_t, ctypes.c_void_p)(buffer_type)
     capabilities = properties.capabilities
     backend = _backend_name(pointer)
     return Device(
@@ -174,13 +169,7 @@ def _read_device(pointer: int) -> Device | None:
         backend=backend,
         free_bytes=properties.memory_free,
         total_bytes=properties.memory_total,
-        traits=DeviceTraits(
-            alignment,
-            _OFFLOAD_MIN_BATCH.get(backend),
-            capabilities.async_ and capabilities.events,
-            backend in _CUDA_LIKE,
-            backend == "Vulkan" and "GGML_VK_DISABLE_GRAPH_OPTIMIZE" not in os.environ,
-        ),
+        traits=read_traits(pointer, backend, is_asynchronous=capabilities.async_ and capabilities.events),
         pointer=pointer,
         pci_id=(properties.device_id or b"").decode(errors="replace"),
     )

@@ -4,11 +4,10 @@ It makes the same decisions in the same order as llama.cpp at commit 0c1e57098, 
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-backend.cpp (ggml_backend_sched_split_graph),
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-alloc.c (ggml_gallocr_alloc_graph_impl).
 
-Vulkan's devices put the nodes into an order of their own first (`vulkan_order`). Three things are not replayed, because
-no device that this project can test shows them. They are chunked buffers (if a device's largest allocation is smaller
-than the compute buffer), unsupported operations, and graphs that Metal rewrites. llama.cpp pins some norms to their
-layer's device when it runs, but not when it only measures. This replay agrees with the measurement, which on each of
-several devices is larger by a copy of the hidden states.
+Vulkan's devices put the nodes into an order of their own first (`vulkan_order`), and compute no tensor beyond a size.
+Operations that a backend lacks for other reasons are not replayed. Metal's order (`metal_order`) is from its source
+alone. llama.cpp pins some norms to their layer's device when it runs, but not when it only measures. This replay agrees
+with the measurement, which on each of several devices is larger by a copy of the hidden states.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from mimo_gguf.memory.arena import UNBOUNDED, Arena
 from mimo_gguf.memory.graph import INPLACE, Graph, Op, Tensor
+from mimo_gguf.memory.metal_order import metal_order
 from mimo_gguf.memory.vulkan_order import vulkan_order
-
-_UNBOUNDED: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +31,23 @@ class DeviceTraits:
         offload_min_batch: from this batch size on, the device also computes with weights in host memory, after copying
             them (CUDA, Vulkan, Metal and SYCL: 32); None if it never does (CPU, RPC).
         is_cuda_like: flash attention converts a cache that is not f16, and quantized rows are padded to 512 weights
-            (CUDA, ROCm, MUSA, SYCL; assumed of Metal)
+            (CUDA, ROCm, MUSA, SYCL)
             https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cuda/ggml-cuda.cu (get_alloc_size).
         is_asynchronous: it computes and signals events in the background. Several such devices that hold all layers
             work in a pipeline, with four copies of everything that passes between them.
         reorders_nodes: it computes in the order of `vulkan_order`.
+        chunk_bytes: the most that it allocates at a time; a larger compute buffer has several chunks
+            (Vulkan: 1 GiB https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-vulkan/ggml-vulkan.cpp).
+        tensor_bytes: the largest tensor it computes with (Vulkan: `maxStorageBufferRange`, often 4 GiB). An operation
+            that reads or writes a larger one is left to the host.
+        takes_scattered: whether it multiplies with a quantized matrix whose rows do not follow one another, as those of
+            one head's K in the cache (not Vulkan).
+        host_alignment: alignment of the host's memory that it can copy from quickly, which then holds what the host
+            holds (Vulkan: `minMemoryMapAlignment`); None if it has no such memory.
+        host_chunk_bytes: the most that is allocated of such memory at a time.
+        is_metal: it computes in the order of `metal_order`, copies weights from the host only for matrix products, and
+            flash attention asks for more room
+            (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-metal/ggml-metal.cpp).
     """
 
     alignment: int = 32
@@ -44,12 +55,38 @@ class DeviceTraits:
     is_asynchronous: bool = False
     is_cuda_like: bool = False
     reorders_nodes: bool = False
+    chunk_bytes: int = UNBOUNDED
+    tensor_bytes: int = UNBOUNDED
+    takes_scattered: bool = True
+    host_alignment: int | None = None
+    host_chunk_bytes: int = UNBOUNDED
+    is_metal: bool = False
+
+    def order(self, nodes: list[Tensor]) -> list[Tensor]:
+        """The nodes of one split in the order in which the device computes them."""
+        if self.reorders_nodes:
+            return vulkan_order(nodes)
+        return metal_order(nodes) if self.is_metal else nodes
+
+    def offloads(self, node: Tensor) -> bool:
+        """Whether the device copies the weights of the operation from the host, and computes it (`offload_op`)."""
+        if self.offload_min_batch is None or node.n_rows < self.offload_min_batch:
+            return False
+        return (node.op is Op.MUL_MAT or not self.is_metal) and self.computes(node)
+
+    def computes(self, node: Tensor) -> bool:
+        """Whether the device can do the operation (`supports_op`)."""
+        if node.is_scattered and not self.takes_scattered:
+            return False
+        if self.tensor_bytes == UNBOUNDED:
+            return True
+        return max((node.n_bytes, *(source.n_bytes for source in node.sources))) <= self.tensor_bytes
 
     def size_of(self, tensor: Tensor) -> int:
         """The number of bytes that this device allocates for `tensor`."""
         if self.is_cuda_like and tensor.scratch_bytes:
             return -(-tensor.n_bytes // self.alignment) * self.alignment + tensor.scratch_bytes
-        return tensor.n_bytes
+        return tensor.n_bytes + (tensor.metal_bytes if self.is_metal else 0)
 
 
 CPU_TRAITS: Final = DeviceTraits()
@@ -80,13 +117,41 @@ def _assign(graph: Graph, devices: Sequence[DeviceTraits]) -> dict[Tensor, int]:
             assigned[tensor] = device
     real = [node for node in graph.nodes if node.op is not Op.VIEW]
     for order, skips_host in ((real, True), (real[::-1], True), (real, False), (real[::-1], False)):
-        current: int | None = None
-        for node in order:
-            device = assigned.get(node)
-            if device is not None:
-                current = None if skips_host and device == host else device
-            elif current is not None:
-                assigned[node] = current
+        _expand(order, assigned, devices, skips_host=skips_host)
+    for node in real:
+        if node not in assigned:
+            assigned[node] = _nearest_device(node, assigned, devices)
+    _assign_sources(graph, assigned)
+    return assigned
+
+
+def _expand(
+    order: Sequence[Tensor], assigned: dict[Tensor, int], devices: Sequence[DeviceTraits], *, skips_host: bool
+) -> None:
+    """Gives nodes the device of the one before them, if it can compute them (pass 2)."""
+    current: int | None = None
+    for node in order:
+        device = assigned.get(node)
+        if device is not None:
+            current = None if skips_host and device == len(devices) - 1 else device
+        elif current is not None and devices[current].computes(node):
+            assigned[node] = current
+
+
+def _nearest_device(node: Tensor, assigned: dict[Tensor, int], devices: Sequence[DeviceTraits]) -> int:
+    """The device that has most of the sources of a node, among those that can compute it (pass 3)."""
+    able = [index for index, device in enumerate(devices) if device.computes(node)]
+    places = [_place(source, assigned) for source in node.sources]
+    return max(able, key=places.count)  # of equals the first
+
+
+def _place(tensor: Tensor, assigned: dict[Tensor, int]) -> int | None:
+    root = tensor.view_of or tensor
+    return root.home if root.home is not None else assigned.get(tensor, assigned.get(root))
+
+
+def _assign_sources(graph: Graph, assigned: dict[Tensor, int]) -> None:
+    """Gives views the device of what they show, and other sources that of their node (pass 4)."""
     for node in graph.nodes:
         if node not in assigned and node.view_of is not None and node.view_of in assigned:
             assigned[node] = assigned[node.view_of]
@@ -96,7 +161,6 @@ def _assign(graph: Graph, devices: Sequence[DeviceTraits]) -> dict[Tensor, int]:
                 place = assigned.get(source.view_of) if source.view_of is not None else own
                 if place is not None:
                     assigned[source] = place
-    return assigned
 
 
 def _fixed_device(tensor: Tensor, devices: Sequence[DeviceTraits], host: int) -> int | None:
@@ -108,14 +172,14 @@ def _fixed_device(tensor: Tensor, devices: Sequence[DeviceTraits], host: int) ->
         return host
     if tensor.op in (Op.ROPE, Op.FLASH_ATTN):
         return None
-    for source in tensor.sources:
-        if source.is_weight:
-            if source.home == host:
-                for index, device in enumerate(devices[:host]):
-                    if device.offload_min_batch is not None and tensor.n_rows >= device.offload_min_batch:
-                        return index
-            return source.home
-    return None
+    weight = next((source for source in tensor.sources if source.is_weight), None)
+    if weight is None or weight.home is None:
+        return None
+    if weight.home == host:
+        for index, device in enumerate(devices[:host]):
+            if device.offloads(tensor):
+                return index
+    return weight.home if devices[weight.home].computes(tensor) else None
 
 
 def _split(
@@ -154,9 +218,9 @@ def _split(
             hold = Tensor(Op.NONE, (), 0, [source], source.view_of or source)
             nodes += [hold, copies[source, device]]
             owners += [assigned[source], device]
-        ordered = vulkan_order(members) if devices[device].reorders_nodes else members
+        ordered = devices[device].order(members)
         nodes += ordered
-        owners += [assigned[member] for member in ordered]
+        owners += [assigned.get(member, device) for member in ordered]
     return nodes, owners, list(copies.values())
 
 
@@ -183,53 +247,6 @@ def _is_foreign(source: Tensor, device: int, assigned: dict[Tensor, int]) -> boo
     return (assigned.get(source, -1) if home is None else home) != device
 
 
-class _Arena:
-    """One device's buffer, by ggml's rules: the best fit among freed blocks, else the end; freed neighbours merge."""
-
-    def __init__(self, alignment: int) -> None:
-        self.alignment = alignment
-        self.free: list[list[int]] = [[0, _UNBOUNDED]]  # offset, size; sorted by offset
-        self.top = 0
-
-    def padded(self, n_bytes: int) -> int:
-        return -(-n_bytes // self.alignment) * self.alignment
-
-    def allocate(self, n_bytes: int) -> int:
-        size = self.padded(n_bytes)
-        best = len(self.free) - 1
-        best_size = _UNBOUNDED * 2
-        for i, (_, available) in enumerate(self.free[:-1]):
-            if size <= available <= best_size:
-                best, best_size = i, available
-        block = self.free[best]
-        offset = block[0]
-        block[0] += size
-        block[1] -= size
-        if block[1] == 0:
-            del self.free[best]
-        self.top = max(self.top, offset + size)
-        return offset
-
-    def release(self, offset: int, n_bytes: int) -> None:
-        size = self.padded(n_bytes)
-        free = self.free
-        at = 0
-        while at < len(free) and free[at][0] < offset:
-            at += 1
-        joins_next = at < len(free) and offset + size == free[at][0]
-        joins_previous = at > 0 and free[at - 1][0] + free[at - 1][1] == offset
-        if joins_previous and joins_next:
-            free[at - 1][1] += size + free[at][1]
-            del free[at]
-        elif joins_previous:
-            free[at - 1][1] += size
-        elif joins_next:
-            free[at][0] = offset
-            free[at][1] += size
-        else:
-            free.insert(at, [offset, size])
-
-
 def _allocate(
     nodes: list[Tensor],
     owners: list[int],
@@ -237,7 +254,7 @@ def _allocate(
     assigned: dict[Tensor, int],
     devices: Sequence[DeviceTraits],
 ) -> list[int]:
-    arenas = [_Arena(device.alignment) for device in devices]
+    arenas = [Arena(device.alignment, device.chunk_bytes) for device in devices]
 
     def allocate(tensor: Tensor, device: int) -> None:
         if tensor.is_own or tensor.home is not None or tensor.view_of is not None:
@@ -247,15 +264,15 @@ def _allocate(
             for parent in tensor.sources:
                 reusable = parent.is_own and not parent.is_output and parent.shape == tensor.shape
                 if reusable and parent.n_children == 1 and parent.n_views == 0:
-                    tensor.arena, tensor.offset = parent.arena, parent.offset
+                    tensor.arena, tensor.address = parent.arena, parent.address
                     parent.is_own = False
                     return
         tensor.arena = device
-        tensor.offset = arenas[device].allocate(devices[device].size_of(tensor))
+        tensor.address = arenas[device].allocate(devices[device].size_of(tensor))
 
     def release(tensor: Tensor) -> None:
         if not tensor.is_output:
-            arenas[tensor.arena].release(tensor.offset, devices[tensor.arena].size_of(tensor))
+            arenas[tensor.arena].release(tensor.address, devices[tensor.arena].size_of(tensor))
             tensor.is_own = False
 
     for leaf in leafs:
@@ -282,4 +299,4 @@ def _allocate(
                     release(root)
             elif source.is_own:
                 release(source)
-    return [arena.top for arena in arenas]
+    return [arena.n_bytes for arena in arenas]

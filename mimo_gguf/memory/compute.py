@@ -5,17 +5,20 @@ A replay needs about a millisecond, because blocks that only repeat others are l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from mimo_gguf.core.geometry import Geometry, block_number
 from mimo_gguf.memory.allocator import PIPELINE_COPIES, DeviceTraits, compute_bytes
+from mimo_gguf.memory.arena import UNBOUNDED
 from mimo_gguf.memory.graph import Graph, GraphSettings, mtp_graph, trunk_graph
+from mimo_gguf.memory.weights import EMBEDDING, leaves_weights_of_blocks, takes
 
 if TYPE_CHECKING:
     from mimo_gguf.core.model_sizes import ModelSizes
+    from mimo_gguf.core.model_source import TensorInfo
 
 
 def compute_buffers(
@@ -29,8 +32,9 @@ def compute_buffers(
     """
     on_host = settings.host in (*settings.layer_home, settings.output_home)
     copies_weights = on_host and any(device.offload_min_batch is not None for device in traits)
-    source = model if copies_weights else None  # only then do their sizes matter
-    kept = _deciding_blocks(model, settings, copies_weights)
+    has_limits = any(device.tensor_bytes < UNBOUNDED for device in traits)
+    source = model if copies_weights or has_limits else None  # only then do the weights' sizes matter
+    kept = _deciding_blocks(model, settings, traits, copies_weights)
     return list(_replay(model.geometry, source, kept, settings, traits, is_mtp))
 
 
@@ -38,14 +42,18 @@ _REPEATS: Final = 3  # equal stretches of blocks, after which every further one 
 _LONGEST_STRETCH: Final = 3  # blocks; in Q4_K_M every third has other types
 
 
-def _deciding_blocks(model: ModelSizes, settings: GraphSettings, copies_weights: bool) -> tuple[int, ...]:
+def _deciding_blocks(
+    model: ModelSizes, settings: GraphSettings, traits: Sequence[DeviceTraits], copies_weights: bool
+) -> tuple[int, ...]:
     """The blocks that decide the sizes: all but those that only repeat the ones before them.
 
     Two blocks are equal if they lie on the same device and have the same types; types count if weights may be copied.
     """
-    kinds = _block_kinds(model) if copies_weights else ()
+    counts_types = [leaves_weights_of_blocks(model, each) for each in traits]
+    counts_types[settings.host] = copies_weights
+    kinds = _block_kinds(model) if any(counts_types) else ()
     keys = [
-        (home, kinds[block] if kinds and home == settings.host else "")
+        (home, kinds[block] if counts_types[home] else "")
         for block, home in enumerate(settings.layer_home[: model.geometry.n_trunk])
     ]
     kept: list[int] = []
@@ -71,10 +79,11 @@ def _block_kinds(model: ModelSizes) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=64)
-def _tensor_bytes(model: ModelSizes) -> dict[str, int]:
-    sizes = {info.name: info.n_bytes for info in model.tensors}
-    sizes.setdefault("output.weight", sizes.get("token_embd.weight", 0))
-    return sizes
+def _tensors(model: ModelSizes) -> dict[str, TensorInfo]:
+    infos = {info.name: info for info in model.tensors}
+    if EMBEDDING in infos:
+        infos.setdefault("output.weight", infos[EMBEDDING])
+    return infos
 
 
 @lru_cache(maxsize=512)
@@ -86,18 +95,21 @@ def _replay(
     traits: tuple[DeviceTraits, ...],
     is_mtp: bool,
 ) -> tuple[int, ...]:
-    """The compute buffers of a model that has only the blocks `kept`, with the weight sizes of `source` (None: 0)."""
-    sizes = _tensor_bytes(source) if source else {}
+    """The compute buffers of a model that has only the blocks `kept`, with the weights of `source` (None: no size)."""
+    infos = _tensors(source) if source else {}
 
-    def weight_bytes(name: str) -> int:
-        if not name.startswith("blk."):
-            return sizes.get(name, 0)
-        _, number, rest = name.split(".", 2)
-        return sizes.get(f"blk.{kept[int(number)]}.{rest}", 0)
+    def find_weight(name: str, home: int) -> tuple[int, int]:
+        if name.startswith("blk."):
+            _, number, rest = name.split(".", 2)
+            name = f"blk.{kept[int(number)]}.{rest}"
+        info = infos.get(name)
+        if info is None:
+            return 0, home
+        return info.n_bytes, home if takes(traits[home], info) else settings.host
 
     homes = tuple(settings.layer_home[block] for block in kept)
     build: Callable[..., Graph] = mtp_graph if is_mtp else trunk_graph
-    graph = build(replace(geometry, block_count=len(kept)), replace(settings, layer_home=homes), weight_bytes)
+    graph = build(replace(geometry, block_count=len(kept)), replace(settings, layer_home=homes), find_weight)
     accelerators = traits[:-1]
     in_pipeline = len(accelerators) > 1 and settings.is_fully_offloaded and all(t.is_asynchronous for t in accelerators)
     return tuple(compute_bytes(graph, traits, PIPELINE_COPIES if in_pipeline else 1))

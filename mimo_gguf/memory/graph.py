@@ -21,6 +21,8 @@ from enum import IntEnum
 from typing import Final
 
 from mimo_gguf.core.geometry import STEP35, Geometry
+from mimo_gguf.core.kv_cache import padded
+from mimo_gguf.memory.arena import Address
 
 Shape = tuple[int, ...]
 F32: Final = 4  # bytes
@@ -59,16 +61,19 @@ class Tensor:
         view_of: the tensor whose memory this one shows; a view of a view has the same root.
         home: index of the device that holds it already (a weight or a cache), or None.
         is_weight: it lies in a weight buffer, so the operations that use it run on that device.
+        is_scattered: it multiplies with a quantized matrix whose rows do not follow one another.
         n_rows: the batch size by a backend's offload rule.
         scratch_bytes: room behind a flash-attention result for f16 copies of a cache of another type, which CUDA-like
             backends ask for.
-        arena, offset, is_own, n_children, n_views: used by the allocator: its place, whether it owns that memory, and
+        metal_bytes: the room that Metal asks for there.
+        arena, address, is_own, n_children, n_views: used by the allocator: its place, whether it owns that memory, and
             how many tensors have yet to read or show it.
     """
 
     __slots__ = (
-        "arena", "home", "is_input", "is_output", "is_own", "is_weight", "n_bytes", "n_children", "n_rows", "n_views",
-        "offset", "op", "scratch_bytes", "shape", "sources", "view_of",
+        "address", "arena", "home", "is_input", "is_output", "is_own", "is_scattered", "is_weight",
+        "metal_bytes", "n_bytes", "n_children", "n_rows", "n_views", "op", "scratch_bytes", "shape", "sources",
+        "view_of",
     )  # fmt: skip
 
     def __init__(
@@ -83,9 +88,11 @@ class Tensor:
         self.is_input = False
         self.is_output = False
         self.is_weight = False
+        self.is_scattered = False
         self.n_rows = 0
-        self.scratch_bytes = 0
-        self.arena = self.offset = self.n_children = self.n_views = 0
+        self.scratch_bytes = self.metal_bytes = 0
+        self.address = Address(0, 0)
+        self.arena = self.n_children = self.n_views = 0
         self.is_own = False
 
 
@@ -96,9 +103,11 @@ class GraphSettings:
     Attributes:
         n_tokens: min(n_ctx, n_ubatch).
         n_outputs: min(n_tokens, n_outputs_max).
-        n_kv: cells of the cache.
+        n_kv: cells of the cache, or of each conversation's part of it.
+        n_streams: parts of the cache; 1 if all conversations share it.
         k_is_quantized, v_is_quantized: llama.cpp then rotates K and V through Hadamard matrices.
         k_is_f16, v_is_f16: if not, CUDA-like backends convert the cache before attention.
+        k_bytes, v_bytes: a block's cache; they matter only to a device that does not take a tensor of any size.
         layer_home: device index of each block's weights and cache; MTP blocks at the end.
         output_home: device index of the output layer.
         host: device index of the CPU.
@@ -108,10 +117,13 @@ class GraphSettings:
     n_tokens: int
     n_outputs: int
     n_kv: int
+    n_streams: int
     k_is_quantized: bool
     v_is_quantized: bool
     k_is_f16: bool
     v_is_f16: bool
+    k_bytes: int
+    v_bytes: int
     flash_attn: bool
     layer_home: Sequence[int]
     output_home: int
@@ -127,16 +139,17 @@ class Graph:
     leafs: list[Tensor]
 
 
-WeightBytes = Callable[[str], int]
+# The bytes of a weight and the device it lies on, by its name and the device of its layer.
+FindWeight = Callable[[str, int], tuple[int, int]]
 
 
 class GraphBuilder:
     """Builds one graph; the method names are those of llama.cpp's `llm_graph_context` and ggml."""
 
-    def __init__(self, geometry: Geometry, settings: GraphSettings, weight_bytes: WeightBytes) -> None:
+    def __init__(self, geometry: Geometry, settings: GraphSettings, find_weight: FindWeight) -> None:
         self.geometry = geometry
         self.settings = settings
-        self.weight_bytes = weight_bytes
+        self.find_weight = find_weight
         self.graph = Graph([], [])
         self._seen: set[Tensor] = set()
 
@@ -160,7 +173,8 @@ class GraphBuilder:
         return tensor
 
     def weight(self, name: str, home: int) -> Tensor:
-        tensor = Tensor(Op.NONE, (), self.weight_bytes(name), [])
+        n_bytes, home = self.find_weight(name, home)
+        tensor = Tensor(Op.NONE, (), n_bytes, [])
         tensor.home = home
         tensor.is_weight = True
         return tensor
@@ -229,7 +243,7 @@ class GraphBuilder:
                 qkv[part] = self.hadamard(qkv[part], rotation)
         for part in "qkv" if k_first else "qvk":
             self.expand(qkv[part])
-        k_cache, v_cache = self.cache(home), self.cache(home)
+        k_cache, v_cache = self.cache(home, s.k_bytes), self.cache(home, s.v_bytes)
         for part, cache, indices in (("k", k_cache, inputs.k_idxs), ("v", v_cache, inputs.v_idxs)):
             row = self.view(qkv[part], (heads[part] * widths[part], s.n_tokens))
             if part == "v" and not s.flash_attn:
@@ -239,14 +253,14 @@ class GraphBuilder:
         self.expand(attended)
         return self.hadamard(attended, inputs.v_rotation) if inputs.v_rotation is not None else attended
 
-    def cache(self, home: int) -> Tensor:
-        tensor = Tensor(Op.NONE, (), 0, [])
+    def cache(self, home: int, n_bytes: int) -> Tensor:
+        tensor = Tensor(Op.NONE, (), n_bytes, [])
         tensor.home = home
         return tensor
 
     def store(self, cache: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
         """A view of the cache that is written when it is computed, as in cpy_k and cpy_v."""
-        return Tensor(Op.SET_ROWS, (), 0, [rows, indices, cache], cache)
+        return Tensor(Op.SET_ROWS, (), cache.n_bytes, [rows, indices, cache], cache)
 
     def heads(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, mask: Tensor) -> Tensor:
         """Attention over the cache, as in build_attn_mha."""
@@ -260,12 +274,32 @@ class GraphBuilder:
             if s.n_tokens > _VECTOR_KERNEL_TOKENS:
                 widths = g.key_length * (not s.k_is_f16), g.value_length * (not s.v_is_f16)
                 out.scratch_bytes = 2 * s.n_kv * g.head_count_kv * sum(widths)
+            out.metal_bytes = self.metal_scratch()
             return self.view(out, (width, s.n_tokens))
         kq = self.new(Op.MUL_MAT, (s.n_kv, s.n_tokens, g.head_count), k, q)
+        kq.is_scattered = s.k_is_quantized and g.head_count_kv > 1
         kq = self.new(Op.SOFT_MAX, kq.shape, kq, mask)
         kqv = self.new(Op.MUL_MAT, (g.value_length, s.n_tokens, g.head_count), v, kq)
         merged = self.view(kqv, (g.value_length, g.head_count, s.n_tokens))
         return self.new(Op.CONT, (width, s.n_tokens), merged)
+
+    def metal_scratch(self) -> int:
+        """The bytes behind a flash-attention result on Metal: padding, mask blocks, partial results, an f16 cache.
+
+        https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-metal/ggml-metal-ops.cpp
+        (ggml_metal_op_flash_attn_ext_extra_pad, _blk, _tmp, _kv_f16)
+        """
+        s, g = self.settings, self.geometry
+        n_rows = s.n_tokens // s.n_streams
+        halves = 2 * g.key_length, 2 * g.value_length  # a head's K and V of one cell, in f16
+        stored = s.k_bytes // (s.n_kv * s.n_streams), s.v_bytes // (s.n_kv * s.n_streams)
+        strides = halves if s.k_is_quantized and n_rows >= 32 else stored
+        padding = 64 * s.n_streams * (g.head_count_kv * sum(strides) + 2 * n_rows)
+        is_vector = n_rows < 20 and g.key_length % 32 == 0
+        rows, cells = (1, 32) if is_vector else (8, 64)
+        blocks = padded(-(-s.n_kv // cells) * -(-n_rows // rows) * s.n_streams, 32)
+        partial = F32 * min(n_rows, 32) * g.head_count * s.n_streams * 32 * (g.value_length + 2)
+        return padding + blocks + partial + s.n_kv * s.n_streams * g.head_count_kv * sum(halves)
 
     def feed_forward(self, x: Tensor, block: int) -> Tensor:
         """The feed-forward layer, as in build_ffn with SiLU and a parallel gate."""
@@ -324,9 +358,9 @@ class AttentionInputs:
     v_rotation: Tensor | None
 
 
-def trunk_graph(geometry: Geometry, settings: GraphSettings, weight_bytes: WeightBytes) -> Graph:
+def trunk_graph(geometry: Geometry, settings: GraphSettings, find_weight: FindWeight) -> Graph:
     """The graph of the target context."""
-    b = GraphBuilder(geometry, settings, weight_bytes)
+    b = GraphBuilder(geometry, settings, find_weight)
     is_step35 = geometry.architecture == STEP35
     tokens = b.input((settings.n_tokens,), I32)
     embeddings = b.input((geometry.embedding_length, settings.n_tokens), F32)
@@ -350,9 +384,9 @@ def trunk_graph(geometry: Geometry, settings: GraphSettings, weight_bytes: Weigh
     return b.graph
 
 
-def mtp_graph(geometry: Geometry, settings: GraphSettings, weight_bytes: WeightBytes) -> Graph:
+def mtp_graph(geometry: Geometry, settings: GraphSettings, find_weight: FindWeight) -> Graph:
     """The graph of the MTP context (first MTP block)."""
-    b = GraphBuilder(geometry, settings, weight_bytes)
+    b = GraphBuilder(geometry, settings, find_weight)
     block = geometry.n_trunk
     home = settings.layer_home[block]
     name = f"blk.{block}."

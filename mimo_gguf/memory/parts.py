@@ -64,6 +64,7 @@ class DeviceMemory:
         program: Python, libraries, vocabulary.
         driver: code and handles that a GPU's driver loads at first use.
         margin: left free, so that a small mistake does no harm.
+        cache_tensor: no part; the larger of K and V of one block, which llama.cpp allocates in one piece.
     """
 
     weights: WeightBytes
@@ -75,6 +76,7 @@ class DeviceMemory:
     program: int = 0
     driver: int = 0
     margin: int = 0
+    cache_tensor: int = 0
 
     @property
     def counted_bytes(self) -> int:

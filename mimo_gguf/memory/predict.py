@@ -3,7 +3,7 @@
 llama.cpp is not needed. The sizes are the bytes that it asks of its backends, at commit 0c1e57098:
 
 - weights: each tensor padded to the device's alignment. The input embedding stays on the host; blocks and output
-  layer are placed on devices by `n_gpu_layers` and the split
+  layer are placed on devices by `n_gpu_layers` and the split, but for tensors too large for the device (`weights`)
   (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-model.cpp, `get_layer_buft_list`).
 - KV cache: `n_ctx * head_count_kv * (row_bytes(type_k, key_length) + row_bytes(type_v, value_length))` per trunk block,
   on the block's device, and the same per MTP block for the MTP context; n_ctx is padded to 256
@@ -18,22 +18,20 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Final
+from dataclasses import replace
 
 import numpy as np
 
-from mimo_gguf.core.geometry import Geometry, block_number
+from mimo_gguf.core.geometry import Geometry
 from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType, row_bytes
 from mimo_gguf.core.kv_cache import padded
 from mimo_gguf.core.model_sizes import ModelSizes
-from mimo_gguf.core.model_source import TensorInfo
 from mimo_gguf.memory.allocator import DeviceTraits
 from mimo_gguf.memory.compute import compute_buffers
 from mimo_gguf.memory.graph import F32, GraphSettings
 from mimo_gguf.memory.parts import NO_CONTEXT, ContextBytes, DeviceMemory, WeightBytes
 from mimo_gguf.memory.run import HOST, Placement, RunSettings, check_settings
+from mimo_gguf.memory.weights import device_weights, host_traits, host_weights
 
 
 def predict_memory(
@@ -50,13 +48,16 @@ def predict_memory(
     check_settings(model, settings)
     drafts = settings.mtp and model.has_mtp
     homes = layer_homes(model.geometry, settings, devices)
-    places = (*devices, host)
+    places = (*devices, replace(host, traits=host_traits([place.traits for place in devices], host.traits)))
     target = _compute(model, settings, homes, places, is_mtp=False)
     mtp = _compute(model, settings, homes, places, is_mtp=True) if drafts else [0] * len(places)
     return tuple(
         DeviceMemory(
-            weights=_weights(model, settings, homes, places, index),
+            weights=_weights_on_host(model, settings, homes, places)
+            if index == len(devices)
+            else _weights(model, settings, homes, places, index),
             kv_cache=_kv_bytes(model, settings, homes, index, drafts=drafts),
+            cache_tensor=settings.n_cells * max(_row_bytes(model, settings)) if index in homes[:-1] else 0,
             compute=ContextBytes(target[index], mtp[index]),
             output_rows=_output_rows(model, settings, drafts=drafts) if index == len(devices) else NO_CONTEXT,
         )
@@ -89,88 +90,56 @@ def layer_homes(geometry: Geometry, settings: RunSettings, devices: Sequence[Pla
 
 def layer_bytes(model: ModelSizes, settings: RunSettings, traits: DeviceTraits) -> list[int]:
     """The bytes of weights and cache of each layer (blocks, then the output layer) on a device with these traits."""
-    g, held, cell = model.geometry, _placed_weights(model, traits, settings.mtp), _cell_bytes(model, settings)
+    g, held, cell = model.geometry, device_weights(model, traits, mtp=settings.mtp), sum(_row_bytes(model, settings))
     caches = [cell if block < g.n_trunk or (settings.mtp and model.has_mtp) else 0 for block in range(g.block_count)]
     blocks = [weights + settings.n_cells * cache for weights, cache in zip(held.blocks, caches, strict=True)]
     return [*blocks, held.output + held.tied]
-
-
-# The tensors of an MTP block that llama.cpp loads even if MTP is off: its loader has no skip flag for them
-# (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/models/step35.cpp, load_block_mtp).
-_LOADED_WITHOUT_MTP: Final = (".ffn_gate.", ".ffn_up.", ".ffn_down.", ".nextn.shared_head_norm.")
 
 
 def _weights(
     model: ModelSizes, settings: RunSettings, homes: Sequence[int], places: Sequence[Placement], index: int
 ) -> WeightBytes:
     n_trunk = model.geometry.n_trunk
-    is_host = index == len(places) - 1
-    held = _placed_weights(model, places[index].traits, settings.mtp)
+    held = device_weights(model, places[index].traits, mtp=settings.mtp)
     blocks = [n_bytes if home == index else 0 for n_bytes, home in zip(held.blocks, homes, strict=False)]
     has_output = homes[-1] == index
     return WeightBytes(
-        input_embedding=held.embedding if is_host else 0,
         blocks=sum(blocks[:n_trunk]),
         mtp=sum(blocks[n_trunk:]),
-        output=(held.output if has_output else 0) + (held.tied if has_output and not is_host else 0),
+        output=held.output + held.tied if has_output else 0,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _PlacedWeights:
-    """The bytes of the weights on one kind of device; `tied` is a copy of the embedding for a missing output matrix."""
-
-    blocks: tuple[int, ...]
-    embedding: int
-    output: int
-    tied: int
-
-
-@lru_cache(maxsize=64)
-def _placed_weights(model: ModelSizes, traits: DeviceTraits, mtp: bool) -> _PlacedWeights:
-    blocks = [0] * model.geometry.block_count
-    embedding = output = tied = 0
-    for info in model.tensors:
-        block = block_number(info.name)
-        n_bytes = _placed_bytes(info, traits)
-        if block is not None:
-            is_skipped = block >= model.geometry.n_trunk and not mtp
-            if not is_skipped or any(text in info.name for text in _LOADED_WITHOUT_MTP):
-                blocks[block] += n_bytes
-        elif info.name.startswith("token_embd"):
-            embedding += n_bytes
-            tied += padded(info.n_bytes, traits.alignment)
-        else:
-            output += n_bytes
-    has_output = any(info.name == "output.weight" for info in model.tensors)
-    return _PlacedWeights(tuple(blocks), embedding, output, 0 if has_output else tied)
-
-
-def _placed_bytes(info: TensorInfo, traits: DeviceTraits) -> int:
-    n_bytes = info.n_bytes
-    rest = info.n_columns % _ROW_PADDING
-    if traits.is_cuda_like and rest and info.ggml_type not in FLOAT_TYPES:
-        n_bytes += row_bytes(info.ggml_type, _ROW_PADDING - rest)
-    return padded(n_bytes, traits.alignment)
-
-
-_ROW_PADDING: Final = 512  # weights; CUDA-like backends pad the last row of a quantized matrix to a multiple of it
+def _weights_on_host(
+    model: ModelSizes, settings: RunSettings, homes: Sequence[int], places: Sequence[Placement]
+) -> WeightBytes:
+    """The host holds the weights of its own layers, the input embedding, and what the devices cannot compute with."""
+    n_trunk = model.geometry.n_trunk
+    devices = [place.traits for place in places[:-1]]
+    held = [host_weights(model, traits, devices, mtp=settings.mtp) for traits in (*devices, None)]
+    blocks = [held[home].blocks[block] for block, home in enumerate(homes[:-1])]
+    return WeightBytes(
+        input_embedding=held[-1].embedding,
+        blocks=sum(blocks[:n_trunk]),
+        mtp=sum(blocks[n_trunk:]),
+        output=held[homes[-1]].output,
+    )
 
 
 def _kv_bytes(
     model: ModelSizes, settings: RunSettings, homes: Sequence[int], index: int, *, drafts: bool
 ) -> ContextBytes:
     g = model.geometry
-    per_block = settings.n_cells * _cell_bytes(model, settings)
+    per_block = settings.n_cells * sum(_row_bytes(model, settings))
     of_trunk, of_mtp = homes[: g.n_trunk], homes[g.n_trunk : g.block_count] if drafts else ()
     return ContextBytes(per_block * of_trunk.count(index), per_block * of_mtp.count(index))
 
 
-def _cell_bytes(model: ModelSizes, settings: RunSettings) -> int:
-    """The bytes of one token in the cache of one block."""
+def _row_bytes(model: ModelSizes, settings: RunSettings) -> tuple[int, int]:
+    """The bytes of one token's K and V in the cache of one block."""
     g = model.geometry
     k_row = row_bytes(settings.type_k, g.head_count_kv * g.key_length)
-    return k_row + row_bytes(settings.type_v, g.head_count_kv * g.value_length)
+    return k_row, row_bytes(settings.type_v, g.head_count_kv * g.value_length)
 
 
 def _compute(
@@ -181,14 +150,19 @@ def _compute(
     n_outputs_max = settings.mtp_n_outputs_max if is_mtp else (settings.n_outputs_max or n_batch)
     n_rows = min(settings.n_cells, n_ubatch)
     n_tokens = padded(n_rows, settings.n_seq_max)
+    n_kv = settings.n_cells if settings.kv_unified or is_mtp else settings.n_ctx_seq
+    k_row, v_row = _row_bytes(model, settings)
     graph_settings = GraphSettings(
         n_tokens=n_tokens,
         n_outputs=min(n_rows, max(n_outputs_max, settings.n_seq_max)),
-        n_kv=settings.n_cells if settings.kv_unified or is_mtp else settings.n_ctx_seq,
+        n_kv=n_kv,
+        n_streams=settings.n_cells // n_kv,
         k_is_quantized=settings.type_k not in FLOAT_TYPES,
         v_is_quantized=settings.type_v not in FLOAT_TYPES,
         k_is_f16=settings.type_k is GgmlType.F16,
         v_is_f16=settings.type_v is GgmlType.F16,
+        k_bytes=settings.n_cells * k_row,
+        v_bytes=settings.n_cells * v_row,
         flash_attn=settings.flash_attn,
         layer_home=tuple(homes[:-1]),
         output_home=homes[-1],

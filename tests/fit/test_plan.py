@@ -158,6 +158,18 @@ def test_ways_out_on_a_machine_without_a_gpu(file: Path) -> None:
     assert {"--ctx", "--kv-type"} <= {option for way in find_ways_out(plan) for option in way.options}
 
 
+def test_a_cache_that_the_device_cannot_compute_with_is_refused(file: Path) -> None:
+    """llama.cpp would end the process; a block's K of 32768 tokens has 64 MiB."""
+    limited = replace(gpu(48 * GIB), traits=DeviceTraits(16, 32, True, tensor_bytes=64 * MIB))
+    fits, too_long = (
+        plan_fit(file, n_ctx=n_ctx, n_gpu_layers=-1, devices=(limited, host())) for n_ctx in (32768, 33024)
+    )
+    assert fits.fits and not too_long.fits and largest_context(too_long, 65536) == 32768
+    with pytest.raises(DoesNotFit, match=r"cache of 64\.5 MiB in each block, and GPU computes with 64\.0 MiB at most"):
+        check_fit(too_long)
+    assert plan_fit(file, n_ctx=33024, devices=(limited, host())).settings.n_gpu_layers <= 1  # the output layer
+
+
 def test_a_smaller_file_is_a_way_out_when_nothing_else_is() -> None:
     plan = plan_model(full_size.sizes(STEP35, "F16"), RunSettings(n_ctx=2048), (gpu(6 * GIB), host(4 * GIB)), -1)
     assert [way.text for way in find_ways_out(plan)] == ["the file as Q4_K_M"]

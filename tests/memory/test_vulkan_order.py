@@ -20,11 +20,13 @@ N_BLOCKS = 3
 def graph_nodes(layout: str, *, flash_attn: bool, quantized: bool, is_mtp: bool = False) -> list[Tensor]:
     geometry = full_size.sizes(layout, "Q4_K_M", n_trunk=N_BLOCKS).geometry
     settings = GraphSettings(
-        n_tokens=64, n_outputs=4, n_kv=256, k_is_quantized=quantized, v_is_quantized=quantized and flash_attn,
-        k_is_f16=not quantized, v_is_f16=not quantized, flash_attn=flash_attn, layer_home=[0] * geometry.block_count,
+        n_tokens=64, n_outputs=4, n_kv=256, n_streams=1, k_is_quantized=quantized,
+        v_is_quantized=quantized and flash_attn,
+        k_is_f16=not quantized, v_is_f16=not quantized, k_bytes=0, v_bytes=0,
+        flash_attn=flash_attn, layer_home=[0] * geometry.block_count,
         output_home=0, host=1, is_fully_offloaded=True,
     )  # fmt: skip
-    return (mtp_graph if is_mtp else trunk_graph)(geometry, settings, lambda _: 0).nodes
+    return (mtp_graph if is_mtp else trunk_graph)(geometry, settings, lambda _, home: (0, home)).nodes
 
 
 @pytest.mark.parametrize("layout", [STEP35, QWEN2])
