@@ -1,4 +1,4 @@
-"""Runs a command and measures it: wall time, CPU time, and peak resident memory (anonymous memory apart, on Linux)."""
+"""Measures a command (wall time, CPU time, and peak resident memory, on Linux anonymous memory apart) and a session."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import resource
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mimo_gguf.engine.sampling import Sampler
     from mimo_gguf.engine.session import Session
+    from mimo_gguf.engine.slot import Slot
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,53 @@ def time_decodes(session: Session) -> list[Timed]:
     """Counts the time inside llama_decode from now on, with one timer for each context of `session`."""
     native = []
     for context in [session.target, *([session.drafter.context] if session.drafter is not None else [])]:
-        context._decode = Timed(context._decode)
+        if not isinstance(context._decode, Timed):
+            context._decode = Timed(context._decode)
         native.append(context._decode)
     return native
+
+
+@dataclass(frozen=True)
+class Served:
+    """What it took to answer side by side.
+
+    Attributes:
+        seconds, steps, passes: of all tokens behind each conversation's first.
+        native_s: those of the seconds that llama_decode took.
+    """
+
+    seconds: float
+    native_s: float
+    steps: int
+    passes: int
+
+
+def serve_together(
+    session: Session, samplers: Mapping[Slot, Sampler], prompts: Iterable[list[int]], n_tokens: int
+) -> Served:
+    """Lets every slot read its prompt and draw a token, then measures until each has drawn `n_tokens` more.
+
+    The samplers are closed; end tokens are ignored.
+    """
+    left = dict(samplers)
+    for slot, prompt in zip(left, prompts, strict=False):
+        session.reset(slot)
+        session.begin(slot, prompt)
+    said = dict.fromkeys(left, 0)
+    while not all(said.values()):
+        for slot in session.step({slot: left[slot] for slot in left if not said[slot]}):
+            said[slot] = 1
+    native = time_decodes(session)
+    before = sum(timed.seconds for timed in native)
+    steps, passes, started = 0, session.stats.n_passes, time.perf_counter()
+    while left:
+        steps += 1
+        for slot in session.step(left):
+            said[slot] += 1
+            if said[slot] > n_tokens:
+                left.pop(slot).close()
+    seconds = time.perf_counter() - started
+    return Served(seconds, sum(timed.seconds for timed in native) - before, steps, session.stats.n_passes - passes)
 
 
 def measure(label: str, command: Sequence[str | Path], **popen: Any) -> Measurement:

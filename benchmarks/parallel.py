@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.measured import machine, time_decodes
+from benchmarks.measured import machine, serve_together
 from mimo_gguf.bench.run import PROMPTS
 from mimo_gguf.chat.template import ChatTemplate
 from mimo_gguf.core.gguf_file import read_gguf
@@ -43,23 +42,9 @@ def measure(model: LlamaModel, prompts: list[list[int]], n_tokens: int, options:
     n = options.n_parallel
     with Session(model, options) as session:
         samplers = {slot: Sampler(model, SamplingOptions(temperature=0)) for slot in session.slots}
-        for slot, prompt in zip(samplers, itertools.cycle(prompts), strict=False):
-            session.begin(slot, prompt)
-        said = dict.fromkeys(samplers, 0)
-        while not all(said.values()):
-            for slot in session.step({slot: samplers[slot] for slot in samplers if not said[slot]}):
-                said[slot] = 1
-        native = time_decodes(session)
-        n_steps, started = 0, time.perf_counter()
-        while samplers:
-            n_steps += 1
-            for slot in session.step(samplers):
-                said[slot] += 1
-                if said[slot] > n_tokens:
-                    samplers.pop(slot).close()
-        seconds = time.perf_counter() - started
-        python = (seconds - sum(timed.seconds for timed in native)) / n_steps
-        return Figure(n, options.mtp, n * n_tokens / seconds, 1e6 * python, session.stats.acceptance)
+        served = serve_together(session, samplers, itertools.cycle(prompts), n_tokens)
+        python = (served.seconds - served.native_s) / served.steps
+        return Figure(n, options.mtp, n * n_tokens / served.seconds, 1e6 * python, session.stats.acceptance)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from typing import Final
 
 from benchmarks.gpu.memory import MemoryCell, plan_of
 from benchmarks.gpu.record import Row
+from benchmarks.measured import serve_together
 from mimo_gguf.bench.bandwidth import find_bandwidth, weight_reads
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
@@ -58,22 +59,8 @@ def prompt_of(n_tokens: int, number: int = 0) -> list[int]:
 def generate(session: Session, n_tokens: int, acceptance: float) -> tuple[float, int]:
     """Lets every slot draw `n_tokens`. Returns the tokens per second of all together, and the passes it took."""
     samplers = {slot: AgreeingSampler(session.model, slot, acceptance) for slot in session.slots}
-    for number, slot in enumerate(samplers):
-        session.reset(slot)
-        session.begin(slot, prompt_of(64, number))
-    said = dict.fromkeys(samplers, 0)
-    while not all(said.values()):
-        for slot in session.step({slot: samplers[slot] for slot in samplers if not said[slot]}):
-            said[slot] = 1
-    passes = session.stats.n_passes
-    started = time.perf_counter()
-    while samplers:
-        for slot in session.step(samplers):
-            said[slot] += 1
-            if said[slot] > n_tokens:
-                samplers.pop(slot).close()
-    seconds = time.perf_counter() - started
-    return n_tokens * len(said) / seconds, session.stats.n_passes - passes
+    served = serve_together(session, samplers, (prompt_of(64, number) for number in itertools.count()), n_tokens)
+    return n_tokens * len(samplers) / served.seconds, served.passes
 
 
 def measure_prompts(model: LlamaModel, n_threads: int) -> Iterator[Row]:
