@@ -59,6 +59,14 @@ def test_a_line_that_was_cut_off_is_left_out(measured: Path) -> None:
     assert all("at_s" in json.loads(line) for line in measured.read_text().splitlines()[:-1])
 
 
+def test_a_rehearsal_is_no_card(measured: Path) -> None:
+    """Neither the tiny model nor a software GPU says anything about a card."""
+    there, *others = measured.read_text().splitlines()
+    measured.write_text("\n".join([json.dumps(json.loads(there) | {"rehearsal": True}), *others]))
+    assert documents.memory_table() == documents.speed_table() == documents.NOTHING
+    assert documents.shares_csv() == "description,share,date\n"
+
+
 def test_without_results_the_documents_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "RESULTS", tmp_path)
     assert documents.memory_table() == documents.speed_table() == documents.NOTHING

@@ -4,9 +4,12 @@
 
 It needs no network and asks nothing. Every row is a JSON document, printed and written to FILE at once; stopped at any
 moment, it has said what it knows. FILE is `benchmarks/results/gpu/<card>.jsonl` if not given. The model is MiMo-7B's
-full geometry with random weights, made here in a minute (5 GB in --folder). `--small` uses the tiny model of this
-repository instead, for a rehearsal on a machine without a GPU. `--peers` is a folder with llama-bench and llama-server
-of the same build. `python -m benchmarks.gpu.documents` then writes the figures into the documents.
+full geometry with random weights, made here in a minute (5 GB in --folder). Of several GPUs the first is measured.
+`--peers` is a folder with llama-bench and llama-server of the same build. `python -m benchmarks.gpu.documents` then
+writes the figures into the documents.
+
+`--small` uses the tiny model of this repository instead. That is a rehearsal, and so is every run on a software GPU or
+without one: its rows say so, go to `build/gpu/rehearsal.jsonl`, and never get into the documents.
 """
 
 from __future__ import annotations
@@ -19,12 +22,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.gpu.child import ask_child, rows_of
-from benchmarks.gpu.memory import CELLS, measure_boundary
+from benchmarks.gpu.child import rows_of_child
+from benchmarks.gpu.memory import CELLS, devices_measured, measure_boundary
 from benchmarks.gpu.model_file import write_random_model
 from benchmarks.gpu.quantizing import measure_quantizing
 from benchmarks.gpu.record import Recorder, Row, card_file
@@ -35,15 +39,19 @@ from mimo_gguf.hardware.devices import list_devices
 from mimo_gguf.hardware.nvml import nvidia_cards
 
 TINY: Final = Path(__file__).parents[2] / "examples" / "mimo-tiny"
+REHEARSAL: Final = Path("build/gpu/rehearsal.jsonl")
+SOFTWARE: Final = ("llvmpipe", "swiftshader")  # what software GPUs call themselves
+MOST_S: Final = 240.0  # for one measurement
 TINY_TYPES: Final = ("F16", "Q8_0", "Q4_K_M")
 QUANTIZED_BLOCKS: Final = 4  # of the float file that is quantized: 2.9 GB, so that all of it stays in the cache
 Step = Callable[[], Iterator[Row]]
 
 
-def what_is_there(folder: Path) -> Iterator[Row]:
+def what_is_there(folder: Path, *, rehearsal: bool) -> Row:
     """Devices as ggml and NVML report them, the driver, versions, the machine."""
     devices = [asdict(device) | {"pointer": 0} for device in list_devices()]
-    yield {
+    return {
+        "rehearsal": rehearsal,
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "mimo_gguf": __version__,
@@ -71,28 +79,21 @@ def tiny_files(folder: Path) -> dict[str, Path]:
     """The tiny trained model of this repository, by type."""
     files = {kind: folder / f"tiny-{kind}.gguf" for kind in TINY_TYPES}
     for kind, file in files.items():
-        command = [
-            sys.executable,
-            "-m",
-            "mimo_gguf",
-            "quantize",
-            TINY,
-            "-o",
-            file,
-            "--type",
-            kind,
-            "--force",
-            "--quiet",
-        ]
+        quantize = ["quantize", TINY, "-o", file, "--type", kind, "--force", "--quiet"]
+        command = [sys.executable, "-m", "mimo_gguf", *quantize]
         subprocess.run([str(word) for word in command], check=True, capture_output=True)
     return files
 
 
 class Plan:
-    """The steps in their order, over one file for memory and speed and the tiny model for exactness."""
+    """The steps in their order, over one file for memory and speed and the tiny model for exactness.
 
-    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.options, self.folder = options, folder
+    Args:
+        deadline: by time.monotonic().
+    """
+
+    def __init__(self, options: argparse.Namespace, folder: Path, deadline: float) -> None:
+        self.options, self.folder, self.deadline = options, folder, deadline
         self.tiny = tiny_files(folder)
         blocks = {"n_trunk": options.blocks} if options.blocks else {}
         self.file = self.tiny["Q4_K_M"] if options.small else write_random_model(folder / "full-Q4_K_M.gguf", **blocks)
@@ -107,7 +108,8 @@ class Plan:
         yield "quantizing", self.quantizing
 
     def child(self, name: str, path: Path, **settings: Any) -> Iterator[Row]:
-        yield from rows_of(ask_child(name, path, settings))
+        left = max(self.deadline - time.monotonic(), 30.0)
+        yield from rows_of_child(name, path, settings, min(left, MOST_S))
 
     def memory(self, part: slice) -> Iterator[Row]:
         for each in CELLS[part]:
@@ -140,23 +142,34 @@ class Plan:
 
 def main() -> None:
     options = _arguments()
+    gpu = devices_measured()[0]
+    rehearsal = options.small or not gpu.is_gpu or any(name in gpu.description.lower() for name in SOFTWARE)
+    out = options.output or (REHEARSAL if rehearsal else card_file(gpu.description))
+    recorder = Recorder.beginning(out)
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as made:
         folder = options.folder or Path(made)
-        out = options.output or card_file(list_devices()[0].description)
-        recorder = Recorder.beginning(out)
-        for row in what_is_there(folder):
-            recorder.write({"step": "there"} | row)
+        recorder.write({"step": "there"} | what_is_there(folder, rehearsal=rehearsal))
         deadline = time.monotonic() + 60 * options.minutes
-        for name, step in Plan(options, folder).steps():
-            if time.monotonic() > deadline:
-                recorder.write({"step": name, "left_out": "no time was left"})
-                continue
-            try:
-                for row in step():
-                    recorder.write({"step": name} | row)
-            except Exception as error:  # a step that fails must not cost the others
-                recorder.write({"step": name, "failed": f"{type(error).__name__}: {error}"[:500]})
+        with kept_going(recorder, "files"):
+            for name, step in Plan(options, folder, deadline).steps():
+                if time.monotonic() > deadline:
+                    recorder.write({"step": name, "left_out": "no time was left"})
+                    continue
+                with kept_going(recorder, name):
+                    for row in step():
+                        recorder.write({"step": name} | row)
     print(f"written: {out}", file=sys.stderr)
+
+
+@contextmanager
+def kept_going(recorder: Recorder, step: str) -> Iterator[None]:
+    """Writes a row about an error instead of raising it: a step that fails must not cost the others."""
+    try:
+        yield
+    except Exception as error:
+        recorder.write({"step": step, "failed": f"{type(error).__name__}: {error}"[:500]})
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,6 +1,7 @@
-"""Takes memory of the first GPU and holds it until it is killed: `python -m benchmarks.gpu.ballast BYTES`.
+"""Takes memory of the first GPU and holds it until it is killed: `python -m benchmarks.gpu.ballast BYTES [leave]`.
 
-It asks ggml for the memory, as a model does, so it works on every backend. Buffers are at most 256 MiB.
+With `leave`, it takes all but so many bytes. It asks ggml for the memory, as a model does, so any backend will do.
+Buffers are at most 256 MiB.
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ from mimo_gguf.llama.api import ggml_function
 _PIECE = 256 * MIB
 
 
-def hold(n_bytes: int) -> list[int]:
-    """Takes the memory and returns ggml's buffers; the process's end gives it back."""
+def hold(n_bytes: int, *, leave: bool = False) -> list[int]:
+    """Takes the memory and returns ggml's buffers; the process's end gives it back.
+
+    Args:
+        leave: take all but `n_bytes`. What the driver itself takes for this process is gone before that is measured.
+    """
     device = list_devices()[0]
     if not device.pointer:
         raise SystemExit("no GPU is there")
+    if leave:
+        first = hold(MIB)
+        return first + hold(max(list_devices()[0].free_bytes - n_bytes, 0))
     pointer = ctypes.c_void_p
     buffer_type = ggml_function("ggml_backend_dev_buffer_type", pointer, pointer)(device.pointer)
     allocate = ggml_function("ggml_backend_buft_alloc_buffer", pointer, pointer, ctypes.c_size_t)
@@ -36,7 +44,7 @@ def hold(n_bytes: int) -> list[int]:
 
 
 def main() -> None:
-    held = hold(int(sys.argv[1]))
+    held = hold(int(sys.argv[1]), leave="leave" in sys.argv)
     print("held", flush=True)
     sys.stdin.read()
     del held

@@ -5,27 +5,35 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.record import Row
 
 
-def ask_child(
-    name: str, path: Path, settings: dict[str, Any], timeout_s: float = 240
-) -> subprocess.CompletedProcess[str]:
-    """Runs the measurement `name` of `benchmarks.gpu.steps`; its rows come on stdout, one JSON document a line."""
+def rows_of_child(name: str, path: Path, settings: dict[str, Any], timeout_s: float = 240) -> Iterator[Row]:
+    """The rows of the measurement `name` of `benchmarks.gpu.steps`, as they come, and one more if it failed.
+
+    That one says how it ended ("failed": the exit code, or "timeout") and its last words ("said").
+    """
     command = [sys.executable, "-m", "benchmarks.gpu.steps", name, str(path), json.dumps(settings)]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
-    except subprocess.TimeoutExpired as error:
-        said = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
-        return subprocess.CompletedProcess(command, 124, said, f"no end within {timeout_s:.0f} s")
-
-
-def rows_of(done: subprocess.CompletedProcess[str]) -> list[Row]:
-    """The rows that a child wrote, and one more with its last words if it failed."""
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode:
-        rows.append({"failed": done.returncode, "said": done.stderr[-500:]})
-    return rows
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
+        timer = threading.Timer(timeout_s, process.kill)
+        timer.start()
+        try:
+            for line in process.stdout or ():
+                if line.startswith("{"):
+                    yield json.loads(line)
+            code: int | str = process.wait()
+        finally:
+            is_late = not timer.is_alive()
+            timer.cancel()
+            process.kill()
+            process.wait()
+        if code:
+            said.seek(0)
+            yield {"failed": "timeout" if is_late else code, "said": said.read()[-500:]}

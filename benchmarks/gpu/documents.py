@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.gpu.record import RESULTS, Row, read_rows
+from benchmarks.gpu.record import RESULTS, Row, is_rehearsal, read_rows
 from mimo_gguf.core.units import MIB
 
 ROOT: Final = Path(__file__).parents[2]
@@ -33,7 +33,8 @@ SPEED_HEAD: Final = (
 
 
 def results() -> list[Path]:
-    return sorted(RESULTS.glob("*.jsonl"))
+    """The files of cards; rehearsals are left out."""
+    return [path for path in sorted(RESULTS.glob("*.jsonl")) if not is_rehearsal(path)]
 
 
 def memory_table() -> str:

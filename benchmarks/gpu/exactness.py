@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from benchmarks.exactness import heldout_text, read
+from benchmarks.gpu.memory import devices_measured
 from benchmarks.gpu.record import Row
 from benchmarks.gpu.speed import TOGETHER
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
@@ -31,7 +32,8 @@ def measure_exactness(path: Path, n_gpu_layers: int = -1, n_threads: int = 0) ->
         tokens = Vocabulary(model).tokenize(heldout_text())[:N_TOKENS]
         here = ContextOptions(n_ctx=len(tokens), n_threads=n_threads, n_ubatch=1)
         on_cpu = read(model, tokens, 1, here)
-    with load_model(path, ModelOptions(n_gpu_layers=n_gpu_layers, load_mtp=True)) as model:
+    first = tuple(device.pointer for device in devices_measured() if device.is_gpu)
+    with load_model(path, ModelOptions(n_gpu_layers=n_gpu_layers, devices=first, load_mtp=True)) as model:
         one = read(model, tokens, 1, here)
         yield {"what": "beside the CPU", "rows": 1, **difference(one, on_cpu)}
         for rows in ROWS:

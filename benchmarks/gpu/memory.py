@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.gpu.child import ask_child
+from benchmarks.gpu.child import rows_of_child
 from benchmarks.gpu.record import Row
 from mimo_gguf.core.errors import DoesNotFit
 from mimo_gguf.core.gguf_file import read_gguf
@@ -61,11 +61,6 @@ CELLS: Final[tuple[MemoryCell, ...]] = (
 )
 
 
-def gpu_of(devices: tuple[Device, ...]) -> Device:
-    """The first GPU of the list, or the host if there is none (a rehearsal)."""
-    return devices[0]
-
-
 def occupied_bytes() -> int | None:
     """The bytes that this process occupies on all NVIDIA cards by the driver's own count; None if it does not tell."""
     try:
@@ -86,8 +81,14 @@ def occupied_bytes() -> int | None:
     return total or None
 
 
+def devices_measured() -> tuple[Device, ...]:
+    """The first GPU and the host; only the host if there is no GPU. Others of the machine must not take layers."""
+    found = list_devices()
+    return (found[0], found[-1]) if found[0].is_gpu else found
+
+
 def free_bytes() -> int:
-    return gpu_of(list_devices()).free_bytes
+    return devices_measured()[0].free_bytes
 
 
 def plan_of(path: Path, cell: MemoryCell) -> FitPlan:
@@ -100,7 +101,7 @@ def plan_of(path: Path, cell: MemoryCell) -> FitPlan:
         n_ubatch=cell.n_ubatch,
         n_gpu_layers=int((model_sizes(file).geometry.block_count + 1) * cell.share),
     )
-    return choose_plan(file, wishes)
+    return choose_plan(file, wishes, devices_measured())
 
 
 def measure_cell(path: Path, cell: MemoryCell) -> Row:
@@ -141,9 +142,9 @@ def measure_cell(path: Path, cell: MemoryCell) -> Row:
 
 
 @contextlib.contextmanager
-def ballast(n_bytes: int) -> Iterator[None]:
-    """Holds so many bytes of the first GPU in another process, as another program would."""
-    command = [sys.executable, "-m", "benchmarks.gpu.ballast", str(n_bytes)]
+def ballast(n_bytes: int, *, leave: bool = False) -> Iterator[None]:
+    """Holds so many bytes of the first GPU in another process, as another program would, or all but so many."""
+    command = [sys.executable, "-m", "benchmarks.gpu.ballast", str(n_bytes), *["leave"] * leave]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -160,14 +161,18 @@ def measure_boundary(path: Path, n_ctx: int) -> Row:
 
     The ballast leaves what the plan needs at `n_ctx`, and a sixteenth of a GiB for what the driver rounds.
     """
-    gpu = gpu_of(list_devices())
-    needed = plan_of(path, MemoryCell(n_ctx)).devices[0].needed_bytes
-    with ballast(max(gpu.free_bytes - needed - 64 * MIB, 0)):
+    gpu, needed = devices_measured()[0], plan_of(path, MemoryCell(n_ctx)).devices[0].needed_bytes
+    with ballast(needed + 64 * MIB, leave=True):
         plan = plan_of(path, MemoryCell(n_ctx))
         most = largest_context(plan, plan.model.geometry.context_length)
-        row: Row = {"device": gpu.description or gpu.name, "left_free": plan.devices[0].free_bytes, "largest": most}
-        done = ask_child("cell", path, {"n_ctx": most})
-        row |= {"loads_and_answers": done.returncode == 0, "said": done.stderr[-300:] if done.returncode else ""}
+        row: Row = {
+            "device": gpu.description or gpu.name, "wanted": n_ctx, "left_free": plan.devices[0].free_bytes,
+            "largest": most, "is_the_models": most >= plan.model.geometry.context_length,
+        }  # fmt: skip
+        if not most:
+            return row | {"failed": "no context fits beside the ballast"}
+        *_, last = rows_of_child("cell", path, {"n_ctx": most})
+        row |= {"loads_and_answers": "failed" not in last, "said": last.get("said", "")}
         try:
             check_fit(plan_of(path, MemoryCell(most + CONTEXT_STEP)))
         except DoesNotFit as error:

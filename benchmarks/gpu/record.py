@@ -38,6 +38,11 @@ class Recorder:
         print(json.dumps(row), flush=True)
 
 
+def is_rehearsal(path: Path) -> bool:
+    """Whether the rows are no card's: of the tiny model, of a software GPU, or of no GPU at all."""
+    return any(row.get("rehearsal") for row in read_rows(path, "there"))
+
+
 def read_rows(path: Path, step: str) -> list[Row]:
     """The rows of one step; a last line that was cut off is left out."""
     return [row for row in _rows(path) if row.get("step") == step]
