@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.gpu.memory import ballast
+from mimo_gguf.core.units import MIB
 from mimo_gguf.hardware.devices import Device, list_devices
 
 
@@ -14,3 +16,12 @@ def gpu() -> Device:
     if not device.is_gpu:
         pytest.fail("llama.cpp sees no GPU; mimo-gguf doctor says why", pytrace=False)
     return device
+
+
+@pytest.fixture(scope="session")
+def shared_gpu(gpu: Device) -> Device:
+    """The first GPU, if its driver counts what other programs use; Mesa's software GPU says that all is free."""
+    with ballast(256 * MIB):
+        if list_devices()[0].free_bytes > gpu.free_bytes - 128 * MIB:
+            pytest.skip(f"{gpu.description} reports no memory as used, so other programs cannot be seen on it")
+    return gpu
