@@ -19,7 +19,7 @@ REAL       ?= build/real-model
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-browser coverage fuzz fuzz-server soak lint types check tiny real-model \
-  test-real-model test-clients test-gpu gpu-check clean
+  test-real-model test-clients test-gpu vulkan-headers gpu-check clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
@@ -116,9 +116,12 @@ INCLUDE  := $(abspath $(HEADERS))/usr
 GPU_ARGS ?= -DGGML_VULKAN=on -DGGML_RPC=on -DVulkan_INCLUDE_DIR=$(INCLUDE)/include -DCMAKE_PREFIX_PATH=$(INCLUDE) -DCMAKE_CXX_FLAGS=-I$(INCLUDE)/include -DVulkan_LIBRARY=$(firstword $(wildcard /usr/lib/*-linux-gnu/libvulkan.so.1))
 GPU_TESTS ?= tests/gpu tests/engine tests/runtime tests/server
 test-gpu: ## run the runtime's tests on a GPU, by default Mesa's software GPU (20 minutes of compiling the first time)
-	@case '$(GPU_ARGS)' in *VULKAN*) sh tools/check_vulkan.sh && tools/fetch_vulkan_headers.sh $(HEADERS) ;; esac
+	@case '$(GPU_ARGS)' in *VULKAN*) sh tools/check_vulkan.sh && $(MAKE) --no-print-directory vulkan-headers ;; esac
 	@$(MAKE) --no-print-directory VENV=$(GPU_VENV) CMAKE_ARGS='$(GPU_ARGS)' $(GPU_VENV)/.dev
 	@GGML_VK_VISIBLE_DEVICES=$${GGML_VK_VISIBLE_DEVICES-0} $(GPU_VENV)/bin/python -m pytest -m 'gpu or not (real_model or browser or clients)' $(GPU_TESTS)
+
+vulkan-headers:
+	@tools/fetch_vulkan_headers.sh $(HEADERS)
 
 gpu-check: $(VENV)/.dev ## measure memory and speed on this machine's GPU (12 minutes, 12 GB in build/gpu)
 	@mkdir -p build/gpu
