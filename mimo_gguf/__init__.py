@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mimo_gguf.engine.sampling import SamplingOptions
     from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.engine.slot import WindowFull
+    from mimo_gguf.evaluation.run import evaluate
     from mimo_gguf.fit.weigh import plan_fit
     from mimo_gguf.quality.checking import check_quality
     from mimo_gguf.quality.measure import measure_quality
@@ -84,6 +85,7 @@ __all__ = [
     "check_quality",
     "compare",
     "convert",
+    "evaluate",
     "imatrix",
     "inspect",
     "measure_quality",
@@ -116,6 +118,7 @@ _HOMES = {
     "SamplingOptions": "engine.sampling",
     "SessionOptions": "engine.session",
     "WindowFull": "engine.slot",
+    "evaluate": "evaluation.run",
     "plan_fit": "fit.weigh",
     "check_quality": "quality.checking",
     "measure_quality": "quality.measure",

@@ -10,6 +10,7 @@
     plan_fit                   the memory that a run needs is computed, device by device
     serve                      a model answers over HTTP, as OpenAI's API does
     plan_batch, batch          a model answers a file of requests, in OpenAI's batch form
+    evaluate                   a model is asked the problems of benchmarks, and its answers are graded
     imatrix                    how much each column of a model's matrices is used is measured on texts
 
 A `plan_...` function reads headers only and writes nothing: it is the `--dry-run` of its command. A command parses its
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from mimo_gguf.conversion.open_model import Reading
     from mimo_gguf.core.inspection import Inspection
     from mimo_gguf.core.progress import Progress
+    from mimo_gguf.evaluation.run import evaluate
     from mimo_gguf.fit.weigh import plan_fit
     from mimo_gguf.quality.checking import check_quality
     from mimo_gguf.quality.imatrix.run import imatrix
@@ -61,6 +63,7 @@ __all__ = [
     "check_quality",
     "compare",
     "convert",
+    "evaluate",
     "imatrix",
     "inspect",
     "measure_quality",
@@ -88,6 +91,7 @@ _ELSEWHERE = {
     "plan_batch": "mimo_gguf.server.offline",
     "check_quality": "mimo_gguf.quality.checking",
     "compare": "mimo_gguf.quality.original",
+    "evaluate": "mimo_gguf.evaluation.run",
     "imatrix": "mimo_gguf.quality.imatrix.run",
     "measure_quality": "mimo_gguf.quality.measure",
     "serve": "mimo_gguf.server.start",

@@ -46,16 +46,20 @@ _COMPILED = ("quantization/kernels", "quantization/search", "calibration/encoder
 
 # library -> the only folder, or folders, that import it
 HOMES = {
+    "httpx": "evaluation",
     "huggingface_hub": "conversion",
     "jinja2": "chat",
     "llama_cpp": "llama",
     "llvmlite": _COMPILED,
     "latex2mathml": "server/page",
     "markdown_it": ("cli", "server/page"),
+    "math_verify": "evaluation",
     "matplotlib": "cli",
+    "nltk": "evaluation",
     "numba": _COMPILED,
     "prometheus_client": "server",
     "prompt_toolkit": "cli",
+    "pyarrow": "evaluation",
     "pydantic": "server",
     "pygments": "server/page",
     "python_multipart": "server",
@@ -71,12 +75,16 @@ HOMES = {
 
 # libraries whose import takes long or brings others: never while a module is loaded, only inside a function
 LATE = {
+    "httpx",
     "huggingface_hub",
     "jinja2",
     "latex2mathml",
     "llama_cpp",
+    "math_verify",
     "matplotlib",
+    "nltk",
     "psutil",
+    "pyarrow",
     "pynvml",
     "tokenizers",
     "torch",

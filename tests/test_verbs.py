@@ -49,12 +49,23 @@ FURTHER = {
     "quantize": {"calibrate", "card", "ctx"},
     "batch": {"rpc", "verbose", "log_file"},
     "serve": {"rpc", "auto", "verbose", "log_file"},
+    "evaluate": {"models", "model", "task", "list_tasks", "show", "rpc", "verbose", "log_file"},
 }
 # arguments that a command gives itself
-OF_THE_VERB = {"progress", "on_plan", "on_progress", "on_certified", "on_ready", "on_start", "find"}
+OF_THE_VERB = {
+    "progress",
+    "on_plan",
+    "on_progress",
+    "on_certified",
+    "on_ready",
+    "on_start",
+    "on_task",
+    "on_graded",
+    "find",
+}
 
 
-VERBS = ("convert", "quantize", "imatrix", "verify", "inspect", "measure_quality", "serve", "batch")
+VERBS = ("convert", "quantize", "imatrix", "verify", "inspect", "measure_quality", "serve", "batch", "evaluate")
 
 
 @pytest.mark.parametrize("name", VERBS)

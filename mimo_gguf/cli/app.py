@@ -34,6 +34,7 @@ COMMANDS: Final[dict[str, str]] = {
     "inspect": "Look",
     "verify": "Look",
     "quality": "Look",
+    "evaluate": "Look",
     "profiles": "Look",
     "fit": "Look",
     "gpus": "Look",

@@ -23,6 +23,7 @@ from mimo_gguf.cli.options import (
     LogFile,
     Mtp,
     Quiet,
+    RetryErrors,
     Rpc,
     Threads,
     Ubatch,
@@ -60,9 +61,7 @@ def command(
     kv_type: KvType = None,
     ubatch: Ubatch = None,
     exact: Exact = False,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Answer the rows again that failed in an earlier run.")
-    ] = False,
+    retry_errors: RetryErrors = False,
     force: Force = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the rows and show the plan; answer none.")] = False,
     as_json: Json = False,

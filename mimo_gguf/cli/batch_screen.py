@@ -38,6 +38,10 @@ class BatchScreen:
         if isinstance(error, KeyboardInterrupt) and self._progress is not None:
             ui.print_note(f"stopped at {rows_of(self._progress)}; the same command goes on from here")
 
+    def erase(self) -> None:
+        """Takes the line away that follows the rows."""
+        self._live.erase()
+
     def begin(self, progress: BatchProgress) -> None:
         """Notes that the first row is about to be answered."""
         self._progress, self._shown_s = progress, time.monotonic()

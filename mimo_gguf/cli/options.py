@@ -141,6 +141,10 @@ Force = Annotated[
     bool, typer.Option("--force", help="Do it even so: replace what exists, start what does not seem to fit.")
 ]
 
+RetryErrors = Annotated[
+    bool, typer.Option("--retry-errors", help="Answer the rows again that failed in an earlier run.")
+]
+
 # ---- what is shown
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else there.")]

@@ -173,8 +173,8 @@ def _describe_file(model_id: str, name: str, commit: str, reader: RangeReader) -
 
 
 @contextlib.contextmanager
-def translated(hub_id: HubId) -> Iterator[None]:
-    """Turns huggingface_hub's errors into a HubError with a hint."""
+def translated(hub_id: HubId, *, of_data: bool = False) -> Iterator[None]:
+    """Turns huggingface_hub's errors into a HubError with a hint; `of_data` says that the id is of a data set."""
     from huggingface_hub import errors
 
     try:
@@ -182,6 +182,10 @@ def translated(hub_id: HubId) -> Iterator[None]:
     except errors.GatedRepoError:
         raise HubError(f"{hub_id}: access must be granted first", hint="hf auth login, then accept its terms") from None
     except errors.RepositoryNotFoundError:
+        if of_data:
+            raise HubError(
+                f"{hub_id}: no such data set on the Hub", hint="check the name; hf auth login if private"
+            ) from None
         known = [name for name in PUBLISHED_IDS if name != hub_id.model_id]
         raise HubError(
             f"{hub_id}: no such folder here, and no such model on the Hub",

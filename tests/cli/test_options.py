@@ -18,7 +18,8 @@ _OWN = {("bench", "-r"), ("chat", "-p"), ("chat", "-f")}  # letters that one com
 # window of a conversation or of a measurement, a file's default name, layers if nothing is said.
 _AS_THE_COMMAND_NEEDS = {
     "-f", "--file", "--tokens", "-c", "--ctx", "-o", "--out", "--gpu", "--against", "-ngl", "--gpu-layers", "--hidden",
-    "--check", "--plot", "--dry-run", "--parallel", "--model", "--alias",
+    "--base", "--check", "--max-tokens", "--plot", "--show", "--temperature",
+    "--dry-run", "--parallel", "--model", "--alias",
 }  # fmt: skip
 
 
@@ -50,6 +51,7 @@ def test_a_letter_is_one_option() -> None:
     for letter, by_command in letters.items():
         assert len({parameter.name for parameter in by_command.values()}) == 1 or letter == "-f", letter
     assert set(letters["-t"]) == {
+        "evaluate",
         "chat",
         "bench",
         "quantize",
@@ -61,9 +63,9 @@ def test_a_letter_is_one_option() -> None:
         "imatrix",
         "batch",
     }
-    assert set(letters["-ngl"]) == {"batch", "chat", "bench", "fit", "serve", "quality", "imatrix"}
+    assert set(letters["-ngl"]) == {"batch", "chat", "bench", "evaluate", "fit", "serve", "quality", "imatrix"}
     assert set(_options()["--mtp"]) == set(_options()["--no-mtp"]) == {
-        "batch", "chat", "bench", "fit", "convert", "serve", "quality", "imatrix",
+        "batch", "chat", "bench", "evaluate", "fit", "convert", "serve", "quality", "imatrix",
     }  # fmt: skip
 
 

@@ -1,0 +1,164 @@
+"""Graders on answers that are right, wrong, badly written and hostile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+
+from mimo_gguf.evaluation.graders.asking import Judge
+from mimo_gguf.evaluation.graders.grade import find_letter, grade_number
+
+NEEDS_MATH = pytest.mark.skipif(find_spec("math_verify") is None, reason="mimo-gguf[evaluate] is not installed")
+NEEDS_CHECKERS = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("lm_eval", "langdetect", "immutabledict", "nltk")),
+    reason="mimo-gguf[evaluate] is not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[Judge]:
+    judge = Judge(limit_s=10)
+    yield judge
+    judge.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "is_right"),
+    [
+        ("17 + 25 = 42.", "42", True),
+        ("It is 41, no: 42", "42", True),
+        (r"So \boxed{42}. Check: 17 + 25.", "42", True),
+        (r"\boxed{x = 1,042}", "1042", True),
+        ("minus -7", "-7", True),
+        ("007", "7", True),
+        ("42.0", "42", True),
+        ("42 is wrong, it is 43", "42", False),
+        ("forty-two", "42", False),
+        ("", "42", False),
+        (r"42 \boxed{}", "42", False),
+        ("420", "42", False),
+        ("4.2", "42", False),
+        ("-42", "42", False),
+        ("x42", "42", False),
+        ("9" * 100_000, "42", False),
+    ],
+)
+def test_numbers(answer: str, expected: str, is_right: bool) -> None:
+    assert bool(grade_number(answer, expected).score) is is_right
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("... so\nAnswer: C", "C"),
+        ("**Answer: C**", "C"),
+        ("The answer is (C).", "C"),
+        ("the answer is option C", "C"),
+        ("ANSWER: C because it is heavier", "C"),
+        ("Answer: A because it is heavier", "A"),
+        ("Answer: D. No, answer: B", "B"),
+        (r"$\boxed{C}$", "C"),
+        (r"\boxed{\text{C}}", "C"),
+        (r"\boxed{C. Neon} although the answer is A elsewhere", "C"),
+        (r"Answer: $\text{C}$", "C"),
+        ("I think so.\n(C)", "C"),
+        ("I think so.\nC.\n", "C"),
+        ("**C**", "C"),
+        ("Answer: J", None),  # there are four choices
+        ("Answer: I think it is heavy", None),
+        ("The answer is a bit long", None),
+        ("Answer: I'd say so", None),
+        ("A and C are both good", None),
+        ("", None),
+        ("Answer: " * 10_000, None),
+        ("\\boxed{" * 10_000, None),
+    ],
+)
+def test_choices(answer: str, letter: str | None) -> None:
+    began = time.process_time()
+    assert find_letter(answer, 4) == letter
+    assert time.process_time() - began < 0.5
+
+
+@NEEDS_MATH
+@pytest.mark.parametrize(
+    ("answer", "expected", "is_right"),
+    [
+        (r"Thus \boxed{\frac{1}{2}}.", r"\frac12", True),
+        (r"Thus \boxed{0.5}.", r"\frac12", True),
+        (r"\boxed{\left(3, \frac{\pi}{2}\right)}", r"\left( 3, \frac{\pi}{2} \right)", True),
+        (r"\boxed{2\sqrt{3}}", r"\sqrt{12}", True),
+        (r"\boxed{(x+1)^2}", "x^2+2x+1", True),
+        (r"\boxed{\text{Evelyn}}", r"\text{Evelyn}", True),
+        (r"\boxed{\text{Evan}}", r"\text{Evelyn}", False),
+        (r"The answer is \boxed{33}", "033", True),
+        (r"So $x = \boxed{1}$ or $x = \boxed{2}$.", "1, 2", True),
+        (r"\boxed{11\sqrt2}", r"11\sqrt{2}", True),
+        (r"\boxed{70^\circ}", r"70^\circ", True),
+        (r"\boxed{\frac{1}{3}}", r"\frac12", False),
+        (r"\boxed{}", "6", False),
+        ("I do not know", "6", False),
+        ("", "6", False),
+        (r"\boxed{\boxed{\boxed{", "6", False),
+        ("\\frac{" * 3000, "6", False),
+        ("((((" * 5000, "6", False),
+        (r"\boxed{__import__('os').system('exit')}", "6", False),
+    ],
+)
+def test_maths(judge: Judge, answer: str, expected: str, is_right: bool) -> None:
+    grade = judge.grade("math", answer, expected)
+    assert bool(grade.score) is is_right, grade
+
+
+@NEEDS_MATH
+@pytest.mark.parametrize("bomb", ["9^{9^{9^{9}}}", "9**9**9**9", r"10^{10^{10}}!", r"\binom{10^9}{5 \cdot 10^8}"])
+def test_a_bomb_ends_at_the_time_limit(bomb: str) -> None:
+    """SymPy's work in C hears no signal, so the process must be killed. The judge is there for the next answer."""
+    judge = Judge(limit_s=0.5)
+    try:
+        assert judge.grade("math", r"\boxed{6}", "6").score == 1
+        began = time.monotonic()
+        grade = judge.grade("math", f"The answer is $\\boxed{{{bomb}}}$", "6")
+        assert time.monotonic() - began < 3 and grade.score == 0
+    finally:
+        judge.close()
+    assert judge._process is None
+
+
+@NEEDS_CHECKERS
+@pytest.mark.parametrize(
+    ("answer", "names", "given", "is_right"),
+    [
+        ("all small letters here", ["change_case:english_lowercase"], [{}], True),
+        ("Not all Small", ["change_case:english_lowercase"], [{}], False),
+        ("no mark", ["punctuation:no_comma", "keywords:existence"], [{}, {"keywords": ["mark"]}], True),
+        ("no, mark", ["punctuation:no_comma", "keywords:existence"], [{}, {"keywords": ["mark"]}], False),
+        ("a b c", ["length_constraints:number_words"], [{"relation": "at least", "num_words": 3}], True),
+        ("a b", ["length_constraints:number_words"], [{"relation": "at least", "num_words": 3}], False),
+        ('{"a": 1}', ["detectable_format:json_format"], [{}], True),
+        ("[" * 100_000, ["detectable_format:json_format"], [{}], False),
+        ("", ["punctuation:no_comma"], [{}], False),
+        ("x", ["no:such"], [{}], False),
+    ],
+)
+def test_instructions(
+    judge: Judge, answer: str, names: list[str], given: list[dict[str, object]], is_right: bool
+) -> None:
+    expected = {"instruction_id_list": names, "kwargs": given, "prompt": "?"}
+    grade = judge.grade("instructions", answer, expected)
+    assert bool(grade.score) is is_right, grade
+
+
+def test_a_judge_that_dies_says_so() -> None:
+    judge = Judge(limit_s=5)
+    try:
+        assert judge.grade("taste", "x", "y").why == "KeyError: 'taste'"
+        assert judge._process is not None
+        judge._process.kill()
+        assert judge.grade("taste", "x", "y").why == "the grader died of it"
+        assert judge.grade("taste", "x", "y").why == "KeyError: 'taste'"
+    finally:
+        judge.close()
