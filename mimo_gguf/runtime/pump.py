@@ -13,12 +13,18 @@ from mimo_gguf.runtime.scheduler import Event
 
 
 class Box:
-    """A queue of events from the thread that steps to one task."""
+    """A queue of events from the thread that steps to one task.
+
+    Attributes:
+        loop: the task's.
+        has_begun: whether an event with a token was handed out. Belongs to the thread that steps.
+    """
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._events: list[Event] = []
         self._error: Exception | None = None
+        self.has_begun = False
         self._has_some = asyncio.Event()
 
     async def take(self) -> list[Event]:
@@ -37,12 +43,54 @@ class Box:
         self._has_some.set()
 
 
+class _Post:
+    """Brings events to the boxes of one loop.
+
+    What comes less than `every_s` after a delivery waits for the next one, because waking a loop and its tasks costs
+    more than a pass of a small model. The first events and the last one of a request never wait.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, every_s: float) -> None:
+        self._loop, self._every_s = loop, every_s
+        self._lock = threading.Lock()
+        self._new: dict[Box, list[Event]] = {}
+        self._is_due = False  # whether a delivery will follow by itself
+        self._timer: asyncio.TimerHandle | None = None
+
+    def put(self, new: dict[Box, list[Event]], *, at_once: bool) -> None:
+        """Adds events. Raises RuntimeError if the loop was closed."""
+        with self._lock:
+            for box, events in new.items():
+                self._new.setdefault(box, []).extend(events)
+            if self._is_due and not at_once and not self._loop.is_closed():
+                return
+            self._is_due = True
+        self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        """Fills the boxes. In the loop's thread."""
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._lock:
+            new, self._new = self._new, {}
+            self._is_due = bool(new) and self._every_s > 0
+        self._timer = self._loop.call_later(self._every_s, self._deliver) if self._is_due else None
+        for box, events in new.items():
+            box.put(events)
+
+
 @dataclass(slots=True)
 class Pump:
-    """Delivers events to tasks from one thread, which steps as long as there are requests and then ends."""
+    """Delivers events to tasks from one thread, which steps as long as there are requests and then ends.
+
+    Attributes:
+        every_s: least seconds between two deliveries of one request, but for its first and its last.
+    """
 
     driver: Driver
+    every_s: float = 0.0
     _boxes: dict[int, tuple[Box, Ticket]] = field(default_factory=dict)
+    _posts: dict[asyncio.AbstractEventLoop, _Post] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _thread: threading.Thread | None = None
 
@@ -51,6 +99,7 @@ class Pump:
         box = Box()
         with self._lock:
             self._boxes.update((number, (box, ticket)) for number in ticket.ids)
+            self._posts.setdefault(box.loop, _Post(box.loop, self.every_s))
             if self._thread is None and self._boxes:
                 self._thread = threading.Thread(target=self._run, name="mimo-gguf-async")
                 self._thread.start()
@@ -76,22 +125,27 @@ class Pump:
         with self._lock:
             if not self._boxes:
                 self._thread = None
+                self._posts.clear()
             return list(self._boxes)
 
     def _hand_out(self, events: Sequence[Event]) -> None:
-        """Brings the events of a step to their tasks, with one call for each loop: each wakes it from its sleep."""
-        found: dict[Box, list[Event]] = {}
+        """Brings the events of a step to their tasks, all those of a loop together."""
+        found: dict[asyncio.AbstractEventLoop, dict[Box, list[Event]]] = {}
+        at_once: set[asyncio.AbstractEventLoop] = set()
         tickets: dict[Box, Ticket] = {}
         with self._lock:
             for event in events:
                 box, tickets[box] = self._boxes.pop(event.id) if event.is_last else self._boxes[event.id]
-                found.setdefault(box, []).append(event)
-        for loop in {box.loop for box in found}:
-            own = {box: new for box, new in found.items() if box.loop is loop}
+                found.setdefault(box.loop, {}).setdefault(box, []).append(event)
+                if event.is_last or not box.has_begun:
+                    at_once.add(box.loop)
+                box.has_begun = box.has_begun or event.n_tokens > 0
+            posts = {loop: self._posts[loop] for loop in found}
+        for loop, new in found.items():
             try:
-                loop.call_soon_threadsafe(_put_all, own)
+                posts[loop].put(new, at_once=loop in at_once)
             except RuntimeError:  # the tasks' loop was closed
-                for box in own:
+                for box in new:
                     tickets[box].cancel()
 
     def _break_off(self, error: Exception) -> None:
@@ -101,8 +155,3 @@ class Pump:
         for box in boxes:
             with contextlib.suppress(RuntimeError):  # the task's loop was closed
                 box.loop.call_soon_threadsafe(box.put, (), error)
-
-
-def _put_all(found: dict[Box, list[Event]]) -> None:
-    for box, events in found.items():
-        box.put(events)

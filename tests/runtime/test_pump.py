@@ -1,0 +1,101 @@
+"""`Pump`: events reach their tasks in order, few deliveries for fast passes, no waiting for the first and the last."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from mimo_gguf.chat.answer import Answer
+from mimo_gguf.engine.stats import SessionStats
+from mimo_gguf.runtime.driver import Driver, Ticket
+from mimo_gguf.runtime.pump import Box, Pump
+from mimo_gguf.runtime.scheduler import Event
+
+LAST = Answer("", "", (), "stop", None, 1, None, SessionStats())
+
+
+class Passes:
+    """Plays a driver whose passes last a given time, each with one event for every request."""
+
+    def __init__(self, n_passes: int, seconds: float) -> None:
+        self.n_passes, self._seconds = n_passes, seconds
+        self.n_done = 0
+        self.cancelled = threading.Event()
+
+    def wait(self, ids: Sequence[int]) -> list[Event]:
+        time.sleep(self._seconds)
+        self.n_done += 1
+        answer = LAST if self.n_done == self.n_passes or self.cancelled.is_set() else None
+        return [Event(number, n_tokens=self.n_done, answer=answer) for number in ids]
+
+    def cancel(self, ids: Sequence[int]) -> None:
+        self.cancelled.set()
+
+
+class OneTicket:
+    def __init__(self, passes: Passes) -> None:
+        self.ids, self._passes = (1,), passes
+
+    def cancel(self) -> None:
+        self._passes.cancel(self.ids)
+
+
+def deliveries(passes: Passes, every_s: float) -> tuple[list[list[int]], list[int]]:
+    """The numbers of tokens that each delivery brought, and how many passes were done by then."""
+    brought: list[list[int]] = []
+    done: list[int] = []
+
+    async def read(box: Box) -> None:
+        while not brought or brought[-1][-1] < passes.n_passes:
+            brought.append([event.n_tokens for event in await box.take()])
+            done.append(passes.n_done)
+
+    async def main() -> None:
+        pump = Pump(cast("Driver", passes), every_s)
+        await asyncio.wait_for(read(pump.listen(cast("Ticket", OneTicket(passes)))), 30)
+        pump.join()
+
+    asyncio.run(main())
+    return brought, done
+
+
+@pytest.mark.parametrize("every_s", [0.0, 0.05, 1.0])
+def test_every_event_comes_once_and_in_order(every_s: float) -> None:
+    brought, _ = deliveries(Passes(300, 0.0005), every_s)
+    assert [number for each in brought for number in each] == list(range(1, 301))
+
+
+def test_fast_passes_share_deliveries() -> None:
+    """Half a second of passes, and a delivery every tenth of one: without it each pass wakes the loop."""
+    brought, done = deliveries(Passes(250, 0.002), 0.1)
+    assert len(brought) <= 25
+    assert brought[0][0] == 1 and done[0] < 100, "the first does not wait"
+
+
+def test_the_last_event_does_not_wait() -> None:
+    began = time.perf_counter()
+    deliveries(Passes(3, 0.001), 60.0)
+    assert time.perf_counter() - began < 20
+
+
+def test_slow_passes_do_not_wait() -> None:
+    brought, done = deliveries(Passes(4, 0.3), 0.001)
+    assert brought == [[1], [2], [3], [4]] and done == [1, 2, 3, 4]
+
+
+def test_a_closed_loop_ends_its_requests() -> None:
+    passes = Passes(10**6, 0.001)
+    pump = Pump(cast("Driver", passes), 60.0)
+
+    async def leave() -> Any:
+        box = pump.listen(cast("Ticket", OneTicket(passes)))
+        return await box.take()
+
+    asyncio.run(leave())
+    assert passes.cancelled.wait(20)
+    pump.join()
