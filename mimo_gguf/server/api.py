@@ -16,7 +16,7 @@ from mimo_gguf.server.bodies import read_body
 from mimo_gguf.server.chat_form import Head, chat_chunks, whole_chat
 from mimo_gguf.server.completion_form import completion_chunks, whole_completion
 from mimo_gguf.server.failures import Failure, failure_of, refusal
-from mimo_gguf.server.jobs import chat_job, completion_job
+from mimo_gguf.server.jobs import Job, chat_job, completion_job
 from mimo_gguf.server.looking import properties, tokenizer_info
 from mimo_gguf.server.metrics import CONTENT_TYPE, Metrics
 from mimo_gguf.server.models import Models, Served, Use
@@ -137,7 +137,7 @@ class Api:
 
     async def _chat(self, raw: bytes) -> Response:
         body, use = await self.read(ChatBody, raw)
-        job = await asyncio.to_thread(chat_job, body, use.llm)
+        job = await _made(chat_job, raw, body, use.llm)
         answers, head = Answers.begin(job, use.engine), Head("chatcmpl", use.name)
         vocabulary = use.llm.model.vocabulary
         if not body.stream:
@@ -147,7 +147,7 @@ class Api:
 
     async def _completion(self, raw: bytes) -> Response:
         body, use = await self.read(CompletionBody, raw)
-        job = await asyncio.to_thread(completion_job, body, use.llm)
+        job = await _made(completion_job, raw, body, use.llm)
         answers, head = Answers.begin(job, use.engine), Head("cmpl", use.name)
         vocabulary = use.llm.model.vocabulary
         if not body.stream:
@@ -158,6 +158,11 @@ class Api:
     async def stream(self, lines: AsyncGenerator[str, None]) -> Response:
         """The response that streams. A failure before the first line still has its status."""
         return await EventStream.begin(lines, self.settings.keep_alive_s)
+
+
+async def _made(make: Callable[[B, LLM], Job], raw: bytes, body: B, llm: LLM) -> Job:
+    """The job of a body; of a long one in a thread."""
+    return make(body, llm) if len(raw) <= _SHORT else await asyncio.to_thread(make, body, llm)
 
 
 def described(name: str, served: Served) -> dict[str, Any]:
