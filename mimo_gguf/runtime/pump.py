@@ -85,29 +85,36 @@ class Pump:
 
     Attributes:
         every_s: least seconds between two deliveries of one request, but for its first and its last.
+        linger_s: seconds that the thread waits for further requests before it ends: a new one delays a first token.
     """
 
     driver: Driver
     every_s: float = 0.0
+    linger_s: float = 0.0
     _boxes: dict[int, tuple[Box, Ticket]] = field(default_factory=dict)
     _posts: dict[asyncio.AbstractEventLoop, _Post] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
     _thread: threading.Thread | None = None
+    _is_joined: bool = False
 
     def listen(self, ticket: Ticket) -> Box:
         """Makes a box for the events of these requests."""
         box = Box()
-        with self._lock:
+        with self._changed:
             self._boxes.update((number, (box, ticket)) for number in ticket.ids)
             self._posts.setdefault(box.loop, _Post(box.loop, self.every_s))
             if self._thread is None and self._boxes:
                 self._thread = threading.Thread(target=self._run, name="mimo-gguf-async")
                 self._thread.start()
+            self._changed.notify()
         return box
 
     def join(self) -> None:
         """Waits for the thread's end."""
-        thread = self._thread
+        with self._changed:
+            self._is_joined = True
+            self._changed.notify()
+            thread = self._thread
         if thread is not None:
             thread.join()
 
@@ -121,11 +128,13 @@ class Pump:
                 self._break_off(error)
 
     def _open(self) -> list[int]:
-        """The ids of the requests that have not ended; if there are none, the thread ends."""
-        with self._lock:
+        """The ids of the requests that have not ended; if there are none and none come, the thread ends."""
+        with self._changed:
+            if not self._boxes:
+                self._posts.clear()
+                self._changed.wait_for(lambda: self._boxes or self._is_joined, self.linger_s)
             if not self._boxes:
                 self._thread = None
-                self._posts.clear()
             return list(self._boxes)
 
     def _hand_out(self, events: Sequence[Event]) -> None:
@@ -133,7 +142,7 @@ class Pump:
         found: dict[asyncio.AbstractEventLoop, dict[Box, list[Event]]] = {}
         at_once: set[asyncio.AbstractEventLoop] = set()
         tickets: dict[Box, Ticket] = {}
-        with self._lock:
+        with self._changed:
             for event in events:
                 box, tickets[box] = self._boxes.pop(event.id) if event.is_last else self._boxes[event.id]
                 found.setdefault(box.loop, {}).setdefault(box, []).append(event)
@@ -149,7 +158,7 @@ class Pump:
                     tickets[box].cancel()
 
     def _break_off(self, error: Exception) -> None:
-        with self._lock:
+        with self._changed:
             boxes = {box for box, _ in self._boxes.values()}
             self._boxes.clear()
         for box in boxes:

@@ -23,6 +23,7 @@ from mimo_gguf.server.failures import Failure, Refused
 
 _LONGEST_RETRY_S: Final = 60
 _EVERY_S: Final = 0.008  # between two chunks of one answer; passes of small models are shorter
+_LINGER_S: Final = 5.0  # that the thread which steps stays for the next call
 _NEWEST: Final = 0.2  # weight of the newest call in the mean time of a call
 
 
@@ -50,7 +51,7 @@ class Engine:
     def __init__(self, llm: LLM, limits: Limits | None = None) -> None:
         self.llm = llm
         self.limits = limits or Limits()
-        self._pump = Pump(llm.model.driver, _EVERY_S)
+        self._pump = Pump(llm.model.driver, _EVERY_S, _LINGER_S)
         self._mean_s = 1.0
         self.on_first_token: Callable[[float], None] = lambda seconds: None
         self.on_wait: Callable[[], None] = lambda: None

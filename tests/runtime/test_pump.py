@@ -99,3 +99,20 @@ def test_a_closed_loop_ends_its_requests() -> None:
     asyncio.run(leave())
     assert passes.cancelled.wait(20)
     pump.join()
+
+
+def test_the_thread_stays_for_the_next_request_and_ends_when_it_is_joined() -> None:
+    passes = Passes(1, 0.0)
+    pump = Pump(cast("Driver", passes), linger_s=60.0)
+
+    async def ask() -> None:
+        passes.n_done = 0
+        await pump.listen(cast("Ticket", OneTicket(passes))).take()
+
+    before = {thread.ident for thread in threading.enumerate()}
+    asyncio.run(ask())
+    (stays,) = {thread.ident for thread in threading.enumerate()} - before
+    asyncio.run(ask())
+    assert {thread.ident for thread in threading.enumerate()} - before == {stays}
+    pump.join()
+    assert {thread.ident for thread in threading.enumerate()} == before
