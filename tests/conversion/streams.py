@@ -20,7 +20,8 @@ from mimo_gguf.quantization.plan import OutputRequest, QuantizeOptions, plan_qua
 from mimo_gguf.quantization.profiles import load_profile
 from mimo_gguf.quantization.report import QuantizeReport
 from mimo_gguf.quantization.run import run_quantization
-from tests.conversion.rude_hub import COMMIT, TOKEN, RudeHub
+from tests.conversion.fake_hub import COMMIT, TOKEN
+from tests.conversion.rude_hub import RudeHub
 
 MODEL = "XiaomiMiMo/MiMo-7B-RL"
 PAGE = f"https://modelscope.cn/models/{MODEL}"  # of ModelScope

@@ -153,15 +153,19 @@ def test_damaged_weights_that_are_not_finite_come_again_before_they_count(hub: R
     wanted = expected(hub, tmp_path)
     path = tmp_path / "served" / SHARDS[1]
     good = path.read_bytes()
-    with open_stream(hub) as source:
+    last = f"-{len(good) - 1}"
+
+    def repair(asked: str) -> None:
+        if any(file.endswith(SHARDS[1]) and (part or "").endswith(last) for _, file, part in hub.requests):
+            path.write_bytes(good)
+
+    with open_stream(hub, replace(TINY, connections=1)) as source:
         path.write_bytes(good[:-64] + b"\xff" * 64)
-
-        class Repairer(Silence):
-            def update(self, done: Any, resumed: Any) -> None:
-                if done[0] > len(good):
-                    path.write_bytes(good)
-
-        quantize(source, tmp_path / "out", Repairer())
+        hub.on_request = repair
+        quantize(source, tmp_path / "out")
+        assert source.arrival is not None
+        assert source.arrival.fetched_bytes > sum((tmp_path / "served" / name).stat().st_size for name in SHARDS)
+    hub.on_request = lambda asked: None
     assert files_of(tmp_path / "out") == wanted
     path.write_bytes(good[:-64] + b"\xff" * 64)
     with open_stream(hub) as source, pytest.raises(WeightsError, match="holds Inf or NaN"):
@@ -271,7 +275,7 @@ def test_a_hub_without_digests(hub: RudeHub) -> None:
 
 
 def test_a_gated_model_says_what_to_do(hub: RudeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.gated = True
+    hub.gated.add(MODEL)
     with pytest.raises(HubError, match=r"access refused \(403\)") as caught:
         open_model(MODELSCOPE, reading=STREAM)
     assert caught.value.hint is not None and "MODELSCOPE_API_TOKEN" in caught.value.hint
@@ -282,7 +286,8 @@ def test_a_gated_model_says_what_to_do(hub: RudeHub, monkeypatch: pytest.MonkeyP
 def test_access_that_ends_during_the_run(hub: RudeHub, tmp_path: Path) -> None:
     hub.redirects = False
     with open_stream(hub) as source:
-        hub.gated, hub.token = True, "another"
+        hub.gated.add(MODEL)
+        hub.token = "another"
         with pytest.raises(HubError, match=r"access refused \(403\)"):
             quantize(source, tmp_path / "out")
 

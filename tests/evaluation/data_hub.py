@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from tests.conversion import fake_hub
+from tests.conversion.fake_hub import FakeHub, HubHandler, serve
 
 
-class _Handler(fake_hub._Handler):
+class _Handler(HubHandler):
     """Answers for data sets as the parent does for models, at any commit."""
 
-    def _answer(self) -> None:
-        is_data = urlsplit(self.path).path.startswith("/datasets/")
-        self.path = self.path.replace("/datasets/", "/", 1) if is_data else "/models-are-not-served"
-        super()._answer()
+    def answer(self, path: str, token: str) -> None:
+        is_data = path.startswith("/datasets/")
+        super().answer(path.replace("/datasets/", "/", 1) if is_data else "/models-are-not-served", token)
 
-    def _repository(self, name: str, revision: str | None) -> Path | None:
-        self.revision = revision if revision is not None and len(revision) == 40 else None
-        return super()._repository(name, None if self.revision else revision)
-
-    def _send(self, status: int, data: bytes, headers: Mapping[str, str], *, stop_at: int | None = None) -> None:
-        headers = dict(headers)
-        if "X-Repo-Commit" in headers and self.revision:
-            headers["X-Repo-Commit"] = self.revision
-        super()._send(status, data, headers, stop_at=stop_at)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, hub: fake_hub.FakeHub) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.hub = hub
+    def state_of(self, name: str, revision: str | None) -> tuple[Path, str] | None:
+        if revision is None or len(revision) != 40:
+            return super().state_of(name, revision)
+        state = super().state_of(name, None)
+        return None if state is None else (state[0], revision)
 
 
 @contextmanager
-def serve_data(repositories: dict[str, Path]) -> Iterator[fake_hub.FakeHub]:
+def serve_data(repositories: dict[str, Path]) -> Iterator[FakeHub]:
     """A running hub; `hub.endpoint` is what HF_ENDPOINT must be."""
-    hub = fake_hub.FakeHub(repositories)
-    server = _Server(hub)
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with serve(FakeHub(repositories), _Handler) as hub:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
