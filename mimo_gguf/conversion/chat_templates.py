@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,18 +36,33 @@ class ChatTemplates:
         return keys
 
 
-def read_chat_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplates:
+def read_chat_templates(
+    folder: Path, tokenizer_config: Mapping[str, Any], *, has_processor: bool = False
+) -> ChatTemplates:
     """The templates of the checkpoint in `folder`.
 
     A template file wins over tokenizer_config.json, and that wins over chat_template.json. If several templates have
     names and none is the default, there is no default: transformers does not choose either.
 
+    Args:
+        has_processor: whether the model is used through a processor, as those that see images are. A processor reads
+            chat_template.json first: https://github.com/huggingface/transformers, `get_processor_dict`.
+
     Raises:
         CheckpointError: a template file cannot be read.
     """
-    named = _from_files(folder) or _by_name(tokenizer_config.get("chat_template"))
-    if not named:
-        named = _by_name(read_optional_json(folder / "chat_template.json").get("chat_template"))
+    of_tokenizer = _by_name(tokenizer_config.get("chat_template"))
+    of_processor = _by_name(read_optional_json(folder / "chat_template.json").get("chat_template"))
+    if not (has_processor and of_processor):
+        return _choose_default(_from_files(folder) or of_tokenizer or of_processor)
+    if of_tokenizer in ({}, of_processor):
+        return _choose_default(of_processor)
+    chosen = _choose_default(of_processor)
+    note = "chat_template.json is used, as by the model's processor; tokenizer_config.json has another template"
+    return replace(chosen, notes=(*chosen.notes, note))
+
+
+def _choose_default(named: dict[str, str]) -> ChatTemplates:
     default = named.pop(_DEFAULT, None)
     others = {_safe(name): text for name, text in named.items()}
     if default is not None or not others:

@@ -101,9 +101,10 @@ class ConversionPlan:
             "n_mtp": self.n_mtp,
             "recipe": self.recipe.path.name,
             "mapped": [
-                {"from": tensor.hf, "to": tensor.gguf, "transform": tensor.transform} for tensor in self.mapping.mapped
+                {"from": self.weights[tensor.hf].name, "to": tensor.gguf, "transform": tensor.transform}
+                for tensor in self.mapping.mapped
             ],
-            "dropped": [{"from": tensor.hf, "reason": tensor.reason} for tensor in self.dropped],
+            "dropped": [{"from": self.weights[tensor.hf].name, "reason": tensor.reason} for tensor in self.dropped],
         }
 
     @property
@@ -123,27 +124,35 @@ def plan_conversion(checkpoint: Checkpoint, options: ConversionOptions = Convers
     where = str(checkpoint.folder)
     recipe = load_recipe(_architecture(checkpoint))
     config, notes = resolve_config(recipe, checkpoint.config, where)
-    weights = _all_weights(checkpoint, options.mtp_layers)
+    weights = _unwrapped(recipe, _all_weights(checkpoint, options.mtp_layers), where)
     foreign.check_names(weights.keys(), where)
     found = _count_mtp_layers(recipe, checkpoint, weights)
     layout, n_mtp = choose_layout(options, found, where)
     dims = Dimensions(config, recipe.defaults, {"mtp_layers": n_mtp}, where)
-    tied = checkpoint.config.get("tie_word_embeddings") is True
+    tied = config.get("tie_word_embeddings") is True
     mapping = plan_mapping(recipe, tuple(weights), dims, layout, tied=tied)
     for tensor in mapping.mapped:
         _check_tensor(weights[tensor.hf], tensor)
     n_parameters = sum(math.prod(tensor.shape) for tensor in mapping.mapped)
-    tokenizer = read_tokenizer(checkpoint.folder, config, dims.whole("vocab_size"), recipe.pre_tokenizers)
+    n_rows, has_processor = dims.whole("vocab_size"), recipe.wrapper is not None
+    tokenizer = read_tokenizer(checkpoint.folder, config, n_rows, recipe.pre_tokenizers, has_processor=has_processor)
     metadata = {
         **read_general(checkpoint, n_parameters, layout),
         **plan_metadata(recipe, layout, dims),
         **tokenizer.keys,
     }
     _check_runnable(metadata, [_output_info(tensor, weights[tensor.hf]) for tensor in mapping.mapped], where, found)
-    notes += tokenizer.notes
+    notes += tokenizer.notes + _notes_on_wrapper(recipe, mapping)
     if tied and any(rule.tied_to is not None and rule.hf in weights for rule in recipe.tensors):
         notes += ("config.json ties the output matrix to the embedding, but it is stored, so the stored one is used",)
     return ConversionPlan(checkpoint, recipe, layout, n_mtp, mapping, metadata, weights, notes)
+
+
+def _notes_on_wrapper(recipe: Recipe, mapping: TensorMapping) -> tuple[str, ...]:
+    """What the model cannot do without the larger model around it: the reasons why that one's tensors are left out."""
+    left_out = {tensor.reason for tensor in mapping.dropped}
+    rules = () if recipe.wrapper is None else recipe.wrapper.dropped
+    return tuple(dict.fromkeys(f"left out: {rule.reason}" for rule in rules if rule.reason in left_out))
 
 
 def _check_runnable(metadata: Metadata, infos: Sequence[TensorInfo], where: str, n_found: int) -> None:
@@ -274,6 +283,18 @@ def _all_weights(checkpoint: Checkpoint, mtp_layers: Path | None) -> dict[str, S
     if not further.keys() - checkpoint.weights.keys():
         raise CheckpointError(f"{mtp_layers}: no MTP layers that {checkpoint.folder} lacks", hint="drop --mtp-layers")
     return {**further, **checkpoint.weights}
+
+
+def _unwrapped(recipe: Recipe, weights: dict[str, StoredWeights], where: str) -> dict[str, StoredWeights]:
+    """The tensors by the names that the recipe has for them, if the model is inside a larger one."""
+    if recipe.wrapper is None:
+        return weights
+    renamed = {recipe.wrapper.inner_name(name): stored for name, stored in weights.items()}
+    if len(renamed) < len(weights):
+        kept = {stored.name for stored in renamed.values()}
+        twice = next(name for name in weights if name not in kept)
+        raise CheckpointError(f"{where}: a tensor is stored under two names: {twice}", hint="remove one of the two")
+    return renamed
 
 
 def _count_mtp_layers(recipe: Recipe, checkpoint: Checkpoint, weights: Mapping[str, StoredWeights]) -> int:

@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, Final
 
-from mimo_gguf.conversion.recipe import Recipe
+from mimo_gguf.conversion.recipe import Recipe, Wrapper
 from mimo_gguf.core.errors import CheckpointError
 
 _NEWER: Final = "this is another model, or a variant newer than this program"
@@ -20,20 +20,42 @@ _ROPE_TABLES: Final = ("rope_parameters", "rope_scaling")
 
 
 def resolve_config(recipe: Recipe, config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """config.json with rope_theta at the top level, and notes for the user.
+    """config.json with the text model's settings and rope_theta at the top level, and notes for the user.
 
     Raises:
         CheckpointError: config.json asks for arithmetic that the recipe does not know, or contradicts itself.
     """
+    if recipe.wrapper is not None:
+        config = _unwrapped(recipe.wrapper, config, where)
     for key, allowed in recipe.equals.items():
         _check_value(recipe, key, config.get(key), allowed, where)
-    theta = _rope_theta(config, where)
+    theta = _rope_theta(config, where, recipe.wrapper)
     known = {*recipe.used, *recipe.equals, *recipe.harmless, *_ROPE_TABLES}
     unknown = sorted(key for key, value in config.items() if key not in known and value is not None)
     notes = tuple(
         f"config.json has {key} = {_short(config[key])}, which is unknown here and ignored" for key in unknown
     )
     return {**config, "rope_theta": theta}, notes
+
+
+def _unwrapped(wrapper: Wrapper, config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """config.json with the inner model's settings at the top level, where older ones have them anyway.
+
+    transformers reads the inner settings if there are any. The outer `tie_word_embeddings` counts, too: see
+    Qwen2_5_VLConfig in transformers/models/qwen2_5_vl/configuration_qwen2_5_vl.py (version 5).
+    """
+    inner = config.get(wrapper.text_config)
+    if inner is None:
+        return config
+    if not isinstance(inner, Mapping):
+        raise CheckpointError(
+            f"{where}: config.json has {wrapper.text_config} = {_short(inner)}, not a table", hint=_NEWER
+        )
+    outer = {key: value for key, value in config.items() if key != wrapper.text_config}
+    tied = outer.get("tie_word_embeddings") or inner.get("tie_word_embeddings")
+    # The outer class is the checkpoint's. Rope settings are taken from one place, not from both.
+    rope = {key: None for key in (*_ROPE_TABLES, "rope_theta") if any(name in inner for name in _ROPE_TABLES)}
+    return {**outer, **rope, **inner, "tie_word_embeddings": tied, "architectures": config.get("architectures")}
 
 
 def _check_value(recipe: Recipe, key: str, value: Any, allowed: tuple[Any, ...], where: str) -> None:
@@ -47,7 +69,7 @@ def _check_value(recipe: Recipe, key: str, value: Any, allowed: tuple[Any, ...],
             )
 
 
-def _rope_theta(config: Mapping[str, Any], where: str) -> Any:
+def _rope_theta(config: Mapping[str, Any], where: str, wrapper: Wrapper | None) -> Any:
     """The base of the rotary frequencies. It may be stated in three places, which must agree.
 
     Source: RotaryEmbeddingConfigMixin in transformers/modeling_rope_utils.py (version 5).
@@ -55,7 +77,7 @@ def _rope_theta(config: Mapping[str, Any], where: str) -> Any:
     stated = {"rope_theta": config.get("rope_theta")}
     for table in _ROPE_TABLES:
         for name, parameters in _flat_tables(table, config.get(table), where):
-            _check_plain(name, parameters, where)
+            _check_plain(name, parameters, where, {} if wrapper is None else wrapper.rope)
             stated[f"{name}.rope_theta"] = parameters.get("rope_theta")
     found = {name: value for name, value in stated.items() if value is not None}
     for name, value in found.items():
@@ -79,11 +101,23 @@ def _flat_tables(name: str, stated: Any, where: str) -> list[tuple[str, Mapping[
     return [(name, stated)]
 
 
-def _check_plain(name: str, parameters: Mapping[str, Any], where: str) -> None:
-    """Raises CheckpointError if the settings stretch, scale or leave out part of the rotation."""
-    neutral = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1, "factor": 1}
+def _check_plain(name: str, parameters: Mapping[str, Any], where: str, further: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises CheckpointError if the settings stretch, scale or leave out part of the rotation.
+
+    Args:
+        further: settings that change nothing in this checkpoint, with their values, or none for any.
+    """
+    neutral: dict[str, tuple[Any, ...]] = {
+        "rope_type": ("default",),
+        "type": ("default",),
+        "partial_rotary_factor": (1,),
+        "factor": (1,),
+        **further,
+    }
     for key, value in parameters.items():
-        if key != "rope_theta" and value is not None and (key not in neutral or value != neutral[key]):
+        if key == "rope_theta" or value is None or (key in further and not further[key]):
+            continue
+        if value not in neutral.get(key, ()):
             raise CheckpointError(
                 f"{where}: config.json has {name}.{key} = {_short(value)}; only plain rotary positions are known here",
                 hint="convert the model without this extension of its context, or use another converter",

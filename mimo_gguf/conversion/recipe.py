@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,32 @@ class DropRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Wrapper:
+    """A larger model that holds one of this family, such as a model that sees images, and what is different then.
+
+    Attributes:
+        text_config: config.json's key for the settings of the inner model; without it they lie at the top.
+        prefixes: beginnings of tensor names, and those that this recipe has for the same tensors.
+        rope: settings of the rotation, besides the plain ones, that change nothing for text: their values, or none
+            for any.
+        harmless: keys of config.json that are not about the inner model.
+        dropped: the tensors that are not of the inner model.
+    """
+
+    architecture: str
+    text_config: str
+    prefixes: Mapping[str, str]
+    rope: Mapping[str, tuple[Any, ...]]
+    harmless: frozenset[str]
+    dropped: tuple[DropRule, ...]
+
+    def inner_name(self, stored: str) -> str:
+        """The recipe's name for the tensor that a checkpoint stores as `stored`."""
+        found = next((prefix for prefix in self.prefixes if stored.startswith(prefix)), "")
+        return self.prefixes.get(found, "") + stored.removeprefix(found)
+
+
+@dataclass(frozen=True, slots=True)
 class PreTokenizer:
     """llama.cpp's name for a way of splitting text before merging, and how a checkpoint's tokenizer is recognised."""
 
@@ -89,6 +115,8 @@ class Recipe:
         used: keys of config.json that the conversion reads.
         equals: keys of config.json with the values that they may have, "null" for absent.
         harmless: keys of config.json that change nothing about the weights' arithmetic.
+        wrappers: the larger models whose inner model it converts.
+        wrapper: the one that is to be converted; None for a model by itself.
     """
 
     path: Path
@@ -104,6 +132,19 @@ class Recipe:
     dropped: tuple[DropRule, ...]
     pre_tokenizers: tuple[PreTokenizer, ...]
     metadata: Mapping[str, Mapping[str, Mapping[str, str]]]
+    wrappers: tuple[Wrapper, ...] = ()
+    wrapper: Wrapper | None = None
+
+    @property
+    def all_architectures(self) -> tuple[str, ...]:
+        """Every architecture that it converts: its own, and the wrappers'."""
+        return (*self.architectures, *(wrapper.architecture for wrapper in self.wrappers))
+
+    def inside(self, wrapper: Wrapper) -> Recipe:
+        """The recipe for the model inside `wrapper`."""
+        return replace(
+            self, wrapper=wrapper, harmless=self.harmless | wrapper.harmless, dropped=self.dropped + wrapper.dropped
+        )
 
 
 # ---- reading
@@ -120,7 +161,10 @@ def load_recipe(architecture: str) -> Recipe:
     for recipe in recipes:
         if architecture in recipe.architectures:
             return recipe
-    known = ", ".join(name for recipe in recipes for name in recipe.architectures)
+        for wrapper in recipe.wrappers:
+            if architecture == wrapper.architecture:
+                return recipe.inside(wrapper)
+    known = ", ".join(name for recipe in recipes for name in recipe.all_architectures)
     raise CheckpointError(
         f"config.json says the architecture is {architecture!r}; there are recipes for {known}",
         hint="for other models use llama.cpp's convert_hf_to_gguf.py",
@@ -184,10 +228,25 @@ def _recipe(path: Path, table: Mapping[str, Any]) -> Recipe:
             )
             for rule in table["tensors"]
         ),
-        dropped=tuple(DropRule(drop["hf"], drop["reason"]) for drop in table.get("dropped", ())),
+        dropped=_drop_rules(table),
         pre_tokenizers=tuple(
             PreTokenizer(entry["name"], tuple(entry["tokenizer_classes"]), entry["normalizer"], entry["regex"])
             for entry in table["pre_tokenizers"]
         ),
         metadata=table["metadata"],
+        wrappers=tuple(
+            Wrapper(
+                architecture=architecture,
+                text_config=wrapper["text_config"],
+                prefixes=dict(wrapper["prefixes"]),
+                rope={key: tuple(values) for key, values in wrapper["rope"].items()},
+                harmless=frozenset(wrapper["harmless"]),
+                dropped=_drop_rules(wrapper),
+            )
+            for architecture, wrapper in table.get("wrappers", {}).items()
+        ),
     )
+
+
+def _drop_rules(table: Mapping[str, Any]) -> tuple[DropRule, ...]:
+    return tuple(DropRule(drop["hf"], drop["reason"]) for drop in table.get("dropped", ()))

@@ -43,9 +43,17 @@ class TokenizerMetadata:
 
 
 def read_tokenizer(
-    folder: Path, config: Mapping[str, Any], vocab_size: int, pre_tokenizers: Sequence[PreTokenizer]
+    folder: Path,
+    config: Mapping[str, Any],
+    vocab_size: int,
+    pre_tokenizers: Sequence[PreTokenizer],
+    *,
+    has_processor: bool = False,
 ) -> TokenizerMetadata:
     """The metadata for the tokenizer files in `folder`, padded to the embedding's `vocab_size` rows.
+
+    Args:
+        has_processor: as for `read_chat_templates`.
 
     Raises:
         CheckpointError: as `read_tokenizer_files`; also ids that are outside the embedding or used twice.
@@ -73,7 +81,7 @@ def read_tokenizer(
     for kind in ("bos", "eos"):
         if isinstance(add := files.settings.get(f"add_{kind}_token"), bool):
             keys[f"tokenizer.ggml.add_{kind}_token"] = boolean(add)
-    templates = read_chat_templates(folder, files.settings)
+    templates = read_chat_templates(folder, files.settings, has_processor=has_processor)
     return TokenizerMetadata(keys | dict(templates.metadata()), files.notes + templates.notes)
 
 
