@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mimo_gguf.quality.checking import check_quality
     from mimo_gguf.quality.measure import measure_quality
     from mimo_gguf.quality.original import compare
+    from mimo_gguf.relabelled import plan_relabel, relabel
     from mimo_gguf.runtime.async_llm import AsyncLLM
     from mimo_gguf.runtime.llm import LLM
     from mimo_gguf.runtime.model import Model
@@ -94,7 +95,9 @@ __all__ = [
     "plan_convert",
     "plan_fit",
     "plan_quantize",
+    "plan_relabel",
     "quantize",
+    "relabel",
     "serve",
     "verify",
 ]
@@ -141,6 +144,8 @@ _HOMES = {
     "serve": "server.start",
     "calibrate": "calibrated",
     "plan_calibrate": "calibrated",
+    "plan_relabel": "relabelled",
+    "relabel": "relabelled",
     "compare": "quality.original",
     "convert": "verbs",
     "imatrix": "verbs",

@@ -12,6 +12,7 @@
     plan_batch, batch          a model answers a file of requests, in OpenAI's batch form
     evaluate                   a model is asked the problems of benchmarks, and its answers are graded
     imatrix                    how much each column of a model's matrices is used is measured on texts
+    plan_relabel,  relabel     a GGUF file is written in another layout, its tensors the same
 
 A `plan_...` function reads headers only and writes nothing: it is the `--dry-run` of its command. A command parses its
 arguments, calls one of these functions, and shows what it returns. Conversion and quantization do not import each
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from mimo_gguf.quantization.plan import QuantizeOptions, QuantizePlan
     from mimo_gguf.quantization.report import QuantizeReport
     from mimo_gguf.quantization.verification import Verification
+    from mimo_gguf.relabelled import plan_relabel, relabel
     from mimo_gguf.server.offline import batch, plan_batch
     from mimo_gguf.server.start import serve
 
@@ -71,7 +73,9 @@ __all__ = [
     "plan_convert",
     "plan_fit",
     "plan_quantize",
+    "plan_relabel",
     "quantize",
+    "relabel",
     "serve",
     "verify",
 ]
@@ -96,6 +100,8 @@ _ELSEWHERE = {
     "measure_quality": "mimo_gguf.quality.measure",
     "serve": "mimo_gguf.server.start",
     "plan_fit": "mimo_gguf.fit.weigh",
+    "plan_relabel": "mimo_gguf.relabelled",
+    "relabel": "mimo_gguf.relabelled",
 }
 
 

@@ -65,7 +65,18 @@ OF_THE_VERB = {
 }
 
 
-VERBS = ("convert", "quantize", "imatrix", "verify", "inspect", "measure_quality", "serve", "batch", "evaluate")
+VERBS = (
+    "convert",
+    "quantize",
+    "imatrix",
+    "relabel",
+    "verify",
+    "inspect",
+    "measure_quality",
+    "serve",
+    "batch",
+    "evaluate",
+)
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -92,7 +103,7 @@ def test_what_decides_a_calibration_decides_its_plan() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["convert", "quantize"])
+@pytest.mark.parametrize("name", ["convert", "quantize", "relabel"])
 def test_a_plan_takes_what_decides_it_with_the_same_defaults(name: str) -> None:
     verb = inspect.signature(getattr(verbs, name)).parameters
     plan = inspect.signature(getattr(verbs, f"plan_{name}")).parameters

@@ -31,6 +31,7 @@ COMMANDS: Final[dict[str, str]] = {
     "convert": "Make",
     "quantize": "Make",
     "imatrix": "Make",
+    "relabel": "Make",
     "inspect": "Look",
     "verify": "Look",
     "quality": "Look",

@@ -9,6 +9,7 @@ import typer
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.options import (
+    LAYOUT,
     Connections,
     DryRun,
     Force,
@@ -39,10 +40,7 @@ def command(
     ],
     out: Out = None,
     types: Types = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(metavar="LAYOUT", help="step35: trunk and MTP (default if there is MTP). qwen2: trunk alone."),
-    ] = None,
+    layout: Annotated[str | None, LAYOUT] = None,
     mtp: Mtp = None,
     mtp_layers: Annotated[
         str | None,

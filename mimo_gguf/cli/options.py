@@ -117,6 +117,10 @@ Out = Annotated[
     str | None,
     typer.Option("-o", "--out", metavar="OUT", help="NAME.gguf, or a folder [default: beside a GGUF, else here]."),
 ]
+LAYOUT: Final = typer.Option(
+    metavar="LAYOUT", show_default=False,
+    help="step35: trunk and MTP. qwen2: trunk alone [default: step35 if there is MTP; relabel: qwen2].",
+)  # fmt: skip
 SplitMaxSize = Annotated[
     str | None,
     typer.Option(

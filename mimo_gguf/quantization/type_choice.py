@@ -156,7 +156,8 @@ def _choose(
     if info.n_columns % block_size(ggml_type):
         ggml_type = _fit_columns(ggml_type, info.n_columns)
         why = f"rows of {info.n_columns} weights are not a whole number of {wanted.name} blocks"
-    lacks = needs_importance(profile, info.name, ggml_type) and info.name not in importance.names
+    is_copied = ggml_type is info.ggml_type
+    lacks = not is_copied and needs_importance(profile, info.name, ggml_type) and info.name not in importance.names
     if lacks and _is_mtp(info, geometry):
         why = f"{ggml_type.name} needs importance weights, and there are none for this tensor"
         ggml_type, lacks = _fit_columns(profile.mtp.without_imatrix, info.n_columns), False

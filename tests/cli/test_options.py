@@ -62,6 +62,7 @@ def test_a_letter_is_one_option() -> None:
         "quality",
         "imatrix",
         "batch",
+        "relabel",
     }
     assert set(letters["-ngl"]) == {"batch", "chat", "bench", "evaluate", "fit", "serve", "quality", "imatrix"}
     assert set(_options()["--mtp"]) == set(_options()["--no-mtp"]) == {
