@@ -26,7 +26,7 @@ from mimo_gguf.hardware.devices import Device, list_devices
 from mimo_gguf.hardware.rpc import add_workers
 from mimo_gguf.memory import compute as memory_compute
 from tests import full_size
-from tests.memory.agreement import Cell, grid, parallel_grid, predict, write_files
+from tests.memory.agreement import Cell, can_run, grid, parallel_grid, predict, write_files
 from tests.workers import running_worker
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "memory.md"
@@ -65,12 +65,14 @@ class Tally:
 
 
 def measure(cells: list[Cell], folder: Path, devices: tuple[Device, ...]) -> dict[str, Tally]:
-    """Counts the cells of each row of the table, by its label "layout | type"."""
+    """Counts the cells of each row of the table, by its label "layout | type"; those that cannot run are left out."""
     files = write_files(folder)
     sizes = {key: full_size.sizes(*key) for key in files}
     tallies: dict[str, Tally] = defaultdict(Tally)
     for cell in cells:
         key = (cell.layout, cell.file_type)
+        if not can_run(sizes[key], cell.settings, devices):
+            continue
         several = ", 2 to 4 conversations" if cell.settings.n_seq_max > 1 else ""
         tally = tallies[f"{cell.layout} | {cell.file_type}{several}"]
         memory_compute._replay.cache_clear()

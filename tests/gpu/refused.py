@@ -34,7 +34,9 @@ def main(path: Path, n_ctx: int, *, is_fixed: bool) -> None:
     file = read_gguf(path)
     devices = [replace(device, free_bytes=max(device.free_bytes, 8 * GIB)) for device in list_devices()]
     plan = choose_plan(file, Wishes(n_ctx=n_ctx), devices)
-    wishes = Wishes(n_ctx=n_ctx, kv_type=plan.settings.type_k) if is_fixed else Wishes()
+    s = plan.settings
+    fixed = Wishes(n_ctx=n_ctx, kv_type=s.type_k, mtp=s.mtp, n_ubatch=s.n_ubatch, n_gpu_layers=s.n_gpu_layers)
+    wishes = fixed if is_fixed else Wishes()
     answer: dict[str, object] = {"planned": plan.needed_bytes[devices[0].name], "layers": plan.settings.n_gpu_layers}
     try:
         started = launch(file, plan, wishes, SessionOptions())

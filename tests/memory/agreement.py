@@ -87,10 +87,21 @@ def as_asked(memory: DeviceMemory) -> AskedMemory:
     return AskedMemory(memory.weights.n_bytes, memory.kv_cache, memory.compute)
 
 
+def can_run(sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...]) -> bool:
+    """Whether no device has a cache that is too large for it to compute with: llama.cpp ends the process then."""
+    memories = predict_memory(sizes, settings, _places(devices))
+    return all(
+        memory.cache_tensor <= device.traits.tensor_bytes for memory, device in zip(memories, devices, strict=False)
+    )
+
+
+def _places(devices: tuple[Device, ...]) -> list[Placement]:
+    return [Placement(device.name, device.free_bytes, device.traits) for device in devices]
+
+
 def predict(sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...]) -> tuple[AskedMemory, ...]:
     """One entry per device and the host's."""
-    places = [Placement(device.name, device.free_bytes, device.traits) for device in devices]
-    return tuple(map(as_asked, predict_memory(sizes, settings, places)))
+    return tuple(map(as_asked, predict_memory(sizes, settings, _places(devices))))
 
 
 def compare(path: Path, sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...]) -> str | None:
