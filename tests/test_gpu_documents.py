@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import documents, record
+from benchmarks.gpu.child import rows_of_child
 from benchmarks.gpu.memory import CELLS
 from benchmarks.gpu.record import Recorder, card_file, read_rows
 
@@ -70,3 +71,10 @@ def test_a_rehearsal_is_no_card(measured: Path) -> None:
 def test_without_results_the_documents_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "RESULTS", tmp_path)
     assert documents.memory_table() == documents.speed_table() == documents.NOTHING
+
+
+def test_a_measurement_that_fails_is_a_row_with_its_last_words(tmp_path: Path) -> None:
+    """And one that does not end in time is ended."""
+    (row,) = rows_of_child("cell", tmp_path / "missing.gguf", {"n_ctx": 256})
+    assert row["failed"] == 1 and "missing.gguf" in row["said"]
+    assert [row["failed"] for row in rows_of_child("cell", tmp_path, {}, timeout_s=0.01)] == ["timeout"]

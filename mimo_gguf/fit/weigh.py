@@ -23,7 +23,7 @@ from mimo_gguf.memory.run import Placement, RunSettings, session_settings
 
 # Beside llama.cpp's buffers. On the host: Python, the libraries and the vocabulary (100 MiB measured after loading),
 # and what the kernels need while they work. On a GPU: kernels and cuBLAS handles that a CUDA-like driver loads at first
-# use; the context itself is already missing from its free memory.
+# use (estimated, not measured); the context itself is already missing from its free memory.
 PROGRAM_BYTES: Final = 256 * MIB
 LAZY_DRIVER_BYTES: Final = 96 * MIB
 MARGIN_BYTES: Final = 128 * MIB

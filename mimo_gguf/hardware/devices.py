@@ -23,7 +23,7 @@ CPU: Final = "cpu"
 GPU: Final = "gpu"
 IGPU: Final = "igpu"
 _KINDS: Final = {0: CPU, 1: GPU, 2: IGPU}  # ggml_backend_dev_type; accelerators of the CPU have no memory of their own
-# The memory of a driver and its libraries (context, kernels, cuBLAS) once a program uses the card.
+# The memory of a driver and its libraries (context, kernels, cuBLAS) once a program uses the card: estimated.
 CONTEXT_OVERHEAD: Final = {"CUDA": 450 * MIB, "ROCm": 450 * MIB, "Vulkan": 200 * MIB, "SYCL": 300 * MIB}
 
 
