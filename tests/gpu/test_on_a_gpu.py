@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu.memory import ballast
+from mimo_gguf.chat.template import ChatTemplate
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
 from mimo_gguf.core.errors import BackendError
 from mimo_gguf.core.gguf_file import read_gguf
@@ -29,6 +30,7 @@ from mimo_gguf.fit.solver import Wishes
 from mimo_gguf.hardware.devices import Device, list_devices
 from mimo_gguf.hardware.memory_watch import LOW_BYTES, MemoryWatch
 from mimo_gguf.llama.api import LlamaModel, ModelOptions, load_model
+from mimo_gguf.llama.vocabulary import Vocabulary
 from mimo_gguf.memory.parts import ContextBytes
 from mimo_gguf.memory.run import RunSettings
 from mimo_gguf.runtime.launch import choose_plan, launch
@@ -76,18 +78,22 @@ def test_greedy_with_drafts_is_greedy_without(on_gpu: LlamaModel, n_draft: int) 
         assert session.stats.n_drafted[0] > 50
 
 
-def test_every_split_says_the_same(trained: Path, gpu: Device, tmp_path: Path) -> None:
+def test_every_split_says_the_same(trained: Path, gpu: Device) -> None:
     """From no layer to all of them on the device, with and without MTP, as on the CPU."""
-    texts = set()
+    prompt = ChatTemplate.of_file(read_gguf(trained)).render(SUM)
     n_layers = model_sizes(read_gguf(trained)).geometry.block_count + 1
-    for layers, mtp in itertools.product((0, 1, n_layers // 2, n_layers), ("--mtp", "--no-mtp")):
-        done = run(
-            tmp_path, "chat", trained, "-p", "What is 17 + 25?", "--temp", "0", "--max-tokens", "60", "--ctx", "512",
-            "--gpu-layers", str(layers), mtp, "--json",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        texts.add(json.loads(done.stdout)["text"])
+    texts = set()
+    for layers, devices in ((0, ()), *((n, (gpu.pointer,)) for n in (0, 1, n_layers // 2, n_layers))):
+        with load_model(trained, ModelOptions(n_gpu_layers=layers, devices=devices)) as model:
+            texts |= {greedy_answer(model, prompt, mtp=mtp) for mtp in (True, False)}
     assert len(texts) == 1 and "42" in texts.pop()
+
+
+def greedy_answer(model: LlamaModel, prompt: str, *, mtp: bool) -> str:
+    vocabulary = Vocabulary(model)
+    with Session(model, SessionOptions(n_ctx=512, mtp=mtp, adaptive=False)) as session:
+        said = generate(session, 60, GREEDY, vocabulary.tokenize(prompt))
+    return vocabulary.text(list(itertools.takewhile(lambda token: token not in vocabulary.end_tokens, said)))
 
 
 def test_a_plan_made_by_itself_puts_every_layer_there(trained: Path, gpu: Device, tmp_path: Path) -> None:
