@@ -157,6 +157,16 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:  # a checker shall find the names above, and miss all others
+    import sys
+
+    class _Package(type(sys)):
+        """The package: loading its folder `batch/` does not put that in the place of the verb."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name not in _HOMES or not isinstance(value, type(sys)):
+                super().__setattr__(name, value)
+
+    sys.modules[__name__].__class__ = _Package
 
     def __getattr__(name: str) -> Any:
         """The public names, each imported when it is first asked for."""

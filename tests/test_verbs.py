@@ -121,6 +121,16 @@ def test_every_public_name_is_in_the_table_and_can_be_had() -> None:
         mimo_gguf.nothing  # type: ignore[attr-defined]  # noqa: B018 - asked for, that is all
 
 
+def test_a_verb_is_not_hidden_by_a_folder_of_its_name() -> None:
+    code = "import mimo_gguf, mimo_gguf.batch.rows; from mimo_gguf import batch; print(batch is mimo_gguf.batch, batch)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("True <function batch")
+    folders = {path.parent.name for path in Path(mimo_gguf.__path__[0]).glob("*/__init__.py")}
+    for name in folders & set(mimo_gguf.__all__):
+        importlib.import_module(f"mimo_gguf.{name}")
+        assert callable(getattr(mimo_gguf, name))
+
+
 def test_importing_the_verbs_brings_nothing_heavy() -> None:
     code = "import sys, mimo_gguf.verbs; print(sorted({'numpy', 'numba', 'llama_cpp', 'rich'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
