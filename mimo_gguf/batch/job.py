@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from mimo_gguf.batch.ids import IdTable
 from mimo_gguf.batch.output import Output
-from mimo_gguf.batch.progress import BatchProgress
+from mimo_gguf.batch.progress import BatchProgress, Counts
 from mimo_gguf.batch.reading import InputFile, Lines
 from mimo_gguf.batch.rows import Fault, Result, Row, Run, fault_line, result_line, unanswered_line
 from mimo_gguf.batch.survey import duplicate, is_answered, row_of
@@ -37,6 +37,7 @@ class BatchJob:
     is_surveyed: bool = False
     on_progress: OnProgress = lambda progress: None
     _numbers: IdTable = field(default_factory=IdTable)  # name -> line, if the input was not surveyed
+    _noted: IdTable = field(default_factory=IdTable)  # names that `note_line` has written
 
     def next_rows(self) -> Sequence[Row | Fault]:
         """The next rows to be answered, those with a common beginning together; none at the end of the input.
@@ -47,7 +48,7 @@ class BatchJob:
             UsageError: the input has changed.
         """
         while block := self.lines.block():
-            self._check_unchanged()
+            self.check_unchanged()
             found = [row for line in block if (row := self._new(row_of(line))) is not None]
             rows = sorted((row for row in found if isinstance(row, Row)), key=lambda row: row.beginning)
             if found:
@@ -57,21 +58,33 @@ class BatchJob:
     def note(self, row: Row, result: Result) -> None:
         """Writes the result of a row. Raises OutputError if that is impossible."""
         self.output.append(result_line(row, result, self.run))
-        self._count(result)
+        self._count(Counts.of(result))
+
+    def note_line(self, name: int, line: bytes, counts: Counts) -> None:
+        """Writes a line that answers the row of this name, as `result_line` makes it; only the first one for a row.
+
+        Raises:
+            UsageError: the input has changed.
+            OutputError: the output cannot be written.
+        """
+        self.check_unchanged()
+        if self._noted.put(name, 1) is None:
+            self.output.append(line)
+            self._count(counts)
 
     def note_fault(self, fault: Fault) -> None:
         """Writes what is wrong with a line. Raises OutputError if that is impossible."""
         self.output.append(fault_line(fault))
-        self._count(Result(0, {}))
+        self._count(Counts(ok=False))
 
     def note_unanswered(self, row: Row, code: str, message: str) -> None:
         """Writes that a row was not answered, and why. Raises OutputError if that is impossible."""
         self.output.append(unanswered_line(row, code, message, self.run))
-        self._count(Result(0, {}))
+        self._count(Counts(ok=False))
 
     def finish(self) -> BatchProgress:
         """Ends the output. Raises OutputError if that is impossible, UsageError if the input has changed."""
-        self._check_unchanged()
+        self.check_unchanged()
         self.output.finish()
         return self.progress
 
@@ -81,7 +94,8 @@ class BatchJob:
         if self.file is not None:
             self.file.close()
 
-    def _check_unchanged(self) -> None:
+    def check_unchanged(self) -> None:
+        """Raises UsageError if the input has changed since it was looked through."""
         if self.file is not None and self.is_surveyed:
             self.file.check_unchanged()
 
@@ -94,6 +108,6 @@ class BatchJob:
             return None
         return row
 
-    def _count(self, result: Result) -> None:
-        self.progress.add(result)
+    def _count(self, counts: Counts) -> None:
+        self.progress.add(counts)
         self.on_progress(self.progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mimo_gguf.batch.rows import Result
 
@@ -16,6 +16,21 @@ _COUNTS: Final = {
     "n_drafted": ("timings", "draft_n"),
     "n_accepted": ("timings", "draft_n_accepted"),
 }
+
+
+class Counts(NamedTuple):
+    """What the answer to one row adds to the figures: whether it is one, and its tokens. It can be pickled."""
+
+    ok: bool
+    n_prompt: int = 0
+    n_generated: int = 0
+    n_drafted: int = 0
+    n_accepted: int = 0
+
+    @classmethod
+    def of(cls, result: Result) -> Counts:
+        """The counts of a row's result."""
+        return cls(result.ok, **{name: result.count(part, key) for name, (part, key) in _COUNTS.items()})
 
 
 @dataclass(slots=True)
@@ -48,12 +63,14 @@ class BatchProgress:
         """Starts the clock: from now on rows are answered."""
         self.began = self.clock()
 
-    def add(self, result: Result) -> None:
+    def add(self, counts: Counts) -> None:
         """Counts a row that was answered."""
         self.n_done += 1
-        self.n_failed += not result.ok
-        for name, (part, key) in _COUNTS.items():
-            setattr(self, name, getattr(self, name) + result.count(part, key))
+        self.n_failed += not counts.ok
+        self.n_prompt += counts.n_prompt
+        self.n_generated += counts.n_generated
+        self.n_drafted += counts.n_drafted
+        self.n_accepted += counts.n_accepted
 
     @property
     def n_new(self) -> int:

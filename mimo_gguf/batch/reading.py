@@ -39,12 +39,18 @@ class Stamp(NamedTuple):
 class Lines:
     """The lines of an open descriptor, in blocks."""
 
-    def __init__(self, fd: int) -> None:
-        """Reads from `fd`, which is not closed here."""
+    def __init__(self, fd: int, *, n_before: int = 0, n_bytes: int | None = None) -> None:
+        """Reads from `fd`, which is not closed here.
+
+        Args:
+            n_before: lines before the first one, for their numbers.
+            n_bytes: bytes that are read, which end with a line; None for all.
+        """
         self._fd = fd
+        self._left_bytes = n_bytes
         self._rest = bytearray()  # of a line that has not ended
         self._is_too_long = False
-        self._number = 0
+        self._number = n_before
         self._ended = False
         self._come: deque[Line] = deque()  # lines that were read and not yet given
 
@@ -74,10 +80,9 @@ class Lines:
         return bool(select.select([self._fd], [], [], 0)[0])
 
     def _read(self) -> Iterator[Line]:
-        try:
-            piece = os.read(self._fd, _PIECE)
-        except OSError as error:
-            raise UsageError(f"the input cannot be read: {error.strerror or error}", hint="give a file") from None
+        piece = _read(self._fd, _PIECE if self._left_bytes is None else min(_PIECE, self._left_bytes))
+        if self._left_bytes is not None:
+            self._left_bytes -= len(piece)
         self._ended = not piece
         first, *others = piece.split(b"\n") if piece else (b"\n").split(b"\n")
         self._add(first)
@@ -109,7 +114,11 @@ class Lines:
 
 
 class InputFile:
-    """A file of rows that is open, and may not change until it has been read."""
+    """A file of rows that is open, and may not change until it has been read.
+
+    Attributes:
+        stamp: its state when it was opened.
+    """
 
     def __init__(self, path: Path) -> None:
         """Opens the file. Raises UsageError if that cannot be."""
@@ -121,16 +130,26 @@ class InputFile:
             self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror or error}", hint="check the path and permissions") from None
-        self._stamp = self._stamp_now()
+        self.stamp = self._stamp_now()
 
     def lines(self) -> Lines:
         """The lines from the beginning. Lines that were given before end then."""
         os.lseek(self.fd, 0, os.SEEK_SET)
         return Lines(self.fd)
 
+    def blocks(self, n_bytes: int) -> Iterator[bytes]:
+        """All bytes from the beginning, so many at a time. Raises UsageError if they cannot be read."""
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        while block := _read(self.fd, n_bytes):
+            yield block
+
     def check_unchanged(self) -> None:
         """Raises UsageError if the file was written to, or replaced by another one, since it was opened."""
-        if self._stamp_now() != self._stamp:
+        self.check_is(self.stamp)
+
+    def check_is(self, stamp: Stamp) -> None:
+        """Raises UsageError if the file is not in this state any more."""
+        if self._stamp_now() != stamp:
             raise UsageError(
                 f"{self.path}: has changed while it was being answered",
                 hint="no answer is lost: run the same command again",
@@ -147,3 +166,10 @@ class InputFile:
         except OSError:
             return Stamp(-1, -1, -1)
         return Stamp(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+def _read(fd: int, n_bytes: int) -> bytes:
+    try:
+        return os.read(fd, n_bytes)
+    except OSError as error:
+        raise UsageError(f"the input cannot be read: {error.strerror or error}", hint="give a file") from None

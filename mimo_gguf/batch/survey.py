@@ -42,6 +42,11 @@ class Survey:
     longest: int | None = 0
     longest_prompt: int = 0
 
+    @property
+    def n_left(self) -> int:
+        """The rows that are still to be answered."""
+        return self.n_rows - self.n_answered
+
     def add_fault(self, fault: Fault) -> None:
         """Notes a line that is not a row."""
         self.n_faults += 1
