@@ -59,6 +59,7 @@ OF_THE_VERB = {
     "on_certified",
     "on_ready",
     "on_start",
+    "on_pool",
     "on_task",
     "on_graded",
     "find",

@@ -39,8 +39,8 @@ class Setting:
 
 
 SETTINGS: Final = (
-    Setting("models_dir", (*_RUN, "models"), "MIMO_GGUF_MODELS"),
-    Setting("yes", _RUN),
+    Setting("models_dir", (*_RUN, "batch", "models"), "MIMO_GGUF_MODELS"),
+    Setting("yes", (*_RUN, "batch")),
     Setting("ctx", (*_RUN, "batch", "fit")),
     Setting("kv_type", (*_RUN, "batch", "fit")),
     Setting("mtp", (*_RUN, "batch", "fit")),

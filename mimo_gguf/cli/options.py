@@ -56,10 +56,35 @@ Rpc = Annotated[
 Parallel = Annotated[int, typer.Option("--parallel", metavar="N", help="Conversations at once, sharing --ctx.")]
 Draft = Annotated[int, typer.Option("--draft", metavar="N", help="Tokens drafted at a time.")]
 AlwaysDraft = Annotated[bool, typer.Option("--always-draft", help="Draft even if that is slower than not drafting.")]
+Alias = Annotated[
+    list[str] | None,
+    typer.Option("--alias", metavar="NAME", help="A further name of the model (the first one); may be repeated."),
+]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; strangers must not reach it.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port to listen on.")]
 Auto = Annotated[
     bool, typer.Option("--auto", show_default=False, help="Choose for the free memory whatever is not given.")
+]
+
+# ---- on which machines
+
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="HOST:PORT", help="Spread rows over this Ray cluster; auto is this machine's."),
+]
+RayWorkers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, metavar="N", help="Engines on the Ray cluster [default: what it has room for]."),
+]
+RayCpus = Annotated[
+    int | None,
+    typer.Option(
+        "--cpus-per-worker", min=1, metavar="N", help="CPUs of each engine [default: those of the smallest machine]."
+    ),
+]
+RayGpus = Annotated[
+    int | None,
+    typer.Option("--gpus-per-worker", min=0, metavar="N", help="GPUs of each engine [default: 1 if there are any]."),
 ]
 
 # ---- what is read
@@ -89,12 +114,9 @@ AllText = Annotated[
 
 # ---- which model
 
-ModelName = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="A GGUF, a checkpoint folder, or a Hub id: org/name, org/name:Q6_K, org/name@revision."
-    ),
-]
+_MODEL_HELP: Final = "A GGUF, a checkpoint folder, or a Hub id: org/name, org/name:Q6_K, org/name@revision."
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
+ModelOption = Annotated[str, typer.Option("--model", metavar="MODEL", help=_MODEL_HELP)]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 ModelsDir = Annotated[
     Path | None,

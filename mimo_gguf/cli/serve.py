@@ -15,6 +15,7 @@ from mimo_gguf.cli.finding import find_model
 from mimo_gguf.cli.llama_log import copied_log
 from mimo_gguf.cli.loading import loading, print_advice
 from mimo_gguf.cli.options import (
+    Alias,
     AlwaysDraft,
     Auto,
     Ctx,
@@ -54,10 +55,7 @@ def command(
     ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8080,
-    alias: Annotated[
-        list[str] | None,
-        typer.Option("--alias", metavar="NAME", help="A further name of the first model; may be repeated."),
-    ] = None,
+    alias: Alias = None,
     ctx: Ctx = None,
     parallel: Parallel = 4,
     mem_fraction: Annotated[

@@ -16,8 +16,8 @@ from mimo_gguf.runtime.launch import choose_plan
 
 # A GPU reads its weights once for all conversations, so that more of them cost little until it is busy computing. A CPU
 # computes all the time: past a few conversations more of them change nothing but the memory they take.
-_MOST_ON_GPU: Final = 64
-_MOST_ON_CPU: Final = 16
+MOST_ON_GPU: Final = 64
+MOST_ON_CPU: Final = 16
 _NUMBERS: Final = (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)
 
 
@@ -70,7 +70,7 @@ def choose_slots(
     if n_parallel is not None or not first.plan.fits or (first.n_ctx is None and not wishes.n_ctx):
         return first
     one = first.plan.settings
-    most = min(max(most or _MOST_ON_GPU, 1), _MOST_ON_GPU if _is_on_gpu(first.plan) else _MOST_ON_CPU)
+    most = min(max(most or MOST_ON_GPU, 1), MOST_ON_GPU if _is_on_gpu(first.plan) else MOST_ON_CPU)
     if wishes.n_ctx:
         most = min(most, max(wishes.n_ctx // window, 1))
     as_one: dict[str, Any] = {"mtp": first.plan.runs_mtp, "kv_type": one.type_k, "n_ubatch": one.n_ubatch}

@@ -8,24 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mimo_gguf.batch.open_job import Source
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.server.batch_settings import BatchSettings, window_of
 
 if TYPE_CHECKING:
     from mimo_gguf.batch.job import BatchJob
-    from mimo_gguf.batch.open_job import Source
     from mimo_gguf.batch.progress import BatchProgress
     from mimo_gguf.batch.rows import Run
     from mimo_gguf.batch.survey import Survey
     from mimo_gguf.core.gguf_file import GgufFile
-    from mimo_gguf.engine.session import SessionOptions
     from mimo_gguf.fit.plan import FitPlan
     from mimo_gguf.runtime.llm import LLM
-    from mimo_gguf.runtime.slots import Slots
+    from mimo_gguf.server.ray_cluster import Pool, RayWishes
     from mimo_gguf.server.row_answers import Rules
-
-_SCORED_ROWS = 64  # tokens of a prompt that one pass scores for `echo`
-_SMALLEST_WINDOW = 256
-_MOST_WAITING = 1 << 20  # answers; the loop decides how many rows wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,95 +50,33 @@ class BatchPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Settings:
-    """How a model is run for a batch, as the user gave it."""
+class _Watch:
+    """What is called while a batch runs."""
 
-    model: Path
-    names: tuple[str, ...]
-    ctx: int | None
-    parallel: int | None
-    mtp: bool | None
-    draft: int
-    always_draft: bool
-    threads: int | None
-    gpu_layers: int | None
-    kv_type: str | None
-    ubatch: int | None
-    exact: bool
-
-    def fingerprint(self, file: GgufFile) -> str:
-        """What decides the answers: the weights, as the file's header and size tell, and how they are computed."""
-        parts = " ".join(f"{part.header_digest} {part.path.stat().st_size}" for part in file.parts)
-        return f"{parts} exact={self.exact}"
-
-    def options(self, n_parallel: int = 1) -> SessionOptions:
-        """The options of the session."""
-        from mimo_gguf.engine.session import SessionOptions
-
-        return SessionOptions(
-            n_parallel=n_parallel, n_threads=self.threads or 0, n_draft=self.draft, adaptive=not self.always_draft,
-            n_prompt_rows=_SCORED_ROWS, exact=self.exact,
-        )  # fmt: skip
-
-    def slots(self, file: GgufFile, survey: Survey | None) -> Slots:
-        """How many rows are answered at a time, and with which plan."""
-        from mimo_gguf.core.kv_cache import parse_kv_type
-        from mimo_gguf.fit.solver import Wishes
-        from mimo_gguf.runtime.slots import choose_slots
-
-        wishes = Wishes(
-            n_ctx=self.ctx, kv_type=None if self.kv_type is None else parse_kv_type(self.kv_type), mtp=self.mtp,
-            n_ubatch=self.ubatch, n_gpu_layers=self.gpu_layers, exact=self.exact,
-        )  # fmt: skip
-        window = None if survey is None else _window(survey)
-        n_left = None if survey is None else survey.n_rows - survey.n_answered
-        return choose_slots(
-            file, wishes, self.options(), window=window, most=n_left, n_parallel=self.parallel
-        )  # fmt: skip
-
-    def load(self, slots: Slots, *, force: bool, on_plan: Callable[[FitPlan], None] | None) -> LLM:
-        """The model, loaded. Raises MimoGgufError as `Model.load`."""
-        from mimo_gguf.runtime.llm import LLM
-        from mimo_gguf.runtime.model import Model
-
-        model = Model.load(
-            self.model, n_ctx=slots.n_ctx, kv_type=self.kv_type, mtp=self.mtp, n_ubatch=self.ubatch,
-            n_gpu_layers=self.gpu_layers, options=self.options(slots.n_parallel), exact=self.exact, force=force,
-            on_plan=on_plan,
-        )  # fmt: skip
-        return LLM.of_model(model)
+    on_plan: Callable[[FitPlan], None] | None
+    on_pool: Callable[[Pool], None] | None
+    on_start: Callable[[BatchProgress], None] | None
+    on_progress: Callable[[BatchProgress], None] | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """A batch as it was asked for: the rows, where they go, and what answers them."""
 
-    settings: _Settings
+    settings: BatchSettings
     source: Source
     file: GgufFile
     run: Run
     rules: Rules
 
     @classmethod
-    def of(
-        cls, rows: str | Path, out: str | Path, model: str | Path, alias: str | Sequence[str], *, retry_errors: bool,
-        force: bool, **how: Any,
-    ) -> _Asked:  # fmt: skip
-        """The batch of a verb's arguments; `how` are those of `_Settings`. Reads the model's header.
-
-        Raises:
-            UsageError: the library that checks bodies is missing.
-            GgufError: the model cannot be read.
-        """
-        _check_libraries()
-        from mimo_gguf.batch.open_job import Source
+    def of(cls, settings: BatchSettings, source: Source) -> _Asked:
+        """Reads the model's header. Raises GgufError."""
         from mimo_gguf.batch.rows import Run
         from mimo_gguf.core.runnable import read_runnable
         from mimo_gguf.server.row_answers import Rules
 
-        settings = _Settings(model=Path(model), names=_names(model, alias), **how)
-        file = read_runnable(settings.model)
-        source = Source(rows, out, retry_errors, force)
+        file = read_runnable(Path(settings.model))
         return cls(settings, source, file, Run(settings.fingerprint(file)), Rules(settings.names))
 
 
@@ -151,14 +85,16 @@ def batch(
     ctx: int | None = None, parallel: int | None = None, mtp: bool | None = None, draft: int = 1,
     always_draft: bool = False, threads: int | None = None, gpu_layers: int | None = None, kv_type: str | None = None,
     ubatch: int | None = None, exact: bool = False, retry_errors: bool = False, force: bool = False,
-    on_plan: Callable[[FitPlan], None] | None = None, on_start: Callable[[BatchProgress], None] | None = None,
-    on_progress: Callable[[BatchProgress], None] | None = None,
+    ray: str | None = None, workers: int | None = None, cpus_per_worker: int | None = None,
+    gpus_per_worker: int | None = None, on_plan: Callable[[FitPlan], None] | None = None,
+    on_pool: Callable[[Pool], None] | None = None, on_start: Callable[[BatchProgress], None] | None = None,
+    on_progress: Callable[[BatchProgress], None] | None = None, find: Callable[..., Path] | None = None,
 ) -> BatchProgress:  # fmt: skip
     """Answers the rows of a file in OpenAI's batch form, many at a time. A run that was stopped goes on.
 
     Args:
         rows: the file, one JSON object a line; "-" for stdin.
-        model: a GGUF file, from which the model also has its name.
+        model: a GGUF file, from which the model also has its name, or what `resolve_model` makes one of.
         out: the file of answers; "-" for stdout.
         alias: further names of the model, as rows may give it.
         ctx, parallel: tokens that the rows in work share, and how many are in work; what is None is chosen, so that
@@ -167,33 +103,48 @@ def batch(
         threads, gpu_layers, kv_type, ubatch, exact: as for `Model.load`.
         retry_errors: answer the rows again that failed in an earlier run.
         force: start over whatever is in `out`, and with a plan that does not seem to fit.
-        on_plan: called with the plan before anything is loaded.
-        on_start: called when the model is loaded.
-        on_progress: called after each row.
+        ray: the Ray cluster that answers, `HOST:PORT` or "auto"; None for this machine alone.
+        workers, cpus_per_worker, gpus_per_worker: engines on the cluster, and the size of each; None chooses.
+        on_plan, on_pool: called before anything is loaded: with the plan of this machine, or with the cluster's actors.
+        on_start, on_progress: called when the model is loaded, and after each row.
+        find: finds the model's file, with the arguments of `resolve_model`, which does so if it is None.
 
     Returns:
         The figures of the whole batch.
 
     Raises:
         UsageError: the input cannot be read, a line is not a row of its own, no row can be answered, a row has changed
-            since it was answered, or the library that checks bodies is missing.
+            since it was answered, an option needs another one, or a library is missing.
         OutputError: the output cannot be written, or is of something else.
-        GgufError, DoesNotFit, BackendError: as `Model.load`; BackendError also if the backend fails at row after row.
+        GgufError, DoesNotFit, BackendError: as `Model.load`; BackendError also if row after row fails, or Ray does.
+        CheckpointError, HubError, WeightsError: as `resolve_model`, if the model has to be made.
     """
-    asked = _Asked.of(
-        rows, out, model, alias, retry_errors=retry_errors, force=force, ctx=ctx, parallel=parallel, mtp=mtp,
-        draft=draft, always_draft=always_draft, threads=threads, gpu_layers=gpu_layers, kv_type=kv_type, ubatch=ubatch,
-        exact=exact,
-    )  # fmt: skip
+    settings = _settings(
+        model, alias, ctx, parallel, mtp, draft, always_draft, threads, gpu_layers, kv_type, ubatch, exact, force
+    )
+    source, watch = Source(rows, out, retry_errors, force), _Watch(on_plan, on_pool, on_start, on_progress)
+    cluster = _cluster(ray, workers, cpus_per_worker, gpus_per_worker)
+    if cluster is None:
+        return _batch_here(settings.found(find), source, watch)
+    from mimo_gguf.server.ray_batch import batch_on_ray
+
+    return batch_on_ray(
+        settings, source, cluster, find=find, on_pool=on_pool, on_start=on_start, on_progress=on_progress
+    )
+
+
+def _batch_here(settings: BatchSettings, source: Source, watch: _Watch) -> BatchProgress:
+    """Answers the rows with an engine of this process."""
     from mimo_gguf.batch.open_job import open_job
 
-    job, survey = open_job(asked.source, asked.run, asked.rules.refuse, on_progress or (lambda progress: None))
+    asked = _Asked.of(settings, source)
+    job, survey = open_job(source, asked.run, asked.rules.refuse, watch.on_progress or (lambda progress: None))
     try:
-        if survey is None or survey.n_answered < survey.n_rows:
-            slots = asked.settings.slots(asked.file, survey)
-            llm = asked.settings.load(slots, force=force, on_plan=on_plan)
-            if on_start is not None:
-                on_start(job.progress)
+        if survey is None or survey.n_left:
+            slots = settings.slots(asked.file, window=window_of(survey), most=None if survey is None else survey.n_left)
+            llm = settings.load(slots, on_plan=watch.on_plan)
+            if watch.on_start is not None:
+                watch.on_start(job.progress)
             _answer(job, llm, asked)
         return job.finish()
     finally:
@@ -203,10 +154,10 @@ def batch(
 def _answer(job: BatchJob, llm: LLM, asked: _Asked) -> None:
     """Answers what is left of a job, and closes the model."""
     from mimo_gguf.batch.loop import answer_rows
-    from mimo_gguf.server.engine import Engine, Limits
-    from mimo_gguf.server.row_answers import RowAnswerer
+    from mimo_gguf.server.engine import Engine
+    from mimo_gguf.server.row_answers import EVERY_ROW, RowAnswerer
 
-    engine = Engine(llm, Limits(n_waiting=_MOST_WAITING))
+    engine = Engine(llm, EVERY_ROW)
     try:
         asyncio.run(answer_rows(job, RowAnswerer.of_engine(engine, asked.rules, asked.run.fingerprint)))
     finally:
@@ -218,41 +169,43 @@ def plan_batch(
     ctx: int | None = None, parallel: int | None = None, mtp: bool | None = None, draft: int = 1,
     always_draft: bool = False, threads: int | None = None, gpu_layers: int | None = None, kv_type: str | None = None,
     ubatch: int | None = None, exact: bool = False, retry_errors: bool = False, force: bool = False,
+    find: Callable[..., Path] | None = None,
 ) -> BatchPlan:  # fmt: skip
-    """Plans what `batch` with the same arguments would do, and checks the input. Nothing is loaded or written.
+    """Plans what `batch` with the same arguments would do, and checks the input. Nothing is loaded.
+
+    A model that is not here yet is made all the same, because its file decides the plan.
 
     Raises:
         MimoGgufError: as `batch`, except for errors that loading shows.
     """
-    asked = _Asked.of(
-        rows, out, model, alias, retry_errors=retry_errors, force=force, ctx=ctx, parallel=parallel, mtp=mtp,
-        draft=draft, always_draft=always_draft, threads=threads, gpu_layers=gpu_layers, kv_type=kv_type, ubatch=ubatch,
-        exact=exact,
-    )  # fmt: skip
     from mimo_gguf.batch.open_job import look_through
 
+    settings = _settings(
+        model, alias, ctx, parallel, mtp, draft, always_draft, threads, gpu_layers, kv_type, ubatch, exact, force
+    )
+    asked = _Asked.of(settings.found(find), Source(rows, out, retry_errors, force))
     survey, earlier = look_through(asked.source, asked.run, asked.rules.refuse)
-    slots = asked.settings.slots(asked.file, survey)
+    slots = asked.settings.slots(asked.file, window=window_of(survey), most=None if survey is None else survey.n_left)
     return BatchPlan(survey, len(earlier.answered), earlier.n_failed, slots.plan)
 
 
-def _window(survey: Survey) -> int:
-    """The tokens that the longest row needs. An answer without a limit has 8192 together with its prompt, or more."""
-    from mimo_gguf.fit.solver import GOOD_CONTEXT
-
-    if survey.longest is None:
-        return max(GOOD_CONTEXT, survey.longest_prompt + GOOD_CONTEXT // 2)
-    return max(survey.longest, _SMALLEST_WINDOW)
-
-
-def _names(model: str | Path, alias: str | Sequence[str]) -> tuple[str, ...]:
-    further = (alias,) if isinstance(alias, str) else alias
-    return tuple(dict.fromkeys((Path(model).stem, *further)))
-
-
-def _check_libraries() -> None:
-    """Refuses to check bodies without the library that does it."""
+def _settings(model: str | Path, alias: str | Sequence[str], *how: Any) -> BatchSettings:
+    """The settings of a batch. Raises UsageError if the library that checks bodies is missing."""
     from importlib.util import find_spec
 
     if find_spec("pydantic") is None:
         raise UsageError("batches need pydantic", hint="pip install 'mimo-gguf[serve]'")
+    return BatchSettings(model, (alias,) if isinstance(alias, str) else tuple(alias), *how)
+
+
+def _cluster(address: str | None, workers: int | None, n_cpus: int | None, n_gpus: int | None) -> RayWishes | None:
+    """What is wished of a Ray cluster; None without one. Raises UsageError for a size without a cluster."""
+    from mimo_gguf.server.ray_cluster import RayWishes
+
+    if address is not None:
+        return RayWishes(address, workers, n_cpus, n_gpus)
+    given = {"--workers": workers, "--cpus-per-worker": n_cpus, "--gpus-per-worker": n_gpus}
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{name} is for several machines", hint="--ray auto")
+    return None

@@ -19,12 +19,13 @@ from mimo_gguf.server.answers import Answers
 from mimo_gguf.server.bodies import read_body
 from mimo_gguf.server.chat_form import Head, whole_chat
 from mimo_gguf.server.completion_form import whole_completion
-from mimo_gguf.server.engine import Engine
+from mimo_gguf.server.engine import Engine, Limits
 from mimo_gguf.server.failures import Failure, Refused, failure_of, refusal
 from mimo_gguf.server.jobs import Job, chat_job, completion_job
 from mimo_gguf.server.requests import ChatBody, CompletionBody
 
-_AHEAD: Final = 2  # rows in flight for each slot, so that the next one is ready when a slot is free
+EVERY_ROW: Final = Limits(n_waiting=1 << 20)  # whoever gives the rows decides how many wait
+AHEAD: Final = 2  # rows in flight for each slot, so that the next one is ready when a slot is free
 _MOST_IN_A_ROW: Final = 2  # faults of the backend for each row in flight, one after the other, that end a batch
 
 
@@ -118,7 +119,7 @@ class RowAnswerer:
         async def engine_of(name: str | None) -> tuple[str, Engine]:
             return name or rules.names[0], engine
 
-        return cls(rules, engine_of, n_in_flight=_AHEAD * engine.n_parallel, fingerprint=fingerprint)
+        return cls(rules, engine_of, n_in_flight=AHEAD * engine.n_parallel, fingerprint=fingerprint)
 
     async def answer(self, row: Row) -> Result:
         """Answers a row. Raises BackendError if nothing but faults comes from the backend, or the model is closed."""

@@ -72,18 +72,18 @@ def serve(
         api_key_file=api_key_file, insecure=insecure, cors_origins=_listed(cors_origin), tls_cert=tls_cert,
         tls_key=tls_key,
     )  # fmt: skip
-    source = _source(
+    source = source_of(
         parallel=parallel, threads=threads, draft=draft, always_draft=always_draft, max_pause=max_pause,
         cache_ram=cache_ram, mem_fraction=mem_fraction, force=force, n_ctx=ctx, kv_type=kv_type, mtp=mtp,
         n_ubatch=ubatch, n_gpu_layers=gpu_layers, exact=exact,
     )  # fmt: skip
     with listen(settings) as listener, files_folder(files_dir) as folder:
-        models = _open_models(file, further, settings, source, find, on_plan)
+        models = open_models(file, further, settings, source, find, on_plan)
         settings = replace(settings, names=models.all[0].names, files_dir=folder, n_batch_rows=parallel)
         return run(models, settings, listener, on_ready)
 
 
-def _open_models(
+def open_models(
     file: str | Path | None, further: Mapping[str, Path], settings: Settings, source: Callable[[Path], FileSource],
     find: Callable[..., Path] | None, on_plan: Callable[[FitPlan], None] | None,
 ) -> Models:  # fmt: skip
@@ -142,7 +142,7 @@ def _by_names(first: Path | None, further: Mapping[str, Path], aliases: Sequence
     return files
 
 
-def _source(
+def source_of(
     *, parallel: int, threads: int | None, draft: int, always_draft: bool, max_pause: float,
     cache_ram: int | str | None, mem_fraction: float | None, force: bool, **how: Any,
 ) -> Callable[[Path], FileSource]:  # fmt: skip

@@ -60,6 +60,21 @@ def test_from_nothing_to_an_answer_and_again_without_a_network(
     assert removed.returncode == 0 and not Path(path).exists()
 
 
+def test_a_batch_takes_what_chat_takes(served: FakeHub, tmp_path: Path) -> None:
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "max_tokens": 4}}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    words = ("batch", "in.jsonl", "-o", "out.jsonl", "--ctx", "512", "--parallel", "1", "-t", "1")
+    refused = run_here(tmp_path, *words, "--model", f"{MODEL}:Q4_K_M")
+    assert_clear_error(refused, f"{MODEL}:Q4_K_M: is not here yet: a download of 7.", code=2)
+    assert not (tmp_path / "out.jsonl").exists() and not (tmp_path / "models").exists()
+    done = run_here(tmp_path, *words, "--model", f"{MODEL}:Q4_K_M", "--yes")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads((tmp_path / "out.jsonl").read_text())["response"]
+    assert answer["status_code"] == 200 and answer["body"]["model"] == "mimo-tiny-Q4_K_M"
+    plan = run_here(tmp_path, *words, "--model", "mimo-tiny-Q4_K_M", "--dry-run")  # by the file's name
+    assert plan.returncode == 0 and "1, 1 of them answered already" in plan.stdout, plan.stderr
+
+
 def test_without_a_terminal_it_asks_for_yes(served: FakeHub, tmp_path: Path) -> None:
     done = chat(tmp_path, MODEL, *ASK)
     assert_clear_error(done, f"{MODEL}:Q8_0: is not here yet: a download of 7.", "at 100 Mbit/s", code=2)

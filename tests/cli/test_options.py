@@ -19,7 +19,7 @@ _OWN = {("bench", "-r"), ("chat", "-p"), ("chat", "-f")}  # letters that one com
 _AS_THE_COMMAND_NEEDS = {
     "-f", "--file", "--tokens", "-c", "--ctx", "-o", "--out", "--gpu", "--against", "-ngl", "--gpu-layers", "--hidden",
     "--base", "--check", "--max-tokens", "--plot", "--show", "--temperature",
-    "--dry-run", "--parallel", "--model", "--alias",
+    "--dry-run", "--parallel", "--model",
 }  # fmt: skip
 
 
