@@ -39,8 +39,11 @@ class Card:
         bus_bits, data_rate_gbps: the width of the memory bus, and the Gbit/s of each of its lines. Their product over 8
             is the bandwidth (Apple and some others round it down).
         backend: the backend of llama.cpp that drives it; "none: REASON" if no current one does.
-        price_usd: at launch, or as the published list states it; 0 if unknown.
+        price_usd: at launch, or as the published list states it; 0 if unknown. Of Apple's chips, of the whole machine.
         price_date: empty if the source gives no date.
+        board_watts: the power that the whole card is built for; of Apple's chips, of a Mac mini with it; 0 if unknown.
+        power_supply_watts: the power supply that the maker asks for in a machine with one such card; 0 if unknown.
+        power_source: the address of the page with these two; empty if both are unknown.
         source: addresses, separated by "; "; empty for the published list.
     """
 
@@ -55,6 +58,9 @@ class Card:
     price_usd: float
     price_date: str
     price_source: str
+    board_watts: int
+    power_supply_watts: int
+    power_source: str
     source: str
 
     @property
@@ -110,6 +116,9 @@ def _card(row: dict[str, str]) -> Card:
         price_usd=float(row["price_usd"] or 0),
         price_date=row["price_date"],
         price_source=row["price_source"],
+        board_watts=int(row["board_watts"] or 0),
+        power_supply_watts=int(row["power_supply_watts"] or 0),
+        power_source=row["power_source"],
         source=row["source"],
     )
 
