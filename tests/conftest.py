@@ -11,6 +11,14 @@ from mimo_gguf.llama.api import LlamaModel, load_model
 from tests.tiny_models import make_model, quantized
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_speeds_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's data in a folder of the tests: speeds that were measured on this machine change what is shown."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random float32 model with one MTP layer."""

@@ -25,7 +25,8 @@ from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
 from mimo_gguf.engine.single import next_token, read_prompt
 from mimo_gguf.fit.plan import FitPlan
-from mimo_gguf.hardware.devices import Device, host_device, list_devices
+from mimo_gguf.fit.speeds import weight_devices
+from mimo_gguf.hardware.devices import host_device, list_devices
 from mimo_gguf.llama.api import LlamaContext, LlamaModel, api, default_threads
 from mimo_gguf.llama.vocabulary import Vocabulary
 
@@ -210,7 +211,7 @@ def run_bench(
         raise UsageError(f"{longest} tokens do not fit into a window of {session_options.n_ctx}", hint="a larger --ctx")
     session_options = replace(session_options, n_ctx=session_options.n_ctx or longest, adaptive=False)
     n_threads = session_options.n_threads or default_threads()
-    on = _weight_devices(plan)
+    on = weight_devices(plan) if plan else [host_device()]
     on_start("how fast the memory is")
     bandwidth = find_bandwidth(on, n_threads)
     on_start("reading a prompt")
@@ -241,15 +242,6 @@ def run_bench(
 def window_needed(options: BenchOptions) -> int:
     """The largest window in tokens that `options` need; the texts' prompts are shorter than 256 tokens."""
     return max(options.n_prompt, 256 + options.n_generate) + 10
-
-
-def _weight_devices(plan: FitPlan | None) -> list[Device]:
-    """The devices that hold the layers."""
-    if plan is None or len(plan.devices) == 1 or not plan.settings.n_gpu_layers:
-        return [plan.devices[-1].device if plan else host_device()]
-    gpus = [fit.device for fit in plan.devices[:-1]]
-    whole = plan.settings.n_gpu_layers == plan.n_layers
-    return gpus if whole else [*gpus, plan.devices[-1].device]
 
 
 def _note_memory(plan: FitPlan | None, used: dict[str, int]) -> None:

@@ -65,6 +65,9 @@ def command(
         list[Path] | None,
         typer.Option(metavar="PROGRAM", help="Also measure with this llama-bench or llama-server; may be repeated."),
     ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Keep the speeds: fit, gpus and advise then show them on this machine.")
+    ] = False,
     yes: Yes = False,
     models_dir: ModelsDir = None,
     as_json: Json = False,
@@ -73,6 +76,7 @@ def command(
 
     A table is printed on stdout, row by row, or with --json one JSON document on one line.
     """
+    from mimo_gguf.bench.keeping import check_is_worth_keeping, keep_report
     from mimo_gguf.bench.peers import check_peer, measure_peer
     from mimo_gguf.bench.run import BenchOptions, bench_prompts, run_bench, window_needed
     from mimo_gguf.chat.template import ChatTemplate
@@ -89,6 +93,8 @@ def command(
     options = BenchOptions(n_prompt, n_generate, n_drafts, tuple(kinds.split(",")), repetitions)
     for program in against or ():
         check_peer(program)
+    if save:
+        check_is_worth_keeping(options, threads, exact=exact)
     use_workers(rpc or [])
     wishes = Wishes(
         n_ctx=window_needed(options) if ctx is None else ctx,
@@ -125,6 +131,8 @@ def command(
                 peers.append(figure)
                 screen.show_peer(figure)
         screen.end(report, peers)
+    if save:
+        ui.print_note(f"kept in {keep_report(report, plan)}: fit, gpus and advise show it on this machine")
     if as_json:
         ui.print_json(report.as_json() | {"peers": [asdict(peer) for peer in peers]}, indent=None)
 

@@ -176,8 +176,7 @@ def _expected_json(plan: FitPlan) -> dict[str, Any]:
     from mimo_gguf.fit.verdicts import expectation
 
     expected = expectation(plan)
-    speeds = expected and {"tps": round(expected.tps, 1), "tps_mtp": round(expected.tps_mtp, 1)}
-    return {"expected": speeds and {"card": expected.card.name, **speeds} if expected else None}
+    return {"expected": expected and expected.as_json()}
 
 
 def _command_lines(solution: Solution, src: str | None, rpc: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -49,7 +49,8 @@ def command(
 
     Speeds are computed from bandwidth and bytes read per token; prices are of the date shown.
     """
-    from mimo_gguf.fit.verdicts import MTP_ACCEPTANCE, Filters, best_picks, judge_cards, select
+    from mimo_gguf.fit.speeds import MTP_ACCEPTANCE
+    from mimo_gguf.fit.verdicts import Filters, best_picks, judge_cards, select
     from mimo_gguf.hardware.cards import find_card, find_cards
 
     if plot is not None:
@@ -103,7 +104,7 @@ def _print_cards(verdicts: Sequence[Verdict]) -> None:
                 f"{verdict.card.bandwidth_gbs:.0f}",
                 _fits(verdict),
                 str(verdict.largest_context or "-") if verdict.card.is_supported else "-",
-                f"{verdict.tps:.0f}" if verdict.is_useful else "-",
+                f"{verdict.tps:.0f}{'*' * bool(verdict.speed_source)}" if verdict.is_useful else "-",
                 f"{verdict.tps_mtp:.0f}" if verdict.is_useful and verdict.tps_mtp else "-",
                 f"{verdict.card.price_usd:.0f}" if verdict.card.price_usd else "-",
                 verdict.card.price_date or "-",
@@ -111,6 +112,9 @@ def _print_cards(verdicts: Sequence[Verdict]) -> None:
             for verdict in verdicts
         ],
     )
+    for verdict in verdicts:
+        if verdict.speed_source:
+            ui.print_note(f"* {verdict.card.name}: {verdict.speed_source}")
     if any(verdict.card.price_date for verdict in verdicts):
         ui.print_note("USD: the price at launch, in the month beside it; without a month, the published list's price")
     if any(not verdict.card.is_supported for verdict in verdicts):

@@ -210,6 +210,13 @@ WINDOWS: Final = Digest(
     "a folder of states: whether it is of the same text",
 )  # fmt: skip
 
+# ---- speeds
+SHAPES: Final = Digest(
+    "shapes", "xxh3-128",
+    "one line per tensor of a model, sorted: name, type and shape",
+    "speeds.json: whether a speed that was measured here is of a file that reads the same bytes",
+)  # fmt: skip
+
 # ---- caches
 KERNELS: Final = Digest(
     "kernels", "sha256",
@@ -226,5 +233,5 @@ DIGESTS: Final = (
     CHUNK, TENSOR, HEADER, TENSORS, TABLE, SOURCE, FILE, GIT_BLOB, SUMS, CERTIFICATE, API_KEY,
     RECIPE, GGUF_HEADER, FINGERPRINT, RUN, JOURNAL, RECORD, PAGE_FILE,
     WORK, GRAM, ROW, ROW_NAME, ROW_RUN,
-    TEXT, WINDOWS, GATHERED, KERNELS, STATE,
+    TEXT, WINDOWS, GATHERED, SHAPES, KERNELS, STATE,
 )  # fmt: skip

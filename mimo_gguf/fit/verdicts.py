@@ -17,16 +17,13 @@ from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.core.near_matches import name_hint
 from mimo_gguf.core.units import GIB
 from mimo_gguf.fit.plan import FitPlan
+from mimo_gguf.fit.speeds import Mark, Speeds, card_of, card_speeds, cards_here, speeds_here
 from mimo_gguf.fit.weigh import plan_model
-from mimo_gguf.hardware.cards import VENDORS, Card, cards, find_card
+from mimo_gguf.hardware.cards import VENDORS, Card, cards
 from mimo_gguf.hardware.devices import host_device, imagined_gpu
-from mimo_gguf.memory.predict import predict_memory
 from mimo_gguf.memory.run import RunSettings
 
 SORTS: Final = ("vram", "price", "speed", "value")
-# Share of MTP drafts that the model accepts: between the 0.5-0.7 measured on prose and 0.88 on code (exllamav3 #238).
-MTP_ACCEPTANCE: Final = 0.7
-_READ_AT: Final = 2048  # tokens in the KV cache for which a speed is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +35,7 @@ class Verdict:
         largest_context: with all layers on the card and that KV cache (q8_0 if `kv_type` is empty); 0 if none fits.
         tps: expected tokens per second without drafting.
         tps_mtp: the same with MTP drafting at MTP_ACCEPTANCE; 0 without an MTP layer.
+        speed_source: where both are from if not from the bandwidth: what was measured on this machine.
     """
 
     card: Card
@@ -45,6 +43,8 @@ class Verdict:
     largest_context: int
     tps: float
     tps_mtp: float
+    speed_mark: Mark = "estimated"
+    speed_source: str = ""
 
     @property
     def fits(self) -> bool:
@@ -75,6 +75,11 @@ class Verdict:
             "largest_context": self.largest_context,
             "tps": round(self.tps, 1),
             "tps_mtp": round(self.tps_mtp, 1),
+            "speed_mark": self.speed_mark,
+            "speed_source": self.speed_source or None,
+            "board_watts": card.board_watts or None,
+            "power_supply_watts": card.power_supply_watts or None,
+            "power_source": card.power_source or None,
             "price_usd": card.price_usd or None,
             "price_date": card.price_date,
             "price_source": card.price_source,
@@ -85,20 +90,23 @@ class Verdict:
 def judge_cards(model: ModelSizes, n_ctx: int, chosen: Sequence[Card] | None = None) -> list[Verdict]:
     """A verdict on each of `chosen`, in that order; None means the whole catalogue.
 
+    The speeds of this machine's cards are those that `bench --save` measured, if it did.
+
     Raises:
         UsageError: llama.cpp would refuse the context.
     """
     holds = _Holds(model)
     kv_types = [kind for kind in _KV_TYPES if can_hold_heads(kind, model.geometry)]
+    measured = cards_here(model)
     verdicts = []
     for card in chosen if chosen is not None else cards():
         free_bytes = imagined_gpu(card.memory_bytes).free_bytes
         fitting = [kv_type for kv_type in kv_types if holds(free_bytes, kv_type, n_ctx)]
         kv_type = fitting[0] if fitting else kv_types[-1]
         largest = holds.largest_context(free_bytes, kv_type)
-        verdicts.append(
-            Verdict(card, fitting[0].name.lower() if fitting else "", largest, *expected_speed(model, card))
-        )
+        here = measured.get(card.name) or Speeds(*card_speeds(model, card), "estimated", "")
+        fits = fitting[0].name.lower() if fitting else ""
+        verdicts.append(Verdict(card, fits, largest, here.tps, here.tps_mtp, here.mark, here.source))
     return verdicts
 
 
@@ -128,47 +136,60 @@ class _Holds:
         return low * CONTEXT_STEP
 
 
-def expected_speed(model: ModelSizes, card: Card) -> tuple[float, float]:
-    """The tokens per second of decoding, (plain, with MTP), from the bytes read per token.
-
-    The second is 0 if the file has no MTP layer. Formula: bandwidth * efficiency / bytes read, times the tokens per
-    pass, which are 1 + MTP_ACCEPTANCE with drafting.
-    """
-    (memory,) = predict_memory(model, RunSettings(n_ctx=_READ_AT))
-    weights, kv_cache = memory.weights, memory.kv_cache
-    output = weights.output or weights.input_embedding
-    plain = weights.blocks + output + kv_cache.target
-    bytes_per_s = card.bandwidth_gbs * 1e9 * card.efficiency
-    if not model.has_mtp:
-        return bytes_per_s / plain, 0.0
-    drafting = plain + weights.mtp + output + kv_cache.mtp
-    return bytes_per_s / plain, bytes_per_s * (1 + MTP_ACCEPTANCE) / drafting
-
-
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """The expected tokens per second of a run on `card`, plain and with MTP (0 if it does not draft)."""
+    """The expected tokens per second of a run, plain and with MTP (0 if it does not draft).
 
-    card: Card
+    Attributes:
+        card: the card that holds all layers; None for another run whose speed was measured here.
+        source: how it was measured here, or with what it is estimated; empty if from the bandwidth of the card.
+    """
+
+    card: Card | None
     tps: float
     tps_mtp: float
+    mark: Mark = "estimated"
+    source: str = ""
 
     def __str__(self) -> str:
-        drafting = f", {self.tps_mtp:.0f} with MTP drafting" if self.tps_mtp else ""
-        return f"about {self.tps:.0f} tok/s{drafting}, from the bandwidth of the {self.card.name}"
+        about = "about " if self.mark == "estimated" else ""
+        drafting = f", {_rounded(self.tps_mtp)} with MTP drafting" if self.tps_mtp else ""
+        return f"{about}{_rounded(self.tps)} tok/s{drafting}, {self._origin}"
+
+    @property
+    def _origin(self) -> str:
+        return self.source or f"from the bandwidth of the {self.card.name if self.card else 'card'}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The expectation as a JSON document."""
+        return {
+            "card": self.card and self.card.name,
+            "tps": round(self.tps, 1),
+            "tps_mtp": round(self.tps_mtp, 1),
+            "mark": self.mark,
+            "source": self._origin,
+        }
+
+
+def _rounded(tps: float) -> str:
+    return f"{tps:.0f}" if tps >= 10 else f"{tps:.1f}"
 
 
 def expectation(plan: FitPlan) -> Expectation | None:
-    """The expected speed of a plan with all layers on one card of the catalogue; None for any other plan."""
-    if len(plan.devices) != 2 or plan.settings.n_gpu_layers < plan.n_layers or plan.settings.n_seq_max > 1:
+    """The expected speed of a plan: as measured on this machine, else from the bandwidth of a card with all layers.
+
+    None for any other plan, and for several conversations.
+    """
+    if plan.settings.n_seq_max > 1:
         return None
-    device = plan.devices[0].device
-    try:
-        card = find_card(device.description, device.total_bytes)
-    except UsageError:
+    is_whole = len(plan.devices) == 2 and plan.settings.n_gpu_layers >= plan.n_layers
+    card = card_of(plan.devices[0].device) if is_whole else None
+    if here := speeds_here(plan):
+        return Expectation(card, here.tps, here.tps_mtp if plan.runs_mtp else 0.0, here.mark, here.source)
+    if card is None:
         return None
-    plain, drafting = expected_speed(plan.model, card)
-    return Expectation(card, plain, drafting if plan.runs_mtp else 0.0) if card.is_supported else None
+    plain, drafting = card_speeds(plan.model, card)
+    return Expectation(card, plain, drafting if plan.runs_mtp else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +240,7 @@ def best_picks(verdicts: Sequence[Verdict], filters: Filters) -> list[tuple[Verd
     Raises:
         UsageError: no card passes the filters.
     """
-    useful = [v for v in select(verdicts, filters) if v.is_useful and v.card.price_usd]
+    useful = [v for v in select(verdicts, filters) if v.is_useful and v.card.price_usd and v.card.kind != "integrated"]
     if not useful:
         raise UsageError("no card with a known price passes", hint="look at: mimo-gguf gpus --sort price")
     winners: dict[str, list[str]] = {}

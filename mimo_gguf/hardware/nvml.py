@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mimo_gguf.core.units import format_size
@@ -52,6 +54,31 @@ def nvidia_cards() -> tuple[NvidiaCard, ...]:
             nvml.nvmlShutdown()
     except nvml.NVMLError:
         return ()
+
+
+def nvidia_driver() -> str:
+    """The version of NVIDIA's driver: asked of it, or as Linux shows it; empty if neither tells."""
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+    except ImportError:
+        return _driver_by_kernel()
+    try:
+        nvml.nvmlInit()
+        try:
+            return _text(nvml.nvmlSystemGetDriverVersion())
+        finally:
+            nvml.nvmlShutdown()
+    except nvml.NVMLError:
+        return _driver_by_kernel()
+
+
+def _driver_by_kernel() -> str:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"Kernel Module\D*([\d.]+)", text)
+    return found[1] if found else ""
 
 
 def other_uses(device: Device, cards: Sequence[NvidiaCard]) -> tuple[OtherUse, ...]:

@@ -18,7 +18,7 @@ from mimo_gguf.bench.peers import PeerOptions, measure_peer
 from mimo_gguf.bench.run import BenchOptions, BenchReport, EndlessSampler, run_bench
 from mimo_gguf.bench.same_text import is_same_text
 from mimo_gguf.chat.template import CHATML, ChatTemplate
-from mimo_gguf.cli import bench
+from mimo_gguf.cli import bench, fit
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
@@ -97,6 +97,26 @@ def run_command(*arguments: str | Path) -> Result:
     app = typer.Typer()
     app.command()(bench.command)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_kept_speed_is_shown_by_fit_as_measured(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--json`, so that the figures are known; without threads, as runs are without being told."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    short = ("--tokens", "5", "--prompt-tokens", "9", "-r", "1", "--kinds", "maths", "--drafts", "0,1")
+    done = run_command(tiny_path, *short, "--save", "--json")
+    assert done.exit_code == 0 and str(tmp_path / "mimo-gguf" / "speeds.json") in done.stderr
+    plain, drafting = json.loads(done.stdout)["generation"]
+    app = typer.Typer()
+    app.command()(fit.command)
+    shown = CliRunner().invoke(app, [str(tiny_path), "--json", "--ctx", "256"])
+    expected = json.loads(shown.stdout)["expected"]
+    assert (expected["mark"], expected["card"]) == ("measured", None) and tiny_path.name in expected["source"]
+    speeds = [plain["tokens_per_s"], drafting["tokens_per_s"]]
+    assert [expected["tps"], expected["tps_mtp"]] == [round(speed, 1) for speed in speeds]
+    for wrong in (("--exact",), ("--threads", "77"), ("--drafts", "1")):
+        assert isinstance(run_command(tiny_path, *short, *wrong, "--save").exception, UsageError)
 
 
 SHORT = ("--tokens", "5", "--prompt-tokens", "9", "-r", "1", "--kinds", "maths", "--threads", "1")

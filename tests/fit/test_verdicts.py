@@ -10,13 +10,13 @@ import pytest
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.geometry import STEP35
 from mimo_gguf.core.units import GIB
+from mimo_gguf.fit.speeds import card_speeds
 from mimo_gguf.fit.verdicts import (
     Expectation,
     Filters,
     Verdict,
     best_picks,
     expectation,
-    expected_speed,
     judge_cards,
     select,
 )
@@ -32,7 +32,7 @@ def verdicts() -> list[Verdict]:
     return judge_cards(full_size.sizes(STEP35, "Q4_K_M"), 8192)
 
 
-def test_a_plan_on_a_known_card_has_an_expected_speed() -> None:
+def test_a_plan_on_a_known_card_has_an_card_speeds() -> None:
     """There is a speed only if all layers are on one supported card, and one with MTP only if the run drafts."""
     sizes = full_size.sizes(STEP35, "Q4_K_M")
     card = find_card("RTX 4060")
@@ -42,7 +42,7 @@ def test_a_plan_on_a_known_card_has_an_expected_speed() -> None:
         return expectation(plan_model(sizes, RunSettings(n_ctx=4096, **changes), devices))
 
     found = expected("NVIDIA GeForce RTX 4060", 8)
-    assert found == Expectation(card, *expected_speed(sizes, card))
+    assert found == Expectation(card, *card_speeds(sizes, card))
     assert str(found) == "about 41 tok/s, 61 with MTP drafting, from the bandwidth of the RTX 4060"
     plain = expected("NVIDIA GeForce RTX 4060", 8, mtp=False)
     assert plain is not None and plain.tps == found.tps and not plain.tps_mtp
@@ -66,12 +66,12 @@ def test_a_verdict_agrees_with_the_plan(verdicts: list[Verdict]) -> None:
 def test_speed_follows_bandwidth_and_bytes() -> None:
     small, large = full_size.sizes(STEP35, "Q4_K_M"), full_size.sizes(STEP35, "Q8_0")
     slow, fast = find_card("RTX 4060"), find_card("RTX 4090")
-    ratio = expected_speed(small, fast)[0] / expected_speed(small, slow)[0]
+    ratio = card_speeds(small, fast)[0] / card_speeds(small, slow)[0]
     assert ratio == pytest.approx(fast.bandwidth_gbs / slow.bandwidth_gbs)
-    assert expected_speed(small, fast)[0] > 1.5 * expected_speed(large, fast)[0]
-    plain, drafting = expected_speed(small, fast)
+    assert card_speeds(small, fast)[0] > 1.5 * card_speeds(large, fast)[0]
+    plain, drafting = card_speeds(small, fast)
     assert 1.3 < drafting / plain < 1.6
-    assert expected_speed(full_size.sizes("qwen2", "Q4_K_M"), fast)[1] == 0
+    assert card_speeds(full_size.sizes("qwen2", "Q4_K_M"), fast)[1] == 0
 
 
 def test_filters_and_orders(verdicts: list[Verdict]) -> None:
