@@ -8,6 +8,7 @@ TYPE_CHECKING = False  # as typing's, which takes longer to import than all of t
 if TYPE_CHECKING:
     from typing import Any
 
+    from mimo_gguf.advice.run import advise
     from mimo_gguf.calibrated import calibrate, plan_calibrate
     from mimo_gguf.chat.answer import Answer, AnswerOptions
     from mimo_gguf.chat.reasoning import Kind, Piece
@@ -81,6 +82,7 @@ __all__ = [
     "WeightsError",
     "WindowFull",
     "__version__",
+    "advise",
     "batch",
     "calibrate",
     "check_quality",
@@ -139,6 +141,7 @@ _HOMES = {
     "TextPrompt": "runtime.prompts",
     "TokensPrompt": "runtime.prompts",
     "AnswerStream": "runtime.stream",
+    "advise": "advice.run",
     "batch": "server.offline",
     "plan_batch": "server.offline",
     "serve": "server.start",

@@ -8,6 +8,7 @@
     measure_quality            GGUF files are judged, alone or beside what they were made from
     check_quality              files with a certificate are measured again, and compared with it
     plan_fit                   the memory that a run needs is computed, device by device
+    advise                     hardware is chosen for a budget, or for what is there
     serve                      a model answers over HTTP, as OpenAI's API does
     plan_batch, batch          a model answers a file of requests, in OpenAI's batch form
     evaluate                   a model is asked the problems of benchmarks, and its answers are graded
@@ -39,6 +40,7 @@ from mimo_gguf.verb_arguments import (
 )
 
 if TYPE_CHECKING:
+    from mimo_gguf.advice.run import advise
     from mimo_gguf.conversion.checkpoint_source import ConversionPlan
     from mimo_gguf.conversion.open_model import Reading
     from mimo_gguf.core.inspection import Inspection
@@ -61,6 +63,7 @@ __all__ = [
     "ConvertPlan",
     "ConvertReport",
     "QuantizePreview",
+    "advise",
     "batch",
     "check_quality",
     "compare",
@@ -91,6 +94,7 @@ def __getattr__(name: str) -> Any:
 
 
 _ELSEWHERE = {
+    "advise": "mimo_gguf.advice.run",
     "batch": "mimo_gguf.server.offline",
     "plan_batch": "mimo_gguf.server.offline",
     "check_quality": "mimo_gguf.quality.checking",

@@ -77,6 +77,7 @@ VERBS = (
     "serve",
     "batch",
     "evaluate",
+    "advise",
 )
 
 

@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, str]] = {
     "profiles": "Look",
     "fit": "Look",
     "gpus": "Look",
+    "advise": "Look",
     "doctor": "Look",
     "chat": "Run",
     "serve": "Run",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mimo_gguf.bench.peers import PeerFigure, PeerOptions
-    from mimo_gguf.bench.run import BenchReport
+    from mimo_gguf.bench.run import BenchOptions, BenchReport
     from mimo_gguf.fit.plan import FitPlan
 
 _COLUMNS: Final = ("text", "way", "tok/s", "speed-up", "drafts right", "GB/s", "of memory")
@@ -76,8 +76,7 @@ def command(
 
     A table is printed on stdout, row by row, or with --json one JSON document on one line.
     """
-    from mimo_gguf.bench.keeping import check_is_worth_keeping, keep_report
-    from mimo_gguf.bench.peers import check_peer, measure_peer
+    from mimo_gguf.bench.peers import measure_peer
     from mimo_gguf.bench.run import BenchOptions, bench_prompts, run_bench, window_needed
     from mimo_gguf.chat.template import ChatTemplate
     from mimo_gguf.cli.loading import plan_printer, print_advice
@@ -91,10 +90,7 @@ def command(
 
     n_drafts = (0,) if mtp is False else _numbers(drafts)
     options = BenchOptions(n_prompt, n_generate, n_drafts, tuple(kinds.split(",")), repetitions)
-    for program in against or ():
-        check_peer(program)
-    if save:
-        check_is_worth_keeping(options, threads, exact=exact)
+    _check(options, against or [], threads, save=save, exact=exact)
     use_workers(rpc or [])
     wishes = Wishes(
         n_ctx=window_needed(options) if ctx is None else ctx,
@@ -132,9 +128,26 @@ def command(
                 screen.show_peer(figure)
         screen.end(report, peers)
     if save:
-        ui.print_note(f"kept in {keep_report(report, plan)}: fit, gpus and advise show it on this machine")
+        _keep(report, plan)
     if as_json:
         ui.print_json(report.as_json() | {"peers": [asdict(peer) for peer in peers]}, indent=None)
+
+
+def _check(options: BenchOptions, against: Sequence[Path], threads: int | None, *, save: bool, exact: bool) -> None:
+    """Raises an error for what would fail only after the measurement: a program of others, or keeping the result."""
+    from mimo_gguf.bench.keeping import check_is_worth_keeping
+    from mimo_gguf.bench.peers import check_peer
+
+    for program in against:
+        check_peer(program)
+    if save:
+        check_is_worth_keeping(options, threads, exact=exact)
+
+
+def _keep(report: BenchReport, plan: FitPlan) -> None:
+    from mimo_gguf.bench.keeping import keep_report
+
+    ui.print_note(f"kept in {keep_report(report, plan)}: fit, gpus and advise show it on this machine")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from mimo_gguf.cli import ui
@@ -81,25 +80,6 @@ def find_candidates(src: str | None, types: Sequence[str], *, auto: bool) -> tup
     Raises:
         GgufError, CheckpointError, HubError, UsageError: as the source and the types demand.
     """
-    from mimo_gguf.conversion.open_model import is_gguf, open_model
-    from mimo_gguf.core.geometry import read_geometry
-    from mimo_gguf.core.ggml_types import ftype_name
-    from mimo_gguf.core.gguf_file import read_gguf
-    from mimo_gguf.core.model_sizes import ModelSizes, model_sizes
-    from mimo_gguf.core.published_model import PUBLISHED_ID, published_model
-    from mimo_gguf.fit.solver import candidate_of
-    from mimo_gguf.store.choosing import TYPES, made_into
+    from mimo_gguf.store.choosing import TYPES, candidates_of
 
-    profiles = types or (TYPES if auto else USUAL_TYPES)
-    if src is None:
-        model = replace(published_model(), label=PUBLISHED_ID.partition("/")[2])
-        return made_into(model, profiles), {}
-    if is_gguf(src) and not types:
-        file = read_gguf(src)
-        number = file.value("general.file_type")
-        name = ftype_name(number) if isinstance(number, int) else ""
-        return [candidate_of(model_sizes(file), name)], file.metadata
-    with open_model(src, headers_only=True) as source:
-        infos = tuple(tensor.info for tensor in source.tensors)
-        geometry = read_geometry(source.metadata, infos, where=src)
-        return made_into(ModelSizes(source.name, geometry, infos), profiles), source.metadata
+    return candidates_of(src, types, TYPES if auto else USUAL_TYPES)

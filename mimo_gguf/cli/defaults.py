@@ -63,6 +63,7 @@ SETTINGS: Final = (
     Setting("host", ("serve",)),
     Setting("port", ("serve",)),
     Setting("parallel", ("serve", "fit")),
+    Setting("kwh_price", ("advise",)),
     Setting("api_key", ("serve",)),
     Setting("api_key_file", ("serve",)),
 )

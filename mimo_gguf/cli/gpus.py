@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from mimo_gguf.cli import ui
-from mimo_gguf.cli.options import Ctx, Json, OneType
+from mimo_gguf.cli.options import Budget, CatalogueFile, Ctx, Json, MinTps, OneType
 from mimo_gguf.core.units import format_size
 
 if TYPE_CHECKING:
@@ -24,18 +24,12 @@ _CTX: Final = 8192
 def command(
     ftype: OneType = None,
     ctx: Ctx = None,
-    budget: Annotated[
-        float | None, typer.Option("--budget", metavar="USD", help="Only cards of a known price up to this.")
-    ] = None,
-    min_tps: Annotated[
-        float | None, typer.Option("--min-tps", metavar="N", help="Only cards that reach so many tokens per second.")
-    ] = None,
+    budget: Budget = None,
+    min_tps: MinTps = None,
     vendor: Annotated[str, typer.Option("--vendor", metavar="NAME", help="nvidia, amd, intel or apple.")] = "",
     sort: Annotated[str, typer.Option("--sort", metavar="BY", help="vram, price, speed or value.")] = "vram",
     best: Annotated[bool, typer.Option("--best", help="Three cards to buy, and why.")] = False,
-    src: Annotated[
-        str | None, typer.Option("--file", metavar="SRC", help="This file or checkpoint, not the published MiMo-7B.")
-    ] = None,
+    src: CatalogueFile = None,
     gpu: Annotated[
         list[str] | None,
         typer.Option("--gpu", metavar="NAME", help="Only this card; with --plot its line. Repeatable."),

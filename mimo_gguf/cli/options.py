@@ -36,7 +36,7 @@ Ctx = Annotated[
     int | None,
     typer.Option(
         "-c", "--ctx", min=0, metavar="N", show_default=False,
-        help="Context window in tokens, 0 the model's own [default: what fits; fit and gpus: 8192].",
+        help="Context window in tokens, 0 the model's own [default: what fits; fit, gpus, advise: 8192].",
     ),
 ]  # fmt: skip
 KvType = Annotated[
@@ -125,6 +125,19 @@ ModelsDir = Annotated[
         help="Folder of the models that are made [default: ~/.local/share/mimo-gguf/models].",
     ),
 ]  # fmt: skip
+
+# ---- what may be bought
+
+Budget = Annotated[
+    float | None, typer.Option("--budget", metavar="USD", help="Only what has a known price, up to this.")
+]
+MinTps = Annotated[
+    float | None,
+    typer.Option("--min-tps", metavar="N", help="Only what reaches so many tokens per second for each user."),
+]
+CatalogueFile = Annotated[
+    str | None, typer.Option("--file", metavar="SRC", help="This file or checkpoint, not the published MiMo-7B.")
+]
 
 # ---- what is made
 

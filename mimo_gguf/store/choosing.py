@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from mimo_gguf.conversion.open_model import is_gguf, open_model
 from mimo_gguf.core.errors import MimoGgufError
 from mimo_gguf.core.geometry import read_geometry
+from mimo_gguf.core.ggml_types import ftype_name
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.log import LOGGER
 from mimo_gguf.core.model_sizes import ModelSizes, model_sizes
-from mimo_gguf.core.model_source import ModelSource
+from mimo_gguf.core.model_source import Metadata, ModelSource
+from mimo_gguf.core.published_model import PUBLISHED_ID, published_model
 from mimo_gguf.fit.solver import Candidate, Solution, Wishes, candidate_of, most_context, solve
 from mimo_gguf.hardware.devices import Device, list_devices
 from mimo_gguf.quantization.profiles import load_profile
@@ -65,6 +68,27 @@ def made_into(model: ModelSizes, types: Sequence[str]) -> list[Candidate]:
         sizes = replace(model, label=f"{model.label}-{profile.name}.gguf", tensors=chosen)
         candidates.append(candidate_of(sizes, profile.name))
     return sorted(candidates, key=lambda candidate: candidate.model.file_bytes)
+
+
+def candidates_of(src: str | None, types: Sequence[str], usual: Sequence[str]) -> tuple[list[Candidate], Metadata]:
+    """The files `src` is or could be made into, smallest first, and the metadata they share.
+
+    Args:
+        src: a GGUF, a checkpoint or a Hub id; None is MiMo-7B as published, which has no metadata.
+        types: the file types to make; if there are none, a GGUF stays as it is, and anything else becomes the `usual`.
+
+    Raises:
+        GgufError, CheckpointError, HubError, UsageError: as the source and the types demand.
+    """
+    if src is None:
+        return made_into(replace(published_model(), label=PUBLISHED_ID.partition("/")[2]), types or usual), {}
+    if is_gguf(src) and not types:
+        file = read_gguf(src)
+        number = file.value("general.file_type")
+        name = ftype_name(number) if isinstance(number, int) else ""
+        return [candidate_of(model_sizes(file), name)], file.metadata
+    with open_model(src, headers_only=True) as source:
+        return made_into(source_sizes(source), types or usual), source.metadata
 
 
 def source_sizes(source: ModelSource) -> ModelSizes:

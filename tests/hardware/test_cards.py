@@ -43,8 +43,21 @@ def test_every_figure_has_a_source_and_the_bandwidth_is_what_the_bus_carries() -
         if card.price_usd:
             assert card.price_source.startswith("https://") != (card.price_source == published), card
             assert re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", card.price_date) or card.price_source == published, card
+        assert bool(card.board_watts) == card.power_source.startswith("https://"), card
+        assert not card.power_supply_watts or 200 < card.power_supply_watts - card.board_watts < 500, card
+        assert 0 <= card.board_watts <= 1000, card
         carried = card.bus_bits * card.data_rate_gbps / 8
         assert card.bandwidth_gbs == pytest.approx(carried, rel=0.025 if card.vendor == "apple" else 0.01), card
+
+
+def test_the_documents_count_what_the_catalogue_has() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    counts = [sum(bool(getattr(card, name)) for card in cards()) for name in ("price_usd", "board_watts")]
+    n_priced, n_watts = counts
+    assert f"All {n_priced} were found" in (docs / "memory.md").read_text()
+    page = (docs / "advise.md").read_text()
+    assert f"the page for each of {n_watts} " in page
+    assert f"the middle of the {sum(bool(card.power_supply_watts) for card in cards())} that do" in page
 
 
 def test_the_families_people_own_are_there() -> None:
