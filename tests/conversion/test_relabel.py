@@ -212,6 +212,17 @@ def test_a_file_that_is_not_mimos_is_refused(made: Path, tmp_path: Path, case: s
     assert not (tmp_path / "out.gguf").exists()
 
 
+def test_a_tensor_that_the_trunk_of_mimo_has_not(made: Path, tmp_path: Path) -> None:
+    """Step-3.5 itself has gates on its heads; in the qwen2 layout they would be missing from the arithmetic."""
+    with open_gguf(made / "My-MiMo-F16.gguf") as source:
+        bias = next(tensor for tensor in source.tensors if tensor.info.name == "blk.0.attn_q.bias")
+        gate = replace(bias, info=replace(bias.info, name="blk.0.attn_gate.bias"))
+        path = write_gguf(replace(source, tensors=(*source.tensors, gate)), tmp_path / "gated.gguf")
+    with pytest.raises(GgufError, match=r"could not run it as qwen2: tensor 'blk\.0\.attn_gate\.bias' has no place"):
+        mimo_gguf.relabel(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["gated.gguf"]
+
+
 def test_what_other_programs_add_is_no_hindrance(made: Path, tmp_path: Path) -> None:
     further = {"step35__vocab_size": uint32(CONFIG["vocab_size"]), "general__quantized_by": string("somebody")}
     path = changed(made, tmp_path, **further, mimo_gguf__profile=string("../../elsewhere"))

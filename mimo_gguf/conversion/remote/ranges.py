@@ -259,7 +259,7 @@ def wrong_twice(file: RemoteFile) -> HubError:
     """The error for a file that arrived twice with a wrong digest."""
     return HubError(
         f"{file.name}: arrived twice with another digest than the hub states",
-        hint="a proxy or mirror changes it on the way, or the repository is damaged: try another network or mirror",
+        hint="somebody pushed meanwhile: run it again; or a proxy or mirror changes it: try another network or mirror",
     )
 
 
