@@ -49,7 +49,7 @@ def test_commands_and_options_exist(page: Path) -> None:
 
 @pytest.mark.parametrize(
     ("page", "command"),
-    [(name, name) for name in ("convert", "quantize", "imatrix", "chat", "quality")],
+    [(name, name) for name in ("convert", "quantize", "imatrix", "chat", "quality", "advise")],
 )
 def test_options_in_tables_exist(page: str, command: str) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")

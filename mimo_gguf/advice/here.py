@@ -8,7 +8,7 @@ from typing import Final
 
 from mimo_gguf.advice.budget import STEP_UP, buyable, sentence, worth
 from mimo_gguf.advice.choices import ANY_HOST, Choice, Planner, choice_on, with_better_types
-from mimo_gguf.advice.machines import HERE, Figure, Machine, machine_of, price, price_date
+from mimo_gguf.advice.machines import HERE, NOTHING_BOUGHT, Machine, machine_of, price, price_date
 from mimo_gguf.advice.needs import Needs
 from mimo_gguf.core.units import format_size
 from mimo_gguf.fit.plan import FitPlan
@@ -68,10 +68,9 @@ def _on_these(situation: Situation, plan: FitPlan) -> Choice:
     machine = Machine(HERE, f"{'this machine: ' if situation.is_real else ''}{names}", cards)
     found = [card_of(fit.device) if fit.device.is_gpu else None for fit in plan.devices]
     rates = [card_rate(card) if card else 0.0 for card in found]
-    choice = choice_on(
-        machine, plan, situation.needs, rates=rates, speeds=speeds_here(plan, situation.kept)
-    )  # fmt: skip
-    return replace(choice, price=Figure(0.0, "published", "it is there"), price_date="")
+    speeds = speeds_here(plan, situation.kept)
+    choice = choice_on(machine, plan, situation.needs, rates=rates, speeds=speeds)
+    return replace(choice, price=NOTHING_BOUGHT, price_date="")
 
 
 def _state(now: Choice, situation: Situation) -> str:
@@ -126,7 +125,7 @@ def _compared(choice: Choice, now: Choice, why: str, *, name: str = "", kind: st
     """The choice with how much faster than now it is, and that as the end of its reason."""
     times = choice.speed / now.speed if choice.speed and now.speed else None
     if times is None and choice.plan.devices[-1].device is now.plan.devices[-1].device and now.plan.fits:
-        times = _reads(now.plan) / _reads(choice.plan)  # on the same devices, of whatever speed
+        times = _reads(now.plan) / _reads(choice.plan)  # on the same devices, however fast they are
     if times is None:
         gain = f"{choice.speed:.0f} tok/s" if choice.speed else "how fast is not known"
     else:
@@ -160,7 +159,7 @@ def _unused_card(situation: Situation, now: Choice) -> Iterator[Choice]:
         plan = situation.planner.plan(situation.candidates[0], [unused.total_bytes])
         if card is not None and plan is not None:
             choice = choice_on(machine_of([card]), plan, situation.needs)
-            free = replace(choice, price=Figure(0.0, "published", "it is there"), price_date="")
+            free = replace(choice, price=NOTHING_BOUGHT, price_date="")
             why = "the card is there, but llama.cpp was built without CUDA (docs/install.md): {gain}"
             yield _compared(free, now, why, name=f"llama.cpp with CUDA, for the {card.name}", kind=SETTING)
 

@@ -54,6 +54,9 @@ class Figure:
         return {"value": round(self.value, 6), "mark": self.mark, "source": self.source}
 
 
+NOTHING_BOUGHT: Final = Figure(0.0, "estimated", "nothing is bought")
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What holds the model.

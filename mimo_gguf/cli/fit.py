@@ -11,7 +11,7 @@ import typer
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.candidates import USUAL_TYPES, choose_devices, find_candidates
-from mimo_gguf.cli.loading import print_advice
+from mimo_gguf.cli.loading import note_damaged_speeds, print_advice
 from mimo_gguf.cli.options import Auto, Ctx, Exact, GpuLayers, Json, KvType, Mtp, Parallel, Rpc, Types, Ubatch
 from mimo_gguf.core.errors import DoesNotFit, UsageError
 from mimo_gguf.core.units import format_size
@@ -88,6 +88,7 @@ def command(
         return
     plans = [_plan(candidate, candidates, devices, wishes) for candidate in candidates]
     print_advice(plans[0], gpu_layers)
+    note_damaged_speeds()
     if len(plans) > 1:
         _show_comparison(plans, as_json=as_json)
         return
@@ -153,6 +154,7 @@ def _show_solution(solution: Solution, wishes: Wishes, src: str | None, rpc: Seq
     from mimo_gguf.fit.verdicts import expectation
 
     print_advice(solution.plan, wishes.n_gpu_layers)
+    note_damaged_speeds()
     if as_json:
         ui.print_json(solution.as_json() | _expected_json(solution.plan))
     else:

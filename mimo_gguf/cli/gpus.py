@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from mimo_gguf.cli import ui
+from mimo_gguf.cli.loading import note_damaged_speeds
 from mimo_gguf.cli.options import Budget, CatalogueFile, Ctx, Json, MinTps, OneType
 from mimo_gguf.core.units import format_size
 
@@ -58,6 +59,7 @@ def command(
     filters = Filters(budget, min_tps, vendor.lower(), sort)
     model = _model(src, ftype or _TYPE)
     ctx = (_CTX if ctx is None else ctx) or model.geometry.context_length
+    note_damaged_speeds()
     verdicts = judge_cards(model, ctx, find_cards(gpu) if gpu else None)
     if best:
         picks = best_picks(verdicts, filters)

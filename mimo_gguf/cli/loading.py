@@ -54,3 +54,11 @@ def print_advice(plan: FitPlan, gpu_layers: int | None) -> None:
 
     for text in advice(plan, gpu_layers):
         ui.print_warning(text)
+
+
+def note_damaged_speeds() -> None:
+    """Says so if the speeds that `bench --save` kept cannot be read."""
+    from mimo_gguf.hardware.kept_speeds import read_speeds
+
+    if problem := read_speeds().problem:
+        ui.print_note(problem)

@@ -71,6 +71,16 @@ def test_wrong_input_is_one_clear_line(tmp_path: Path, arguments: tuple[str, ...
     assert len(done.stderr.splitlines()) == 2 and not done.stdout
 
 
+@pytest.mark.parametrize("command", [("fit",), ("gpus", "--gpu", "4090"), ("advise",)])
+def test_damaged_speeds_are_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    (tmp_path / "mimo-gguf").mkdir()
+    (tmp_path / "mimo-gguf" / "speeds.json").write_text("{")
+    done = run_here(tmp_path, *command, "--json")
+    assert done.stderr.count("speeds.json: not valid JSON") == 1 and json.loads(done.stdout)
+    assert "speeds measured here are not used" in done.stderr
+
+
 def test_a_budget_for_nothing_names_one_for_something(tmp_path: Path) -> None:
     done = run_here(tmp_path, "advise", "--budget", "20")
     assert_clear_error(done, "no card of a known price does what is asked for 20 USD", code=3)

@@ -17,6 +17,8 @@ from mimo_gguf.core.errors import MimoGgufError, UsageError
 from mimo_gguf.core.geometry import STEP35
 from mimo_gguf.core.published_model import published_model
 from mimo_gguf.core.units import GIB
+from mimo_gguf.fit import verdicts
+from mimo_gguf.fit.speeds import Speeds
 from mimo_gguf.fit.weigh import plan_model
 from mimo_gguf.hardware.devices import host_device, imagined_gpu
 from mimo_gguf.memory.run import RunSettings
@@ -52,6 +54,15 @@ def test_only_the_cards_named() -> None:
     listed = json.loads(run(gpus.command, "--gpu", "RTX 3060", "--gpu", "4090", "--json").stdout)
     assert [card["name"] for card in listed] == ["RTX 3060 8GB", "RTX 3060 12GB", "RTX 4090"]
     assert isinstance(run(gpus.command, "--gpu", "Voodoo 2").exception, UsageError)
+
+
+def test_a_speed_that_was_measured_here_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = Speeds(123.0, 199.0, "measured", "measured here on 2026-11-28 with mine.gguf")
+    monkeypatch.setattr(verdicts, "cards_here", lambda model: {"RTX 4090": measured})
+    shown = run(gpus.command, "--gpu", "4090", "--gpu", "RTX 4080 SUPER")
+    (line,) = [line for line in shown.stdout.splitlines() if line.startswith("RTX 4090")]
+    assert "123*" in line and " 199 " in line and shown.stdout.count("*") == 1
+    assert "* RTX 4090: measured here on 2026-11-28 with mine.gguf" in shown.stderr
 
 
 NO_NUMBERS = ("nan", "inf", "-inf", "-1", "-1e308", "1e999", "ten", "")

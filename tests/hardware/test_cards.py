@@ -57,6 +57,8 @@ def test_the_documents_count_what_the_catalogue_has() -> None:
     assert f"All {n_priced} were found" in (docs / "memory.md").read_text()
     page = (docs / "advise.md").read_text()
     assert f"the page for each of {n_watts} " in page
+    own = sum(bool(re.match(r"https://www\.(nvidia|amd|geforce)\.com/", card.power_source)) for card in cards())
+    assert f"own for {own} cards" in page
     assert f"the middle of the {sum(bool(card.power_supply_watts) for card in cards())} that do" in page
 
 
