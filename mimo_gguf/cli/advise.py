@@ -124,7 +124,11 @@ def _speed(choice: Choice, needs: Needs) -> str:
     if needs.users > 1:
         parts.append((choice.tps_all, f"{{}} for all {needs.users} users together"))
     text = _marked(*((figure, words) for figure, words in parts if figure is not None))
-    return text if choice.tps.source.startswith("from the") else f"{text}, {choice.tps.source}"
+    mark, source = choice.tps.mark, choice.tps.source
+    if not source.startswith(mark):
+        return text
+    before, _, behind = text.rpartition(f"({mark})")  # the source says the mark, too
+    return f"{before}({source}){behind}"
 
 
 def _price(choice: Choice) -> str:

@@ -24,6 +24,8 @@ MTP_ACCEPTANCE: Final = 0.7
 READ_AT: Final = 2048  # tokens in the KV cache for which a speed is given
 # Conversations from which a pass takes longer than for one: beyond them nothing more is promised for all together.
 MOST_TOGETHER: Final = 8
+# A file is estimated from one of at most so many times its size, or its part: a small one is held up by other things.
+ALIKE: Final = 4
 
 Mark = Literal["measured", "published", "estimated"]
 
@@ -112,7 +114,8 @@ def is_here(plan: FitPlan) -> bool:
 def speeds_here(plan: FitPlan, kept: KeptSpeeds | None = None) -> Speeds | None:
     """The speeds of a plan of this machine by what `bench --save` measured; None if nothing of it counts for this run.
 
-    A speed of another file, with all layers on the same devices, gives an estimate: the bytes that it read per second.
+    A speed of another file of like size, with all layers on the same devices, gives an estimate: it reads as many bytes
+    per second.
     """
     kept = read_speeds() if kept is None else kept
     if not kept.speeds or not is_here(plan) or plan.settings.is_exact:
@@ -127,16 +130,17 @@ def kept_speeds_at(model: ModelSizes, place: Place, kept: KeptSpeeds) -> Speeds 
     for speed in there:
         if speed.shapes == shapes:
             return Speeds(speed.tps, speed.tps_mtp, "measured", f"measured here on {speed.date} with {speed.model}")
-    if there and place.n_gpu_layers in (0, ALL_LAYERS):
-        return _scaled(there[0], model)
-    return None
-
-
-def _scaled(speed: KeptSpeed, model: ModelSizes) -> Speeds:
-    """The speeds of another file at the place of a kept one, which reads as many bytes per second."""
+    if not there or place.n_gpu_layers not in (0, ALL_LAYERS):
+        return None
     (memory,) = predict_memory(model, RunSettings(n_ctx=256))
-    weights = memory.weights
-    tps = speed.tps * speed.read_bytes / (weights.blocks + (weights.output or weights.input_embedding))
+    read_bytes = memory.weights.blocks + (memory.weights.output or memory.weights.input_embedding)
+    alike = (speed for speed in there if 1 / ALIKE <= speed.read_bytes / read_bytes <= ALIKE)
+    return next((_scaled(speed, model, read_bytes) for speed in alike), None)
+
+
+def _scaled(speed: KeptSpeed, model: ModelSizes, read_bytes: int) -> Speeds:
+    """The speeds of another file at the place of a kept one, which reads as many bytes per second."""
+    tps = speed.tps * speed.read_bytes / read_bytes
     tps_mtp = tps * speed.tps_mtp / speed.tps if model.has_mtp else 0.0
     return Speeds(tps, tps_mtp, "estimated", f"estimated from {speed.model}, measured here on {speed.date}")
 

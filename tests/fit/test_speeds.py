@@ -112,6 +112,9 @@ def test_another_file_is_estimated_from_the_bytes_that_were_read() -> None:
     mine, _ = card_speeds(SIZES, CARD)
     assert found.tps / 37.0 == pytest.approx(plain / mine, rel=0.1)
     assert found.tps_mtp / found.tps == pytest.approx(52 / 37)
+    keep_speed(kept(plan, read_bytes=3_000_000))  # a toy, which says nothing about a large one
+    other = expectation(plan_model(large, RunSettings(n_ctx=4096), (real(gib=12), host_device())))
+    assert other is not None and other.source == "" and other.tps == plain
 
 
 def test_the_cpu_alone_has_a_speed_once_it_was_measured() -> None:
