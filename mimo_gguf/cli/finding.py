@@ -78,5 +78,7 @@ def _ask(plan: MakingPlan, *, yes: bool) -> None:
     ui.print_field("make" if plan.repository is None else "fetch", plan.title, console=ui.err)
     for label, text in plan.lines():
         ui.print_field(label, text, console=ui.err)
+    for note in plan.notes:
+        ui.print_warning(note)
     if not yes and not typer.confirm("go on?", default=True, err=True):
         raise typer.Exit(1)

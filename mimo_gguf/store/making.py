@@ -91,7 +91,7 @@ def _plan_making(
             check_fit(solution.plan)
         file_type = solution.file_type if solution.plan.fits else types[0]
         work = _quantize_plan(headers, place, file_type)
-        source_bytes = sum(tensor.info.n_bytes for tensor in headers.tensors)
+        source_bytes = sum(stamp.size_bytes for stamp in headers.files)  # read as wholes, for their digests
         computing_s = _computing_s(work, weights_here=to_come is None)
     missing = 0 if to_come is None else to_come(source_bytes)
     (output,) = work.outputs
@@ -104,6 +104,7 @@ def _plan_making(
         computing_s=computing_s,
         fit=solution.plan,
         source=source,
+        notes=headers.notes,
     )
 
 

@@ -31,6 +31,7 @@ class MakingPlan:
         download_bytes: bytes that come from the Hub.
         computing_s: seconds of quantizing.
         fit: how it will run.
+        notes: what the user should know about the model itself, in words.
         source: what `open_model` opens; unused if there are `files`.
         repository, files: what is downloaded as it is, if the Hub has the GGUF.
     """
@@ -45,6 +46,7 @@ class MakingPlan:
     source: str = ""
     repository: HubRepository | None = None
     files: tuple[HubFile, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def file_type(self) -> str:
@@ -81,7 +83,7 @@ class MakingPlan:
         return {
             "name": str(self.name), "source": self.name.source, "type": self.file_type, "path": str(self.path),
             "download_bytes": self.download_bytes, "written_bytes": self.written_bytes,
-            "computing_s": self.computing_s,
+            "computing_s": self.computing_s, "notes": list(self.notes),
         }  # fmt: skip
 
 

@@ -22,9 +22,12 @@ from mimo_gguf.core.units import MIB
 from mimo_gguf.fit.solver import Wishes
 from mimo_gguf.hardware.devices import host_device
 from mimo_gguf.store.folder import MAKING, kept_models, remove_model
+from mimo_gguf.store.plan import MakingPlan
 from mimo_gguf.store.resolve import resolve_model
 from mimo_gguf.verbs import verify
+from tests.checkpoints import write_checkpoint
 from tests.conversion.fake_hub import serve_hub
+from tests.conversion.relatives import flat_config, relative_shapes
 from tests.reference import MIMO_TINY
 
 
@@ -62,6 +65,15 @@ def test_the_type_is_what_fits(checkpoint: Path, tmp_path: Path) -> None:
     assert not (made / "little").exists()
     forced = resolve_model(checkpoint, wishes, devices=little, folder=made / "little", force=True)
     assert forced.name == "mimo-tiny-Q4_K_M.gguf"
+
+
+def test_what_a_relative_cannot_do_is_in_the_plan(tmp_path: Path) -> None:
+    """MiMo-VL: the text model is made, and whoever is asked reads first that it sees no images."""
+    write_checkpoint(tmp_path / "MiMo-VL", config=flat_config(), shapes=relative_shapes())
+    plans: list[MakingPlan] = []
+    made = resolve_model(f"{tmp_path / 'MiMo-VL'}:Q8_0", folder=tmp_path / "made", on_plan=plans.append)
+    assert made.name == "MiMo-VL-Q8_0.gguf"
+    assert any("sees no images" in note for note in plans[0].notes)
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
@@ -130,6 +142,7 @@ PROGRAM = """
 import sys
 from mimo_gguf.fit.solver import Wishes
 from mimo_gguf.store.folder import MAKING, kept_models, remove_model
+from mimo_gguf.store.plan import MakingPlan
 from mimo_gguf.store.resolve import resolve_model
 print(resolve_model("XiaomiMiMo/MiMo-7B-RL", Wishes(n_ctx=512), revision="main"))
 """
