@@ -93,7 +93,7 @@ def _picked(choices: Sequence[Choice]) -> list[Choice]:
     for reason, order in _REASONS:
         winners.setdefault(max(choices, key=order).name, []).append(reason)
     by_name = {choice.name: choice for choice in choices}
-    return [replace(by_name[name], why=sentence(", and ".join(reasons))) for name, reasons in winners.items()]
+    return [replace(by_name[name], why=sentence(listed(reasons))) for name, reasons in winners.items()]
 
 
 def _other_forms(picks: Sequence[Choice], choices: Sequence[Choice]) -> list[Choice]:
@@ -162,6 +162,12 @@ def _nothing(everything: Sequence[Choice], planner: Planner) -> DoesNotFit:
         f"no card of a known price does what is asked{budget}",
         hint=f"the cheapest that does is the {cheapest.name}: mimo-gguf advise --budget {_usd(cheapest):.0f}",
     )
+
+
+def listed(texts: Sequence[str]) -> str:
+    """The texts with commas, and "and" before the last."""
+    *others, last = texts
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def sentence(text: str) -> str:

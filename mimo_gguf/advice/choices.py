@@ -208,11 +208,11 @@ def _slower(plan: FitPlan, together: int) -> float:
 
 
 def _bandwidth(plan: FitPlan, needs: Needs) -> Figure:
-    """The GB/s that the memory must deliver for the speed that is wanted of a CPU."""
-    wanted = needs.min_tps or _READING_TPS
+    """The GB/s that the memory must deliver for the speed that is wanted of a CPU, which gains nothing by batches."""
+    wanted = needs.users * needs.min_tps if needs.min_tps else _READING_TPS
     seconds = pass_seconds(plan, [1e9] * len(plan.devices)) or 0.0
-    n_bytes = format(plan.model.file_bytes / GIB, ".1f")
-    return Figure(wanted * seconds, "estimated", f"{wanted:g} tok/s of a file of {n_bytes} GiB, every weight read once")
+    source = f"{wanted:g} tok/s of a file of {plan.model.file_bytes / GIB:.1f} GiB, every weight read once"
+    return Figure(wanted * seconds, "estimated", source)
 
 
 def with_better_types(choice: Choice, planner: Planner, better: Sequence[Candidate]) -> Choice:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from mimo_gguf.advice.budget import STEP_UP, buyable, sentence, worth
+from mimo_gguf.advice.budget import STEP_UP, buyable, listed, sentence, worth
 from mimo_gguf.advice.choices import ANY_HOST, Choice, Planner, choice_on, with_better_types
 from mimo_gguf.advice.machines import HERE, NOTHING_BOUGHT, Machine, machine_of, price, price_date
 from mimo_gguf.advice.needs import Needs
@@ -188,7 +188,7 @@ def _other_cards(situation: Situation, now: Choice) -> Iterator[Choice]:
     needs = situation.needs
     candidate = next((c for c in situation.candidates if c.name == now.file_type), situation.candidates[0])
     budget = _FAR if needs.budget_usd is None else needs.budget_usd
-    mine = sorted({card.name for card in situation.cards})
+    mine = {card.name for card in situation.cards}
     faster = [c for c in buyable(candidate, situation.planner) if c.speed > STEP_UP * now.speed and c.name not in mine]
     better = [choice for choice in faster if choice.price and choice.price.value <= budget]
     if not better:
@@ -202,10 +202,18 @@ def _other_cards(situation: Situation, now: Choice) -> Iterator[Choice]:
         picks.append(("the fastest within the budget", max(better, key=worth)))
     others = situation.candidates[situation.candidates.index(candidate) + 1 :]
     for choice in {choice.name: choice for _, choice in picks}.values():
-        reasons = ", and ".join(reason for reason, pick in picks if pick.name == choice.name)
-        name = choice.name + (f" instead of the {' and the '.join(mine)}" if mine else "")
+        reasons = listed([reason for reason, pick in picks if pick.name == choice.name])
+        name = choice.name + _instead(situation.cards, choice)
         full = with_better_types(choice, situation.planner, others)
         yield _compared(full, now, f"{reasons}: {{gain}}", name=name)
+
+
+def _instead(mine: Sequence[Card], choice: Choice) -> str:
+    """What a choice takes the place of; another computer if a card cannot be exchanged."""
+    if any(card.kind in ("laptop", "integrated") for card in (*mine, *choice.machine.cards)):
+        return ", another computer" if choice.machine.cards[0].kind == "integrated" else ", in another computer"
+    names = sorted({card.name for card in mine})
+    return f" instead of the {' and the '.join(names)}" if names else ""
 
 
 def _more_ram(situation: Situation, now: Choice) -> Iterator[Choice]:

@@ -13,7 +13,6 @@ from mimo_gguf.advice.choices import Choice, Planner
 from mimo_gguf.advice.here import Situation, changes, look
 from mimo_gguf.advice.needs import USUAL_CTX, Needs
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.core.published_model import PUBLISHED_ID
 from mimo_gguf.hardware.cards import Card, find_card, other_sizes
 from mimo_gguf.hardware.devices import Device, host_device, imagined_gpu, list_devices
 from mimo_gguf.hardware.kept_speeds import KeptSpeeds, read_speeds
@@ -86,7 +85,9 @@ def advise(
     needs = Needs(users, USUAL_CTX if ctx is None else ctx, min_tps, budget, kwh_price)
     there = [_card(name) for name in have]
     candidates, _ = candidates_of(None if file is None else str(file), [ftype] if ftype else [], TYPES)
-    model = Path(candidates[0].model.label).name if len(candidates) == 1 else PUBLISHED_ID.partition("/")[2]
+    model = Path(candidates[0].model.label).name
+    if len(candidates) > 1:  # what all of them are made of
+        model = model.removesuffix(f"-{candidates[0].name}.gguf")
     planner = Planner(needs.of_model(candidates[0].model))
     if budget is not None and not there:
         choices = choose_to_buy(candidates[0], candidates[1:], planner)

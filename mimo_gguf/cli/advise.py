@@ -141,7 +141,7 @@ def _price(choice: Choice) -> str:
 
 
 def _power(choice: Choice) -> str:
-    watts = "power of the card not known" if choice.board_watts is None else _marked((choice.board_watts, "{} W"))
+    watts = "power not known" if choice.board_watts is None else _marked((choice.board_watts, "{} W"))
     if choice.power_supply is not None:
         return f"{watts}, power supply of " + _marked((choice.power_supply, "{} W"))
     return f"{watts}, its own power supply" if choice.machine.cards[0].kind == "integrated" else watts
