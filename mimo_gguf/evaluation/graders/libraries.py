@@ -65,6 +65,9 @@ def instruction_checkers() -> Mapping[str, Any]:
         sys.modules[name] = package
         # Only rank 0 downloads nltk's model while it is imported; `missing` has asked the user for that.
         os.environ["LOCAL_RANK"] = "1"
+    import langdetect
+
+    langdetect.DetectorFactory.seed = 0  # otherwise it guesses the language of a short text now so, now so
     found: Mapping[str, Any] = importlib.import_module(f"{name}.ifeval.instructions_registry").INSTRUCTION_DICT
     return found
 
