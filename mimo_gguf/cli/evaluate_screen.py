@@ -143,7 +143,7 @@ def print_summaries(summaries: Sequence[Summary]) -> None:
         ui.print_table(_COLUMNS, [_row(result) for result in summary.tasks.values()])
         for result in summary.tasks.values():
             if result.comparison is not None:
-                ui.print_field(f"{result.title}", compared(result.comparison, str(summary.base)), width=14)
+                ui.print_field(f"{result.title}", compared(result.comparison, str(result.base)), width=14)
         for result in summary.tasks.values():
             if note := _note(result):
                 ui.print_field(f"{result.title}", note, width=14, style="warning")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimo_gguf.batch.output import partial_path
-from mimo_gguf.batch.rows import shown
+from mimo_gguf.batch.rows import read_done
 from mimo_gguf.core.errors import OutputError
 from mimo_gguf.core.paths import path_kind
 
@@ -23,7 +23,7 @@ class Answer:
 
     Attributes:
         custom_id: the row's name.
-        id: what names this answer and no other; None for an error.
+        id: what the server calls it; None for an error.
         text: what was said after thinking.
         finish: how it ended: `stop`, `length`, or another word of the server.
         n_tokens: tokens that were generated.
@@ -59,18 +59,17 @@ def read_answers(path: Path) -> Iterator[Answer]:
     try:
         with source.open("rb") as file:
             for line in file:
-                if line.endswith(b"\n"):
-                    yield _answer(line, source)
+                if line.endswith(b"\n") and read_done(line) is not None:
+                    yield _answer(json.loads(line))
     except OSError as error:
         raise OutputError(f"{source}: {error.strerror or error}", hint="check the file and its permissions") from None
 
 
-def _answer(line: bytes, source: Path) -> Answer:
+def _answer(found: Mapping[str, Any]) -> Answer:
+    name, response = found["custom_id"], found["response"] or {}
+    if response.get("status_code") != 200:
+        return Answer(name, None, "", None, 0, None, _error(found.get("error"), response.get("body")))
     try:
-        found = json.loads(line)
-        name, response = found["custom_id"], found["response"] or {}
-        if response.get("status_code") != 200:
-            return Answer(name, None, "", None, 0, None, _error(found.get("error"), response.get("body")))
         body = response["body"]
         choice = body["choices"][0]
         usage = body.get("usage") or {}
@@ -78,9 +77,8 @@ def _answer(line: bytes, source: Path) -> Answer:
             name, str(body.get("id") or found["id"]), _text(choice["message"]), choice.get("finish_reason"),
             int(usage.get("completion_tokens") or 0), _seconds(body.get("timings")),
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        about = shown(line[:40].decode("utf-8", "replace"))
-        raise OutputError(f"{source}: the line {about} is not an answer", hint="start over with --force") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return Answer(name, None, "", None, 0, None, "what the server sent is not an answer of a chat")
 
 
 def _text(message: Mapping[str, Any]) -> str:

@@ -91,8 +91,7 @@ def grade_all(
             problem, repeat, answer = each
             if answer.error is not None:
                 return Result(problem, repeat, answer, None)
-            found = known.get(str(answer.id))
-            if found is not None:
+            if (found := known.get(_key(problem.id, repeat, answer.text, problem.expected))) is not None:
                 return Result(problem, repeat, answer, found)
             result = Result(problem, repeat, answer, graded(answer.text, problem.wholly_expected()))
             notes.add(result)
@@ -142,17 +141,23 @@ def _graded(line: Mapping[str, Any]) -> Graded:
 
 
 def _read_grades(path: Path) -> dict[str, Grade]:
-    """The grades that earlier runs gave: name of an answer -> grade. Torn lines and lines of others are left out."""
+    """The grades that earlier runs gave, by `_key`. Torn lines and lines of something else are left out."""
     found: dict[str, Grade] = {}
     if path_kind(path) != "file":
         return found
     for line in path.read_bytes().splitlines():
         try:
             value = json.loads(line)
-            found[value["id"]] = Grade.from_json(value)
+            key = _key(value["problem"], value["repeat"], value["answer"], value["expected"])
+            found[key] = Grade.from_json(value)
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return found
+
+
+def _key(problem: str, repeat: int, answer: str, expected: Any) -> str:
+    """What a grade is of: if anything of it has changed, the answer is graded again."""
+    return json.dumps([problem, repeat, answer, expected], sort_keys=True)
 
 
 class _Notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -119,7 +120,8 @@ class _There:
     @property
     def name(self) -> str:
         """The model's name as that of a folder."""
-        return self.served.rpartition("/")[2].removesuffix(".gguf") or "model"
+        name = re.sub(r"[^\w.-]", "_", self.served.rpartition("/")[2]).removesuffix(".gguf")
+        return name.lstrip(".") or "model"
 
     def answer(self, rows: Path, out: Path, *, retry_errors: bool, force: bool) -> None:
         from mimo_gguf.batch.loop import answer_rows

@@ -34,7 +34,8 @@ class TaskResult:
         repeats: answers for each problem.
         published: the published score in percent, None if there is none.
         rules: how answers were drawn, and where the problems are from.
-        comparison: with the base; None without one.
+        base: the name of the model that it was compared with; None without one.
+        comparison: with that model; None without one, or if they have too little in common.
     """
 
     title: str
@@ -44,6 +45,7 @@ class TaskResult:
     repeats: int
     published: float | None
     rules: Mapping[str, Any]
+    base: str | None = None
     comparison: Comparison | None = None
 
     @property
@@ -55,7 +57,7 @@ class TaskResult:
         """The result as a JSON document."""
         return {
             "title": self.title, **self.score.as_json(), "n_all": self.n_all, "n_asked": self.n_asked,
-            "repeats": self.repeats, "published": self.published, "rules": dict(self.rules),
+            "repeats": self.repeats, "published": self.published, "rules": dict(self.rules), "base": self.base,
             "comparison": self.comparison.as_json() if self.comparison else None,
         }  # fmt: skip
 
@@ -68,19 +70,17 @@ class Summary:
         model: its name.
         tasks: name -> result.
         folder: where its answers are.
-        base: the name of the model that it was compared with.
     """
 
     model: str
     tasks: Mapping[str, TaskResult]
     folder: Path
-    base: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The summary as a JSON document."""
         tasks = {name: result.as_json() for name, result in self.tasks.items()}
         return {
-            "format": _FORMAT, "version": __version__, "model": self.model, "base": self.base, "tasks": tasks
+            "format": _FORMAT, "version": __version__, "model": self.model, "tasks": tasks
         }  # fmt: skip
 
     def graded(self, task: str) -> list[Graded]:
@@ -90,12 +90,12 @@ class Summary:
     def beside(self, base: Summary) -> Summary:
         """This summary with a comparison for each task that both have. Raises OutputError if answers are gone."""
         tasks = {
-            name: replace(result, comparison=compare(self.graded(name), base.graded(name)))
+            name: replace(result, base=base.model, comparison=compare(self.graded(name), base.graded(name)))
             if name in base.tasks
             else result
             for name, result in self.tasks.items()
         }
-        return replace(self, tasks=tasks, base=base.model)
+        return replace(self, tasks=tasks)
 
     def write(self) -> None:
         """Writes the summary into its folder, with the tasks that an earlier one has. Raises OutputError."""
@@ -120,7 +120,7 @@ def read_summary(path: Path) -> Summary:
         raise UsageError(f"{place}: not the summary of an evaluation", hint=_DOCUMENT.hint)
     try:
         tasks = {name: _result(value) for name, value in found["tasks"].items()}
-        return Summary(str(found["model"]), tasks, place.parent, found.get("base"))
+        return Summary(str(found["model"]), tasks, place.parent)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UsageError(f"{place}: the summary is broken", hint="run the evaluation again") from None
 
@@ -129,7 +129,7 @@ def _result(value: Mapping[str, Any]) -> TaskResult:
     comparison = value.get("comparison")
     return TaskResult(
         str(value["title"]), Score.from_json(value), int(value["n_all"]), int(value["n_asked"]), int(value["repeats"]),
-        value.get("published"), value["rules"], Comparison(**comparison) if comparison else None,
+        value.get("published"), value["rules"], value.get("base"), Comparison(**comparison) if comparison else None,
     )  # fmt: skip
 
 

@@ -132,7 +132,8 @@ def test_servers_that_cannot_be_asked(server: FakeServer, tmp_path: Path, monkey
     with pytest.raises(UsageError, match="has 2 models, and none is named") as several:
         evaluated(server, tmp_path)
     assert several.value.hint == "name one: a, b"
-    assert evaluated(server, tmp_path, model="b").model.model == "b"
+    assert evaluated(server, tmp_path, model="../b").model.folder == tmp_path / "b"
+    assert evaluated(server, tmp_path, model="a/..", limit=2).model.folder == tmp_path / "model"
     server.key = "secret"
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(BackendError, match="wants another key"):

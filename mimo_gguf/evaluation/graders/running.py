@@ -120,7 +120,7 @@ def code_in(answer: str) -> str:
 def grade_function(answer: str, expected: Any) -> Grade:
     """Runs a function of HumanEval with its test, after what its prompt has above it."""
     prompt, name = str(expected["prompt"]), str(expected["entry_point"])
-    above = prompt[: prompt.rindex(f"def {name}")]
+    above = prompt[: max(0, prompt.rfind(f"def {name}"))]
     code = code_in(answer)
     done = run_caged(f"{above}\n{code}\n\n{expected['test']}\n\ncheck({name})\n")
     return Grade(float(done.ok), code[:200], None if done.ok else done.why)
@@ -132,7 +132,7 @@ def grade_function(answer: str, expected: Any) -> Grade:
 def grade_program(answer: str, expected: Any) -> Grade:
     """Tries a program of LiveCodeBench with its public and private tests; it is right if it passes all."""
     code, tests = code_in(answer), read_tests(expected)
-    method = json.loads(expected.get("metadata") or "{}").get("func_name")
+    method = _method(expected)
     for number, test in enumerate(tests, 1):
         done = run_caged(_calling(code, method) if method else code, test["input"])
         why = None if done.ok else done.why
@@ -141,6 +141,15 @@ def grade_program(answer: str, expected: Any) -> Grade:
         if why is not None:
             return Grade(0.0, code[:200], f"test {number} of {len(tests)}: {why}")
     return Grade(1.0, code[:200])
+
+
+def _method(expected: Mapping[str, Any]) -> str | None:
+    """The name of the method that is called; None for a program. Raises UsageError if that cannot be read."""
+    try:
+        name = json.loads(expected.get("metadata") or "{}").get("func_name")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"metadata cannot be read: {error}", hint="fetch the data again") from None
+    return str(name) if name else None
 
 
 def read_tests(expected: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -153,8 +162,9 @@ def read_tests(expected: Mapping[str, Any]) -> list[dict[str, str]]:
     for name in ("public_test_cases", "private_test_cases"):
         packed = str(expected[name])
         try:
-            tests += json.loads(packed if packed.lstrip().startswith("[") else _unpacked(packed))
-        except (ValueError, zlib.error, pickle.UnpicklingError, EOFError, TypeError) as error:
+            for test in json.loads(packed if packed.lstrip().startswith("[") else _unpacked(packed)):
+                tests.append({"input": str(test["input"]), "output": str(test["output"])})
+        except (ValueError, zlib.error, pickle.UnpicklingError, EOFError, TypeError, KeyError) as error:
             raise UsageError(f"{name} cannot be read: {error}", hint="fetch the data again") from None
     return tests[:_MOST_TESTS]
 
