@@ -90,7 +90,7 @@ def command(
     from mimo_gguf.cli.batch_screen import BatchScreen, print_end, print_plan
     from mimo_gguf.server.offline import batch, plan_batch
 
-    _check_machines(ray, rpc, dry_run=dry_run)
+    check_machines(ray, rpc, dry_run=dry_run)
     use_workers(rpc or [])
     given: dict[str, Any] = {
         "model": model, "out": out, "alias": alias or (), "ctx": ctx, "parallel": parallel, "mtp": mtp, "draft": draft,
@@ -109,7 +109,7 @@ def command(
         copied_log(log_file, verbose),
         BatchScreen(quiet=quiet) as screen,
         ExitStack() as stack,
-        _nothing_on_stdout(ray),
+        nothing_on_stdout(ray),
     ):
         show_plan = stack.enter_context(loading(shown=not quiet, alive=not quiet))
 
@@ -132,7 +132,7 @@ def command(
     print_end(done, out, as_json=as_json)
 
 
-def _check_machines(ray: str | None, rpc: list[str] | None, *, dry_run: bool) -> None:
+def check_machines(ray: str | None, rpc: list[str] | None, *, dry_run: bool = False) -> None:
     """Refuses options that are about this machine together with a cluster."""
     if ray is not None and rpc:
         raise UsageError("--ray and --rpc: an engine on a Ray cluster uses its own machine", hint="leave --rpc out")
@@ -140,6 +140,6 @@ def _check_machines(ray: str | None, rpc: list[str] | None, *, dry_run: bool) ->
         raise UsageError("--dry-run plans for this machine alone", hint="leave --ray out")
 
 
-def _nothing_on_stdout(ray: str | None) -> AbstractContextManager[object]:
+def nothing_on_stdout(ray: str | None) -> AbstractContextManager[object]:
     """Lets Ray, which prints on stdout that a machine has died, print on stderr. Answers go to stdout past Python's."""
     return nullcontext() if ray is None else redirect_stdout(sys.stderr)

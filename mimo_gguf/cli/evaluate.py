@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from mimo_gguf.cli.batch import check_machines, nothing_on_stdout
+from mimo_gguf.cli.finding import find_model
 from mimo_gguf.cli.llama_log import copied_log
-from mimo_gguf.cli.loading import loading, print_advice
 from mimo_gguf.cli.options import (
     AlwaysDraft,
     Ctx,
@@ -20,27 +21,31 @@ from mimo_gguf.cli.options import (
     Json,
     KvType,
     LogFile,
+    ModelsDir,
     Mtp,
     Quiet,
+    Ray,
+    RayCpus,
+    RayGpus,
+    RayWorkers,
     RetryErrors,
     Rpc,
     Threads,
     Ubatch,
     Verbose,
+    Yes,
 )
 from mimo_gguf.cli.workers import use_workers
 from mimo_gguf.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from mimo_gguf.batch.progress import BatchProgress
-    from mimo_gguf.fit.plan import FitPlan
 
 
 def command(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL...", help="A GGUF; with --url the model's name; with --show folders.", show_default=False
+            metavar="MODEL...",
+            help="A model as for batch; with --url its name; with --show folders.",
+            show_default=False,
         ),
     ] = None,
     task: Annotated[
@@ -50,7 +55,7 @@ def command(
     base: Annotated[
         str | None,
         typer.Option(
-            "--base", metavar="SRC", help="A GGUF that is asked the same with the same seeds, or its results' folder."
+            "--base", metavar="SRC", help="A model that is asked the same with the same seeds, or its results' folder."
         ),
     ] = None,
     url: Annotated[
@@ -96,6 +101,10 @@ def command(
     exact: Exact = False,
     retry_errors: RetryErrors = False,
     force: Force = False,
+    ray: Ray = None,
+    workers: RayWorkers = None,
+    cpus_per_worker: RayCpus = None,
+    gpus_per_worker: RayGpus = None,
     list_tasks: Annotated[bool, typer.Option("--list", help="Show the tasks.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Compare the results in the given folders.")] = False,
     plot: Annotated[
@@ -106,6 +115,8 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
     log_file: LogFile = None,
+    yes: Yes = False,
+    models_dir: ModelsDir = None,
 ) -> None:
     """Ask a model the problems of benchmarks, grade its answers, and compare with what was published.
 
@@ -133,24 +144,17 @@ def command(
     if dry_run:
         print_plan(asked, as_json=as_json)
         return
+    check_machines(ray, rpc)
     use_workers(rpc or [])
-    with copied_log(log_file, verbose), EvaluationScreen(quiet=quiet) as screen, ExitStack() as stack:
-
-        def on_task(model: str, title: str) -> None:
-            screen.begin_task(model, title)
-
-        def on_plan(fit: FitPlan) -> None:
-            stack.enter_context(loading(shown=not quiet, alive=not quiet))(fit)
-            print_advice(fit, gpu_layers)
-
-        def on_start(progress: BatchProgress) -> None:
-            stack.close()
-            screen.begin(progress)
-
+    screen = EvaluationScreen(quiet=quiet, gpu_layers=gpu_layers)
+    with copied_log(log_file, verbose), nothing_on_stdout(ray), screen:
         found = evaluate(
             models[0] if models else None, **asked, base=base, url=url, out=out, so_far=so_far, ctx=ctx,
             parallel=parallel, mtp=mtp, draft=draft, always_draft=always_draft, threads=threads, gpu_layers=gpu_layers,
-            kv_type=kv_type, ubatch=ubatch, exact=exact, retry_errors=retry_errors, force=force, on_task=on_task,
-            on_plan=on_plan, on_start=on_start, on_progress=screen.show, on_graded=screen.show_graded,
+            kv_type=kv_type, ubatch=ubatch, exact=exact, retry_errors=retry_errors, force=force, ray=ray,
+            workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker,
+            on_task=screen.begin_task, on_plan=screen.load, on_pool=screen.show_pool, on_start=screen.begin,
+            on_progress=screen.show, on_graded=screen.show_graded,
+            find=partial(find_model, yes=yes, models_dir=models_dir, quiet=quiet or as_json),
         )  # fmt: skip
     print_evaluation(found, plot, as_json=as_json)

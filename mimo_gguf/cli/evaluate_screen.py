@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from mimo_gguf.cli import ui
 from mimo_gguf.cli.batch_screen import BatchScreen
+from mimo_gguf.cli.loading import loading, print_advice
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.units import counted
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from mimo_gguf.evaluation.run import Evaluation
     from mimo_gguf.evaluation.scores import Comparison
     from mimo_gguf.evaluation.summary import Summary, TaskResult
+    from mimo_gguf.fit.plan import FitPlan
+    from mimo_gguf.server.ray_cluster import Pool
 
 _COLUMNS: Final = ("task", "answers", "score", "published", "cut off", "tokens", "seconds")
 _SHOWN_EVERY: Final = 100  # answers that are graded
@@ -25,9 +29,14 @@ _SHOWN_EVERY: Final = 100  # answers that are graded
 class EvaluationScreen:
     """Follows an evaluation: for each task the rows as a batch shows them, and then how many answers are graded."""
 
-    def __init__(self, *, quiet: bool) -> None:
-        """Makes the screen; if `quiet`, nothing is shown but what breaks the evaluation off."""
-        self._quiet = quiet
+    def __init__(self, *, quiet: bool, gpu_layers: int | None = None) -> None:
+        """Makes the screen; if `quiet`, nothing is shown but what breaks the evaluation off.
+
+        Args:
+            gpu_layers: what the user decided about layers on the GPU, for advice.
+        """
+        self._quiet, self._gpu_layers = quiet, gpu_layers
+        self._loading = ExitStack()
         self._batch = BatchScreen(quiet=quiet)
 
     def __enter__(self) -> EvaluationScreen:
@@ -37,6 +46,7 @@ class EvaluationScreen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._loading.close()
         self._batch.__exit__(kind, error, trace)
 
     def begin_task(self, model: str, title: str) -> None:
@@ -44,8 +54,20 @@ class EvaluationScreen:
         if not self._quiet:
             ui.print_note(f"{title}, {model}")
 
+    def load(self, fit: FitPlan) -> None:
+        """Shows the plan, and that the model is being loaded."""
+        shown = not self._quiet
+        self._loading.enter_context(loading(shown=shown, alive=shown))(fit)
+        print_advice(fit, self._gpu_layers)
+
+    def show_pool(self, pool: Pool) -> None:
+        """Shows the actors on a cluster."""
+        if not self._quiet:
+            ui.print_note(str(pool))
+
     def begin(self, progress: BatchProgress) -> None:
         """Notes that the first row is about to be answered."""
+        self._loading.close()
         self._batch.begin(progress)
 
     def show(self, progress: BatchProgress) -> None:

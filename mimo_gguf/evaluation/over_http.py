@@ -18,7 +18,7 @@ _BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 KEY: Final = "OPENAI_API_KEY"
 
 
-def base_of(url: str) -> str:
+def address_of(url: str) -> str:
     """The address of an API's version 1, from what a user types: with or without `/v1`. Raises UsageError."""
     plain = url.rstrip("/")
     if not plain.startswith(("http://", "https://")) or "/" not in plain[7:] + "/":

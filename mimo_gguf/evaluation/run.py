@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.output_file import atomic_output, make_folder
 from mimo_gguf.core.paths import path_kind
 from mimo_gguf.evaluation.answers import read_answers
 from mimo_gguf.evaluation.grading import OnGraded, check_grader, grade_all, graded_of
+from mimo_gguf.evaluation.machines import Here, Listeners, Machine, OnTask, base_of, machine_of
 from mimo_gguf.evaluation.problems import Problems, read_problems, rows_text
 from mimo_gguf.evaluation.scores import score_of
-from mimo_gguf.evaluation.summary import RESULTS, Summary, TaskResult, read_summary, rules_of
+from mimo_gguf.evaluation.summary import RESULTS, Summary, TaskResult, rules_of
 from mimo_gguf.evaluation.task import Task, read_task, task_names
 
 if TYPE_CHECKING:
     from mimo_gguf.batch.progress import BatchProgress
     from mimo_gguf.fit.plan import FitPlan
+    from mimo_gguf.server.ray_cluster import Pool
 
 FOLDER: Final = "evaluation"
 _ROWS: Final = "rows.jsonl"
 _ANSWERS: Final = "answers.jsonl"
-OnTask = Callable[[str, str], None]  # model, title of the task that begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,104 +59,16 @@ class Evaluation:
         return {"model": self.model.as_json(), "base": self.base.as_json() if self.base else None}
 
 
-class Machine(Protocol):
-    """Whatever answers a file of rows."""
-
-    @property
-    def name(self) -> str:
-        """The model's name, which its folder has, too."""
-
-    @property
-    def served(self) -> str | None:
-        """What requests call the model; None for a file."""
-
-    def answer(self, rows: Path, out: Path, *, retry_errors: bool, force: bool) -> None:
-        """Answers the rows that have no answer yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listeners:
-    """Who is told how far an evaluation is."""
-
-    on_task: OnTask = lambda model, title: None
-    on_plan: Callable[[FitPlan], None] | None = None
-    on_start: Callable[[BatchProgress], None] | None = None
-    on_progress: Callable[[BatchProgress], None] | None = None
-    on_graded: OnGraded | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Here:
-    """A model's file that is loaded here: the verb `batch`."""
-
-    model: Path
-    how: dict[str, Any]
-    tell: Listeners
-    served: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.model.stem
-
-    def answer(self, rows: Path, out: Path, *, retry_errors: bool, force: bool) -> None:
-        from mimo_gguf.server.offline import batch
-
-        batch(
-            rows, model=self.model, out=out, retry_errors=retry_errors, force=force, on_plan=self.tell.on_plan,
-            on_start=self.tell.on_start, on_progress=self.tell.on_progress, **self.how,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _There:
-    """A model behind a URL."""
-
-    url: str
-    served: str
-    parallel: int | None
-    tell: Listeners
-
-    @property
-    def name(self) -> str:
-        """The model's name as that of a folder."""
-        name = re.sub(r"[^\w.-]", "_", self.served.rpartition("/")[2]).removesuffix(".gguf")
-        return name.lstrip(".") or "model"
-
-    def answer(self, rows: Path, out: Path, *, retry_errors: bool, force: bool) -> None:
-        from mimo_gguf.batch.loop import answer_rows
-        from mimo_gguf.batch.open_job import Source, open_job
-        from mimo_gguf.batch.rows import Run
-        from mimo_gguf.evaluation.over_http import N_IN_FLIGHT, OverHttp
-
-        http = OverHttp(self.url, self.served, n_in_flight=self.parallel or N_IN_FLIGHT)
-        source = Source(rows, out, retry_errors, force)
-        on_progress = self.tell.on_progress or (lambda progress: None)
-        job, survey = open_job(source, Run(http.fingerprint), lambda row: None, on_progress)
-
-        async def work() -> None:
-            async with http:
-                await answer_rows(job, http)
-
-        try:
-            if survey is None or survey.n_answered < survey.n_rows:
-                if self.tell.on_start is not None:
-                    self.tell.on_start(job.progress)
-                asyncio.run(work())
-            job.finish()
-        finally:
-            job.close()
-
-
 @dataclass(frozen=True, slots=True)
 class _Wishes:
     """What was asked for, besides models and how they are run."""
 
     tasks: tuple[AskedTask, ...]
     folder: Path
-    retry_errors: bool = False
-    force: bool = False
-    so_far: bool = False
-    tell: Listeners = field(default_factory=Listeners)
+    retry_errors: bool
+    force: bool
+    so_far: bool
+    tell: Listeners
 
 
 def evaluate(
@@ -167,16 +78,19 @@ def evaluate(
     allow_code: bool = False, so_far: bool = False, ctx: int | None = None, parallel: int | None = None,
     mtp: bool | None = None, draft: int = 1, always_draft: bool = False, threads: int | None = None,
     gpu_layers: int | None = None, kv_type: str | None = None, ubatch: int | None = None, exact: bool = False,
-    retry_errors: bool = False, force: bool = False, on_task: OnTask | None = None,
-    on_plan: Callable[[FitPlan], None] | None = None, on_start: Callable[[BatchProgress], None] | None = None,
+    retry_errors: bool = False, force: bool = False, ray: str | None = None, workers: int | None = None,
+    cpus_per_worker: int | None = None, gpus_per_worker: int | None = None, on_task: OnTask | None = None,
+    on_plan: Callable[[FitPlan], None] | None = None, on_pool: Callable[[Pool], None] | None = None,
+    on_start: Callable[[BatchProgress], None] | None = None,
     on_progress: Callable[[BatchProgress], None] | None = None, on_graded: OnGraded | None = None,
+    find: Callable[..., Path] | None = None,
 ) -> Evaluation:  # fmt: skip
     """Evaluates a model with benchmarks under the rules of MiMo's report. A run that was stopped goes on.
 
     Args:
-        model: a GGUF file; with `url` the name that the server gives the model, None if it has only one.
+        model: a model as for `batch`; with `url` the name that the server gives it, None if it has only one.
         task: names of shipped tasks, or TOML files of your own.
-        base: a GGUF file that is asked the same with the same seeds, or the folder of an evaluation of it.
+        base: a model that is asked the same with the same seeds, or the folder of an evaluation of it.
         url: a server that speaks OpenAI's API; it answers instead of a file.
         out: the folder of all evaluations; each model has a folder in it.
         limit: problems per task, chosen evenly by their names; None for all.
@@ -184,10 +98,9 @@ def evaluate(
         data: `TASK=FILE` for each task whose problems are read from a file of yours.
         allow_code: lets programs run that the model writes.
         so_far: grades the answers that are there, and asks for none.
-        ctx, parallel, mtp, draft, always_draft, threads, gpu_layers, kv_type, ubatch, exact: as for `batch`.
         retry_errors, force: ask again what failed in an earlier run; start over.
         on_task, on_graded: called before each task of a model, and after each grade with how many of how many.
-        on_plan, on_start, on_progress: as for `batch`.
+        others: as for `batch`.
 
     Raises:
         UsageError: no such task, or a mistake in it or in the data; code that is not allowed to run.
@@ -195,14 +108,13 @@ def evaluate(
         OutputError: a file cannot be written, or the folder holds answers of another model.
         MimoGgufError: a library is missing; or as `batch`.
     """
-    tell = Listeners(on_task or (lambda model, title: None), on_plan, on_start, on_progress, on_graded)
+    tell = Listeners(on_task or (lambda model, title: None), on_plan, on_pool, on_start, on_progress, on_graded)
     how = {
         "ctx": ctx, "parallel": parallel, "mtp": mtp, "draft": draft, "always_draft": always_draft, "threads": threads,
-        "gpu_layers": gpu_layers, "kv_type": kv_type, "ubatch": ubatch, "exact": exact,
+        "gpu_layers": gpu_layers, "kv_type": kv_type, "ubatch": ubatch, "exact": exact, "force": force, "ray": ray,
+        "workers": workers, "cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker, "find": find,
     }  # fmt: skip
-    machine, other = _machine(model, url, how, tell), _base(base, how, tell)
-    if isinstance(other, _Here) and other.name == machine.name:
-        raise UsageError(f"model and base are both called {machine.name}", hint="give one of the files another name")
+    machine, other = machine_of(model, url, how, tell), base_of(base, how, tell)
     asked = plan_evaluation(
         task, limit=limit, repeats=repeats, temperature=temperature, max_tokens=max_tokens, data=data,
         allow_code=allow_code,
@@ -247,36 +159,14 @@ def _given(data: Sequence[str], tasks: Sequence[Task]) -> dict[str, Path]:
     return found
 
 
-def _machine(model: str | Path | None, url: str | None, how: dict[str, Any], tell: Listeners) -> _Here | _There:
-    if url is not None:
-        from mimo_gguf.evaluation.over_http import base_of, check_library, served_model
-
-        check_library()
-        address = base_of(url)
-        return _There(address, served_model(address, None if model is None else str(model)), how["parallel"], tell)
-    if model is None:
-        raise UsageError("missing argument 'MODEL'", hint="mimo-gguf evaluate FILE.gguf --task sums")
-    return _Here(_model_file(model), how, tell)
-
-
-def _model_file(model: str | Path) -> Path:
-    """A model's file, whose header is read before anything is downloaded for it. Raises GgufError."""
-    from mimo_gguf.core.runnable import read_runnable
-
-    read_runnable(Path(model))
-    return Path(model)
-
-
-def _base(base: str | Path | None, how: dict[str, Any], tell: Listeners) -> _Here | Summary | None:
-    """What is compared with: a file that is asked, or what was measured earlier."""
-    if base is None:
-        return None
-    return read_summary(Path(base)) if path_kind(base) == "folder" else _Here(_model_file(base), how, tell)
-
-
-def _measure_both(machine: Machine, other: _Here | Summary | None, wishes: _Wishes) -> Evaluation:
-    """Asks the base if it is a file, and then the model, whose summary is written with the comparison."""
-    base = _measure(other, wishes) if isinstance(other, _Here) else other
+def _measure_both(machine: Machine, other: Machine | Summary | None, wishes: _Wishes) -> Evaluation:
+    """Asks the base if it is a model, and then the model, whose summary is written with the comparison."""
+    machine = machine.ready()
+    if isinstance(other, Here):
+        other = other.ready()
+        if other.name == machine.name:
+            raise UsageError(f"model and base are both called {machine.name}", hint="give one of them another name")
+    base = other if other is None or isinstance(other, Summary) else _measure(other, wishes)
     summary = _measure(machine, wishes)
     if base is not None:
         summary = summary.beside(base)

@@ -222,6 +222,23 @@ def _program(body: dict[str, Any]) -> dict[str, Any]:
     return {"id": str(body["seed"]), "choices": [{"message": message, "finish_reason": "length"}]}
 
 
+def test_a_cluster_is_asked_as_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machines of a Ray cluster find the model themselves, so it goes to `batch` as it was named."""
+    asked: list[dict[str, Any]] = []
+
+    def batch(rows: Path, **how: Any) -> None:
+        asked.append(how | {"n": len(lines(rows))})
+
+    monkeypatch.setattr("mimo_gguf.server.offline.batch", batch)
+    found = mimo_gguf.evaluate(
+        "org/name:Q6_K", task="sums", limit=3, out=tmp_path, ray="auto", workers=2, gpus_per_worker=1, exact=True
+    )
+    (how,) = asked
+    assert (how["model"], how["ray"], how["workers"], how["gpus_per_worker"]) == ("org/name:Q6_K", "auto", 2, 1)
+    assert how["exact"] is True and how["n"] == 3 and found.model.folder == tmp_path / "name-Q6_K"
+    assert found.model.tasks["sums"].score.score is None
+
+
 @pytest.fixture(scope="module")
 def two_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("files")
