@@ -8,7 +8,7 @@ from typing import Final
 
 from mimo_gguf.advice.budget import STEP_UP, buyable, listed, sentence, worth
 from mimo_gguf.advice.choices import ANY_HOST, Choice, Planner, choice_on, with_better_types
-from mimo_gguf.advice.machines import HERE, NOTHING_BOUGHT, Machine, machine_of, price, price_date
+from mimo_gguf.advice.machines import HERE, NOTHING_BOUGHT, SETTING, Machine, machine_of, price, price_date
 from mimo_gguf.advice.needs import Needs
 from mimo_gguf.core.units import format_size
 from mimo_gguf.fit.plan import FitPlan
@@ -19,8 +19,8 @@ from mimo_gguf.hardware.devices import Device
 from mimo_gguf.hardware.kept_speeds import KeptSpeeds
 from mimo_gguf.hardware.nvml import nvidia_cards, unused_cards
 
-SETTING: Final = "setting"
 _FAR: Final = float("inf")
+_GAIN: Final = "<gain>"  # in a reason: how much faster than now
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def changes(situation: Situation, now: Choice) -> tuple[Choice, ...]:
     needs = situation.needs
     budget = needs.budget_usd
     if budget is not None:
-        found = [change for change in found if change.price is None or change.price.value <= budget]
+        found = [change for change in found if _usd(change) <= budget or not change.machine.cards]
 
     def helps(change: Choice) -> tuple[float, ...]:
         times = change.times_as_fast
@@ -122,7 +122,7 @@ def changes(situation: Situation, now: Choice) -> tuple[Choice, ...]:
 
 
 def _compared(choice: Choice, now: Choice, why: str, *, name: str = "", kind: str = "") -> Choice:
-    """The choice with how much faster than now it is, and that as the end of its reason."""
+    """The choice with how much faster than now it is, also in its reason."""
     times = choice.speed / now.speed if choice.speed and now.speed else None
     if times is None and choice.plan.devices[-1].device is now.plan.devices[-1].device and now.plan.fits:
         times = _reads(now.plan) / _reads(choice.plan)  # on the same devices, however fast they are
@@ -131,7 +131,7 @@ def _compared(choice: Choice, now: Choice, why: str, *, name: str = "", kind: st
     else:
         gain = "as fast as now" if 0.95 < times < 1.05 else f"{times:.1f} times as fast as now"
     machine = replace(choice.machine, name=name or choice.name, kind=kind or choice.machine.kind)
-    return replace(choice, machine=machine, times_as_fast=times, why=sentence(why.format(gain=gain)))
+    return replace(choice, machine=machine, times_as_fast=times, why=sentence(why.replace(_GAIN, gain)))
 
 
 def _reads(plan: FitPlan) -> float:
@@ -146,7 +146,7 @@ def _smaller_file(situation: Situation, now: Choice) -> Iterator[Choice]:
     plan = solve([smallest], situation.devices, wishes).plan
     if plan.fits:
         choice = _on_these(situation, replace(plan, file_type=smallest.name))
-        why = "{gain}, because fewer bytes are read for a token; it costs nothing but some quality"
+        why = f"{_GAIN}, because fewer bytes are read for a token; it costs nothing but some quality"
         yield _compared(choice, now, why, name=f"{smallest.name} instead of {now.file_type}", kind=SETTING)
 
 
@@ -160,7 +160,7 @@ def _unused_card(situation: Situation, now: Choice) -> Iterator[Choice]:
         if card is not None and plan is not None:
             choice = choice_on(machine_of([card]), plan, situation.needs)
             free = replace(choice, price=NOTHING_BOUGHT, price_date="")
-            why = "the card is there, but llama.cpp was built without CUDA (docs/install.md): {gain}"
+            why = f"the card is there, but llama.cpp was built without CUDA (docs/install.md): {_GAIN}"
             yield _compared(free, now, why, name=f"llama.cpp with CUDA, for the {card.name}", kind=SETTING)
 
 
@@ -178,7 +178,7 @@ def _second_card(situation: Situation, now: Choice) -> Iterator[Choice]:
             choice = choice_on(machine_of([*cards, *cards]), plan, situation.needs)
             bought = replace(choice, price=price(cards), price_date=price_date(cards))
             holds = f"{candidate.name} instead of {now.file_type}" if is_whole else f"all layers of {candidate.name}"
-            why = f"together they hold {holds}; they take turns with the layers: {{gain}}"
+            why = f"together they hold {holds}; they take turns with the layers: {_GAIN}"
             yield _compared(bought, now, why, name=f"a second {cards[0].name}")
             return
 
@@ -205,7 +205,7 @@ def _other_cards(situation: Situation, now: Choice) -> Iterator[Choice]:
         reasons = listed([reason for reason, pick in picks if pick.name == choice.name])
         name = choice.name + _instead(situation.cards, choice)
         full = with_better_types(choice, situation.planner, others)
-        yield _compared(full, now, f"{reasons}: {{gain}}", name=name)
+        yield _compared(full, now, f"{reasons}: {_GAIN}", name=name)
 
 
 def _instead(mine: Sequence[Card], choice: Choice) -> str:
@@ -221,7 +221,7 @@ def _more_ram(situation: Situation, now: Choice) -> Iterator[Choice]:
     plan = None if now.plan.fits else situation.planner.plan_on(situation.candidates[0], (ANY_HOST,))
     if plan is not None:
         missing = max(plan.devices[-1].needed_bytes - situation.devices[-1].free_bytes, 0)
-        why = f"with {format_size(missing)} more free RAM it runs on the CPU: {{gain}}"
+        why = f"with {format_size(missing)} more free RAM it runs on the CPU: {_GAIN}"
         yield _compared(choice_on(machine_of(()), plan, situation.needs), now, why, name="more RAM")
 
 

@@ -21,6 +21,7 @@ TWO_CARDS: Final = "two cards"
 UNIFIED: Final = "unified memory"
 CPU: Final = "CPU alone"
 HERE: Final = "this machine"
+SETTING: Final = "setting"
 
 # What the other parts of a computer take: in the middle, the power supplies that vendors ask for are larger than their
 # cards' power by so much.
@@ -62,7 +63,7 @@ class Machine:
     """What holds the model.
 
     Attributes:
-        kind: CARD, TWO_CARDS, UNIFIED, CPU or HERE.
+        kind: CARD, TWO_CARDS, UNIFIED, CPU or HERE; SETTING if nothing is bought.
         cards: the catalogue's; several of them share the layers.
     """
 

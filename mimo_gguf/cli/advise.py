@@ -84,11 +84,13 @@ def _print_choice(title: str, choice: Choice, needs: Needs) -> None:
 
 def rows(choice: Choice, needs: Needs) -> Iterator[tuple[str, str]]:
     """The (label, text) rows of a choice. What is not known is said to be so."""
+    from mimo_gguf.advice.machines import HERE
+
     yield "why", choice.why
     yield "run", _run(choice, needs)
     if choice.plan.fits:
         yield "speed", _speed(choice, needs)
-    if choice.machine.kind != "this machine":
+    if choice.machine.kind != HERE:
         yield "price", _price(choice)
     if choice.machine.cards:
         yield "power", _power(choice)
@@ -102,15 +104,17 @@ def rows(choice: Choice, needs: Needs) -> Iterator[tuple[str, str]]:
 
 
 def _run(choice: Choice, needs: Needs) -> str:
+    from mimo_gguf.advice.choices import ANY_HOST
+
     plan, s = choice.plan, choice.plan.settings
     where = "" if len(plan.devices) == 1 else f", {s.n_gpu_layers} of {plan.n_layers} layers on the GPU"
     contexts = f"{needs.users} x " if needs.users > 1 else ""
     cache = f"{s.type_k.name.lower()} cache, MTP {'on' if plan.runs_mtp else 'off'}"
-    tightest = plan.devices[0]
-    shown = f"{tightest.needed_bytes / GIB:.1f}"
-    if len(plan.devices) > 1 or choice.machine.kind == "this machine":
-        shown += f" of {tightest.free_bytes / GIB:.1f}"
-    return f"{choice.file_type}, context {contexts}{needs.ctx}, {cache}{where}; {shown} GiB on {tightest.device.name}"
+    first = plan.devices[0]
+    shown = f"{first.needed_bytes / GIB:.1f}"
+    if first.free_bytes < ANY_HOST.free_bytes:
+        shown += f" of {first.free_bytes / GIB:.1f}"
+    return f"{choice.file_type}, context {contexts}{needs.ctx}, {cache}{where}; {shown} GiB on {first.device.name}"
 
 
 def _speed(choice: Choice, needs: Needs) -> str:

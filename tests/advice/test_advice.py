@@ -197,7 +197,8 @@ def test_a_name_that_leaves_the_size_open_is_told(no_other_cards: None) -> None:
 def test_a_second_card_is_named_if_one_is_too_small(no_other_cards: None) -> None:
     advice = advise(have=["GTX 1070"], users=4, ftype="Q8_0")
     assert advice.now is not None and advice.now.plan.settings.n_gpu_layers < advice.now.plan.n_layers
-    assert "a second GTX 1070" in names(advice)
+    assert "a second GTX 1070" in names(advice) and all("gain" not in choice.why for choice in advice.choices)
+    assert advise(have=["GTX 1070"], users=4, ftype="Q8_0", budget=900).choices == ()  # its price is not known
     assert "a second RTX 3090" not in names(advise(have=["RTX 3090"]))
 
 
