@@ -186,8 +186,9 @@ def _answers(dataset: Any, job: BatchJob) -> Generator[Answered, None, None]:
     """The answers to parcels as they come. Raises MimoGgufError if Ray gives up."""
     try:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for parcel in table[PARCEL].to_pylist():
-                yield pickle.loads(parcel)
+            if PARCEL in table.column_names:  # a piece without a row that is left is a table of nothing
+                for parcel in table[PARCEL].to_pylist():
+                    yield pickle.loads(parcel)
     except MimoGgufError:
         raise
     except Exception as error:  # of Ray, which has no base for all of its errors
