@@ -107,6 +107,7 @@ CLIENTS_VENV ?= .venv-clients
 test-clients: ## run the tests with lm-eval and langchain, which are large and installed only for this
 	@$(MAKE) --no-print-directory VENV=$(CLIENTS_VENV) $(CLIENTS_VENV)/.clients
 	@$(CLIENTS_VENV)/bin/python -m pytest -m clients
+	@$(CLIENTS_VENV)/bin/python -m pytest tests/evaluation
 
 # The tests of the engine, runtime and server on a GPU: Mesa's software GPU, unless GPU_ARGS names another backend.
 # Its environment is one of its own, so that .venv keeps the build for the CPU.

@@ -60,6 +60,11 @@ def test_the_page_ships_in_the_wheel(unpacked_wheel: Path) -> None:
     }
 
 
+def test_the_tasks_of_evaluate_ship_in_the_wheel(unpacked_wheel: Path) -> None:
+    shipped = {path.name for path in (unpacked_wheel / "mimo_gguf" / "evaluation" / "tasks").iterdir()}
+    assert shipped == {path.name for path in (ROOT / "mimo_gguf" / "evaluation" / "tasks").glob("*.toml")}
+
+
 def test_wheel_holds_only_the_package(unpacked_wheel: Path) -> None:
     assert {path.name for path in unpacked_wheel.iterdir()} == {"mimo_gguf", "mimo_gguf-0.1.0.dist-info"}
 

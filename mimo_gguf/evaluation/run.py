@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -193,12 +194,8 @@ def _measure_task(machine: Machine, asked: AskedTask, folder: Path, wishes: _Wis
     answers = folder / _ANSWERS
     if not wishes.so_far:
         make_folder(folder)
-        rows = folder / _ROWS
-        text = rows_text(task, problems.chosen, machine.served)
-        if path_kind(rows) != "file" or rows.read_bytes() != text:
-            with atomic_output(rows) as file:
-                file.write(text)
-        machine.answer(rows, answers, retry_errors=wishes.retry_errors, force=wishes.force)
+        with _written(folder / _ROWS, rows_text(task, problems.chosen, machine.served)) as rows:
+            machine.answer(rows, answers, retry_errors=wishes.retry_errors, force=wishes.force)
     elif path_kind(folder) != "folder":
         raise UsageError(f"{folder}: nothing was answered yet", hint="leave --so-far out")
     results = grade_all(task, problems.chosen, read_answers(answers), folder / RESULTS, wishes.tell.on_graded)
@@ -206,3 +203,19 @@ def _measure_task(machine: Machine, asked: AskedTask, folder: Path, wishes: _Wis
         task.title, score_of(graded_of(results)), problems.n_all, asked.n_answers, task.repeats,
         task.published_for(machine.name), rules_of(task, problems.commit),
     )  # fmt: skip
+
+
+@contextmanager
+def _written(path: Path, rows: bytes) -> Iterator[Path]:
+    """Writes the rows. If the block refuses them, because others have been answered, the others come back."""
+    before = path.read_bytes() if path_kind(path) == "file" else None
+    if before != rows:
+        with atomic_output(path) as file:
+            file.write(rows)
+    try:
+        yield path
+    except UsageError:
+        if before is not None and before != rows:
+            with atomic_output(path) as file:
+                file.write(before)
+        raise

@@ -20,7 +20,7 @@ NEEDS_CHECKERS = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Judge]:
-    judge = Judge(limit_s=10)
+    judge = Judge(limit_s=60)
     yield judge
     judge.close()
 

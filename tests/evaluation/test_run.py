@@ -67,9 +67,11 @@ def test_what_is_answered_is_not_asked_again(server: FakeServer, tmp_path: Path)
 
 def test_rules_that_changed_do_not_mix(server: FakeServer, tmp_path: Path) -> None:
     evaluated(server, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
     with pytest.raises(UsageError, match="has changed since it was answered") as caught:
         evaluated(server, tmp_path, temperature=0.1)
     assert caught.value.hint == "give another -o, or start over with --force"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
     evaluated(server, tmp_path, temperature=0.1, force=True)
     assert len(server.asked) == 24 and server.asked[-1]["temperature"] == 0.1
     server.models = ["other/wise"]
