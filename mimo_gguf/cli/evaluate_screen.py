@@ -121,7 +121,7 @@ def print_plan(asked: Mapping[str, Any], *, as_json: bool) -> None:
             "drawn", f"temperature {task.temperature:g}, top-p {task.top_p:g}, {task.max_tokens} tokens at most"
         )
         ui.print_field("graded by", task.grader)
-        ui.print_field("first", ui.harmless(plan.problems.chosen[0].prompt.replace("\n", " "))[:300])
+        ui.print_field("first", plan.problems.chosen[0].prompt.replace("\n", " ")[:300])
 
 
 def show_folders(folders: Sequence[Path], plot: Path | None, *, as_json: bool) -> None:
@@ -161,21 +161,21 @@ def print_summaries(summaries: Sequence[Summary]) -> None:
     for number, summary in enumerate(summaries):
         if number:
             ui.print_line()
-        ui.print_line(ui.harmless(summary.model), style="good")
+        ui.print_line(summary.model, style="good")
         ui.print_table(_COLUMNS, [_row(result) for result in summary.tasks.values()])
         for result in summary.tasks.values():
             if result.comparison is not None:
-                ui.print_field(f"{result.title}", compared(result.comparison, str(result.base)), width=14)
+                ui.print_field(ui.harmless(result.title), compared(result.comparison, str(result.base)), width=14)
         for result in summary.tasks.values():
             if note := _note(result):
-                ui.print_field(f"{result.title}", note, width=14, style="warning")
+                ui.print_field(ui.harmless(result.title), note, width=14, style="warning")
 
 
 def compared(found: Comparison, base: str) -> str:
     """A comparison in words."""
     points, low, high = (100 * value for value in (found.difference, found.low, found.high))
     return (
-        f"{points:+.1f} points against {ui.harmless(base)} (95 %: {low:+.1f} to {high:+.1f}); "
+        f"{points:+.1f} points against {base} (95 %: {low:+.1f} to {high:+.1f}); "
         f"{found.n_better} of {found.n_problems} problems better, {found.n_worse} worse, p = {found.p:.2g}"
     )
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
+from unittest import mock
 
 import pytest
 
+from mimo_gguf.core.errors import MimoGgufError
 from mimo_gguf.evaluation.graders.asking import Judge
 from mimo_gguf.evaluation.graders.grade import find_letter, grade_number
+from mimo_gguf.evaluation.run import plan_evaluation
 
 NEEDS_MATH = pytest.mark.skipif(find_spec("math_verify") is None, reason="mimo-gguf[evaluate] is not installed")
 NEEDS_CHECKERS = pytest.mark.skipif(
@@ -161,3 +164,23 @@ def test_a_judge_that_dies_says_so() -> None:
         assert judge.grade("taste", "x", "y").why == "the grader died of it"
     finally:
         judge.close()
+
+
+def test_what_is_missing_is_said_before_anything_is_asked() -> None:
+    place = "mimo_gguf.evaluation.graders.libraries"
+    with mock.patch(f"{place}.find_spec", return_value=None):
+        with pytest.raises(MimoGgufError, match="math500: the grader needs math_verify, sympy") as caught:
+            plan_evaluation("math500")
+        assert caught.value.hint == "pip install 'mimo-gguf[evaluate]'"
+    with (
+        mock.patch(f"{place}.find_spec", return_value=True),
+        mock.patch(f"{place}._has_sentences", return_value=False),
+        pytest.raises(MimoGgufError, match="ifeval: the grader needs nltk's model of sentences") as caught,
+    ):
+        plan_evaluation("ifeval")
+    assert caught.value.hint == "python -m nltk.downloader punkt_tab"
+    with (
+        mock.patch("mimo_gguf.evaluation.graders.running.sys.platform", "darwin"),
+        pytest.raises(MimoGgufError, match="humaneval: a model's code is run on Linux only"),
+    ):
+        plan_evaluation("humaneval", allow_code=True)
