@@ -32,7 +32,7 @@ def run(cwd: Path, *arguments: str | Path, stdin: str | None = None, **env: str)
     )
 
 
-def run_here(cwd: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_here(cwd: Path, *arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
     """As `run`, in this process: for what neither signals, pipes nor a fresh interpreter matter to."""
     from mimo_gguf.cli.app import main
 
@@ -40,7 +40,7 @@ def run_here(cwd: Path, *arguments: str | Path) -> subprocess.CompletedProcess[s
     with (
         contextlib.chdir(cwd),
         mock.patch.object(sys, "argv", ["mimo-gguf", *words]),
-        mock.patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"}),
+        mock.patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"} | env),
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as err,
     ):

@@ -20,7 +20,7 @@ from mimo_gguf.cli.chat_screen import CUT_OFF_THINKING
 from mimo_gguf.cli.chat_settings import settings_line
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.runtime.model import Answer, AnswerOptions
-from tests.cli.command_line import assert_clear_error, run
+from tests.cli.command_line import assert_clear_error, run_here
 
 GREEDY = ("--temp", "0", "--threads", "1", "--ctx", "512")
 DOCS = Path(__file__).parents[2] / "docs" / "chat.md"
@@ -250,12 +250,12 @@ def test_two_chats_that_go_on_with_one_conversation_are_both_kept(tmp_path: Path
 def test_resuming(mimo_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config"), "APPDATA": str(tmp_path)}
     question = ("-p", "Who are you?", "--json", *GREEDY)
-    assert_clear_error(run(tmp_path, "chat", mimo_tiny, "--resume", *question, **home), "no conversation", code=2)
+    assert_clear_error(run_here(tmp_path, "chat", mimo_tiny, "--resume", *question, **home), "no conversation", code=2)
     for name, value in home.items():
         monkeypatch.setenv(name, value)
     KeptFile(kept_folder()).keep(Conversation("Be kind", [Turn("What is 1 + 1?", "2")]))
-    alone = json.loads(run(tmp_path, "chat", mimo_tiny, *question, **home).stdout)
-    resumed = json.loads(run(tmp_path, "chat", mimo_tiny, "--resume", *question, **home).stdout)
+    alone = json.loads(run_here(tmp_path, "chat", mimo_tiny, *question, **home).stdout)
+    resumed = json.loads(run_here(tmp_path, "chat", mimo_tiny, "--resume", *question, **home).stdout)
     assert resumed["tokens"]["prompt"] > alone["tokens"]["prompt"] + 10
     _, kept = resumed_conversation(kept_folder(), "")
     assert kept.system == "Be kind" and [turn.question for turn in kept.turns] == ["What is 1 + 1?", "Who are you?"]
@@ -265,16 +265,16 @@ def test_resuming(mimo_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_an_answer_cut_off_while_thinking_says_so(mimo_tiny: Path, tmp_path: Path) -> None:
     """Nothing on stdout and a note on stderr; as JSON, too. A limit that was given is no failure, the window's is."""
     command = ("chat", mimo_tiny, "-p", "What is 17 + 25?", "--max-tokens", "4", *GREEDY)
-    done = run(tmp_path, *command)
+    done = run_here(tmp_path, *command)
     assert (done.returncode, done.stdout) == (0, "")
     assert "cut off while the model was thinking: raise --max-tokens, or use --think-budget" in done.stderr
     long = ("chat", mimo_tiny, "-p", "What is 17 + 25? " * 21, *GREEDY[:-1], "256")
-    done = run(tmp_path, *long)
+    done = run_here(tmp_path, *long)
     assert (done.returncode, done.stdout) == (CUT_OFF_THINKING, ""), done.stderr
     assert "cut off while the model was thinking: start with a larger --ctx" in done.stderr
-    assert run(tmp_path, *long, "--json").returncode == CUT_OFF_THINKING
-    done = run(tmp_path, *command, "--json")
+    assert run_here(tmp_path, *long, "--json").returncode == CUT_OFF_THINKING
+    done = run_here(tmp_path, *command, "--json")
     assert done.returncode == 0 and "cut off" in done.stderr
     document = json.loads(done.stdout)
     assert document["text"] == "" and document["finish_reason"] == "length" and "cut off" in document["warnings"][0]
-    assert run(tmp_path, *command[:-8], "--think-budget", "0", "--max-tokens", "20", *GREEDY).returncode == 0
+    assert run_here(tmp_path, *command[:-8], "--think-budget", "0", "--max-tokens", "20", *GREEDY).returncode == 0

@@ -16,7 +16,7 @@ import pytest
 from mimo_gguf.cli.app import main
 from mimo_gguf.quantization import kernel_loading
 from tests.checkpoints import write_checkpoint
-from tests.cli.command_line import PROGRAM, assert_clear_error, hear_interrupts, run, run_here
+from tests.cli.command_line import PROGRAM, assert_clear_error, hear_interrupts, run_here
 from tests.quantization.models import Model, write_random
 from tests.quantization.test_importance import sums_of, write_dat
 
@@ -33,7 +33,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_several_types_in_one_read_named_after_the_model(source: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, "quantize", source, "--type", "q8_0", "--type", "FP16", "-o", "models/")
+    done = run_here(tmp_path, "quantize", source, "--type", "q8_0", "--type", "FP16", "-o", "models/")
     assert done.returncode == 0, done.stderr
     assert names(tmp_path / "models") == {
         f"Random-{name}.gguf{more}" for name in ("Q8_0", "F16") for more in ("", ".sums.json")
@@ -46,22 +46,24 @@ def test_the_default_place_is_beside_a_gguf_and_here_for_a_checkpoint(source: Pa
     here = tmp_path / "here"
     here.mkdir()
     write_checkpoint(tmp_path / "My-MiMo")
-    assert run(here, "quantize", source, "--type", "Q8_0").returncode == 0
+    assert run_here(here, "quantize", source, "--type", "Q8_0").returncode == 0
     assert (tmp_path / "Random-Q8_0.gguf").is_file()
-    assert run(here, "quantize", tmp_path / "My-MiMo", "--type", "Q8_0").returncode == 0
+    assert run_here(here, "quantize", tmp_path / "My-MiMo", "--type", "Q8_0").returncode == 0
     assert (here / "My-MiMo-Q8_0.gguf").is_file()
 
 
 def test_a_dry_run_writes_nothing_and_knows_the_sizes(source: Path, tmp_path: Path) -> None:
     before = names(tmp_path)
-    shown = run(tmp_path, "quantize", source, "--type", "Q4_K_M", "-o", "new/", "--dry-run")
+    shown = run_here(tmp_path, "quantize", source, "--type", "Q4_K_M", "-o", "new/", "--dry-run")
     assert "new/Random-Q4_K_M.gguf" in shown.stdout
     assert "time       about" in shown.stdout
-    plan = json.loads(run(tmp_path, "quantize", source, "--type", "Q4_K_M", "-o", "new/", "--dry-run", "--json").stdout)
+    plan = json.loads(
+        run_here(tmp_path, "quantize", source, "--type", "Q4_K_M", "-o", "new/", "--dry-run", "--json").stdout
+    )
     assert names(tmp_path) == before
     expected = plan["expected"]
     assert expected["seconds"] > max(expected["computing_s"], expected["reading_s"]) > 0
-    report = json.loads(run(tmp_path, "quantize", source, "--type", "Q4_K_M", "-o", "new/", "--json").stdout)
+    report = json.loads(run_here(tmp_path, "quantize", source, "--type", "Q4_K_M", "-o", "new/", "--json").stdout)
     assert plan["outputs"][0]["n_bytes"] == report["outputs"][0]["n_bytes"]
     assert Path(tmp_path, report["outputs"][0]["paths"][0]).stat().st_size == report["outputs"][0]["n_bytes"]
 
@@ -89,22 +91,13 @@ def test_what_an_importance_matrix_lacks_is_said_once(tmp_path: Path) -> None:
     write_random(tmp_path / "Wide-BF16.gguf", model)
     sums = {name: entry for name, entry in sums_of(model).items() if not name.startswith("blk.1.")}
     write_dat(tmp_path / "m.dat", sums)
-    done = run_here(
-        tmp_path,
-        "quantize",
-        "Wide-BF16.gguf",
-        "--type",
-        "Q4_K_M",
-        "--type",
-        "IQ4_XS",
-        "--type",
-        "IQ3_XXS",
-        "--imatrix",
-        "m.dat",
-    )
-    assert done.returncode == 0
-    lines = done.stderr.splitlines()
-    assert len([line for line in lines if "no importance entries for" in line]) == 1
+    command = ("quantize", "Wide-BF16.gguf", "--type", "Q4_K_M", "--type", "IQ4_XS", "--imatrix", "m.dat")
+    plan = run_here(tmp_path, *command, "--type", "IQ3_XXS", "--dry-run")  # making an IQ3_XXS takes seconds
+    done = run_here(tmp_path, *command)
+    assert plan.returncode == done.returncode == 0
+    for said in (plan, done):
+        assert len([line for line in said.stderr.splitlines() if "no importance entries for" in line]) == 1
+    lines = plan.stderr.splitlines()
     assert len([line for line in lines if line.startswith("warning: IQ3_XXS: Q4_K instead of IQ")]) == 2
     assert "Q4_K by importance, " in done.stdout and "kernel     Q4_K, " in done.stdout
 
@@ -120,7 +113,7 @@ def test_types_can_be_chosen(source: Path, tmp_path: Path) -> None:
         "--token-embedding-type",
         "Q4_1",
     ]
-    plan = json.loads(run(tmp_path, "quantize", source, "--type", "Q4_0", *options, "--dry-run", "--json").stdout)
+    plan = json.loads(run_here(tmp_path, "quantize", source, "--type", "Q4_0", *options, "--dry-run", "--json").stdout)
     types = {tensor["name"]: tensor["to"] for tensor in plan["outputs"][0]["tensors"]}
     assert types["blk.1.ffn_up.weight"] == "Q8_0"
     assert types["blk.0.ffn_up.weight"] == "Q4_0"
@@ -130,16 +123,16 @@ def test_types_can_be_chosen(source: Path, tmp_path: Path) -> None:
 
 def test_a_profile_of_ones_own(source: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('summary = "x"\nfile_type = "Q8_0"\ndefault = "Q8_0"\n[mtp]\ntype = "F16"\n')
-    assert run(tmp_path, "profiles", "--check", "mine.toml").returncode == 0
-    assert run(tmp_path, "quantize", source, "--profile", "mine.toml").returncode == 0
+    assert run_here(tmp_path, "profiles", "--check", "mine.toml").returncode == 0
+    assert run_here(tmp_path, "quantize", source, "--profile", "mine.toml").returncode == 0
     assert (tmp_path / "Random-mine.gguf").is_file()
     for mtp in ("F16", "F32"):  # ggml's number of F32 is 0
         (tmp_path / "mine.toml").write_text(
             f'summary = "x"\nfile_type = "Q8_0"\ndefault = "Q8_0"\n[mtp]\ntype = "{mtp}"\n'
         )
-        assert json.loads(run(tmp_path, "profiles", "--check", "mine.toml", "--json").stdout)["mtp"] == mtp
+        assert json.loads(run_here(tmp_path, "profiles", "--check", "mine.toml", "--json").stdout)["mtp"] == mtp
     (tmp_path / "mine.toml").write_text('summary = "x"\nfile_type = "Q8_0"\ndefault = "Q8"\n')
-    assert_clear_error(run(tmp_path, "profiles", "--check", "mine.toml"), "mine.toml: default: 'Q8'")
+    assert_clear_error(run_here(tmp_path, "profiles", "--check", "mine.toml"), "mine.toml: default: 'Q8'")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +206,7 @@ def test_a_kernel_that_takes_long_is_told_of_too(source: Path, tmp_path: Path, m
 
 
 def test_quiet_says_nothing_on_stderr(source: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, "quantize", source, "--type", "Q8_0", "--quiet").stderr == ""
+    assert run_here(tmp_path, "quantize", source, "--type", "Q8_0", "--quiet").stderr == ""
 
 
 def test_existing_outputs_of_another_run_need_force(source: Path, tmp_path: Path) -> None:
@@ -239,7 +232,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert "the same command goes on from here" in errors
-    report = json.loads(run(tmp_path, *command[len(PROGRAM) :], "--json").stdout)
+    report = json.loads(run_here(tmp_path, *command[len(PROGRAM) :], "--json").stdout)
     assert report["outputs"][0]["resumed_bytes"] > 0
 
 
@@ -247,8 +240,8 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
 
 
 def test_verify_says_intact_or_where_the_damage_is(source: Path, tmp_path: Path) -> None:
-    run(tmp_path, "quantize", source, "--type", "Q8_0", "-o", "a.gguf")
-    shown = run(tmp_path, "verify", "a.gguf")
+    run_here(tmp_path, "quantize", source, "--type", "Q8_0", "-o", "a.gguf")
+    shown = run_here(tmp_path, "verify", "a.gguf")
     assert shown.returncode == 0
     sha256 = hashlib.sha256((tmp_path / "a.gguf").read_bytes()).hexdigest()
     assert f"sha256     {sha256}" in shown.stdout
@@ -257,27 +250,27 @@ def test_verify_says_intact_or_where_the_damage_is(source: Path, tmp_path: Path)
     data = bytearray((tmp_path / "a.gguf").read_bytes())
     data[-500] ^= 16
     (tmp_path / "a.gguf").write_bytes(data)
-    damaged = run(tmp_path, "verify", "a.gguf", "--json")
+    damaged = run_here(tmp_path, "verify", "a.gguf", "--json")
     assert damaged.returncode == 1
     assert json.loads(damaged.stdout)["problems"] == ["a.gguf: the data of output.weight changed"]
-    assert "output.weight" in run(tmp_path, "verify", "a.gguf").stdout
-    assert_clear_error(run(tmp_path, "verify", "none.gguf"), "none.gguf")
+    assert "output.weight" in run_here(tmp_path, "verify", "a.gguf").stdout
+    assert_clear_error(run_here(tmp_path, "verify", "none.gguf"), "none.gguf")
 
 
 def test_profiles_lists_every_file_type_with_its_size(tmp_path: Path) -> None:
-    listed = json.loads(run(tmp_path, "profiles", "--json").stdout)
+    listed = json.loads(run_here(tmp_path, "profiles", "--json").stdout)
     assert listed["model"] == "MiMo-7B"
     sizes = {profile["name"]: profile["n_bytes"] for profile in listed["profiles"]}
     assert len(sizes) == 30
     assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
-    table = run(tmp_path, "profiles").stdout
+    table = run_here(tmp_path, "profiles").stdout
     assert all(name in table for name in sizes)
 
 
 def test_profiles_shows_one_with_its_reasons(tmp_path: Path) -> None:
-    shown = run(tmp_path, "profiles", "q4_k_m", COLUMNS="200").stdout
+    shown = run_here(tmp_path, "profiles", "q4_k_m", COLUMNS="200").stdout
     assert "4.90 bits per weight, 4.47 GiB" in shown
     assert "V passes its error straight into the attended values" in shown
-    document = json.loads(run(tmp_path, "profiles", "Q4_K_M", "--json").stdout)
+    document = json.loads(run_here(tmp_path, "profiles", "Q4_K_M", "--json").stdout)
     assert document["tensors"]["blk.36.nextn.eh_proj.weight"] == "Q4_K"
-    assert_clear_error(run(tmp_path, "profiles", "Q77"), "'Q77'", code=2)
+    assert_clear_error(run_here(tmp_path, "profiles", "Q77"), "'Q77'", code=2)

@@ -19,7 +19,7 @@ from mimo_gguf.conversion.remote.ranges import RangeReader
 from tests.conversion.streams import PAGE, TINY, open_folder, quantize
 from tests.quantization.crash_runner import counting_calls, in_child
 
-REQUESTS = (3, 14, 30, 12, 20)  # about 8 for planning, 19 for each of two shards
+REQUESTS = (3, 30, 14)  # about 8 for planning, 19 for each of two shards
 
 
 def run(model: str, folder: Path) -> None:

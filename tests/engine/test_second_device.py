@@ -30,7 +30,7 @@ def test_the_same_tokens_wherever_the_layers_are(tiny_path: Path) -> None:
     here = ask(tiny_path)
     assert here["tokens"]["generated"] == 30 and here["mtp"]["drafted"][0] > 20
     with running_worker() as endpoint:
-        for layers, mtp in ((2, True), (4, True), (4, False)):
+        for layers, mtp in ((2, True), (4, False)):
             there = ask(tiny_path, "--rpc", endpoint, "--gpu-layers", str(layers), *([] if mtp else ["--no-mtp"]))
             assert there["text"] == here["text"]
             assert there["mtp"]["present"] == mtp and (not mtp or there["mtp"]["drafted"][0] > 20)

@@ -336,12 +336,12 @@ def test_a_cache_of_a_type_llama_has_none_of(tiny: LlamaModel, kv_type: str) -> 
 
 
 def test_memory_stays_flat_over_many_turns(tiny: LlamaModel) -> None:
-    """300 short turns with regeneration and cancelling, then as many again: nothing is left behind."""
+    """150 short turns with regeneration and cancelling, then as many again: nothing is left behind."""
 
     def turns(session: Session, seed: int) -> None:
         rng = np.random.default_rng(seed)
         history = list(PROMPT)
-        for turn in range(300):
+        for turn in range(150):
             if len(history) > 150 or turn % 40 == 0:
                 history = list(PROMPT)
             history += rng.integers(0, 256, 3).tolist()

@@ -60,12 +60,12 @@ def test_every_mutation_changes_the_file(base: GgufParts, mutation: object, tmp_
 
 
 def test_no_mutant_is_a_fault(folder: Path) -> None:
-    """150 files that are well-formed and wrong: each is refused by an error of ours, or works."""
+    """100 files that are well-formed and wrong: each is refused by an error of ours, or works."""
     figures = Figures()
-    fuzz(folder, figures, seed=20261, count=150)
+    fuzz(folder, figures, seed=20261, count=100)
     assert not figures.faults, "\n".join(f"{fault.kind} {fault.what}: {fault.detail}" for fault in figures.faults)
-    assert figures.counts["works"] >= 15
-    assert figures.counts["refused"] >= 75
+    assert figures.counts["works"] >= 10
+    assert figures.counts["refused"] >= 50
 
 
 @pytest.mark.parametrize(

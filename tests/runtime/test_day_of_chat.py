@@ -24,7 +24,7 @@ from tests.reference import MIMO_TINY
 from tests.tiny_models import quantized, write_gguf
 
 OPTIONS = SessionOptions(n_ctx=512, n_threads=1, n_batch=64, n_ubatch_mtp=16)
-N_OPERATIONS = int(os.environ.get("MIMO_GGUF_DAY", "240"))
+N_OPERATIONS = int(os.environ.get("MIMO_GGUF_DAY", "150"))
 QUESTIONS = (
     "Who are you?",
     "What is 12 + 9?",

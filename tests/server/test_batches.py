@@ -169,7 +169,7 @@ def test_what_came_too_late_says_so(llm: LLM, tmp_path: Path, monkeypatch: pytes
 
 def test_the_next_server_goes_on(llm: LLM, tmp_path: Path) -> None:
     """A server that stops leaves its batches as a kill does: on the disk."""
-    rows = "".join(line(str(n), ignore_eos=True, max_tokens=100) for n in range(16))
+    rows = "".join(line(str(n), ignore_eos=True, max_tokens=60) for n in range(16))
     with keeping(llm, tmp_path) as (_, client):
         batch = begin(client, rows)
         while client.batches.retrieve(batch.id).request_counts.completed < 3:
