@@ -52,7 +52,8 @@ def tool_rule(body: Conversation, template: str) -> ToolRule | None:
         raise UsageError("tools is given, and the model's chat template knows none", hint="leave tools out")
     tools, must = _offered(body.tools, body.tool_choice)
     shown = tuple(tool.model_dump(exclude_none=True) for tool in tools)
-    in_parallel = body.parallel_tool_calls is not False
+    # As at OpenAI, a tool that is named is called exactly once.
+    in_parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool)
     grammar = calls_grammar(_called(tools, body.tool_choice), several=in_parallel) if must else None
     return ToolRule(shown, grammar, in_parallel)
 

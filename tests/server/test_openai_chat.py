@@ -203,6 +203,8 @@ def test_tools(server: Serving, client: Any) -> None:
     named = {"type": "function", "function": {"name": "get_weather"}}
     choice = client.chat.completions.create(tool_choice=named, **quick).choices[0]
     (call,) = choice.message.tool_calls
+    unbounded = client.chat.completions.create(tool_choice=named, **quick | {"parallel_tool_calls": True}).choices[0]
+    assert len(unbounded.message.tool_calls) == 1, "as at OpenAI"
     assert choice.finish_reason == "tool_calls" and choice.message.content is None
     assert call.function.name == "get_weather" and call.type == "function" and call.id.startswith("call_")
     arguments = json.loads(call.function.arguments)

@@ -55,8 +55,8 @@ def evaluated(kind: str, url: str, task: str, tasks: Path, monkeypatch: pytest.M
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tasks / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    lm_eval = pytest.importorskip("lm_eval")
-    manager = lm_eval.tasks.TaskManager(include_path=str(tasks), include_defaults=False)
+    lm_eval, lm_tasks = pytest.importorskip("lm_eval"), pytest.importorskip("lm_eval.tasks")
+    manager = lm_tasks.TaskManager(include_path=str(tasks), include_defaults=False)
     arguments = {"model": "mimo-tiny", "base_url": url, "num_concurrent": 3, "tokenizer": str(MIMO_TINY)}
     return lm_eval.simple_evaluate(
         model=kind, model_args=arguments, tasks=[task], task_manager=manager, log_samples=True, bootstrap_iters=0, **how
