@@ -33,7 +33,7 @@ doc_to_text: "{{{{question}}}}"
 doc_to_target: "{{{{answer}}}}"
 {more}
 """
-MULTIPLE = 'doc_to_choice: "{{choices}}"\nmetric_list:\n  - metric: acc\n'
+MULTIPLE = 'doc_to_choice: "{{choices}}"\ntarget_delimiter: ""\nmetric_list:\n  - metric: acc\n'
 UNTIL = 'generation_kwargs:\n  until: ["."]\n  max_gen_toks: 60\nmetric_list:\n  - metric: exact_match\n'
 
 
