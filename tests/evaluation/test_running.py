@@ -89,8 +89,8 @@ def test_what_a_program_cannot_do(tmp_path: Path) -> None:
 )
 def test_what_ends_a_program(program: str, why: str) -> None:
     began = time.monotonic()
-    done = run_caged(program, limit_s=0.5)
-    assert not done.ok and why in str(done.why) and time.monotonic() - began < 5
+    done = run_caged(program, limit_s=0.5 if why.startswith("not ready") else 30)
+    assert not done.ok and why in str(done.why) and time.monotonic() - began < 25
     assert len(done.output) <= 16 << 20
 
 
