@@ -1,6 +1,6 @@
 """Measures what a GPU really needs and does, in twelve minutes, the most valuable rows first.
 
-    python -m benchmarks.gpu [--minutes 12] [-o FILE] [--small] [--peers FOLDER]
+    python -m benchmarks.gpu [--minutes N] [-o FILE] [--small] [--peers FOLDER]
 
 It needs no network and asks nothing. Every row is a JSON document, printed and written to FILE at once; stopped at any
 moment, it has said what it knows. FILE is `benchmarks/results/gpu/<card>.jsonl` if not given. The model is MiMo-7B's
@@ -41,7 +41,8 @@ from mimo_gguf.hardware.nvml import nvidia_cards
 TINY: Final = Path(__file__).parents[2] / "examples" / "mimo-tiny"
 REHEARSAL: Final = Path("build/gpu/rehearsal.jsonl")
 SOFTWARE: Final = ("llvmpipe", "swiftshader")  # what software GPUs call themselves
-MOST_S: Final = 240.0  # for one measurement
+MINUTES, REHEARSAL_MINUTES = 12.0, 60.0  # a software GPU compiles its kernels for minutes
+SHARE: Final = 1 / 3  # of all the time, for one measurement at most
 TINY_TYPES: Final = ("F16", "Q8_0", "Q4_K_M")
 QUANTIZED_BLOCKS: Final = 4  # of the float file that is quantized: 2.9 GB, so that all of it stays in the cache
 Step = Callable[[], Iterator[Row]]
@@ -89,11 +90,12 @@ class Plan:
     """The steps in their order, over one file for memory and speed and the tiny model for exactness.
 
     Args:
-        deadline: by time.monotonic().
+        seconds: for all steps together.
     """
 
-    def __init__(self, options: argparse.Namespace, folder: Path, deadline: float) -> None:
-        self.options, self.folder, self.deadline = options, folder, deadline
+    def __init__(self, options: argparse.Namespace, folder: Path, seconds: float) -> None:
+        self.options, self.folder = options, folder
+        self.deadline, self.most_s = time.monotonic() + seconds, SHARE * seconds
         self.tiny = tiny_files(folder)
         blocks = {"n_trunk": options.blocks} if options.blocks else {}
         self.file = self.tiny["Q4_K_M"] if options.small else write_random_model(folder / "full-Q4_K_M.gguf", **blocks)
@@ -109,7 +111,7 @@ class Plan:
 
     def child(self, name: str, path: Path, **settings: Any) -> Iterator[Row]:
         left = max(self.deadline - time.monotonic(), 30.0)
-        yield from rows_of_child(name, path, settings, min(left, MOST_S))
+        yield from rows_of_child(name, path, settings, min(left, self.most_s))
 
     def memory(self, part: slice) -> Iterator[Row]:
         for each in CELLS[part]:
@@ -151,10 +153,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as made:
         folder = options.folder or Path(made)
         recorder.write({"step": "there"} | what_is_there(folder, rehearsal=rehearsal))
-        deadline = time.monotonic() + 60 * options.minutes
+        minutes = options.minutes or (REHEARSAL_MINUTES if rehearsal else MINUTES)
         with kept_going(recorder, "files"):
-            for name, step in Plan(options, folder, deadline).steps():
-                if time.monotonic() > deadline:
+            plan = Plan(options, folder, 60 * minutes)
+            for name, step in plan.steps():
+                if time.monotonic() > plan.deadline:
                     recorder.write({"step": name, "left_out": "no time was left"})
                     continue
                 with kept_going(recorder, name):
@@ -174,7 +177,7 @@ def kept_going(recorder: Recorder, step: str) -> Iterator[None]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--minutes", type=float, help="12, or 60 for a rehearsal")
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--folder", type=Path, help="where the files are made, and kept; otherwise they are removed")
     parser.add_argument("--small", action="store_true")
