@@ -121,6 +121,23 @@ def test_wrong_bytes_twice_are_a_clear_error_and_give_no_file(hub: RudeHub, tmp_
     assert files_of(tmp_path / "out") == expected(hub, tmp_path)
 
 
+def test_a_header_that_arrives_damaged_comes_once_more(hub: RudeHub, tmp_path: Path) -> None:
+    """One byte of a type's name, so that it is no header any more."""
+    path = tmp_path / "served" / SHARDS[1]
+    good = path.read_bytes()
+    described = repository(hub)
+    path.write_bytes(good.replace(b"BF16", b"BF1c", 1))
+
+    def repair(asked: str) -> None:
+        if fetches(hub, SHARDS[1]) > 1:  # a redirect, and the bytes
+            path.write_bytes(good)
+
+    hub.on_request = repair
+    with open_stream(hub, described=described) as source:
+        quantize(source, tmp_path / "out")
+    assert files_of(tmp_path / "out") == expected(hub, tmp_path)
+
+
 def test_a_header_damaged_while_planning_is_noticed(hub: RudeHub, tmp_path: Path) -> None:
     """The offsets of two tensors of one shape change places: everything fits, and the file has its digest."""
     path = tmp_path / "served" / SHARDS[0]

@@ -13,6 +13,8 @@ from typing import Final
 from mimo_gguf.conversion.checkpoint import INDEX_NAME, SINGLE_NAME, read_weight_map
 from mimo_gguf.conversion.remote.ranges import RangeReader
 from mimo_gguf.conversion.remote.repository import RemoteFile, Repository
+from mimo_gguf.conversion.safetensors_file import read_header
+from mimo_gguf.core.errors import CheckpointError
 
 _FIRST_BYTES: Final = 1 << 16  # holds most headers
 _LONGEST_HEADER: Final = 100_000_000  # as the safetensors library allows
@@ -32,13 +34,23 @@ def write_hollow(repository: Repository, folder: Path, reader: RangeReader) -> d
         (folder / name).write_bytes(content())
     shards = {}
     for file in repository.list_weights(shard_names(folder)):
-        head = _read_head(file, reader)
         path = folder / file.name
-        with path.open("wb") as shard:
-            shard.write(head)
-            shard.truncate(max(file.n_bytes, len(head)))
+        head = _write_shard(path, file, reader)
+        try:
+            read_header(path)
+        except CheckpointError:  # it may have been damaged on the way; if it comes so again, it is the file's
+            head = _write_shard(path, file, reader)
         shards[path] = replace(file, head=head)
     return shards
+
+
+def _write_shard(path: Path, file: RemoteFile, reader: RangeReader) -> bytes:
+    """Writes one hollow shard; gives its header."""
+    head = _read_head(file, reader)
+    with path.open("wb") as shard:
+        shard.write(head)
+        shard.truncate(max(file.n_bytes, len(head)))
+    return head
 
 
 def shard_names(folder: Path) -> list[str]:
