@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ import psutil
 from mimo_gguf import convert
 from tests.server.hostile import hostile_requests
 from tests.server.soak.clients import Soak, ask, one_client
-from tests.server.soak.questions import questions, said
+from tests.server.soak.questions import COMPLETE, Question, questions, said
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 _EVERY_S: Final = 2.0
@@ -56,6 +57,11 @@ class Watch:
         """The median within a part of the run."""
         whole = self.seen[-1][0]
         return int(statistics.median(n for at, n in self.seen if first * whole <= at <= last * whole))
+
+    def curve(self) -> list[int]:
+        """Megabytes at twenty moments of the run."""
+        step = max(len(self.seen) // 20, 1)
+        return [n // 1_000_000 for _, n in self.seen[::step]]
 
 
 @contextlib.contextmanager
@@ -106,8 +112,9 @@ async def soaked(process: psutil.Process, port: int, *, minutes: float, n_client
         assert reply.status == 200, reply.body
         wanted.append(said(question.path, reply, streamed=False))
     hostile = list(hostile_requests(seed, 300))
-    # All worker threads of the server are made by a few requests at a time, and stay.
-    await asyncio.gather(*(ask(port, question) for question in asked))
+    # All worker threads of the server are made by long bodies, a few at a time, and stay.
+    long = Question(COMPLETE, {"prompt": "a" * 50_000})
+    await asyncio.gather(*(ask(port, question) for question in [*asked, *[long] * 32]))
     await asyncio.sleep(3)  # until the connections of these are closed
     before = open_things(process)
     soak = Soak(port, asked, wanted, hostile, time.monotonic() + minutes * 60)
@@ -122,11 +129,12 @@ async def soaked(process: psutil.Process, port: int, *, minutes: float, n_client
             soak.note_fault(f"{n} {name}, {before[name]} before")
     if end > warm + _GROWTH_BYTES:
         soak.note_fault(f"{end} resident bytes, {warm} after the warm-up")
-    for fault in soak.faults[:20]:
-        print(fault, file=sys.stderr)
+    for fault, n in Counter(soak.faults).most_common(20):
+        print(f"{n} x {fault}", file=sys.stderr)
     return {
         "minutes": minutes, "clients": n_clients, "seed": seed, "counts": dict(sorted(soak.counts.items())),
-        "resident_bytes_warm": warm, "resident_bytes_end": end, "before": before, "after": after,
+        "resident_bytes_warm": warm, "resident_bytes_end": end, "resident_mb": watch.curve(), "before": before,
+        "after": after,
         "faults": len(soak.faults),
     }  # fmt: skip
 

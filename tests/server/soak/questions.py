@@ -86,12 +86,17 @@ def _streamed(path: str, events: list[dict[str, Any]]) -> str:
     if path == COMPLETE:
         return "".join(choice["text"] for choice in choices)
     deltas = [choice["delta"] for choice in choices]
-    calls = [call["function"] for delta in deltas for call in delta.get("tool_calls", ())]
     joined: dict[str, Any] = {
         name: "".join(delta.get(name) or "" for delta in deltas) for name in ("reasoning", "content")
     }
-    joined["tool_calls"] = [{"function": {"name": "", "arguments": ""}}] if calls else []
-    for call in calls:
-        for name in ("name", "arguments"):
-            joined["tool_calls"][0]["function"][name] += call.get(name, "")
-    return _of_message(joined)
+    return _of_message(joined | {"tool_calls": _joined_calls(deltas)})
+
+
+def _joined_calls(deltas: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The calls whose pieces came in a stream, each at its index."""
+    calls: dict[int, dict[str, str]] = {}
+    for piece in (piece for delta in deltas for piece in delta.get("tool_calls", ())):
+        call = calls.setdefault(piece["index"], {"name": "", "arguments": ""})
+        for name in call:
+            call[name] += piece["function"].get(name, "")
+    return [{"function": call} for _, call in sorted(calls.items())]
