@@ -34,9 +34,11 @@ def run(cwd: Path, *arguments: str | Path, stdin: str | None = None, **env: str)
 
 def run_here(cwd: Path, *arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
     """As `run`, in this process: for what neither signals, pipes nor a fresh interpreter matter to."""
+    from mimo_gguf.cli import ui
     from mimo_gguf.cli.app import main
 
     words = list(map(str, arguments))
+    ui.out.width = ui.err.width = int(env.get("COLUMNS", "100"))  # which they read once, when they are made
     with (
         contextlib.chdir(cwd),
         mock.patch.object(sys, "argv", ["mimo-gguf", *words]),
