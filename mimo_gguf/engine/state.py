@@ -6,7 +6,6 @@ state that agrees with both is given to llama.cpp.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import struct
 from array import array
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mimo_gguf.core.digests import STATE
 from mimo_gguf.core.documents import DocumentKind
@@ -25,6 +23,7 @@ from mimo_gguf.core.paths import path_kind
 from mimo_gguf.engine.session import Session
 from mimo_gguf.engine.slot import Slot
 from mimo_gguf.llama.api import LlamaContext, api
+from mimo_gguf.llama.sequence_state import Blob, read_state, state_bytes, write_state
 
 _MAGIC: Final = b"mimo-gguf state 1\n"
 _LONGEST_HEADER: Final = 64 << 20
@@ -32,7 +31,6 @@ _HEADER: Final = DocumentKind(GgufError, "it is not used", most_bytes=_LONGEST_H
 _UNUSABLE: Final = (
     GgufError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, struct.error,
 )  # fmt: skip
-Blob = NDArray[np.uint8]
 
 
 class Caches(NamedTuple):
@@ -84,14 +82,14 @@ def read_caches(session: Session, slot: Slot) -> Caches:
     """Copies the KV caches of a slot. Raises BackendError if the MTP context fails."""
     with session.target.lock:
         contexts = _contexts(session, slot)
-        blobs = tuple(_read_cache(context, slot.seq_id) for context in contexts)
+        blobs = tuple(read_state(api(), context.pointer, slot.seq_id) for context in contexts)
         return Caches(array("i", slot.tokens), slot.mtp_rows.end if slot.mtp_rows is not None else 0, blobs)
 
 
 def caches_bytes(session: Session, slot: Slot) -> int:
     """The bytes that `read_caches` would copy. Raises BackendError if the MTP context fails."""
     with session.target.lock:
-        return sum(_cache_bytes(context, slot.seq_id) for context in _contexts(session, slot))
+        return sum(state_bytes(api(), context.pointer, slot.seq_id) for context in _contexts(session, slot))
 
 
 def _contexts(session: Session, slot: Slot) -> list[LlamaContext]:
@@ -148,11 +146,11 @@ def load_state(session: Session, slot: Slot, key: str, path: Path) -> bool:
 
 def _write_all(session: Session, slot: Slot, caches: Caches) -> bool:
     """Gives the empty slot its tokens and KV caches. Returns False if llama.cpp refuses the caches."""
-    if not _write_cache(session.target, slot.seq_id, caches.blobs[0]):
+    if not write_state(api(), session.target.pointer, slot.seq_id, caches.blobs[0]):
         return False
     slot.tokens = list(caches.tokens)
     if session.drafter is not None and slot.mtp_rows is not None:
-        if not _write_cache(session.drafter.context, slot.seq_id, caches.blobs[1]):
+        if not write_state(api(), session.drafter.context.pointer, slot.seq_id, caches.blobs[1]):
             return False
         slot.mtp_rows.resume(caches.mtp_end)
     return True
@@ -178,21 +176,3 @@ def _read_blob(file: IO[bytes], size: int) -> Blob:
 
 def _digest(blob: Blob) -> str:
     return STATE.hex(blob.data)
-
-
-def _cache_bytes(context: LlamaContext, seq_id: int) -> int:
-    return int(api().llama_state_seq_get_size(context.pointer, seq_id))
-
-
-def _read_cache(context: LlamaContext, seq_id: int) -> Blob:
-    blob = np.empty(_cache_bytes(context, seq_id), np.uint8)
-    n = api().llama_state_seq_get_data(context.pointer, _bytes_of(blob), blob.nbytes, seq_id)
-    return blob[:n]
-
-
-def _write_cache(context: LlamaContext, seq_id: int, blob: Blob) -> bool:
-    return bool(api().llama_state_seq_set_data(context.pointer, _bytes_of(blob), blob.nbytes, seq_id))
-
-
-def _bytes_of(blob: Blob) -> Any:
-    return blob.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

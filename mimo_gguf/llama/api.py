@@ -31,6 +31,7 @@ from mimo_gguf.llama.options import ContextOptions as ContextOptions
 from mimo_gguf.llama.options import ModelOptions as ModelOptions
 from mimo_gguf.llama.private_symbols import PRIVATE
 from mimo_gguf.llama.running_pass import RunningPass, TensorAccess
+from mimo_gguf.llama.sequence_state import read_state, write_state
 
 Floats = NDArray[np.float32]
 
@@ -369,13 +370,18 @@ class LlamaContext(Owner):
     def share(self, source: int, n_tokens: int, seq_id: int) -> None:
         """Gives the empty sequence `seq_id` the first `n_tokens` of the sequence `source`.
 
-        In a unified KV cache both then share the same cells. A divided cache is copied as a whole, then cut.
+        In a unified KV cache both then share the same cells. Of a divided cache they are copied at once: what
+        `llama_memory_seq_cp` notes to copy with the next pass would be what the source holds by then.
+
+        Raises:
+            BackendError: llama.cpp refuses the copy.
         """
         if self.options.kv_unified or self.options.n_seq_max == 1:
             api().llama_memory_seq_cp(self.memory, source, seq_id, 0, n_tokens)
-        else:
-            api().llama_memory_seq_cp(self.memory, source, seq_id, -1, -1)
-            self.forget(n_tokens, seq_id)
+            return
+        if not write_state(api(), self.pointer, seq_id, read_state(api(), self.pointer, source)):
+            raise BackendError("llama.cpp refuses to copy the cells of a conversation", hint="see --verbose")
+        self.forget(n_tokens, seq_id)
 
     def last_position(self, seq_id: int = 0) -> int:
         """The position of a sequence's last token in the KV cache; -1 if it has none."""

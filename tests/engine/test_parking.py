@@ -10,8 +10,10 @@ import pytest
 from mimo_gguf.chat.answer import Answer, AnswerOptions
 from mimo_gguf.engine import parking
 from mimo_gguf.engine.parking import Parking
-from mimo_gguf.engine.sampling import SamplingOptions
+from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Session, SessionOptions
+from mimo_gguf.engine.single import next_token, read_prompt
+from mimo_gguf.engine.state import read_caches, write_caches
 from mimo_gguf.llama.api import LlamaModel
 from mimo_gguf.llama.vocabulary import Vocabulary
 from mimo_gguf.runtime.scheduler import Request, Scheduler
@@ -62,6 +64,30 @@ def test_the_same_is_said_and_less_is_read(tiny: LlamaModel, mtp: bool, exact: b
     assert read == [0] * 10 and (len(off), off.n_bytes, off.n_parked) == (0, 0, 0)
     assert found[:5] == [0] * 5 and all(80 <= n <= 88 for n in found[5:])
     assert on.n_returned == 5 and on.n_parked >= 6
+
+
+@pytest.mark.parametrize("mtp", [True, False])
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_was_shared_stays_when_its_source_gets_another_conversation(
+    tiny: LlamaModel, mtp: bool, exact: bool
+) -> None:
+    """Without a pass in between. llama.cpp copies a divided cache with the next pass, and as it is by then."""
+    first, second = conversations(2)
+    with Session(tiny, replace(OPTIONS, mtp=mtp, exact=exact)) as session:
+        source, other = session.slots
+        texts = []
+        for disturbed in (False, True):
+            for slot in session.slots:
+                session.reset(slot)
+            read_prompt(session, second, source)
+            parked = read_caches(session, source)
+            read_prompt(session, first, source)
+            assert session.begin(other, [*first, 7, 8]) >= len(first) - 1
+            if disturbed:
+                assert write_caches(session, source, parked)
+            sampler = Sampler(tiny, GREEDY)
+            texts.append([next_token(session, sampler, other) for _ in range(12)])
+    assert texts[1] == texts[0]
 
 
 def test_what_drafts_know_comes_back_too(tiny: LlamaModel) -> None:

@@ -1,0 +1,32 @@
+"""The KV cache of one sequence as bytes: read out of a context, and written into one. Everything happens at once."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Blob = NDArray[np.uint8]
+
+
+def state_bytes(library: Any, pointer: Any, seq_id: int) -> int:
+    """The bytes that `read_state` gives for a sequence of a context. `library` is llama.cpp's, as in `api()`."""
+    return int(library.llama_state_seq_get_size(pointer, seq_id))
+
+
+def read_state(library: Any, pointer: Any, seq_id: int) -> Blob:
+    """A copy of a sequence's cells."""
+    blob = np.empty(state_bytes(library, pointer, seq_id), np.uint8)
+    n = library.llama_state_seq_get_data(pointer, _address(blob), blob.nbytes, seq_id)
+    return blob[:n]
+
+
+def write_state(library: Any, pointer: Any, seq_id: int, blob: Blob) -> bool:
+    """Replaces a sequence's cells by a copy. Returns False if llama.cpp refuses it."""
+    return bool(library.llama_state_seq_set_data(pointer, _address(blob), blob.nbytes, seq_id))
+
+
+def _address(blob: Blob) -> Any:
+    return blob.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
