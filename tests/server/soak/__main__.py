@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -68,10 +69,11 @@ class Watch:
 def served(file: Path, parallel: int) -> Iterator[tuple[psutil.Process, int]]:
     """The process of a server and its port."""
     words = [sys.executable, "-m", "mimo_gguf", "serve", str(file), "--port", "0", "--exact", "--queue", "64"]
-    words += ["--parallel", str(parallel), "--ctx", str(1024 * parallel), "-t", "1"]
+    words += ["--parallel", str(parallel), "--ctx", str(1024 * parallel), "-t", "1", "--cache-ram", "32MB"]
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}  # no threads that come and go with other programs' work
     with (
         tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(words, stderr=log, stdout=subprocess.DEVNULL, cwd=ROOT) as process,
+        subprocess.Popen(words, stderr=log, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment) as process,
     ):
         try:
             found = None
