@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -14,6 +13,7 @@ from mimo_gguf.server.answers import Answers
 from mimo_gguf.server.anthropic_form import failure_json, message_events, whole_message
 from mimo_gguf.server.anthropic_requests import CountBody, MessagesBody, as_chat
 from mimo_gguf.server.api import Api
+from mimo_gguf.server.bodies import worked_on
 from mimo_gguf.server.failures import failure_of
 from mimo_gguf.server.jobs import chat_job, chat_prompt
 from mimo_gguf.server.streams import event_lines
@@ -43,7 +43,7 @@ class AnthropicApi:
 
     async def _message(self, raw: bytes) -> Response:
         body, use = await self._api.read(MessagesBody, raw)
-        job = await asyncio.to_thread(lambda: chat_job(as_chat(body), use.llm))
+        job = await worked_on(raw, chat_job, as_chat(body), use.llm)
         answers = Answers.begin(job, use.engine)
         if not body.stream:
             return JSONResponse(await whole_message(answers, use.name, shows_reasoning=body.shows_thinking))
@@ -52,7 +52,7 @@ class AnthropicApi:
 
     async def _count(self, raw: bytes) -> Response:
         body, use = await self._api.read(CountBody, raw)
-        return JSONResponse({"input_tokens": await asyncio.to_thread(_n_tokens, body, use.llm)})
+        return JSONResponse({"input_tokens": await worked_on(raw, _n_tokens, body, use.llm)})
 
 
 def _n_tokens(body: CountBody, llm: LLM) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -12,11 +12,11 @@ from starlette.responses import JSONResponse, Response
 from mimo_gguf.core.log import LOGGER
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.server.answers import Answers
-from mimo_gguf.server.bodies import read_body
+from mimo_gguf.server.bodies import read_body, worked_on
 from mimo_gguf.server.chat_form import Head, chat_chunks, whole_chat
 from mimo_gguf.server.completion_form import completion_chunks, whole_completion
 from mimo_gguf.server.failures import Failure, failure_of, refusal
-from mimo_gguf.server.jobs import Job, chat_job, completion_job
+from mimo_gguf.server.jobs import chat_job, completion_job
 from mimo_gguf.server.looking import properties, tokenizer_info
 from mimo_gguf.server.metrics import CONTENT_TYPE, Metrics
 from mimo_gguf.server.models import Models, Served, Use
@@ -29,7 +29,6 @@ Work = Callable[[bytes], Coroutine[Any, Any, Response]]
 FailureForm = Callable[[Failure], dict[str, Any]]
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 B = TypeVar("B", bound=ModelBody)
-_SHORT: Final = 1 << 14  # bytes of a body that are read at once; longer ones in a thread, so that nothing else waits
 
 
 class Api:
@@ -132,12 +131,12 @@ class Api:
 
     async def read(self, kind: type[B], raw: bytes) -> tuple[B, Use]:
         """A body, and the model that it asks for. Raises ValidationError, and Refused as `Models.use`."""
-        body = read_body(kind, raw) if len(raw) <= _SHORT else await asyncio.to_thread(read_body, kind, raw)
+        body = await worked_on(raw, read_body, kind, raw)
         return body, await self.models.use(body.model)
 
     async def _chat(self, raw: bytes) -> Response:
         body, use = await self.read(ChatBody, raw)
-        job = await _made(chat_job, raw, body, use.llm)
+        job = await worked_on(raw, chat_job, body, use.llm)
         answers, head = Answers.begin(job, use.engine), Head("chatcmpl", use.name)
         vocabulary = use.llm.model.vocabulary
         if not body.stream:
@@ -147,7 +146,7 @@ class Api:
 
     async def _completion(self, raw: bytes) -> Response:
         body, use = await self.read(CompletionBody, raw)
-        job = await _made(completion_job, raw, body, use.llm)
+        job = await worked_on(raw, completion_job, body, use.llm)
         answers, head = Answers.begin(job, use.engine), Head("cmpl", use.name)
         vocabulary = use.llm.model.vocabulary
         if not body.stream:
@@ -158,11 +157,6 @@ class Api:
     async def stream(self, lines: AsyncGenerator[str, None]) -> Response:
         """The response that streams. A failure before the first line still has its status."""
         return await EventStream.begin(lines, self.settings.keep_alive_s)
-
-
-async def _made(make: Callable[[B, LLM], Job], raw: bytes, body: B, llm: LLM) -> Job:
-    """The job of a body; of a long one in a thread."""
-    return make(body, llm) if len(raw) <= _SHORT else await asyncio.to_thread(make, body, llm)
 
 
 def described(name: str, served: Served) -> dict[str, Any]:

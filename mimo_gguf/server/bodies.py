@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from typing import Any, Final, ParamSpec, TypeVar
 
 from pydantic import BaseModel
 from pydantic_core import from_json
@@ -11,8 +13,16 @@ from pydantic_core import from_json
 from mimo_gguf.server.failures import refusal
 
 DEPTH_MOST: Final = 100  # lists and objects inside each other; a schema in a body has up to 60 levels of its own
+_SHORT: Final = 1 << 14  # bytes of a body that is worked on at once
 
 M = TypeVar("M", bound=BaseModel)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def worked_on(raw: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `work` makes of a body: of a short one at once, of a long one in a thread, so that nothing else waits."""
+    return work(*args, **kwargs) if len(raw) <= _SHORT else await asyncio.to_thread(work, *args, **kwargs)
 
 
 def read_body(kind: type[M], raw: bytes) -> M:
