@@ -279,9 +279,15 @@ def test_values_at_the_edge(model: Model) -> None:
         model.chat(WHO, seed=seed, temperature=100.0, repeat_penalty=10.0, penalty_last_n=1 << 20, max_tokens=5)
 
 
-def test_a_seed_gives_the_same_again_with_drafts(model: Model, trained_path: Path) -> None:
-    """Also the one that was drawn because none was given."""
-    with Model.open(trained_path, session=replace(OPTIONS, mtp=False)) as plain:
+def test_a_seed_gives_the_same_again_with_drafts(trained_path: Path) -> None:
+    """Also the one that was drawn because none was given. Only exact sessions promise it: otherwise a pass of several
+    rows rounds differently, and a draw between two tokens, as one answer in thirty has, falls on the other side.
+    """
+    options = replace(OPTIONS, exact=True)
+    with (
+        Model.open(trained_path, session=replace(options, mtp=True)) as model,
+        Model.open(trained_path, session=replace(options, mtp=False)) as plain,
+    ):
         for talk in (WHO, STORY):
             first = model.chat(talk, temperature=1.2, max_tokens=60)
             assert first.seed is not None and first.stats.n_drafted[0] > 0
