@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ def state_bytes(library: Any, pointer: Any, seq_id: int) -> int:
 
 def read_state(library: Any, pointer: Any, seq_id: int) -> Blob:
     """A copy of a sequence's cells."""
-    blob = np.empty(state_bytes(library, pointer, seq_id), np.uint8)
+    blob = _pages(state_bytes(library, pointer, seq_id))
     n = library.llama_state_seq_get_data(pointer, _address(blob), blob.nbytes, seq_id)
     return blob[:n]
 
@@ -26,6 +27,18 @@ def read_state(library: Any, pointer: Any, seq_id: int) -> Blob:
 def write_state(library: Any, pointer: Any, seq_id: int, blob: Blob) -> bool:
     """Replaces a sequence's cells by a copy. Returns False if llama.cpp refuses it."""
     return bool(library.llama_state_seq_set_data(pointer, _address(blob), blob.nbytes, seq_id))
+
+
+def _pages(n_bytes: int) -> Blob:
+    """Memory in pages of its own, which go back to the system with the array.
+
+    Conversations come and go in all sizes. On the heap their gaps would stay with the process. Raises MemoryError.
+    """
+    try:
+        pages = mmap.mmap(-1, max(1, n_bytes))
+    except OSError as error:
+        raise MemoryError(str(error)) from None
+    return np.frombuffer(pages, np.uint8)[:n_bytes]
 
 
 def _address(blob: Blob) -> Any:
