@@ -16,7 +16,6 @@ with feedback inside it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -24,10 +23,7 @@ from mimo_gguf.quantization.kernels.lanes import load_half, select, smaller, spl
 from mimo_gguf.quantization.search.jit import kernel_of
 from mimo_gguf.quantization.search.kinds import PANEL
 from mimo_gguf.quantization.search.scales import bounded_offset, bounded_scale, choose_scales, fit, nearest_level
-from mimo_gguf.quantization.search.vectors import ROWS, as_half, everywhere, floor, fused, quotient, step_of
-
-_HALF_THE_SCALES: Final = 4  # of a block of 32: eight are judged
-_SCALE_STEP: Final = 0.012
+from mimo_gguf.quantization.search.vectors import ROWS, everywhere, floor, fused, quotient, step_of
 
 
 @step_of
@@ -97,20 +93,6 @@ def _choose_with_feedback(shape, trials, x, original, factor, weights, first, d,
         best_number = select(better, number, best_number)
         best_other = select(better, other, best_other)
     return best_number, best_other
-
-
-@step_of
-def _choose_d_with_feedback(shape, x, original, factor, weights, first, d, errors):
-    """The scale of a block of 32 with the smallest error in the end, among some around the one that was found."""
-    best, best_d, zero = splat_half(np.inf), d, splat_half(0.0)
-    for pair in range(_HALF_THE_SCALES):
-        a = as_half(d * splat_half(1 - _SCALE_STEP * pair))
-        b = as_half(d * splat_half(1 + _SCALE_STEP * (pair + 1)))
-        error_a, error_b = _judge(shape, x, original, factor, weights, first, (a, b), (zero, zero), errors)
-        tried, error = select(error_b < error_a, b, a), smaller(error_b, error_a)
-        best_d = select(error < best, tried, best_d)
-        best = smaller(error, best)
-    return best_d
 
 
 @step_of
