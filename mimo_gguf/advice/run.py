@@ -12,7 +12,6 @@ from mimo_gguf.advice.budget import choose_to_buy
 from mimo_gguf.advice.choices import Choice, Planner
 from mimo_gguf.advice.here import Situation, changes, look
 from mimo_gguf.advice.needs import USUAL_CTX, Needs
-from mimo_gguf.core.errors import UsageError
 from mimo_gguf.hardware.cards import Card, find_card, other_sizes
 from mimo_gguf.hardware.devices import Device, host_device, imagined_gpu, list_devices
 from mimo_gguf.hardware.kept_speeds import KeptSpeeds, read_speeds
@@ -83,7 +82,7 @@ def advise(
         GgufError, CheckpointError, HubError: the file cannot be read.
     """
     needs = Needs(users, USUAL_CTX if ctx is None else ctx, min_tps, budget, kwh_price)
-    there = [_card(name) for name in have]
+    there = [find_card(name) for name in have]
     candidates, _ = candidates_of(None if file is None else str(file), [ftype] if ftype else [], TYPES)
     model = Path(candidates[0].model.label).name
     if len(candidates) > 1:  # what all of them are made of
@@ -98,13 +97,6 @@ def advise(
     now = look(situation)
     notes = (*_notes(dict(zip(have, there, strict=True))), *filter(None, [kept.problem]))
     return Advice(model, planner.needs, now, changes(situation, now), notes)
-
-
-def _card(name: str) -> Card:
-    try:
-        return find_card(name)
-    except UsageError as error:  # its hint names an option that this has not
-        raise UsageError(error.message, hint=(error.hint or "").partition("; or give")[0]) from None
 
 
 def _imagined(cards: Sequence[Card]) -> tuple[Device, ...]:

@@ -109,11 +109,7 @@ def _bytes_for(card: str, src: str, file_type: str, n_ctx: int) -> int:
     from mimo_gguf.fit.weigh import plan_model
     from mimo_gguf.memory.run import session_settings
 
-    try:
-        devices = choose_devices([], [card], [])
-    except UsageError as error:  # its hint names an option of `fit`
-        near = (error.hint or "").partition("; or give its memory")[0]
-        raise UsageError(error.message, hint=f"{near}; or give the file's size: --bytes 4.4GiB") from None
+    devices = choose_devices([], [card], [], instead="give the file's size: --bytes 4.4GiB")
     (candidate,), _ = find_candidates(src, [file_type], auto=False)
     settings = session_settings(n_ctx=n_ctx, type_k=GgmlType.F16, type_v=GgmlType.F16, flash_attn=True, mtp=True)
     plan = plan_model(candidate.model, settings, devices, -1)

@@ -23,9 +23,17 @@ USUAL_TYPES: Final = ("Q4_K_M", "Q6_K", "Q8_0", "F16")
 
 
 def choose_devices(
-    vram: Sequence[str], gpu: Sequence[str], rpc: Sequence[str], *, asked: bool = False
+    vram: Sequence[str],
+    gpu: Sequence[str],
+    rpc: Sequence[str],
+    *,
+    asked: bool = False,
+    instead: str = "give its memory: --vram 8GiB",
 ) -> tuple[Device, ...]:
     """This machine's devices, or imagined cards with this machine's RAM beside them.
+
+    Args:
+        instead: what the hint offers to those whose card is not in the catalogue.
 
     Raises:
         UsageError: options that contradict each other, an unknown card, an absurd size.
@@ -43,7 +51,7 @@ def choose_devices(
     if (vram or named) and asked:
         raise UsageError("llama.cpp cannot be asked about a card that is not here", hint="leave --asked out")
     sizes = [(_card_bytes(size), "") for size in vram]
-    sizes += [(card.memory_bytes, card.name) for card in map(_find_card, named)]
+    sizes += [(card.memory_bytes, card.name) for card in (_find_card(name, instead) for name in named)]
     if sizes:
         names = ["GPU"] if len(sizes) == 1 else [f"GPU{i}" for i in range(len(sizes))]
         cards = (imagined_gpu(size, name, text) for (size, text), name in zip(sizes, names, strict=True))
@@ -58,11 +66,14 @@ def _card_bytes(text: str) -> int:
     return parse_size(f"{text}GiB" if bare else text)
 
 
-def _find_card(name: str) -> Card:
+def _find_card(name: str, instead: str) -> Card:
     """The catalogue's card; says so if the name leaves open which, or if nothing runs on it."""
     from mimo_gguf.hardware.cards import find_card, other_sizes
 
-    card = find_card(name)
+    try:
+        card = find_card(name)
+    except UsageError as error:
+        raise UsageError(error.message, hint=f"{error.hint}; or {instead}") from None
     others = [other.name for other in other_sizes(card)]
     if others and not re.search(rf"\b{card.memory_gb:g} ?(gb)?$", name.lower()):
         ui.print_note(f"taking the {card.name}; there is also the {', the '.join(others)}")

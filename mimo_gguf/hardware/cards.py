@@ -161,7 +161,7 @@ def find_cards(names: Sequence[str]) -> tuple[Card, ...]:
 def _unknown(name: str) -> UsageError:
     near = _nearest(_plain(name))
     see = f"like {', '.join(near)}" if near else "see: mimo-gguf gpus"
-    return UsageError(f"no card {name!r} in the catalogue", hint=f"{see}; or give its memory: --vram 8GiB")
+    return UsageError(f"no card {name!r} in the catalogue", hint=see)
 
 
 def other_sizes(card: Card) -> list[Card]:

@@ -117,6 +117,8 @@ def test_a_card_by_name(file: str) -> None:
     assert "GPU is RTX 3060 8GB" in shown.stdout and "about 36 tok/s, 54 with MTP" in shown.stdout
     assert not run(fit.command, file, "--gpu", "RTX 3060 12GB").stderr
     assert "does not run on the Tesla K20X" in " ".join(run(fit.command, file, "--gpu", "k20x").stderr.split())
+    unknown = run(fit.command, file, "--gpu", "Voodoo 2").exception
+    assert isinstance(unknown, UsageError) and "or give its memory: --vram 8GiB" in str(unknown.hint)
     speeds = json.loads(run(fit.command, file, "--gpu", "4090", "--json").stdout)["expected"]
     assert speeds["card"] == "RTX 4090" and 100 < speeds["tps"] < speeds["tps_mtp"]
 
