@@ -31,7 +31,18 @@ from mimo_gguf.quantization.kernels.lanes import (
     store,
 )
 from mimo_gguf.quantization.search.kinds import CODEBOOK, Kind
-from mimo_gguf.quantization.search.vectors import ROWS, as_half, both, everywhere, floor, fused, quotient, step_of
+from mimo_gguf.quantization.search.vectors import (
+    ROWS,
+    as_half,
+    both,
+    everywhere,
+    floor,
+    fused,
+    one_of_eight,
+    one_of_four,
+    quotient,
+    step_of,
+)
 
 Numbers = NDArray[np.float32]
 
@@ -105,50 +116,18 @@ def _divisors(kind: Kind) -> tuple[list[float], list[float]]:
 # -- levels ----------------------------------------------------------------------------------------------------------
 
 _MIDDLES: Final = tuple(float(a + b) / 2 for a, b in pairwise(CODEBOOK))
-_M0, _M1, _M2, _M3, _M4, _M5, _M6, _M7, _M8, _M9, _M10, _M11, _M12, _M13, _M14 = _MIDDLES
-_GAPS: Final = tuple(float(b - a) / 2 for a, b in pairwise(CODEBOOK))
-_G0, _, _G2, _, _G4, _, _G6, _, _G8, _, _G10, _, _G12, _, _G14 = _GAPS
+_MIDDLE, _LOWER_MIDDLE, _UPPER_MIDDLE = _MIDDLES[7], _MIDDLES[3], _MIDDLES[11]
+_third_middle, _last_middle = one_of_four(*_MIDDLES[1::4]), one_of_eight(*_MIDDLES[::2])
+_left, _right = one_of_eight(*CODEBOOK[::2].tolist()), one_of_eight(*CODEBOOK[1::2].tolist())
 
 
 @step_of
 def _nearest_in_codebook(y):
     """The number of the codebook nearest to y, by halving: three choices of a middle, then left or right of it."""
-    right = y > splat_half(_M7)
-    middle = select(right, splat_half(_M11), splat_half(_M3))
-    further = y > middle
-    middle = select(
-        right,
-        select(further, splat_half(_M13), splat_half(_M9)),
-        select(further, splat_half(_M5), splat_half(_M1)),
-    )
-    last = y > middle
-    middle = select(
-        right,
-        select(
-            further,
-            select(last, splat_half(_M14), splat_half(_M12)),
-            select(last, splat_half(_M10), splat_half(_M8)),
-        ),
-        select(
-            further,
-            select(last, splat_half(_M6), splat_half(_M4)),
-            select(last, splat_half(_M2), splat_half(_M0)),
-        ),
-    )
-    gap = select(
-        right,
-        select(
-            further,
-            select(last, splat_half(_G14), splat_half(_G12)),
-            select(last, splat_half(_G10), splat_half(_G8)),
-        ),
-        select(
-            further,
-            select(last, splat_half(_G6), splat_half(_G4)),
-            select(last, splat_half(_G2), splat_half(_G0)),
-        ),
-    )
-    return select(y > middle, middle + gap, middle - gap)
+    first = y > splat_half(_MIDDLE)
+    second = y > select(first, splat_half(_UPPER_MIDDLE), splat_half(_LOWER_MIDDLE))
+    third = y > _third_middle(first, second)
+    return select(y > _last_middle(first, second, third), _right(first, second, third), _left(first, second, third))
 
 
 @step_of

@@ -23,6 +23,7 @@ from mimo_gguf.quantization.kernels.lanes import (
     F32,
     HALF,
     I32,
+    REGISTER,
     F32Half,
     MaskHalf,
     absolute,
@@ -125,6 +126,61 @@ def floor(typing_context: Any, value: Any) -> Any:
         return builder.call(declared, args)
 
     return F32Half(F32Half), codegen
+
+
+def one_of_four(*numbers: float) -> Any:
+    """A function that gives one of four numbers: the first mask chooses the second half of them, the next the second.
+
+    With AVX2 it is a permutation, elsewhere `select`; so are those of `one_of_eight`, where selects are seven.
+    """
+
+    @intrinsic
+    def function(typing_context: Any, first: Any, second: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            return _one_of(context, builder, 2 * numbers, args)
+
+        return F32Half(MaskHalf, MaskHalf), codegen
+
+    return function
+
+
+def one_of_eight(*numbers: float) -> Any:
+    """The same for three masks and eight numbers."""
+
+    @intrinsic
+    def function(typing_context: Any, first: Any, second: Any, third: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            return _one_of(context, builder, numbers, args)
+
+        return F32Half(MaskHalf, MaskHalf, MaskHalf), codegen
+
+    return function
+
+
+def _one_of(context: Any, builder: ir.IRBuilder, numbers: tuple[float, ...], masks: Any) -> ir.Value:
+    if "+avx2," not in context.codegen().magic_tuple()[-1]:
+        return _selected(builder, numbers[: 1 << len(masks)], masks)
+    place = ir.Constant(ir.VectorType(I32, ROWS), [0] * ROWS)
+    for mask in masks:
+        place = builder.sub(builder.add(place, place), builder.sext(mask, place.type))
+    table = ir.Constant(ir.VectorType(F32, REGISTER), list(numbers))
+    permute = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(table.type, [table.type, ir.VectorType(I32, REGISTER)]),
+        "llvm.x86.avx2.permps",
+    )
+    halves = []
+    for first in range(0, ROWS, REGISTER):
+        part = indices(list(range(first, first + REGISTER)))
+        halves.append(builder.call(permute, [table, builder.shuffle_vector(place, place, part)]))
+    return builder.shuffle_vector(*halves, indices(list(range(ROWS))))
+
+
+def _selected(builder: ir.IRBuilder, numbers: tuple[float, ...], masks: Any) -> ir.Value:
+    parts = [ir.Constant(F32Half.vector, [number] * ROWS) for number in numbers]
+    for mask in reversed(masks):
+        parts = [builder.select(mask, high, low) for low, high in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
 
 
 @step_of
