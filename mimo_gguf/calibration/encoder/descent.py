@@ -20,9 +20,9 @@ from typing import Final
 
 import numpy as np
 
-from mimo_gguf.quantization.kernels.lanes import load_half, splat_half, store
+from mimo_gguf.quantization.kernels.lanes import absolute, load_half, splat_half, store
 from mimo_gguf.quantization.search.jit import kernel_of
-from mimo_gguf.quantization.search.kinds import PANEL
+from mimo_gguf.quantization.search.kinds import CODEBOOK, PANEL
 from mimo_gguf.quantization.search.scales import nearest_level
 from mimo_gguf.quantization.search.vectors import (
     ROWS,
@@ -37,6 +37,8 @@ from mimo_gguf.quantization.search.vectors import (
 _SEGMENT: Final = 4 * ROWS
 MOST_STEPS: Final = 2 * PANEL  # of a row in a panel: each weight with its scale, and once alone
 _ALL: Final = (1 << ROWS) - 1
+_GAP: Final = float(np.diff(CODEBOOK).min())
+_LARGEST: Final = float(np.abs(CODEBOOK).max())
 
 
 @step_of
@@ -55,41 +57,75 @@ def _proposals(shape, values, levels, gradient, at, diagonal, column, scale, off
 
 
 @step_of
-def _add_row(gradient, at, gram, gram_at, step):
-    step_lanes = splat_half(step)
-    for i in range(0, PANEL, ROWS):
-        moved = fused(step_lanes, load_half(gram, gram_at + i), load_half(gradient, at + i))
-        store(gradient, at + i, moved)
+def _candidates(gradient, at, diagonal, column, least):
+    """The columns of sixteen that may gain by a step of at least `least`, as bits; the others cannot.
+
+    A step s changes the error by s (2 g + s H_jj), which is no gain if |s| H_jj is more than |2 g|.
+    """
+    slope = absolute(load_half(gradient, at))
+    cannot = slope + slope < splat_half(least) * load_half(diagonal, column)
+    return _ALL & ~lanes_that_hold(cannot)
 
 
 @step_of
-def _take_step(row, begin, column, value, arrays, gram, n, steps, n_steps):
-    """Moves one value, records the step, and adds to the row's gradient in its panel what the step is worth."""
-    values, _, gradient = arrays
+def _least_step(shape, scale, offset):
+    """A little less than the distance of two neighbouring values, so that no rounding of a step is below it."""
+    magnitude = abs(scale)
+    gap, largest = (_GAP, _LARGEST) if shape.codebook else (1.0, max(-shape.low, shape.high))
+    return np.float32(0.999 * gap * magnitude - 1e-6 * (magnitude * largest + abs(offset)))
+
+
+@step_of
+def _add_steps(gradient, at, matrix, source, stride, steps, first, last):
+    """Adds to 64 columns of a row's gradient what the steps `first` to `last` are worth there.
+
+    Column c's part of H lies from `source` + c * `stride` on in `matrix`.
+    """
     columns, moves = steps
-    step = value - values[row * n + column]
-    values[row * n + column] = value
-    _add_row(gradient, row * n + begin, gram, column * n + begin, step)
-    columns[n_steps], moves[n_steps] = column - begin, step
-    return n_steps + 1
+    a, b = load_half(gradient, at), load_half(gradient, at + ROWS)
+    c, d = load_half(gradient, at + 2 * ROWS), load_half(gradient, at + 3 * ROWS)
+    for i in range(first, last):
+        move, here = everywhere(moves, i), source + columns[i] * stride
+        a = fused(move, load_half(matrix, here), a)
+        b = fused(move, load_half(matrix, here + ROWS), b)
+        c = fused(move, load_half(matrix, here + 2 * ROWS), c)
+        d = fused(move, load_half(matrix, here + 3 * ROWS), d)
+    store(gradient, at, a)
+    store(gradient, at + ROWS, b)
+    store(gradient, at + 2 * ROWS, c)
+    store(gradient, at + 3 * ROWS, d)
 
 
 @step_of
-def _better_number(shape, row, first, arrays, gram, n, unit, number, direction):
-    """The integer of a sub-block's scale with the smallest error, if its levels stay."""
-    _, levels, gradient = arrays
-    slope = splat_half(0.0)
+def _record(at, value, column, values, steps, n_steps):
+    """Moves one value, and records the step unless it is 0."""
+    columns, moves = steps
+    step = value - values[at]
+    values[at] = value
+    columns[n_steps], moves[n_steps] = column, step
+    return n_steps + (step != 0)
+
+
+@step_of
+def _bend(shape, levels, at, unit, tile, corner, direction):
+    """How the error of a sub-block's row bends along the integer of its scale, if the levels stay."""
     for i in range(0, shape.sub, ROWS):
-        part = splat_half(unit) * load_half(levels, row * n + first + i)
-        store(direction, i, part)
-        slope = fused(part, load_half(gradient, row * n + first + i), slope)
+        store(direction, i, splat_half(unit) * load_half(levels, at + i))
     curvature = splat_half(0.0)
     for i in range(0, shape.sub, ROWS):
         bent = splat_half(0.0)
         for j in range(shape.sub):
-            bent = fused(everywhere(direction, j), load_half(gram, (first + j) * n + first + i), bent)
+            bent = fused(everywhere(direction, j), load_half(tile, corner + j * PANEL + i), bent)
         curvature = fused(bent, load_half(direction, i), curvature)
-    bend = sum_of_lanes(curvature)
+    return sum_of_lanes(curvature)
+
+
+@step_of
+def _better_number(shape, levels, gradient, at, unit, number, bend):
+    """The integer of a sub-block's scale with the smallest error, if its levels stay."""
+    slope = splat_half(0.0)
+    for i in range(0, shape.sub, ROWS):
+        slope = fused(splat_half(unit) * load_half(levels, at + i), load_half(gradient, at + i), slope)
     if not bend > 0:
         return number
     wanted = np.rint(number - sum_of_lanes(slope) / bend)
@@ -97,100 +133,126 @@ def _better_number(shape, row, first, arrays, gram, n, unit, number, direction):
 
 
 @step_of
-def _move_number(shape, row, begin, first, arrays, gram, n, scales, at, threshold, steps, n_steps, direction):
-    """Moves the integer of a sub-block's scale if the error falls by that."""
-    units, numbers = scales
-    number = _better_number(shape, row, first, arrays, gram, n, units[at], numbers[at], direction)
-    by = number - numbers[at]
-    if by == 0:
-        return n_steps
-    values, levels, gradient = arrays
+def _gain(shape, gradient, at, tile, corner, direction):
+    """What a sub-block's row gains, as a negative number, if its values move by `direction`."""
     gain = np.float32(0.0)
-    scale = units[at] * number
-    for i in range(shape.sub):
-        direction[i] = scale * levels[row * n + first + i] - values[row * n + first + i]
     for i in range(0, shape.sub, ROWS):
-        bent = load_half(gradient, row * n + first + i)
+        bent = load_half(gradient, at + i)
         bent = bent + bent
         for j in range(shape.sub):
-            bent = fused(everywhere(direction, j), load_half(gram, (first + j) * n + first + i), bent)
+            bent = fused(everywhere(direction, j), load_half(tile, corner + j * PANEL + i), bent)
         gain += sum_of_lanes(bent * load_half(direction, i))
-    if gain >= -threshold:
+    return gain
+
+
+@step_of
+def _move_number(shape, at, column, arrays, tile, scales, sub, threshold, steps, n_steps, direction):
+    """Moves the integer of the scale of the sub-block at `column` of the panel if the error falls by that."""
+    values, levels, gradient = arrays
+    units, numbers, bends = scales
+    corner = column * PANEL + column
+    if bends[sub] == np.inf:
+        bends[sub] = _bend(shape, levels, at, units[sub], tile, corner, direction)
+    number = _better_number(shape, levels, gradient, at, units[sub], numbers[sub], bends[sub])
+    if number - numbers[sub] == 0:
         return n_steps
-    numbers[at] = number
+    scale = units[sub] * number
     for i in range(shape.sub):
-        value = scale * levels[row * n + first + i]
-        n_steps = _take_step(row, begin, first + i, value, arrays, gram, n, steps, n_steps)
+        direction[i] = scale * levels[at + i] - values[at + i]
+    if _gain(shape, gradient, at, tile, corner, direction) >= -threshold:
+        return n_steps
+    numbers[sub] = number
+    taken = n_steps
+    for i in range(shape.sub):
+        taken = _record(at + i, scale * levels[at + i], column + i, values, steps, taken)
+    segment = column // _SEGMENT * _SEGMENT
+    _add_steps(gradient, at - column + segment, tile, segment, PANEL, steps, n_steps, taken)
+    return taken
+
+
+@step_of
+def _descend_sixteen(shape, at, column, arrays, tile, diagonal, scale, offset, threshold, steps, n_steps, proposed):
+    """Takes the steps of the sixteen columns from `column` of the panel on, each after those before."""
+    values, levels, gradient = arrays
+    least, pending, segment = _least_step(shape, scale, offset), _ALL, column // _SEGMENT * _SEGMENT
+    while pending:
+        pending &= _candidates(gradient, at, diagonal, column, least)
+        if pending:
+            pending &= _proposals(
+                shape, values, levels, gradient, at, diagonal, column, scale, offset, threshold, proposed
+            )
+        if not pending:
+            break
+        lane = lowest_bit(pending)
+        levels[at + lane] = proposed[ROWS + lane]
+        taken = _record(at + lane, proposed[lane], column + lane, values, steps, n_steps)
+        _add_steps(gradient, at - column + segment, tile, segment, PANEL, steps, n_steps, taken)
+        n_steps = taken
+        pending = _ALL & ~((2 << lane) - 1)
     return n_steps
 
 
 @step_of
 def _descend_row(
-    shape, move_numbers, row, begin, arrays, gram, diagonal, scales, offsets, threshold, steps, record, proposed
+    shape, move_numbers, at, sub, arrays, tile, diagonal, scales, offsets, threshold, steps, begin, scratch
 ):
-    """Takes the steps of one row in the panel that begins at column `begin`; gives their number.
+    """Takes the steps of a panel's row, the first column of which lies at `at`, its first sub-block's scale at `sub`.
 
-    They are recorded from the place `record` on.
+    They are recorded from the place `begin` on; gives the place after them. The gradient of 64 columns catches up
+    with the steps before them when it is their turn, and with those after them in the end.
     """
-    values, levels, gradient = arrays
-    units, numbers = scales
-    n = diagonal.size
-    n_steps = record
-    for first in range(begin, begin + PANEL, ROWS):
-        sub = row * (n // shape.sub) + first // shape.sub
-        if units[sub] == 0:
-            continue
-        if move_numbers and first % shape.sub == 0:
-            n_steps = _move_number(
-                shape, row, begin, first, arrays, gram, n, scales, sub, threshold, steps, n_steps, proposed
-            )
-        scale, offset = units[sub] * numbers[sub], offsets[sub]
-        if scale == 0:
-            continue
-        at, pending = row * n + first, _ALL
-        while pending:
-            pending &= _proposals(
-                shape, values, levels, gradient, at, diagonal, first, scale, offset, threshold, proposed
-            )
-            if not pending:
-                break
-            lane = lowest_bit(pending)
-            levels[at + lane] = proposed[ROWS + lane]
-            n_steps = _take_step(row, begin, first + lane, proposed[lane], arrays, gram, n, steps, n_steps)
-            pending = _ALL & ~((2 << lane) - 1)
-    return n_steps - record
+    units, numbers, bends = scales
+    ends, proposed = scratch
+    n_steps = begin
+    for segment in range(0, PANEL, _SEGMENT):
+        if n_steps > begin:
+            _add_steps(arrays[2], at + segment, tile, segment, PANEL, steps, begin, n_steps)
+        for column in range(segment, segment + _SEGMENT, ROWS):
+            own = sub + column // shape.sub
+            if units[own] == 0:
+                continue
+            if move_numbers and column % shape.sub == 0:
+                n_steps = _move_number(
+                    shape, at + column, column, arrays, tile, scales, own, threshold, steps, n_steps, proposed
+                )
+            scale = units[own] * numbers[own]
+            if scale == 0:
+                continue
+            taken = _descend_sixteen(
+                shape, at + column, column, arrays, tile, diagonal, scale, offsets[own], threshold, steps, n_steps,
+                proposed,
+            )  # fmt: skip
+            if taken > n_steps:
+                bends[own] = np.inf
+            n_steps = taken
+        ends[segment // _SEGMENT] = n_steps
+    for i in range(PANEL // _SEGMENT - 1):
+        if n_steps > ends[i]:
+            _add_steps(arrays[2], at + i * _SEGMENT, tile, i * _SEGMENT, PANEL, steps, ends[i], n_steps)
+    return n_steps
 
 
 @step_of
-def _add_steps(gradient, gram, n, row, segment, begin, columns, moves, at, n_steps):
-    """Adds to 64 columns of a row's gradient what its steps in the panel that begins at `begin` are worth there."""
-    place = row * n + segment
-    a, b = load_half(gradient, place), load_half(gradient, place + ROWS)
-    c, d = load_half(gradient, place + 2 * ROWS), load_half(gradient, place + 3 * ROWS)
-    for i in range(at, at + n_steps):
-        move, source = everywhere(moves, i), (begin + columns[i]) * n + segment
-        a = fused(move, load_half(gram, source), a)
-        b = fused(move, load_half(gram, source + ROWS), b)
-        c = fused(move, load_half(gram, source + 2 * ROWS), c)
-        d = fused(move, load_half(gram, source + 3 * ROWS), d)
-    store(gradient, place, a)
-    store(gradient, place + ROWS, b)
-    store(gradient, place + 2 * ROWS, c)
-    store(gradient, place + 3 * ROWS, d)
+def _copy(matrix, source, stride, n_columns, copy):
+    """Copies 256 rows of `n_columns` to a place of their own: from the matrix they displace each other in caches."""
+    for row in range(PANEL):
+        for i in range(0, n_columns, ROWS):
+            store(copy, row * n_columns + i, load_half(matrix, source + row * stride + i))
 
 
 @step_of
-def _catch_up(gradient, gram, n, n_rows, target, first, last, steps, counts):
+def _catch_up(gradient, gram, n, n_rows, target, first, last, steps, begins, ends, strip):
     """Adds to the gradients in panel `target` what the last steps in the panels `first` to `last` are worth there."""
-    columns, moves = steps
     for panel in range(first, last):
+        own = panel * n_rows
+        if ends[own + n_rows - 1] == begins[own]:
+            continue
         for segment in range(target * PANEL, target * PANEL + PANEL, _SEGMENT):
+            _copy(gram, panel * PANEL * n + segment, n, _SEGMENT, strip)
             for row in range(n_rows):
-                own = panel * n_rows + row
-                if counts[own]:
-                    _add_steps(
-                        gradient, gram, n, row, segment, panel * PANEL, columns, moves, own * MOST_STEPS, counts[own]
-                    )
+                begin, end = begins[own + row], ends[own + row]
+                if end > begin:
+                    _add_steps(gradient, row * n + segment, strip, 0, _SEGMENT, steps, begin, end)
 
 
 @kernel_of(Path(__file__).parent)
@@ -208,22 +270,30 @@ def descend(shape, move_numbers, passes, values, levels, gradient, gram, diagona
         thresholds: float32[rows]: what a step must gain.
     """
     n, n_rows = diagonal.size, thresholds.size
-    n_panels = n // PANEL
-    counts, proposed = np.zeros(n_panels * n_rows, np.int64), np.empty(2 * ROWS, np.float32)
-    steps = np.empty(counts.size * MOST_STEPS, np.uint8), np.empty(counts.size * MOST_STEPS, np.float32)
+    n_panels, n_subs = n // PANEL, PANEL // shape.sub
+    begins, ends = np.zeros(n_panels * n_rows, np.int64), np.zeros(n_panels * n_rows, np.int64)
+    room = n_rows * MOST_STEPS
+    steps = np.empty(n_panels * room + 1, np.uint8), np.empty(n_panels * room + 1, np.float32)
+    tile, strip = np.empty(PANEL * PANEL, np.float32), np.empty(PANEL * _SEGMENT, np.float32)
+    scratch = np.empty(PANEL // _SEGMENT, np.int64), np.empty(2 * ROWS, np.float32)
+    scales = units, numbers, np.full(units.size, np.inf, np.float32)
     for _ in range(passes):
         n_steps = 0
         for panel in range(n_panels):
-            _catch_up(gradient, gram, n, n_rows, panel, 0, panel, steps, counts)
-            _catch_up(gradient, gram, n, n_rows, panel, panel + 1, n_panels, steps, counts)
+            _catch_up(gradient, gram, n, n_rows, panel, 0, panel, steps, begins, ends, strip)
+            _catch_up(gradient, gram, n, n_rows, panel, panel + 1, n_panels, steps, begins, ends, strip)
+            _copy(gram, panel * PANEL * n + panel * PANEL, n, PANEL, tile)
+            end = panel * room
             for row in range(n_rows):
-                own = panel * n_rows + row
-                counts[own] = _descend_row(
-                    shape, move_numbers, row, panel * PANEL, (values, levels, gradient), gram, diagonal,
-                    (units, numbers), offsets, thresholds[row], steps, own * MOST_STEPS, proposed,
+                begins[panel * n_rows + row] = end
+                end = _descend_row(
+                    shape, move_numbers, row * n + panel * PANEL, (row * n_panels + panel) * n_subs,
+                    (values, levels, gradient), tile, diagonal[panel * PANEL : panel * PANEL + PANEL], scales, offsets,
+                    thresholds[row], steps, end, scratch,
                 )  # fmt: skip
-                n_steps += counts[own]
+                ends[panel * n_rows + row] = end
+            n_steps += end - panel * room
         if n_steps == 0:
             break
     for panel in range(n_panels):
-        _catch_up(gradient, gram, n, n_rows, panel, panel + 1, n_panels, steps, counts)
+        _catch_up(gradient, gram, n, n_rows, panel, panel + 1, n_panels, steps, begins, ends, strip)

@@ -97,41 +97,43 @@ def _joined(parts: Sequence[Encoded]) -> Encoded:
 
 def _encode_chunk(rows: Numbers, ggml_type: GgmlType, kind: Kind, known: Factors, passes: int) -> Encoded:
     """Encodes up to 256 rows, filled up with zeros."""
-    originals = np.zeros((len(known.weights), ROWS_AT_A_TIME), np.float32)
-    originals[: rows.shape[1], : len(rows)] = rows.T
-    blocks = _with_feedback(originals, len(rows), kind, known)
-    blocks, before, after = _descend(blocks, np.ascontiguousarray(originals.T), len(rows), kind, known, passes)
+    originals = np.zeros((ROWS_AT_A_TIME, len(known.weights)), np.float32)
+    originals[: len(rows), : rows.shape[1]] = rows
+    blocks, values = _with_feedback(originals, len(rows), kind, known)
+    blocks, before, after = _descend(blocks, values, originals, len(rows), kind, known, passes)
     data = pack(ggml_type, blocks)[: len(rows), : row_bytes(ggml_type, rows.shape[1])]
     return Encoded(data, before, after)
 
 
-def _with_feedback(originals: Numbers, n_rows: int, kind: Kind, known: Factors) -> Blocks:
-    """Encodes the first `n_rows` of 256 rows, given as float32 [columns, 256], panel after panel."""
-    from mimo_gguf.calibration.encoder.feedback import encode_panel
+def _with_feedback(originals: Numbers, n_rows: int, kind: Kind, known: Factors) -> tuple[Blocks, Numbers]:
+    """Encodes the first `n_rows` of 256 rows panel after panel; gives the blocks, and the values they stand for."""
+    from mimo_gguf.calibration.encoder.feedback import encode_panel, turn_panel
     from mimo_gguf.quantization.search.scales import FEW_STEPS, shape_of
 
     shape, trials = shape_of(kind, FEW_STEPS)
-    n = len(originals)
-    errors, levels = np.zeros_like(originals), np.zeros_like(originals)
+    n = originals.shape[1]
+    levels, values = np.zeros_like(originals), np.zeros_like(originals)
+    errors = np.zeros((n, ROWS_AT_A_TIME), np.float32)
     chosen = np.zeros((n // PANEL, kind.blocks, 2 + 2 * (kind.block // kind.sub), ROWS_AT_A_TIME), np.float32)
     for panel, first in enumerate(range(0, n, PANEL)):
         here = slice(first, first + PANEL)
-        targets = originals[here].copy()
+        targets = np.empty((PANEL, ROWS_AT_A_TIME), np.float32)
+        turn_panel(originals.reshape(-1), n, first, targets.reshape(-1))
         for before in range(0, first, PANEL):
             other = slice(before, before + PANEL)
             targets += known.feedback[other, here].T @ errors[other]
         factor = np.ascontiguousarray(known.feedback[here, here].T)
-        flat: list[Any] = [targets, originals[here], factor, known.weights[here], errors[here], levels[here]]
-        encode_panel(shape, trials, n_rows, *(array.reshape(-1) for array in flat), chosen[panel].reshape(-1))
-    return _blocks(levels, chosen, kind)
+        flat: list[Any] = [targets, originals, factor, known.weights[here], errors[here], levels, values, chosen[panel]]
+        encode_panel(shape, trials, n_rows, n, first, *(array.reshape(-1) for array in flat))
+    return _blocks(levels, chosen, kind), values
 
 
 def _blocks(levels: Numbers, chosen: Numbers, kind: Kind) -> Blocks:
-    """What the kernel wrote, column after column, as rows of blocks."""
+    """What the kernel wrote, with what it chose in the order of the rows."""
     by_row = np.moveaxis(chosen.reshape(-1, *chosen.shape[2:]), -1, 0)
     rows, blocks, _ = by_row.shape
     return Blocks(
-        np.ascontiguousarray(levels.T).reshape(rows, blocks, kind.block),
+        levels.reshape(rows, blocks, kind.block),
         np.ascontiguousarray(by_row[:, :, 0]),
         np.ascontiguousarray(by_row[:, :, 1]),
         np.ascontiguousarray(by_row[:, :, 2::2]),
@@ -140,27 +142,30 @@ def _blocks(levels: Numbers, chosen: Numbers, kind: Kind) -> Blocks:
 
 
 def _descend(
-    blocks: Blocks, originals: Numbers, n_rows: int, kind: Kind, known: Factors, passes: int
+    blocks: Blocks, values: Numbers, originals: Numbers, n_rows: int, kind: Kind, known: Factors, passes: int
 ) -> tuple[Blocks, float, float]:
-    """Moves levels of the first `n_rows` where that helps; also the squared error of the outputs before and after."""
+    """Moves levels of the first `n_rows` where that helps; also the squared error of the outputs before and after.
+
+    The levels of `blocks` and the `values` move in place.
+    """
     from mimo_gguf.calibration.encoder.descent import descend
     from mimo_gguf.quantization.search.scales import FEW_STEPS, shape_of
 
-    values, levels = blocks.values(), blocks.levels.copy()
-    gradient = _times(values - originals, known.gram)
-    before = _costs(values - originals, gradient)
-    error_before = _undamped(before, values - originals, known)
+    errors = values - originals
+    gradient = _times(errors, known.gram)
+    before = _costs(errors, gradient)
+    error_before = _undamped(before, errors, known)
     units = np.repeat(blocks.d, blocks.scales.shape[2], axis=1).reshape(-1)
     numbers = blocks.scales.copy()
     offsets = (blocks.dmin[:, :, None] * blocks.offsets).reshape(-1)
     thresholds = (before[:n_rows] * _SMALLEST_GAIN).astype(np.float32)
-    flat = [array.reshape(-1) for array in (values, levels, gradient, known.gram)]
+    flat = [array.reshape(-1) for array in (values, blocks.levels, gradient, known.gram)]
     diagonal, (shape, _) = known.gram.diagonal().copy(), shape_of(kind, FEW_STEPS)
     move_numbers = kind.offset_high == 0 and kind.scale_high > kind.scale_low
     descend(shape, move_numbers, passes, *flat, diagonal, units, numbers.reshape(-1), offsets, thresholds)
-    after = _costs(values - originals, gradient)
-    moved = Blocks(levels, blocks.d, blocks.dmin, numbers, blocks.offsets)
-    return moved, error_before, _undamped(after, values - originals, known)
+    np.subtract(values, originals, out=errors)
+    moved = Blocks(blocks.levels, blocks.d, blocks.dmin, numbers, blocks.offsets)
+    return moved, error_before, _undamped(_costs(errors, gradient), errors, known)
 
 
 def _times(errors: Numbers, gram: Numbers) -> Numbers:

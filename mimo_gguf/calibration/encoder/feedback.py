@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mimo_gguf.quantization.kernels.lanes import load_half, select, smaller, splat_half, store
+from mimo_gguf.quantization.kernels.transposes import load_square
 from mimo_gguf.quantization.search.jit import kernel_of
 from mimo_gguf.quantization.search.kinds import PANEL
 from mimo_gguf.quantization.search.scales import bounded_offset, bounded_scale, choose_scales, fit, nearest_level
@@ -74,9 +75,8 @@ def _judge(shape, x, original, factor, weights, first, scale, offset, errors):
 
 
 @step_of
-def _choose_with_feedback(shape, trials, x, original, factor, weights, first, d, dmin, errors):
+def _choose_with_feedback(shape, x, original, factor, weights, first, d, dmin, scale, offset, errors):
     """The integers of a sub-block's scale and offset with the smallest error, among those around the real ones."""
-    scale, offset = fit(shape, trials, x, weights, first)
     below, below_offset = floor(quotient(scale, d)), floor(quotient(offset, dmin))
     best, best_number, best_other = splat_half(np.inf), bounded_scale(shape, below), bounded_offset(shape, below_offset)
     for pair in range(8 if shape.offset_high > 0 else 2):
@@ -96,7 +96,7 @@ def _choose_with_feedback(shape, trials, x, original, factor, weights, first, d,
 
 
 @step_of
-def _take_levels(shape, x, original, factor, first, scale, offset, errors, levels):
+def _take_levels(shape, x, original, factor, first, scale, offset, errors, levels, values):
     """Takes the levels of a sub-block one after the other, each after the errors of those before it."""
     inverse = quotient(splat_half(1.0), scale)
     for column in range(first, first + shape.sub):
@@ -104,24 +104,65 @@ def _take_levels(shape, x, original, factor, first, scale, offset, errors, level
         for before in range(first, column):
             target = fused(load_half(errors, before * ROWS), everywhere(factor, column * PANEL + before), target)
         level = nearest_level(shape, (target + offset) * inverse)
+        value = scale * level - offset
         store(levels, column * ROWS, level)
-        store(errors, column * ROWS, load_half(original, column * ROWS) - (scale * level - offset))
+        store(values, column * ROWS, value)
+        store(errors, column * ROWS, load_half(original, column * ROWS) - value)
+
+
+@step_of
+def _tile_of(rows, at, n, tile):
+    """Fills a tile with sixteen rows' part of a panel, which begins at `at` in rows of `n` columns."""
+    for column in range(0, PANEL, ROWS):
+        load_square(rows, at + column, at + column + 8 * n, n, tile, column * ROWS, ROWS)
+
+
+@step_of
+def _rows_of(tile, rows, at, n):
+    """The reverse: writes a tile to the rows that it is a part of."""
+    for column in range(0, PANEL, ROWS):
+        load_square(tile, column * ROWS, (column + 8) * ROWS, ROWS, rows, at + column, n)
 
 
 @kernel_of(Path(__file__).parent)
-def encode_panel(shape, trials, n_wanted, targets, originals, factor, weights, errors, levels, chosen):
+def turn_panel(originals, n_columns, first, targets):
+    """Turns the panel that begins at column `first` of rows: float32[256 * rows] `targets`, column after column."""
+    n_rows = targets.size // PANEL
+    for row in range(0, n_rows, ROWS):
+        for column in range(first, first + PANEL, ROWS):
+            at = row * n_columns + column
+            load_square(originals, at, at + 8 * n_columns, n_columns, targets, (column - first) * n_rows + row, n_rows)
+
+
+@kernel_of(Path(__file__).parent)
+def encode_panel(
+    shape,
+    trials,
+    n_wanted,
+    n_columns,
+    first_column,
+    targets,
+    originals,
+    factor,
+    weights,
+    errors,
+    levels,
+    values,
+    chosen,
+):
     """Encodes one panel of 256 columns.
 
     Args:
         shape, trials: what `shape_of` gives.
         n_wanted: the rows that are encoded, from the first; the others keep what they have.
+        n_columns, first_column: of the rows; where the panel begins.
         targets: float32[256 * rows], flat, column after column: the weights, plus what the errors of all panels
             before are worth here. The rows are a multiple of sixteen.
-        originals: the same of the weights alone.
+        originals: float32[rows * n_columns], row after row: the weights alone.
         factor: float32[256 * 256], row j column i: r_ij / r_jj of this panel.
         weights: float32[256], r_jj**2.
         errors: receives original minus value, laid out as `targets`.
-        levels: likewise the levels.
+        levels, values: receive the levels and what they stand for, laid out as `originals`.
         chosen: float32, receives d, dmin and the integers of the sub-blocks, block after block; each takes one
             number for every row.
     """
@@ -129,25 +170,36 @@ def encode_panel(shape, trials, n_wanted, targets, originals, factor, weights, e
     n_chosen = chosen.size // n_rows
     x, original = np.empty(PANEL * ROWS, np.float32), np.empty(PANEL * ROWS, np.float32)
     tile_errors, tile_levels = np.empty(PANEL * ROWS, np.float32), np.empty(PANEL * ROWS, np.float32)
-    tile_chosen = np.empty(n_chosen * ROWS, np.float32)
+    tile_values, tile_chosen = np.empty(PANEL * ROWS, np.float32), np.empty(n_chosen * ROWS, np.float32)
     scratch, other_scratch = np.empty(64 * ROWS, np.float32), np.empty(32 * ROWS, np.float32)
     for row in range(0, n_wanted, ROWS):
+        corner = row * n_columns + first_column
+        _tile_of(originals, corner, n_columns, original)
         for column in range(PANEL):
             store(x, column * ROWS, load_half(targets, column * n_rows + row))
-            store(original, column * ROWS, load_half(originals, column * n_rows + row))
         for first in range(0, PANEL, shape.sub):
             at = first // shape.block * (2 + 2 * shape.subs) * ROWS
             _feed(x, tile_errors, factor, first, shape.sub)
             if first % shape.block == 0:
                 choose_scales(shape, trials, x, weights, first, scratch, other_scratch, tile_chosen, at)
+                scale, offset = load_half(scratch, 0), load_half(scratch, ROWS)  # that it fitted to this sub-block
+            else:
+                scale, offset = fit(shape, trials, x, weights, first)
             d, dmin = load_half(tile_chosen, at), load_half(tile_chosen, at + ROWS)
-            number, other = _choose_with_feedback(shape, trials, x, original, factor, weights, first, d, dmin, scratch)
+            number, other = splat_half(shape.scale_low), splat_half(0.0)
+            if shape.scale_high > shape.scale_low:
+                number, other = _choose_with_feedback(
+                    shape, x, original, factor, weights, first, d, dmin, scale, offset, scratch
+                )
             own = at + (2 + 2 * (first % shape.block // shape.sub)) * ROWS
             store(tile_chosen, own, number)
             store(tile_chosen, own + ROWS, other)
-            _take_levels(shape, x, original, factor, first, d * number, dmin * other, tile_errors, tile_levels)
+            _take_levels(
+                shape, x, original, factor, first, d * number, dmin * other, tile_errors, tile_levels, tile_values
+            )
         for column in range(PANEL):
             store(errors, column * n_rows + row, load_half(tile_errors, column * ROWS))
-            store(levels, column * n_rows + row, load_half(tile_levels, column * ROWS))
+        _rows_of(tile_levels, levels, corner, n_columns)
+        _rows_of(tile_values, values, corner, n_columns)
         for i in range(n_chosen):
             store(chosen, i * n_rows + row, load_half(tile_chosen, i * ROWS))
