@@ -36,6 +36,7 @@ from mimo_gguf.quantization.search.vectors import (
 
 _SEGMENT: Final = 4 * ROWS
 MOST_STEPS: Final = 2 * PANEL  # of a row in a panel: each weight with its scale, and once alone
+_MANY_STEPS: Final = 4 * PANEL  # in a panel, that make up for copying what H has for its 256 columns
 _ALL: Final = (1 << ROWS) - 1
 _GAP: Final = float(np.diff(CODEBOOK).min())
 _LARGEST: Final = float(np.abs(CODEBOOK).max())
@@ -241,18 +242,27 @@ def _copy(matrix, source, stride, n_columns, copy):
 
 
 @step_of
+def _add_each(gradient, segment, n, n_rows, matrix, source, stride, steps, begins, ends, own):
+    """Adds to the same 64 columns of each row's gradient what the row's steps are worth there."""
+    for row in range(n_rows):
+        begin, end = begins[own + row], ends[own + row]
+        if end > begin:
+            _add_steps(gradient, row * n + segment, matrix, source, stride, steps, begin, end)
+
+
+@step_of
 def _catch_up(gradient, gram, n, n_rows, target, first, last, steps, begins, ends, strip):
     """Adds to the gradients in panel `target` what the last steps in the panels `first` to `last` are worth there."""
     for panel in range(first, last):
         own = panel * n_rows
-        if ends[own + n_rows - 1] == begins[own]:
-            continue
+        n_steps = ends[own + n_rows - 1] - begins[own]
         for segment in range(target * PANEL, target * PANEL + PANEL, _SEGMENT):
-            _copy(gram, panel * PANEL * n + segment, n, _SEGMENT, strip)
-            for row in range(n_rows):
-                begin, end = begins[own + row], ends[own + row]
-                if end > begin:
-                    _add_steps(gradient, row * n + segment, strip, 0, _SEGMENT, steps, begin, end)
+            source = panel * PANEL * n + segment
+            if n_steps > _MANY_STEPS:
+                _copy(gram, source, n, _SEGMENT, strip)
+                _add_each(gradient, segment, n, n_rows, strip, 0, _SEGMENT, steps, begins, ends, own)
+            elif n_steps > 0:
+                _add_each(gradient, segment, n, n_rows, gram, source, n, steps, begins, ends, own)
 
 
 @kernel_of(Path(__file__).parent)

@@ -111,6 +111,30 @@ def _take_levels(shape, x, original, factor, first, scale, offset, errors, level
 
 
 @step_of
+def _encode_sub_block(
+    shape, trials, x, original, factor, weights, first, chosen, errors, levels, values, scratch, other_scratch
+):
+    """Encodes a tile's sub-block that begins at column `first`; before a block's first one, searches its scales."""
+    at = first // shape.block * (2 + 2 * shape.subs) * ROWS
+    _feed(x, errors, factor, first, shape.sub)
+    if first % shape.block == 0:
+        choose_scales(shape, trials, x, weights, first, scratch, other_scratch, chosen, at)
+        scale, offset = load_half(scratch, 0), load_half(scratch, ROWS)  # that it fitted to this sub-block
+    else:
+        scale, offset = fit(shape, trials, x, weights, first)
+    d, dmin = load_half(chosen, at), load_half(chosen, at + ROWS)
+    number, other = splat_half(shape.scale_low), splat_half(0.0)
+    if shape.scale_high > shape.scale_low:
+        number, other = _choose_with_feedback(
+            shape, x, original, factor, weights, first, d, dmin, scale, offset, scratch
+        )
+    own = at + (2 + 2 * (first % shape.block // shape.sub)) * ROWS
+    store(chosen, own, number)
+    store(chosen, own + ROWS, other)
+    _take_levels(shape, x, original, factor, first, d * number, dmin * other, errors, levels, values)
+
+
+@step_of
 def _tile_of(rows, at, n, tile):
     """Fills a tile with sixteen rows' part of a panel, which begins at `at` in rows of `n` columns."""
     for column in range(0, PANEL, ROWS):
@@ -178,25 +202,10 @@ def encode_panel(
         for column in range(PANEL):
             store(x, column * ROWS, load_half(targets, column * n_rows + row))
         for first in range(0, PANEL, shape.sub):
-            at = first // shape.block * (2 + 2 * shape.subs) * ROWS
-            _feed(x, tile_errors, factor, first, shape.sub)
-            if first % shape.block == 0:
-                choose_scales(shape, trials, x, weights, first, scratch, other_scratch, tile_chosen, at)
-                scale, offset = load_half(scratch, 0), load_half(scratch, ROWS)  # that it fitted to this sub-block
-            else:
-                scale, offset = fit(shape, trials, x, weights, first)
-            d, dmin = load_half(tile_chosen, at), load_half(tile_chosen, at + ROWS)
-            number, other = splat_half(shape.scale_low), splat_half(0.0)
-            if shape.scale_high > shape.scale_low:
-                number, other = _choose_with_feedback(
-                    shape, x, original, factor, weights, first, d, dmin, scale, offset, scratch
-                )
-            own = at + (2 + 2 * (first % shape.block // shape.sub)) * ROWS
-            store(tile_chosen, own, number)
-            store(tile_chosen, own + ROWS, other)
-            _take_levels(
-                shape, x, original, factor, first, d * number, dmin * other, tile_errors, tile_levels, tile_values
-            )
+            _encode_sub_block(
+                shape, trials, x, original, factor, weights, first, tile_chosen,
+                tile_errors, tile_levels, tile_values, scratch, other_scratch,
+            )  # fmt: skip
         for column in range(PANEL):
             store(errors, column * n_rows + row, load_half(tile_errors, column * ROWS))
         _rows_of(tile_levels, levels, corner, n_columns)
