@@ -122,7 +122,8 @@ def _with_feedback(originals: Numbers, n_rows: int, kind: Kind, known: Factors) 
         for before in range(0, first, PANEL):
             other = slice(before, before + PANEL)
             targets += known.feedback[other, here].T @ errors[other]
-        factor = np.ascontiguousarray(known.feedback[here, here].T)
+        factor = np.empty((PANEL, PANEL), np.float32)
+        turn_panel(known.feedback[here].reshape(-1), n, first, factor.reshape(-1))
         flat: list[Any] = [targets, originals, factor, known.weights[here], errors[here], levels, values, chosen[panel]]
         encode_panel(shape, trials, n_rows, n, first, *(array.reshape(-1) for array in flat))
     return _blocks(levels, chosen, kind), values
@@ -184,4 +185,5 @@ def _costs(errors: Numbers, gradient: Numbers) -> NDArray[np.float64]:
 
 
 def _undamped(costs: NDArray[np.float64], errors: Numbers, known: Factors) -> float:
-    return float(costs.sum() - known.added * np.einsum("rc,rc->", errors, errors, dtype=np.float64))
+    squares = np.einsum("rc,rc->r", errors, errors)
+    return float(costs.sum() - known.added * squares.sum(dtype=np.float64))

@@ -149,13 +149,13 @@ def _rows_of(tile, rows, at, n):
 
 
 @kernel_of(Path(__file__).parent)
-def turn_panel(originals, n_columns, first, targets):
-    """Turns the panel that begins at column `first` of rows: float32[256 * rows] `targets`, column after column."""
-    n_rows = targets.size // PANEL
+def turn_panel(rows, n_columns, first, turned):
+    """Writes the panel that begins at column `first` of rows column after column: float32[256 * rows] `turned`."""
+    n_rows = turned.size // PANEL
     for row in range(0, n_rows, ROWS):
         for column in range(first, first + PANEL, ROWS):
             at = row * n_columns + column
-            load_square(originals, at, at + 8 * n_columns, n_columns, targets, (column - first) * n_rows + row, n_rows)
+            load_square(rows, at, at + 8 * n_columns, n_columns, turned, (column - first) * n_rows + row, n_rows)
 
 
 @kernel_of(Path(__file__).parent)
