@@ -36,6 +36,7 @@ class Answer:
         logprobs: scores of each of `tokens`, if `AnswerOptions.logprobs` requests them. Inserted tokens have the
             log-probability 0.
         prompt_logprobs: scores of each token of the prompt; empty for the first, which nothing predicts.
+        n_thought: number of tokens before the first one of `text`.
     """
 
     text: str
@@ -48,6 +49,7 @@ class Answer:
     stats: SessionStats
     logprobs: tuple[Scores, ...] | None = None
     prompt_logprobs: tuple[Scores, ...] | None = None
+    n_thought: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,8 @@ class AnswerText:
         self._splitter = ReasoningSplitter(inside=opened is not None) if options.split_reasoning else None
         self._texts: dict[Kind, list[str]] = {kind: [] for kind in Kind}
         self.tokens: list[int] = []
+        self._n_said = 0  # tokens whose text was given
+        self._n_thought: int | None = None  # tokens before the first of the answer's text, once there is one
         self.finish_reason: FinishReason = "abort"
         self.stop_reason: str | int | None = None
         self.ended = False
@@ -148,21 +152,51 @@ class AnswerText:
         """The tokens that end this answer."""
         return self._ends
 
+    @property
+    def n_thought(self) -> int:
+        """The number of tokens before the first one of the answer's text."""
+        return len(self.tokens) if self._n_thought is None else self._n_thought
+
     def end(self, finish_reason: FinishReason, stop_reason: str | int | None = None) -> None:
         """Ends the answer, for this reason."""
         self.finish_reason, self.stop_reason, self.ended = finish_reason, stop_reason, True
 
     def text(self, kind: Kind) -> str:
-        """The text of one kind so far."""
+        """The text of one kind so far, as far as it was said."""
         return "".join(self._texts[kind])
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """All text so far, one piece of each kind."""
+        return [Piece(kind, text) for kind in Kind if (text := self.text(kind))]
 
     def add(self, token: int) -> list[Piece]:
         """Adds a token. Returns the pieces of text that are certain now."""
+        self.note(token)
+        return self._say(token)
+
+    def note(self, token: int) -> None:
+        """Adds a token whose text nobody waits for: `say` gives the text of all such tokens."""
         self.tokens.append(token)
+        if token in self._ends:
+            self.end("stop", None if self._is_own_end(token) else token)
+        else:
+            self._end_at_length()
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether `note` alone notices the end: there are no texts that end the answer or its reasoning."""
+        return not self._options.stop and self._budget is None
+
+    def say(self) -> list[Piece]:
+        """The text of the tokens that were noted, as far as it is certain now."""
+        return [piece for token in self.tokens[self._n_said :] for piece in self._say(token)]
+
+    def _say(self, token: int) -> list[Piece]:
+        self._n_said += 1
         piece = self._vocabulary.piece(token, special=not self._options.skip_special)
         if token not in self._ends:
             return self._push(piece)
-        self.end("stop", None if self._is_own_end(token) else token)
         return self._keep(self._split(self._stream.push(piece))) if self._options.include_stop else []
 
     def _is_own_end(self, token: int) -> bool:
@@ -199,22 +233,23 @@ class AnswerText:
     def _push(self, piece: bytes) -> list[Piece]:
         if self._budget is not None:
             self._budget.push(piece)
-        text = self._stream.push(piece, may_stop=len(self.tokens) > self._options.min_tokens)
+        text = self._stream.push(piece, may_stop=self._n_said > self._options.min_tokens)
         if self._stream.stopped:
             self.end("stop", self._stream.stop_text)
-        else:
-            self._end_at_length()
         return self._keep(self._split(text))
 
     def _split(self, text: str) -> list[Piece]:
-        return self._splitter.push(text) if self._splitter else [Piece(Kind.ANSWER, text)]
+        if self._splitter is not None:
+            return self._splitter.push(text)
+        return [Piece(Kind.ANSWER, text)] if text else []
 
     def _end_at_length(self) -> None:
         if self._options.max_tokens is not None and len(self.tokens) >= self._options.max_tokens:
             self.end("length", "max_tokens")
 
-    def _keep(self, pieces: Sequence[Piece]) -> list[Piece]:
-        kept = [piece for piece in pieces if piece.text]
-        for piece in kept:
+    def _keep(self, pieces: list[Piece]) -> list[Piece]:
+        for piece in pieces:
             self._texts[piece.kind].append(piece.text)
-        return kept
+            if self._n_thought is None and piece.kind is Kind.ANSWER:
+                self._n_thought = self._n_said - 1
+        return pieces

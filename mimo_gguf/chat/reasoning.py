@@ -54,6 +54,8 @@ class ReasoningSplitter:
 
     def push(self, text: str) -> list[Piece]:
         """Adds text. Returns the pieces that are certain now."""
+        if self._kind is Kind.ANSWER and not self._at_start:  # from here on nothing is held
+            return [Piece(Kind.ANSWER, text)] if text else []
         self._held += text
         pieces: list[Piece] = []
         while self._step(pieces):

@@ -20,6 +20,7 @@ class TextStream:
         self._keeps_stop = keeps_stop
         self._stop = tuple(text for text in stop if text)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_whole = True  # whether the pieces so far end with a whole character
         self._held = ""
         self.stop_text: str | None = None
 
@@ -30,7 +31,12 @@ class TextStream:
 
     def push(self, piece: bytes, *, may_stop: bool = True) -> str:
         """Adds a piece. Returns the text that can be shown now. Without `may_stop` no stop string ends the text."""
-        return self._release(self._decoder.decode(piece), may_stop=may_stop)
+        if self._is_whole and piece.isascii():  # most are, and the decoder costs more than the rest
+            text = piece.decode("ascii")
+        else:
+            text = self._decoder.decode(piece)
+            self._is_whole = not self._decoder.getstate()[0]
+        return self._release(text, may_stop=may_stop) if self._stop else text
 
     def finish(self) -> str:
         """Returns the text that was held back, because no more will come. An incomplete character becomes U+FFFD."""

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
-from mimo_gguf.llama.api import Floats
-
 _SOME: Final = 4  # rows from which another kernel multiplies matrices of Q4_K
 _MANY: Final = 64  # rows from which flash attention computes in tiles on a CPU
 # File type -> how far a logit moved at most if a text was read 2, 4 to 32, or 64 and more rows at a time, instead of
@@ -43,13 +39,3 @@ def near_tie(file_type: str, n_rows: int) -> float:
         return 0.0
     few, some, many = _MOVED.get(file_type, _MOVED[_OTHERS])
     return 2 * (many if n_rows >= _MANY else some if n_rows >= _SOME else few)
-
-
-def is_near_tie(logits: Floats, gap: float) -> bool:
-    """Whether the second largest of `logits`, shape (n_vocab,), is within `gap` of the largest."""
-    best = logits.argmax()
-    largest = logits[best]
-    logits[best] = -np.inf  # restored below: a second search costs less than comparing all
-    is_near = bool(logits[logits.argmax()] > largest - gap)
-    logits[best] = largest
-    return is_near

@@ -21,6 +21,7 @@ from mimo_gguf.engine.constraints import Constraints
 from mimo_gguf.engine.grammar_limits import check_grammar
 from mimo_gguf.engine.json_schema import grammar_of_schema
 from mimo_gguf.llama.api import Floats, LlamaContext, LlamaModel, api
+from mimo_gguf.llama.best import likeliest
 from mimo_gguf.llama.log import LOG, kept_from_stderr
 from mimo_gguf.llama.vocabulary import Vocabulary
 
@@ -173,6 +174,8 @@ class Sampler:
         except BaseException:
             self.close()
             raise
+        # Whether a token is the likeliest one, whatever came before, as long as the sampler is open.
+        self._is_plain = self._picks_likeliest and self._grammar is None and self._constraints is None
 
     def _build(self, module: Any, model: LlamaModel, history: Sequence[int]) -> None:
         options = self.options
@@ -274,11 +277,11 @@ class Sampler:
             BackendError: the grammar or the constraints allow no token.
             UsageError: the sampler or the model has been closed.
         """
+        if self._is_plain:  # 8 times as fast as llama.cpp's sampler, which lists the vocabulary first
+            return likeliest(context, row)
         self._check_open()
         if self._grammar is not None or self._constraints is not None:
             return self._sample_within(context, row)
-        if self._picks_likeliest:  # 8 times as fast as llama.cpp's sampler, which lists the vocabulary first
-            return int(context.logits(row).argmax())
         return int(self._sample(self._chain, context.pointer, row))
 
     def _sample_within(self, context: LlamaContext, row: int) -> int:
@@ -357,7 +360,7 @@ class Sampler:
 
     def close(self) -> None:
         """Frees the chain and the grammar."""
-        self._closed = True
+        self._closed, self._is_plain = True, False
         for finalizer in self._finalizers:
             finalizer()
 

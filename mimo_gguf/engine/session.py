@@ -16,7 +16,7 @@ from mimo_gguf.core.errors import BackendError, MimoGgufError
 from mimo_gguf.engine.draft_control import DraftControl
 from mimo_gguf.engine.draft_gate import RecentDrafts
 from mimo_gguf.engine.drafting import Drafter, DraftRequest, MtpRows
-from mimo_gguf.engine.near_ties import is_near_tie, near_tie
+from mimo_gguf.engine.near_ties import near_tie
 from mimo_gguf.engine.options import SessionOptions as SessionOptions
 from mimo_gguf.engine.pace import Pace
 from mimo_gguf.engine.sampling import Sampler
@@ -26,6 +26,7 @@ from mimo_gguf.engine.stats import SessionStats, total
 from mimo_gguf.engine.waits import Waits
 from mimo_gguf.llama.api import Floats, LlamaContext, LlamaModel, open_context, open_mtp_context
 from mimo_gguf.llama.batch import Batch
+from mimo_gguf.llama.best import lead
 from mimo_gguf.llama.log import LOG
 
 
@@ -80,6 +81,7 @@ class Session:
         self._controls = [DraftControl(adaptive=adaptive, n_drawing=1 + i, n_draft=n_draft) for i in numbers]
         self._n_drawing = 1
         self._most_rows = 1  # of all passes whose logits may differ from those of one conversation without drafts
+        self._gap = 0.0  # between two logits whose order they may change
         self._cycle = _Cycle()
         self._is_interrupted = self._was_interrupted = False  # this pass, and the one before
         self._waits = Waits()
@@ -206,7 +208,7 @@ class Session:
             outcomes: dict[Slot, Outcome] = {}
             slots = []
             for slot in samplers:
-                if slot.clear_cancel():
+                if slot.is_cancelled and slot.clear_cancel():
                     outcomes[slot] = Ended("cancelled")
                 else:
                     slots.append(slot)
@@ -238,7 +240,8 @@ class Session:
             if slot.drawn is not None and not slot.room:
                 ended[slot] = Ended("window")
                 continue
-            slot.prepare(shows_mtp=self._shows_mtp(slot))
+            if self.drafter is not None or slot.drawn is None:  # else there is nothing to prepare
+                slot.prepare(shows_mtp=self._shows_mtp(slot))
             if slot.drawn is not None:
                 drawing.append(slot)
             elif slot.prompt:
@@ -301,8 +304,8 @@ class Session:
         ]
         for slot in self.slots:
             slot.lose_row()
-        if not self.options.exact and (len(self.slots) > 1 or not shares[0].slot.prompt):
-            self._most_rows = max(self._most_rows, batch.n_tokens)
+        if batch.n_tokens > self._most_rows and not self.options.exact:
+            self._note_rows(shares)
         self._was_interrupted, self._is_interrupted = self._is_interrupted and not self._was_interrupted, False
         is_reading = any(share.slot.prompt for share in shares)
         try:
@@ -329,6 +332,12 @@ class Session:
             hint="run again with --verbose for its log",
         )
 
+    def _note_rows(self, shares: Sequence[Share]) -> None:
+        """Notes a pass with more rows than any before, unless only a prompt is read that nothing is computed beside."""
+        if len(self.slots) > 1 or not shares[0].slot.prompt:
+            self._most_rows = self._batch.n_tokens
+            self._gap = near_tie(self.model.file_type, self._most_rows)
+
     def _is_to_stop(self, shares: Sequence[Share]) -> bool:
         return (self._is_interrupted and not self._was_interrupted) or all(share.slot.is_cancelled for share in shares)
 
@@ -343,9 +352,8 @@ class Session:
         assert row is not None
         started = time.perf_counter()
         token = sampler.sample(self.target, row)
-        if sampler.greedy and self._most_rows > 1:
-            gap = near_tie(self.model.file_type, self._most_rows)
-            slot.stats.n_near_ties += is_near_tie(self.target.logits(row), gap)
+        if self._gap and sampler.greedy:
+            slot.stats.n_near_ties += lead(self.target, row) < self._gap
         cycle, drained = self._cycle, token != slot.next_draft
         if drained:
             seconds = time.perf_counter() - started

@@ -52,6 +52,7 @@ class Slot:
         recent: what came of this answer's drafts, and whether it is left out of drafting now.
         priority: prompts of a higher one are read first.
         stats: counts and times since the session was made.
+        is_cancelled: whether `cancel` was called and not yet cleared.
     """
 
     def __init__(self, target: LlamaContext, seq_id: int, window: int, mtp_rows: MtpRows | None, n_draft: int) -> None:
@@ -72,7 +73,7 @@ class Slot:
         self._target = target
         self._drafts: list[int] = []  # evaluated after self.tokens, not yet drawn
         self._in_pass: tuple[int, int] | None = None  # drafts of the pass being drawn from, and how many were right
-        self._cancel = False  # set from any thread, read between passes
+        self.is_cancelled = False  # set from any thread, read between passes
 
     @property
     def room(self) -> int:
@@ -94,18 +95,13 @@ class Slot:
 
     def cancel(self) -> None:
         """Ends the slot's work, present or next, as soon as possible. From any thread or a signal handler."""
-        self._cancel = True
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether `cancel` was called and not yet cleared."""
-        return self._cancel
+        self.is_cancelled = True
 
     def clear_cancel(self) -> bool:
         """Clears a call of `cancel`. Returns whether there was one."""
-        if not self._cancel:
+        if not self.is_cancelled:
             return False
-        self._cancel = False
+        self.is_cancelled = False
         return True
 
     def check_prompt(self, prompt: Sequence[int]) -> None:
@@ -221,7 +217,8 @@ class Slot:
         """Notes that the next pass is about to overwrite the logits of the last one."""
         self.read_rows = None
         if self.row is not None:
-            self._finish_pass()
+            if self._in_pass is not None or self._drafts:
+                self._finish_pass()
             self.row = None
 
     def reset(self) -> None:

@@ -24,6 +24,7 @@ from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.ggml_types import ftype_name
 from mimo_gguf.core.paths import command_word
 from mimo_gguf.core.version import REINSTALL_LLAMA
+from mimo_gguf.llama.best import Best
 from mimo_gguf.llama.lifetime import Caught, Exit, Owner, Process, at_work, catching
 from mimo_gguf.llama.log import LOG
 from mimo_gguf.llama.missing_library import loading_hint
@@ -254,6 +255,7 @@ class LlamaContext(Owner):
         n_cells: number of cells in the KV cache, for all sequences together.
         n_batch: rows of a pass, at most.
         n_outputs_max: rows of a pass that give logits, at most.
+        best: what is known of the largest logits of the last decode (`likeliest`).
     """
 
     def __init__(
@@ -281,8 +283,11 @@ class LlamaContext(Owner):
         self._no_callback = module.ggml_abort_callback(0)
         self._decode = module.llama_decode
         self._logits_address = ggml_function("llama_get_logits_ith", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
+        self._table_address = ggml_function("llama_get_logits", ctypes.c_void_p, ctypes.c_void_p)
         self._rows: dict[int, Floats] = {}
         self._tables: dict[int, Floats] = {}
+        self._states: dict[int, Floats] = {}
+        self.best = Best(0)
 
     def __enter__(self) -> LlamaContext:
         return self
@@ -313,6 +318,7 @@ class LlamaContext(Owner):
                 f"context allows {self.n_batch} and {self.n_outputs_max}",
                 hint="make the context with a larger n_batch or n_outputs_max",
             )
+        self.best = Best(native_batch.n_tokens if native_batch.n_tokens == native_batch.n_outputs else 0)
         running, set_callback = self._pass, api().llama_set_abort_callback
         if stop_when is None and not running.observes:
             return int(self._decode(self.pointer, native_batch))
@@ -337,8 +343,8 @@ class LlamaContext(Owner):
 
     def all_logits(self, n_rows: int) -> Floats:
         """The logits of the last decode's `n_rows` rows that have any, shape (n_rows, n_vocab): a view as `logits`."""
-        address = ctypes.cast(api().llama_get_logits(self.pointer), ctypes.c_void_p).value or 0
-        return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), (n_rows, self.model.n_vocab))
+        address = self._table_address(self.pointer)
+        return self._view(self._tables, address, (self.n_batch, self.model.n_vocab))[:n_rows]
 
     def hidden(self, n_rows: int) -> Floats:
         """The hidden states of the last decode, before the final norm, shape (n_rows, n_embd): a view as `logits`.
@@ -346,7 +352,7 @@ class LlamaContext(Owner):
         The target gives one row per token of the batch, the MTP context one per row with logits.
         """
         address = private("llama_get_embeddings_nextn")(self.pointer)
-        return self._view(self._tables, address, (self.options.n_batch, self.model.n_embd))[:n_rows]
+        return self._view(self._states, address, (self.options.n_batch, self.model.n_embd))[:n_rows]
 
     @staticmethod
     def _view(known: dict[int, Floats], address: int, shape: tuple[int, ...]) -> Floats:

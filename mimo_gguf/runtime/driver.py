@@ -50,11 +50,12 @@ class Driver:
             self._boxes.update((request_id, deque()) for request_id in ids)
             return Ticket(self, ids)
 
-    def wait(self, ids: Sequence[int], *receivers: Receiver) -> list[Event]:
+    def wait(self, ids: Sequence[int], *receivers: Receiver, one_step: bool = False) -> list[Event]:
         """Waits for events of these requests, or steps for all threads, until there is at least one.
 
         Args:
             receivers: called with the events before a signal handler can run, so that none is lost.
+            one_step: step once at most, even if it brings no event, because further requests may have come.
 
         Raises:
             UsageError: a signal handler called it during a step, or an exception elsewhere broke the requests off.
@@ -63,7 +64,7 @@ class Driver:
         Process.check_same(self._process)
         while True:
             events, led = self._run_turn(ids, receivers)
-            if events:
+            if events or (led and one_step):
                 return events
             if self._boxes.keys().isdisjoint(ids):
                 raise _broken_off()

@@ -17,11 +17,12 @@ class Box:
 
     Attributes:
         loop: the task's.
+        ticket: of the requests whose events they are.
         has_begun: whether an event with a token was handed out. Belongs to the thread that steps.
     """
 
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
+    def __init__(self, ticket: Ticket) -> None:
+        self.loop, self.ticket = asyncio.get_running_loop(), ticket
         self._events: list[Event] = []
         self._error: Exception | None = None
         self.has_begun = False
@@ -47,21 +48,20 @@ class _Post:
     """Brings events to the boxes of one loop.
 
     What comes less than `every_s` after a delivery waits for the next one, because waking a loop and its tasks costs
-    more than a pass of a small model. The first events and the last one of a request never wait.
+    more than a pass of a small model. The first token and the last event of a request never wait.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, every_s: float) -> None:
         self._loop, self._every_s = loop, every_s
         self._lock = threading.Lock()
-        self._new: dict[Box, list[Event]] = {}
+        self._new: list[tuple[Box, Event]] = []
         self._is_due = False  # whether a delivery will follow by itself
         self._timer: asyncio.TimerHandle | None = None
 
-    def put(self, new: dict[Box, list[Event]], *, at_once: bool) -> None:
+    def put(self, new: Sequence[tuple[Box, Event]], *, at_once: bool) -> None:
         """Adds events. Raises RuntimeError if the loop was closed."""
         with self._lock:
-            for box, events in new.items():
-                self._new.setdefault(box, []).extend(events)
+            self._new += new
             if self._is_due and not at_once and not self._loop.is_closed():
                 return
             self._is_due = True
@@ -72,10 +72,13 @@ class _Post:
         if self._timer is not None:
             self._timer.cancel()
         with self._lock:
-            new, self._new = self._new, {}
+            new, self._new = self._new, []
             self._is_due = bool(new) and self._every_s > 0
         self._timer = self._loop.call_later(self._every_s, self._deliver) if self._is_due else None
-        for box, events in new.items():
+        found: dict[Box, list[Event]] = {}
+        for box, event in new:
+            found.setdefault(box, []).append(event)
+        for box, events in found.items():
             box.put(events)
 
 
@@ -84,14 +87,14 @@ class Pump:
     """Delivers events to tasks from one thread, which steps as long as there are requests and then ends.
 
     Attributes:
-        every_s: least seconds between two deliveries of one request, but for its first and its last.
+        every_s: least seconds between two deliveries of one request, but for its first token and its last event.
         linger_s: seconds that the thread waits for further requests before it ends: a new one delays a first token.
     """
 
     driver: Driver
     every_s: float = 0.0
     linger_s: float = 0.0
-    _boxes: dict[int, tuple[Box, Ticket]] = field(default_factory=dict)
+    _boxes: dict[int, Box] = field(default_factory=dict)
     _posts: dict[asyncio.AbstractEventLoop, _Post] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _thread: threading.Thread | None = None
@@ -99,9 +102,9 @@ class Pump:
 
     def listen(self, ticket: Ticket) -> Box:
         """Makes a box for the events of these requests."""
-        box = Box()
+        box = Box(ticket)
         with self._changed:
-            self._boxes.update((number, (box, ticket)) for number in ticket.ids)
+            self._boxes.update(dict.fromkeys(ticket.ids, box))
             self._posts.setdefault(box.loop, _Post(box.loop, self.every_s))
             if self._thread is None and self._boxes:
                 self._thread = threading.Thread(target=self._run, name="mimo-gguf-async")
@@ -123,7 +126,7 @@ class Pump:
             if not threading.main_thread().is_alive():  # the program has ended: nobody needs the answers
                 self.driver.cancel(ids)
             try:
-                self._hand_out(self.driver.wait(ids))
+                self._hand_out(self.driver.wait(ids, one_step=True))
             except Exception as error:
                 self._break_off(error)
 
@@ -139,27 +142,28 @@ class Pump:
 
     def _hand_out(self, events: Sequence[Event]) -> None:
         """Brings the events of a step to their tasks, all those of a loop together."""
-        found: dict[asyncio.AbstractEventLoop, dict[Box, list[Event]]] = {}
+        found: dict[asyncio.AbstractEventLoop, list[tuple[Box, Event]]] = {}
         at_once: set[asyncio.AbstractEventLoop] = set()
-        tickets: dict[Box, Ticket] = {}
         with self._changed:
             for event in events:
-                box, tickets[box] = self._boxes.pop(event.id) if event.is_last else self._boxes[event.id]
-                found.setdefault(box.loop, {}).setdefault(box, []).append(event)
-                if event.is_last or not box.has_begun:
+                box = self._boxes[event.id]
+                found.setdefault(box.loop, []).append((box, event))
+                if event.is_last:
+                    del self._boxes[event.id]
+                if event.is_last or (event.n_tokens and not box.has_begun):
+                    box.has_begun = True
                     at_once.add(box.loop)
-                box.has_begun = box.has_begun or event.n_tokens > 0
             posts = {loop: self._posts[loop] for loop in found}
         for loop, new in found.items():
             try:
                 posts[loop].put(new, at_once=loop in at_once)
             except RuntimeError:  # the tasks' loop was closed
-                for box in new:
-                    tickets[box].cancel()
+                for box, _ in new:
+                    box.ticket.cancel()
 
     def _break_off(self, error: Exception) -> None:
         with self._changed:
-            boxes = {box for box, _ in self._boxes.values()}
+            boxes = set(self._boxes.values())
             self._boxes.clear()
         for box in boxes:
             with contextlib.suppress(RuntimeError):  # the task's loop was closed

@@ -44,6 +44,7 @@ class Request:
         priority: a request with a higher one gets a slot first, and its prompt is read first; below 0 for work in the
             background.
         client: whose request it is. Of requests of one priority, each client has its turn.
+        is_whole: whether only the whole answer is wanted: of its text there is no event but the last one.
     """
 
     prompt: tuple[int, ...]
@@ -53,6 +54,7 @@ class Request:
     n_draft: int | None = None
     priority: int = 0
     client: str = ""
+    is_whole: bool = False
 
 
 class Event(NamedTuple):
@@ -278,7 +280,9 @@ class Scheduler:
             else:
                 if job.scores is not None:  # before the tokens, so that every token always has a score
                     job.scores.add_inserted(closing)
-                yield job.event(job.said.add_inserted(closing))
+                pieces = job.said.add_inserted(closing)
+                if not job.is_whole:
+                    yield job.event(pieces)
 
     def _note(self, outcomes: dict[Slot, Outcome]) -> Iterable[Event]:
         """Notes the outcomes of a step. Yields an event for each request with something new."""
@@ -294,7 +298,7 @@ class Scheduler:
                     yield Event(job.id, n_read=job.n_to_read, n_to_read=job.n_to_read)
                 if job.scores is not None:
                     job.scores.add_drawn(self.session.target.logits(outcome.row), outcome.token)
-                yield job.event(job.said.add(outcome.token))
+                yield from job.add(outcome.token)
             elif outcome.reason == "window":
                 job.said.end("length", "window")
             elif outcome.reason == "failed":
@@ -344,7 +348,7 @@ class _Job:
 
     def __init__(self, number: int, request: Request, session: Session, vocabulary: Vocabulary) -> None:
         self.id = number
-        self.priority, self.client = request.priority, request.client
+        self.priority, self.client, self.is_whole = request.priority, request.client, request.is_whole
         self.prompt = list(request.prompt)
         self.said = AnswerText(vocabulary, request.options, request.opened)
         self.sampler: Sampler  # from `begin` on
@@ -352,6 +356,7 @@ class _Job:
         self.error: MimoGgufError | None = None
         self.is_cancelled = False
         self.n_to_read = 0
+        self._says_late = request.is_whole and self.said.can_wait
         self._session = session
         self._options = request.options
         self._n_draft = request.n_draft
@@ -417,15 +422,26 @@ class _Job:
         """The prompt, and what was drawn before it was interrupted."""
         return self.prompt + list(self.said.tokens)
 
+    def add(self, token: int) -> Sequence[Event]:
+        """Adds a token that was drawn. Returns its event; of a whole answer only the first token has one."""
+        if not self.is_whole:
+            return (self.event(self.said.add(token)),)
+        if self._says_late:
+            self.said.note(token)
+        else:
+            self.said.add(token)
+        return (self.event(()),) if len(self.said.tokens) == 1 else ()
+
     def event(self, pieces: Sequence[Piece]) -> Event:
         return Event(self.id, tuple(pieces), len(self.said.tokens))
 
     def end(self) -> list[Piece]:
-        """Ends the answer. Returns the pieces of text that were held back."""
+        """Ends the answer. Returns the pieces of text that no event had."""
         if hasattr(self, "sampler"):
             self.sampler.close()
         self._stats = self._counts()
-        return self.said.finish()
+        pieces = self.said.say() + self.said.finish()
+        return self.said.pieces if self.is_whole else pieces
 
     def _counts(self) -> SessionStats:
         if self._stats is not None:
@@ -436,7 +452,7 @@ class _Job:
 
     @property
     def answer(self) -> Answer:
-        """The answer so far."""
+        """The answer so far; of a whole one the text is known at its end only."""
         tokens = tuple(self.said.tokens)
         return Answer(
             text=self.said.text(Kind.ANSWER),
@@ -449,6 +465,7 @@ class _Job:
             stats=self._counts(),
             logprobs=self.scores.of_answer(len(tokens)) if self.scores else None,
             prompt_logprobs=self.scores.of_prompt if self.scores else None,
+            n_thought=self.said.n_thought,
         )
 
 

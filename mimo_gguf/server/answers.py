@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mimo_gguf.chat.answer import Answer
@@ -70,7 +70,7 @@ class Growing:
         self.text += text
         self.reasoning += reasoning
         if event.answer is not None:
-            self.answer = event.answer
+            self.answer, self.n_thought = event.answer, event.answer.n_thought
             self.finish = self._reason(event.answer, ran_out=ran_out)
         return Delta(self.index, text, reasoning, tuple(calls), tuple(new), self.finish)
 
@@ -101,9 +101,15 @@ class Answers:
     _by_id: dict[int, Growing] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, job: Job, engine: Engine) -> Answers:
-        """Queues the requests of a job. Raises as `Engine.submit`."""
-        answers = cls(job, engine.submit(job.requests))
+    def begin(cls, job: Job, engine: Engine, *, is_whole: bool = False) -> Answers:
+        """Queues the requests of a job. Raises as `Engine.submit`.
+
+        Args:
+            is_whole: whether the answers are wanted at their end only, which costs least. With a rule of one call at a
+                time their text is looked at as it comes all the same.
+        """
+        is_whole = is_whole and (job.tools is None or job.tools.in_parallel)
+        answers = cls(job, engine.submit([replace(request, is_whole=is_whole) for request in job.requests]))
         prompts = [asked.prompt for asked in job.asked for _ in asked.requests]
         for index, (number, prompt) in enumerate(zip(answers.call.ids, prompts, strict=True)):
             reader = None if job.tools is None or job.tools.shown is None else ToolCallReader()

@@ -137,7 +137,7 @@ class Api:
     async def _chat(self, raw: bytes) -> Response:
         body, use = await self.read(ChatBody, raw)
         job = await worked_on(raw, chat_job, body, use.llm)
-        answers, head = Answers.begin(job, use.engine), Head("chatcmpl", use.name)
+        answers, head = Answers.begin(job, use.engine, is_whole=not body.stream), Head("chatcmpl", use.name)
         vocabulary = use.llm.model.vocabulary
         if not body.stream:
             return JSONResponse(await whole_chat(answers, head, vocabulary))
@@ -147,14 +147,14 @@ class Api:
     async def _completion(self, raw: bytes) -> Response:
         body, use = await self.read(CompletionBody, raw)
         job = await worked_on(raw, completion_job, body, use.llm)
-        answers, head = Answers.begin(job, use.engine), Head("cmpl", use.name)
+        answers, head = Answers.begin(job, use.engine, is_whole=not body.stream), Head("cmpl", use.name)
         vocabulary = use.llm.model.vocabulary
         if not body.stream:
             return JSONResponse(await whole_completion(answers, head, vocabulary))
         chunks = completion_chunks(answers, head, vocabulary, with_usage=_wants_usage(body))
         return await self.stream(data_lines(chunks))
 
-    async def stream(self, lines: AsyncGenerator[str, None]) -> Response:
+    async def stream(self, lines: AsyncGenerator[bytes, None]) -> Response:
         """The response that streams. A failure before the first line still has its status."""
         return await EventStream.begin(lines, self.settings.keep_alive_s)
 

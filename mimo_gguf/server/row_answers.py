@@ -126,7 +126,8 @@ class RowAnswerer:
         try:
             path, body = self._rules.read(row)
             name, engine = await self._engine_of(body.model)
-            answers = Answers.begin(await asyncio.to_thread(path.job, body, engine.llm), engine)
+            job = await asyncio.to_thread(path.job, body, engine.llm)
+            answers = Answers.begin(job, engine, is_whole=True)
             self.on_begin(answers)
             document = await path.whole(answers, Head(path.prefix, name), engine.llm.model.vocabulary)
         except Exception as error:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
+from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mimo_gguf.server.failures import failure_of
 
 T = TypeVar("T")
-KEEP_ALIVE: Final = ": keep-alive\n\n"
-DONE: Final = "data: [DONE]\n\n"
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+DONE: Final = b"data: [DONE]\n\n"
 
 
 class ClientGone(Exception):
@@ -31,7 +31,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: str, rest: AsyncGenerator[str, None], every_s: float) -> None:
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], every_s: float) -> None:
         """Makes the response of a first line, which came before the status was sent, and the rest.
 
         Args:
@@ -43,7 +43,7 @@ class EventStream(Response):
         self._sent_s = 0.0
 
     @classmethod
-    async def begin(cls, lines: AsyncGenerator[str, None], every_s: float) -> EventStream:
+    async def begin(cls, lines: AsyncGenerator[bytes, None], every_s: float) -> EventStream:
         """The response of lines. It waits for the first one, so that a failure still has its status, but not for long.
 
         Raises:
@@ -74,9 +74,9 @@ class EventStream(Response):
                 await asyncio.gather(comments, return_exceptions=True)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send(self, send: Send, line: str) -> None:
+    async def _send(self, send: Send, line: bytes) -> None:
         self._sent_s = asyncio.get_running_loop().time()
-        await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": line, "more_body": True})
 
     async def _comment(self, send: Send) -> None:
         """Sends a comment whenever nothing was sent for some seconds."""
@@ -89,7 +89,7 @@ class EventStream(Response):
                 await self._send(send, KEEP_ALIVE)
 
 
-async def _late(coming: asyncio.Task[str], rest: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+async def _late(coming: asyncio.Task[bytes], rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     """The line that is still coming, and the rest."""
     try:
         yield await coming
@@ -99,13 +99,13 @@ async def _late(coming: asyncio.Task[str], rest: AsyncGenerator[str, None]) -> A
         await _give_up(coming, rest)
 
 
-async def _give_up(coming: asyncio.Task[str], rest: AsyncGenerator[str, None]) -> None:
+async def _give_up(coming: asyncio.Task[bytes], rest: AsyncGenerator[bytes, None]) -> None:
     coming.cancel()
     await asyncio.gather(coming, return_exceptions=True)
     await rest.aclose()
 
 
-async def _next(lines: AsyncGenerator[str, None]) -> str:
+async def _next(lines: AsyncGenerator[bytes, None]) -> bytes:
     return await anext(lines)
 
 
@@ -137,7 +137,7 @@ async def _wait_for_end(receive: Receive) -> None:
 
 async def event_lines(
     events: AsyncGenerator[dict[str, Any], None], failure_event: Callable[[Exception], dict[str, Any]]
-) -> AsyncGenerator[str, None]:
+) -> AsyncGenerator[bytes, None]:
     """A stream of named events: each as `event: TYPE` and `data: {...}`. What goes wrong is an event, too.
 
     Args:
@@ -150,16 +150,15 @@ async def event_lines(
     async with contextlib.aclosing(events):
         try:
             async for event in events:
-                yield f"event: {event['type']}\n{data_line(event)}"
+                yield event_line(event)
                 begun = True
         except Exception as error:
             if not begun:
                 raise
-            event = failure_event(error)
-            yield f"event: {event['type']}\n{data_line(event)}"
+            yield event_line(failure_event(error))
 
 
-async def data_lines(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[str, None]:
+async def data_lines(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
     """OpenAI's stream: each chunk as `data: {...}`, then `[DONE]`. What goes wrong after the first chunk is a line.
 
     Raises:
@@ -178,6 +177,11 @@ async def data_lines(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGener
     yield DONE
 
 
-def data_line(document: dict[str, Any]) -> str:
+def data_line(document: dict[str, Any]) -> bytes:
     """A document as one event."""
-    return f"data: {json.dumps(document, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return b"data: " + to_json(document) + b"\n\n"
+
+
+def event_line(event: dict[str, Any]) -> bytes:
+    """A document as one event, named by its type."""
+    return f"event: {event['type']}\n".encode() + data_line(event)

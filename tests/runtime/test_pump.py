@@ -27,7 +27,7 @@ class Passes:
         self.n_done = 0
         self.cancelled = threading.Event()
 
-    def wait(self, ids: Sequence[int]) -> list[Event]:
+    def wait(self, ids: Sequence[int], *, one_step: bool) -> list[Event]:
         time.sleep(self._seconds)
         self.n_done += 1
         answer = LAST if self.n_done == self.n_passes or self.cancelled.is_set() else None

@@ -123,7 +123,7 @@ def test_exactly_no_answer_depends_on_the_other_rows(exact: LLM) -> None:
 
 
 def test_a_backend_that_only_fails_ends_the_batch(llm: LLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise BackendError("the GPU fell off the bus")
 
     monkeypatch.setattr(Answers, "begin", fail)
