@@ -10,77 +10,23 @@ import contextlib
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from collections.abc import Iterable
+from typing import Final
 
-from mimo_gguf.chat.answer import Answer, AnswerOptions, AnswerText
-from mimo_gguf.chat.reasoning import Kind, Piece
+from mimo_gguf.chat.answer import Answer
 from mimo_gguf.core.errors import MimoGgufError, UsageError
 from mimo_gguf.engine.parking import Parking
-from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Drawn, Outcome, Session
 from mimo_gguf.engine.slot import Slot, WindowFull, common_prefix
-from mimo_gguf.engine.stats import SessionStats
 from mimo_gguf.llama.vocabulary import Vocabulary
 from mimo_gguf.runtime.line import Line
-from mimo_gguf.runtime.scores import AnswerScores
+from mimo_gguf.runtime.running import Event as Event
+from mimo_gguf.runtime.running import Job
+from mimo_gguf.runtime.running import Request as Request
 
 # A request waits if its prompt has so many first tokens in common with one being read, whose cells it then shares.
 _WORTH_WAITING: Final = 32
 _LOOKED_AT: Final = 4  # requests passed over for each slot, so that one that waits does not keep a slot idle
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request for one answer.
-
-    Attributes:
-        prompt: the tokens of the prompt.
-        sampling: how tokens are drawn.
-        options: what ends the answer, and how long it may think.
-        opened: the prompt's text after its own `<think>`; None if it opened no block.
-        n_draft: tokens drafted at a time for this answer, at most; 0 for none, None for as many as the session drafts.
-        priority: a request with a higher one gets a slot first, and its prompt is read first; below 0 for work in the
-            background.
-        client: whose request it is. Of requests of one priority, each client has its turn.
-        is_whole: whether only the whole answer is wanted: of its text there is no event but the last one.
-    """
-
-    prompt: tuple[int, ...]
-    sampling: SamplingOptions
-    options: AnswerOptions = field(default_factory=AnswerOptions)
-    opened: str | None = None
-    n_draft: int | None = None
-    priority: int = 0
-    client: str = ""
-    is_whole: bool = False
-
-
-class Event(NamedTuple):
-    """The result of a step for a request.
-
-    Attributes:
-        id: the request's number, from `Scheduler.add`.
-        pieces: new pieces of text.
-        n_tokens: number of tokens of the answer so far.
-        n_read, n_to_read: tokens of the prompt evaluated so far, and to be evaluated in all; 0 if nothing is new.
-        answer: the answer, in the last event of a request.
-        error: the reason of a failure, in the last event of a request that failed.
-    """
-
-    id: int
-    pieces: tuple[Piece, ...] = ()
-    n_tokens: int = 0
-    n_read: int = 0
-    n_to_read: int = 0
-    answer: Answer | None = None
-    error: MimoGgufError | None = None
-
-    @property
-    def is_last(self) -> bool:
-        """Whether nothing more will come for this request."""
-        return self.answer is not None or self.error is not None
 
 
 class Scheduler:
@@ -90,13 +36,13 @@ class Scheduler:
         self.session = session
         self.vocabulary = vocabulary
         self._ids = itertools.count(1)
-        self._waiting: Line[_Job] = Line()
-        self._running: dict[Slot, _Job] = {}
+        self._waiting: Line[Job] = Line()
+        self._running: dict[Slot, Job] = {}
         self._ends = itertools.count(1)
         self._used = dict.fromkeys(session.slots, 0)  # slot -> the number of the end of the last request in it
         self.parking = Parking(session, session.options.parked_bytes)
-        self._jobs: dict[int, _Job] = {}  # waiting and running
-        self._cancelled: deque[_Job] = deque()  # and not yet ended
+        self._jobs: dict[int, Job] = {}  # waiting and running
+        self._cancelled: deque[Job] = deque()  # and not yet ended
         self._assigning = threading.RLock()  # so that a cancel meets this request, not the next one in its slot
 
     @property
@@ -136,7 +82,7 @@ class Scheduler:
             WindowFull: the prompt leaves no room for an answer.
         """
         self.session.slot.check_prompt(request.prompt)
-        job = _Job(next(self._ids), request, self.session, self.vocabulary)
+        job = Job(next(self._ids), request, self.session, self.vocabulary)
         self._jobs[job.id] = job  # first: once it waits another thread may answer it
         self._waiting.add(job)
         return job.id
@@ -238,7 +184,7 @@ class Scheduler:
             slot.clear_cancel()  # whoever is cancelled is in `_cancelled`, too
         self.session.drop_unfinished(slot)
 
-    def _suits(self, slot: Slot, job: _Job) -> tuple[int, int]:
+    def _suits(self, slot: Slot, job: Job) -> tuple[int, int]:
         """How well a request goes into a free slot; what two have in common is shared between slots in any case.
 
         Best is one whose conversation goes on, then an empty one, then one with mostly the same tokens, then the one
@@ -252,7 +198,7 @@ class Scheduler:
             return 3, same
         return (1, same) if 2 * same > n_tokens else (0, -self._used[slot])
 
-    def _gains_by_waiting(self, job: _Job) -> bool:
+    def _gains_by_waiting(self, job: Job) -> bool:
         """Whether a prompt that is being read has more first tokens in common with this one than any slot has."""
         if job.wants_rows:
             return False
@@ -264,7 +210,7 @@ class Scheduler:
         there = max(there, self.parking.longest(job.prompt))
         return most >= there + _WORTH_WAITING
 
-    def _reading(self) -> list[_Job]:
+    def _reading(self) -> list[Job]:
         return [job for slot, job in self._running.items() if slot.prompt and not job.said.tokens]
 
     def _close_reasoning(self) -> Iterable[Event]:
@@ -316,7 +262,7 @@ class Scheduler:
             else:
                 yield self._end(job)
 
-    def _end(self, job: _Job) -> Event:
+    def _end(self, job: Job) -> Event:
         """Ends a request and frees its slot. Returns its last event."""
         rest = tuple(job.end())
         with self._assigning:
@@ -331,7 +277,7 @@ class Scheduler:
                 self.session.drop_unfinished(slot)
         return Event(job.id, rest, len(job.said.tokens), answer=job.answer, error=job.error)
 
-    def _drop(self, jobs: Iterable[_Job]) -> list[_Job]:
+    def _drop(self, jobs: Iterable[Job]) -> list[Job]:
         """Ends these requests after a step that failed, so that every slot is consistent. Returns them."""
         for slot, job in list(self._running.items()):
             job.slot = slot
@@ -341,133 +287,3 @@ class Scheduler:
             with contextlib.suppress(UsageError):
                 self._end(job)
         return dropped
-
-
-class _Job:
-    """A request that waits or runs, and its answer so far."""
-
-    def __init__(self, number: int, request: Request, session: Session, vocabulary: Vocabulary) -> None:
-        self.id = number
-        self.priority, self.client, self.is_whole = request.priority, request.client, request.is_whole
-        self.prompt = list(request.prompt)
-        self.said = AnswerText(vocabulary, request.options, request.opened)
-        self.sampler: Sampler  # from `begin` on
-        self.slot: Slot | None = None
-        self.error: MimoGgufError | None = None
-        self.is_cancelled = False
-        self.n_to_read = 0
-        self._says_late = request.is_whole and self.said.can_wait
-        self._session = session
-        self._options = request.options
-        self._n_draft = request.n_draft
-        self.scores = AnswerScores(self.prompt, request.options) if _wants_scores(request.options) else None
-        self._sampling = request.sampling.seeded()
-        self._used: Slot | None = None
-        self._before: SessionStats | None = None
-        self._earlier = SessionStats(session.options.n_draft)  # before it was interrupted
-        self._stats: SessionStats | None = None  # of the whole answer, once it has ended
-
-    @property
-    def is_over(self) -> bool:
-        return self.said.ended or self.error is not None
-
-    @property
-    def reads_on(self) -> bool:
-        """Whether the prompt must still be read although no token is wanted."""
-        is_empty = self.said.stop_reason == "max_tokens" and not self.said.tokens
-        return is_empty and self.error is None and self.slot is not None and bool(self.slot.prompt)
-
-    @property
-    def can_pause(self) -> bool:
-        """Whether it can be interrupted and go on later; scores of a prompt would be made twice."""
-        return not self.is_over and not self.wants_rows
-
-    @property
-    def wants_rows(self) -> bool:
-        """Whether each token of the prompt gives logits."""
-        return self._options.prompt_logprobs is not None
-
-    @property
-    def _late(self) -> frozenset[int]:
-        """The tokens that may not be drawn among the first `min_tokens`."""
-        return self.said.ends if self._options.min_tokens else frozenset()
-
-    def cancel(self) -> None:
-        self.is_cancelled = True
-        if self.slot is not None:
-            self.slot.cancel()
-
-    def begin(self, slot: Slot) -> None:
-        """Begins in a slot.
-
-        Raises:
-            UsageError: the grammar is not GBNF, a bias names an unknown token, or the model was closed.
-        """
-        self._before, self._used = slot.stats.copy(), slot
-        if not hasattr(self, "sampler"):  # else it goes on where it was interrupted
-            self.sampler = Sampler(
-                self._session.model, self._sampling, self.prompt, at_first=self._late, n_first=self._options.min_tokens
-            )
-        self._session.begin(slot, self.to_read, wants_rows=self.wants_rows, n_draft=self._n_draft)
-        slot.priority = self.priority
-        self.n_to_read = len(slot.prompt)
-
-    def pause(self) -> None:
-        """Leaves its slot, to begin again later."""
-        self._earlier, self.slot = self._counts(), None
-        self._used = self._before = None
-
-    @property
-    def to_read(self) -> list[int]:
-        """The prompt, and what was drawn before it was interrupted."""
-        return self.prompt + list(self.said.tokens)
-
-    def add(self, token: int) -> Sequence[Event]:
-        """Adds a token that was drawn. Returns its event; of a whole answer only the first token has one."""
-        if not self.is_whole:
-            return (self.event(self.said.add(token)),)
-        if self._says_late:
-            self.said.note(token)
-        else:
-            self.said.add(token)
-        return (self.event(()),) if len(self.said.tokens) == 1 else ()
-
-    def event(self, pieces: Sequence[Piece]) -> Event:
-        return Event(self.id, tuple(pieces), len(self.said.tokens))
-
-    def end(self) -> list[Piece]:
-        """Ends the answer. Returns the pieces of text that no event had."""
-        if hasattr(self, "sampler"):
-            self.sampler.close()
-        self._stats = self._counts()
-        pieces = self.said.say() + self.said.finish()
-        return self.said.pieces if self.is_whole else pieces
-
-    def _counts(self) -> SessionStats:
-        if self._stats is not None:
-            return self._stats
-        if self._used is None or self._before is None:
-            return self._earlier
-        return self._earlier + self._used.stats.since(self._before)
-
-    @property
-    def answer(self) -> Answer:
-        """The answer so far; of a whole one the text is known at its end only."""
-        tokens = tuple(self.said.tokens)
-        return Answer(
-            text=self.said.text(Kind.ANSWER),
-            reasoning=self.said.text(Kind.REASONING),
-            tokens=tokens,
-            finish_reason=self.said.finish_reason,
-            stop_reason=self.said.stop_reason,
-            n_prompt=len(self.prompt),
-            seed=None if self._sampling.greedy else self._sampling.seed,
-            stats=self._counts(),
-            logprobs=self.scores.of_answer(len(tokens)) if self.scores else None,
-            prompt_logprobs=self.scores.of_prompt if self.scores else None,
-            n_thought=self.said.n_thought,
-        )
-
-
-def _wants_scores(options: AnswerOptions) -> bool:
-    return options.logprobs is not None or options.prompt_logprobs is not None
