@@ -36,7 +36,6 @@ class Answer:
         logprobs: scores of each of `tokens`, if `AnswerOptions.logprobs` requests them. Inserted tokens have the
             log-probability 0.
         prompt_logprobs: scores of each token of the prompt; empty for the first, which nothing predicts.
-        n_thought: number of tokens before the first one of `text`.
     """
 
     text: str
@@ -49,7 +48,6 @@ class Answer:
     stats: SessionStats
     logprobs: tuple[Scores, ...] | None = None
     prompt_logprobs: tuple[Scores, ...] | None = None
-    n_thought: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +163,6 @@ class AnswerText:
         """The text of one kind so far, as far as it was said."""
         return "".join(self._texts[kind])
 
-    @property
-    def pieces(self) -> list[Piece]:
-        """All text so far, one piece of each kind."""
-        return [Piece(kind, text) for kind in Kind if (text := self.text(kind))]
-
     def add(self, token: int) -> list[Piece]:
         """Adds a token. Returns the pieces of text that are certain now."""
         self.note(token)
@@ -187,6 +180,11 @@ class AnswerText:
     def can_wait(self) -> bool:
         """Whether `note` alone notices the end: there are no texts that end the answer or its reasoning."""
         return not self._options.stop and self._budget is None
+
+    @property
+    def n_unsaid(self) -> int:
+        """The number of tokens whose text was not given yet."""
+        return len(self.tokens) - self._n_said
 
     def say(self) -> list[Piece]:
         """The text of the tokens that were noted, as far as it is certain now."""

@@ -34,6 +34,7 @@ from mimo_gguf.store.resolve import resolve_model
 Params = SamplingParams | Sequence[SamplingParams] | None
 Messages = Iterable[Message]
 _PLANNED: Final = ("n_ctx", "kv_type", "mtp", "n_ubatch", "n_gpu_layers")  # arguments of `Model.load` for the plan
+_EVERY_S: Final = 1.0  # between two events of an answer, which only the log looks at
 _OWN_VARIABLES: Final = frozenset({"messages", "system", "template", "tools", "add_generation_prompt"})
 
 
@@ -238,7 +239,8 @@ class LLM:
         """Answers all of these. The outputs are in their order."""
         if self._log is not None:
             self._log.begin()
-        ticket = self.model.driver.submit([request for each in asked for request in each.requests])
+        requests = [replace(request, every_s=_EVERY_S) for each in asked for request in each.requests]
+        ticket = self.model.driver.submit(requests)
         gatherings, by_id, ids = [], {}, iter(ticket.ids)
         for each in asked:
             own = [next(ids) for _ in each.requests]

@@ -18,14 +18,12 @@ class Box:
     Attributes:
         loop: the task's.
         ticket: of the requests whose events they are.
-        has_begun: whether an event with a token was handed out. Belongs to the thread that steps.
     """
 
     def __init__(self, ticket: Ticket) -> None:
         self.loop, self.ticket = asyncio.get_running_loop(), ticket
         self._events: list[Event] = []
         self._error: Exception | None = None
-        self.has_begun = False
         self._has_some = asyncio.Event()
 
     async def take(self) -> list[Event]:
@@ -45,36 +43,25 @@ class Box:
 
 
 class _Post:
-    """Brings events to the boxes of one loop.
+    """Brings events to the boxes of one loop, however many there are with one call."""
 
-    What comes less than `every_s` after a delivery waits for the next one, because waking a loop and its tasks costs
-    more than a pass of a small model. The first token and the last event of a request never wait.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, every_s: float) -> None:
-        self._loop, self._every_s = loop, every_s
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._lock = threading.Lock()
         self._new: list[tuple[Box, Event]] = []
-        self._is_due = False  # whether a delivery will follow by itself
-        self._timer: asyncio.TimerHandle | None = None
 
-    def put(self, new: Sequence[tuple[Box, Event]], *, at_once: bool) -> None:
+    def put(self, new: Sequence[tuple[Box, Event]]) -> None:
         """Adds events. Raises RuntimeError if the loop was closed."""
         with self._lock:
+            is_coming = bool(self._new) and not self._loop.is_closed()
             self._new += new
-            if self._is_due and not at_once and not self._loop.is_closed():
-                return
-            self._is_due = True
-        self._loop.call_soon_threadsafe(self._deliver)
+        if not is_coming:
+            self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
         """Fills the boxes. In the loop's thread."""
-        if self._timer is not None:
-            self._timer.cancel()
         with self._lock:
             new, self._new = self._new, []
-            self._is_due = bool(new) and self._every_s > 0
-        self._timer = self._loop.call_later(self._every_s, self._deliver) if self._is_due else None
         found: dict[Box, list[Event]] = {}
         for box, event in new:
             found.setdefault(box, []).append(event)
@@ -87,12 +74,10 @@ class Pump:
     """Delivers events to tasks from one thread, which steps as long as there are requests and then ends.
 
     Attributes:
-        every_s: least seconds between two deliveries of one request, but for its first token and its last event.
         linger_s: seconds that the thread waits for further requests before it ends: a new one delays a first token.
     """
 
     driver: Driver
-    every_s: float = 0.0
     linger_s: float = 0.0
     _boxes: dict[int, Box] = field(default_factory=dict)
     _posts: dict[asyncio.AbstractEventLoop, _Post] = field(default_factory=dict)
@@ -105,7 +90,7 @@ class Pump:
         box = Box(ticket)
         with self._changed:
             self._boxes.update(dict.fromkeys(ticket.ids, box))
-            self._posts.setdefault(box.loop, _Post(box.loop, self.every_s))
+            self._posts.setdefault(box.loop, _Post(box.loop))
             if self._thread is None and self._boxes:
                 self._thread = threading.Thread(target=self._run, name="mimo-gguf-async")
                 self._thread.start()
@@ -143,20 +128,14 @@ class Pump:
     def _hand_out(self, events: Sequence[Event]) -> None:
         """Brings the events of a step to their tasks, all those of a loop together."""
         found: dict[asyncio.AbstractEventLoop, list[tuple[Box, Event]]] = {}
-        at_once: set[asyncio.AbstractEventLoop] = set()
         with self._changed:
             for event in events:
-                box = self._boxes[event.id]
+                box = self._boxes.pop(event.id) if event.is_last else self._boxes[event.id]
                 found.setdefault(box.loop, []).append((box, event))
-                if event.is_last:
-                    del self._boxes[event.id]
-                if event.is_last or (event.n_tokens and not box.has_begun):
-                    box.has_begun = True
-                    at_once.add(box.loop)
             posts = {loop: self._posts[loop] for loop in found}
         for loop, new in found.items():
             try:
-                posts[loop].put(new, at_once=loop in at_once)
+                posts[loop].put(new)
             except RuntimeError:  # the tasks' loop was closed
                 for box, _ in new:
                     box.ticket.cancel()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mimo_gguf.chat.answer import Answer, AnswerOptions, AnswerText
 from mimo_gguf.chat.reasoning import Kind, Piece
-from mimo_gguf.core.errors import MimoGgufError
+from mimo_gguf.core.errors import MimoGgufError, UsageError
 from mimo_gguf.engine.sampling import Sampler, SamplingOptions
 from mimo_gguf.engine.session import Session
 from mimo_gguf.engine.slot import Slot
@@ -30,7 +32,8 @@ class Request:
         priority: a request with a higher one gets a slot first, and its prompt is read first; below 0 for work in the
             background.
         client: whose request it is. Of requests of one priority, each client has its turn.
-        is_whole: whether only the whole answer is wanted: of its text there is no event but the last one.
+        every_s: seconds that text may wait for later text, so that one event tells of both; infinity if only the whole
+            answer is wanted. The first token and the last event never wait.
     """
 
     prompt: tuple[int, ...]
@@ -40,7 +43,7 @@ class Request:
     n_draft: int | None = None
     priority: int = 0
     client: str = ""
-    is_whole: bool = False
+    every_s: float = 0.0
 
 
 class Event(NamedTuple):
@@ -53,6 +56,7 @@ class Event(NamedTuple):
         n_read, n_to_read: tokens of the prompt evaluated so far, and to be evaluated in all; 0 if nothing is new.
         answer: the answer, in the last event of a request.
         error: the reason of a failure, in the last event of a request that failed.
+        n_thought: number of tokens before the first one of the answer's text.
     """
 
     id: int
@@ -62,6 +66,7 @@ class Event(NamedTuple):
     n_to_read: int = 0
     answer: Answer | None = None
     error: MimoGgufError | None = None
+    n_thought: int = 0
 
     @property
     def is_last(self) -> bool:
@@ -74,7 +79,7 @@ class Job:
 
     def __init__(self, number: int, request: Request, session: Session, vocabulary: Vocabulary) -> None:
         self.id = number
-        self.priority, self.client, self.is_whole = request.priority, request.client, request.is_whole
+        self.priority, self.client = request.priority, request.client
         self.prompt = list(request.prompt)
         self.said = AnswerText(vocabulary, request.options, request.opened)
         self.sampler: Sampler  # from `begin` on
@@ -82,7 +87,9 @@ class Job:
         self.error: MimoGgufError | None = None
         self.is_cancelled = False
         self.n_to_read = 0
-        self._says_late = request.is_whole and self.said.can_wait
+        self._every_s, self._can_wait = request.every_s, self.said.can_wait
+        self._next_s = 0.0  # when the next event is due
+        self._untold: list[Piece] = []  # said, and in no event yet
         self._session = session
         self._options = request.options
         self._n_draft = request.n_draft
@@ -148,26 +155,41 @@ class Job:
         """The prompt, and what was drawn before it was interrupted."""
         return self.prompt + list(self.said.tokens)
 
-    def add(self, token: int) -> Sequence[Event]:
-        """Adds a token that was drawn. Returns its event; of a whole answer only the first token has one."""
-        if not self.is_whole:
-            return (self.event(self.said.add(token)),)
-        if self._says_late:
-            self.said.note(token)
-        else:
-            self.said.add(token)
-        return (self.event(()),) if len(self.said.tokens) == 1 else ()
+    def add(self, token: int, now_s: float) -> Sequence[Event]:
+        """Adds a token that was drawn. Returns an event if one is due; else its text waits for that of later tokens."""
+        self.said.note(token)
+        if not self._can_wait:
+            self._untold += self.said.say()
+        return (self.tell(now_s),) if now_s >= self._next_s else ()
 
-    def event(self, pieces: Sequence[Piece]) -> Event:
-        return Event(self.id, tuple(pieces), len(self.said.tokens))
+    def insert(self, tokens: Sequence[int], now_s: float) -> Sequence[Event]:
+        """Adds tokens that were inserted to close the reasoning. Returns events as `add`."""
+        self._untold += self.said.add_inserted(tokens)
+        return (self.tell(now_s),) if now_s >= self._next_s else ()
 
-    def end(self) -> list[Piece]:
-        """Ends the answer. Returns the pieces of text that no event had."""
+    def tell(self, now_s: float) -> Event:
+        """An event of all that is not told yet. The next one is due when `every_s` have passed; all jobs tell then."""
+        if self._every_s:
+            self._next_s = (now_s // self._every_s + 1) * self._every_s
+        pieces, self._untold = (*self._untold, *self.said.say()), []
+        return Event(self.id, pieces, len(self.said.tokens), n_thought=self.said.n_thought)
+
+    @property
+    def has_waiting_text(self) -> bool:
+        """Whether text waits that somebody wants before the end."""
+        return self._every_s < math.inf and bool(self._untold or self.said.n_unsaid)
+
+    def end(self) -> Event:
+        """Ends the answer. Returns its last event."""
         if hasattr(self, "sampler"):
             self.sampler.close()
         self._stats = self._counts()
-        pieces = self.said.say() + self.said.finish()
-        return self.said.pieces if self.is_whole else pieces
+        with contextlib.suppress(UsageError):  # the model was closed, and what was not said is lost
+            self._untold += self.said.say()
+        pieces = (*self._untold, *self.said.finish())
+        return Event(
+            self.id, pieces, len(self.said.tokens), answer=self.answer, error=self.error, n_thought=self.said.n_thought
+        )
 
     def _counts(self) -> SessionStats:
         if self._stats is not None:
@@ -178,7 +200,7 @@ class Job:
 
     @property
     def answer(self) -> Answer:
-        """The answer so far; of a whole one the text is known at its end only."""
+        """The answer so far, with the text that events have told of."""
         tokens = tuple(self.said.tokens)
         return Answer(
             text=self.said.text(Kind.ANSWER),
@@ -191,7 +213,6 @@ class Job:
             stats=self._counts(),
             logprobs=self.scores.of_answer(len(tokens)) if self.scores else None,
             prompt_logprobs=self.scores.of_prompt if self.scores else None,
-            n_thought=self.said.n_thought,
         )
 
 

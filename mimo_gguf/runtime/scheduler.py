@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import Final
@@ -26,6 +28,7 @@ from mimo_gguf.runtime.running import Request as Request
 
 # A request waits if its prompt has so many first tokens in common with one being read, whose cells it then shares.
 _WORTH_WAITING: Final = 32
+_SHORT_S: Final = 0.016  # of a step for which a text that was drawn can wait
 _LOOKED_AT: Final = 4  # requests passed over for each slot, so that one that waits does not keep a slot idle
 
 
@@ -43,6 +46,7 @@ class Scheduler:
         self.parking = Parking(session, session.options.parked_bytes)
         self._jobs: dict[int, Job] = {}  # waiting and running
         self._cancelled: deque[Job] = deque()  # and not yet ended
+        self._reading_s = math.inf  # of the last step that read a prompt
         self._assigning = threading.RLock()  # so that a cancel meets this request, not the next one in its slot
 
     @property
@@ -116,8 +120,8 @@ class Scheduler:
             with self.session.target.lock:  # so that it is not closed while its logits are read
                 self._step(events)
         except MimoGgufError as error:
-            dropped = self._drop(self._jobs.values() if self.session.target.closed else self._running.values())
-            events += [Event(job.id, answer=job.answer, error=error) for job in dropped]
+            ended = self._drop(self._jobs.values() if self.session.target.closed else self._running.values())
+            events += [event._replace(error=error) for event in ended]
         except BaseException:
             self._drop(self._running.values())
             raise
@@ -127,12 +131,22 @@ class Scheduler:
         """Makes the step. Adds to `events` as they come, so that none is lost if it fails."""
         if self._cancelled:
             events += self._end_cancelled()
+        began_s = time.perf_counter()
         if self._waiting:
+            events += self._interrupt_lower(began_s)
             self._admit()
-        events += self._close_reasoning()
+        events += self._close_reasoning(began_s)
+        reads = any(slot.prompt for slot in self._running)
+        if reads and self._reading_s > _SHORT_S:
+            n_events = len(events)
+            events += [job.tell(began_s) for job in self._running.values() if job.has_waiting_text]
+            if len(events) > n_events:  # what was drawn does not wait for a pass that may take long
+                return
         samplers = {slot: job.sampler for slot, job in self._running.items() if not job.is_over}
         if samplers:
-            events += self._note(self.session.step(samplers))
+            outcomes, now_s = self.session.step(samplers), time.perf_counter()
+            self._reading_s = now_s - began_s if reads else self._reading_s
+            events += self._note(outcomes, now_s)
         events += self._end_over()
 
     def _end_cancelled(self) -> Iterable[Event]:
@@ -147,8 +161,6 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Gives each free slot the request whose turn it is; one that can soon share a prefix waits for that."""
-        if len(self._running) == len(self.session.slots):
-            self._interrupt_lower()
         free = [slot for slot in self.session.slots if slot not in self._running]
         passed_over: set[int] = set()
         while free and len(passed_over) < _LOOKED_AT * len(self.session.slots):
@@ -170,12 +182,19 @@ class Scheduler:
             except MimoGgufError as error:
                 job.error = error
 
-    def _interrupt_lower(self) -> None:
-        """Frees a slot for a request of a higher priority than one that runs, which goes on later."""
+    def _interrupt_lower(self, now_s: float) -> Iterable[Event]:
+        """Frees a slot for a request of a higher priority than one that runs, which goes on later.
+
+        Yields an event of what it has said by then.
+        """
+        if len(self._running) < len(self.session.slots):
+            return
         first = self._waiting.next(self._running.values())
         slot, lowest = min(self._running.items(), key=lambda entry: (entry[1].priority, -entry[1].id))
         if first is None or lowest.priority >= first.priority or not lowest.can_pause:
             return
+        if lowest.has_waiting_text:
+            yield lowest.tell(now_s)
         self._waiting.add(lowest, goes_first=True)  # first, so that an exception in between cannot lose it
         with self._assigning:
             lowest.pause()
@@ -213,7 +232,7 @@ class Scheduler:
     def _reading(self) -> list[Job]:
         return [job for slot, job in self._running.items() if slot.prompt and not job.said.tokens]
 
-    def _close_reasoning(self) -> Iterable[Event]:
+    def _close_reasoning(self, now_s: float) -> Iterable[Event]:
         """Closes the reasoning blocks whose budget is used up."""
         for slot, job in self._running.items():
             closing = job.said.closing(job.sampler) if job.said.limits_reasoning and not job.is_over else []
@@ -226,12 +245,10 @@ class Scheduler:
             else:
                 if job.scores is not None:  # before the tokens, so that every token always has a score
                     job.scores.add_inserted(closing)
-                pieces = job.said.add_inserted(closing)
-                if not job.is_whole:
-                    yield job.event(pieces)
+                yield from job.insert(closing, now_s)
 
-    def _note(self, outcomes: dict[Slot, Outcome]) -> Iterable[Event]:
-        """Notes the outcomes of a step. Yields an event for each request with something new."""
+    def _note(self, outcomes: dict[Slot, Outcome], now_s: float) -> Iterable[Event]:
+        """Notes the outcomes of a step. Yields an event for each request of which there is something to tell."""
         for slot, job in self._running.items():
             outcome = outcomes.get(slot)
             if job.scores is not None:
@@ -244,7 +261,7 @@ class Scheduler:
                     yield Event(job.id, n_read=job.n_to_read, n_to_read=job.n_to_read)
                 if job.scores is not None:
                     job.scores.add_drawn(self.session.target.logits(outcome.row), outcome.token)
-                yield from job.add(outcome.token)
+                yield from job.add(outcome.token, now_s)
             elif outcome.reason == "window":
                 job.said.end("length", "window")
             elif outcome.reason == "failed":
@@ -264,7 +281,7 @@ class Scheduler:
 
     def _end(self, job: Job) -> Event:
         """Ends a request and frees its slot. Returns its last event."""
-        rest = tuple(job.end())
+        event = job.end()
         with self._assigning:
             self._jobs.pop(job.id, None)
             slot, job.slot = job.slot, None
@@ -275,15 +292,17 @@ class Scheduler:
         if slot is not None:
             with contextlib.suppress(UsageError):  # the model was closed, and with it every slot
                 self.session.drop_unfinished(slot)
-        return Event(job.id, rest, len(job.said.tokens), answer=job.answer, error=job.error)
+        return event
 
-    def _drop(self, jobs: Iterable[Job]) -> list[Job]:
-        """Ends these requests after a step that failed, so that every slot is consistent. Returns them."""
+    def _drop(self, jobs: Iterable[Job]) -> list[Event]:
+        """Ends these requests after a step that failed, so that every slot is consistent. Returns their last events."""
         for slot, job in list(self._running.items()):
             job.slot = slot
-        dropped = list(jobs)
-        for job in dropped:
+        ended = []
+        for job in list(jobs):
             self._waiting.remove(job)
-            with contextlib.suppress(UsageError):
-                self._end(job)
-        return dropped
+            try:
+                ended.append(self._end(job))
+            except UsageError:
+                ended.append(Event(job.id, answer=job.answer))
+        return ended

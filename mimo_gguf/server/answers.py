@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from mimo_gguf.chat.answer import Answer
@@ -54,13 +54,12 @@ class Growing:
     n_thought: int = 0  # tokens before the first of the answer's text
     finish: str | None = None
     answer: Answer | None = None  # once it has ended
-    _has_text: bool = False  # whether anything but reasoning has come
 
     def add(self, event: Event, so_far: Answer | None, *, ran_out: bool) -> Delta:
         """Adds an event. `so_far` is the answer with its scores, or None if they were not requested."""
         reasoning = "".join(piece.text for piece in event.pieces if piece.kind is Kind.REASONING)
         text = "".join(piece.text for piece in event.pieces if piece.kind is Kind.ANSWER)
-        self._count_thought(event, has_text=bool(text))
+        self.n_thought = max(event.n_thought, self.n_thought)
         calls: list[CallPiece] = []
         if self.tools is not None:
             text, calls = self.tools.push(text)
@@ -70,14 +69,9 @@ class Growing:
         self.text += text
         self.reasoning += reasoning
         if event.answer is not None:
-            self.answer, self.n_thought = event.answer, event.answer.n_thought
+            self.answer = event.answer
             self.finish = self._reason(event.answer, ran_out=ran_out)
         return Delta(self.index, text, reasoning, tuple(calls), tuple(new), self.finish)
-
-    def _count_thought(self, event: Event, *, has_text: bool) -> None:
-        if not self._has_text:
-            self.n_thought = max(event.n_tokens - has_text, 0)
-            self._has_text = has_text
 
     @property
     def n_reasoning(self) -> int:
@@ -105,11 +99,11 @@ class Answers:
         """Queues the requests of a job. Raises as `Engine.submit`.
 
         Args:
-            is_whole: whether the answers are wanted at their end only, which costs least. With a rule of one call at a
-                time their text is looked at as it comes all the same.
+            is_whole: whether only whole answers are wanted. If calls of tools must come one at a time, the text is
+                looked at as it comes all the same.
         """
         is_whole = is_whole and (job.tools is None or job.tools.in_parallel)
-        answers = cls(job, engine.submit([replace(request, is_whole=is_whole) for request in job.requests]))
+        answers = cls(job, engine.submit(job.requests, is_whole=is_whole))
         prompts = [asked.prompt for asked in job.asked for _ in asked.requests]
         for index, (number, prompt) in enumerate(zip(answers.call.ids, prompts, strict=True)):
             reader = None if job.tools is None or job.tools.shown is None else ToolCallReader()

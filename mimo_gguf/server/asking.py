@@ -26,9 +26,9 @@ class Asking:
     priority: int = 0
     ends: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
-    def stamped(self, request: Request) -> Request:
-        """The request as one of this client's."""
-        return replace(request, client=self.client, priority=self.priority)
+    def stamped(self, request: Request, every_s: float) -> Request:
+        """The request as one of this client's, whose text is wanted every so many seconds."""
+        return replace(request, client=self.client, priority=self.priority, every_s=every_s)
 
 
 _CURRENT: ContextVar[Asking] = ContextVar("asking")

@@ -22,7 +22,7 @@ from mimo_gguf.server.asking import BACKGROUND, Asking, who_asks
 from mimo_gguf.server.failures import Failure, Refused
 
 _LONGEST_RETRY_S: Final = 60
-_EVERY_S: Final = 0.008  # between two chunks of one answer; passes of small models are shorter
+_EVERY_S: Final = 0.016  # between two chunks of one answer, as long as a picture on a screen; passes may be shorter
 _LINGER_S: Final = 5.0  # that the thread which steps stays for the next call
 _NEWEST: Final = 0.2  # weight of the newest call in the mean time of a call
 
@@ -51,7 +51,7 @@ class Engine:
     def __init__(self, llm: LLM, limits: Limits | None = None) -> None:
         self.llm = llm
         self.limits = limits or Limits()
-        self._pump = Pump(llm.model.driver, _EVERY_S, _LINGER_S)
+        self._pump = Pump(llm.model.driver, _LINGER_S)
         self._mean_s = 1.0
         self.on_first_token: Callable[[float], None] = lambda seconds: None
         self.on_wait: Callable[[], None] = lambda: None
@@ -87,8 +87,11 @@ class Engine:
         """The conversations that are parked in the host's memory."""
         return self.llm.model.driver.scheduler.parking
 
-    def submit(self, requests: Sequence[Request]) -> Call:
+    def submit(self, requests: Sequence[Request], *, is_whole: bool = False) -> Call:
         """Queues the requests of one call, as those of the client that asks.
+
+        Args:
+            is_whole: whether only whole answers are wanted, which costs least.
 
         Raises:
             Refused: the queue is full.
@@ -98,7 +101,8 @@ class Engine:
         self._check_room(len(requests), asking)
         is_client = asking.priority > BACKGROUND
         time_s = self.limits.time_s if is_client else None
-        call = Call(self, [asking.stamped(request) for request in requests], self._pump, time_s)
+        every_s = math.inf if is_whole else _EVERY_S
+        call = Call(self, [asking.stamped(request, every_s) for request in requests], self._pump, time_s)
         if is_client and self.n_lacking > 0:
             self.on_wait()
         return call
@@ -155,7 +159,7 @@ class Call:
         has_begun = False
         try:
             while self._n_open:
-                for event in joined(await self._box.take()):
+                for event in await self._box.take():
                     if event.error is not None:
                         raise event.error
                     if event.n_tokens and not has_begun:
@@ -191,27 +195,3 @@ class Call:
     def _run_out(self) -> None:
         self.ran_out = True
         self._ticket.cancel()
-
-
-def joined(events: Sequence[Event]) -> list[Event]:
-    """Events that follow each other in one answer as one event, if all their text is of one kind.
-
-    A failure, progress in reading, and the last event stay on their own. The number of tokens is the one of the first
-    event with text, because where the reasoning ends is known by it.
-    """
-    found: list[Event] = []
-    for event in events:
-        before = found[-1] if found else None
-        if before is None or before.id != event.id or not _can_join(before, event):
-            found.append(event)
-        elif before.pieces:
-            found[-1] = before._replace(pieces=before.pieces + event.pieces)
-        else:
-            found[-1] = event
-    return found
-
-
-def _can_join(before: Event, event: Event) -> bool:
-    if before.is_last or event.is_last or before.n_to_read or event.n_to_read:
-        return False
-    return len({piece.kind for piece in before.pieces + event.pieces}) <= 1

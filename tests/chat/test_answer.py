@@ -41,7 +41,8 @@ def test_noted_tokens_make_the_same_answer(tiny: LlamaModel, options: AnswerOpti
         late.say()
         for each in (at_once, late):
             each.finish()
-        assert late.tokens == at_once.tokens and late.pieces == at_once.pieces
+        assert late.tokens == at_once.tokens and not late.n_unsaid
+        assert all(late.text(kind) == at_once.text(kind) for kind in Kind)
         assert late.n_thought == at_once.n_thought
         if n_before is not None:
             assert late.n_thought == n_before

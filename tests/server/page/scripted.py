@@ -72,7 +72,7 @@ class ScriptedEngine(Engine):
         self.script = Script()
         self.n_cancelled = 0
 
-    def submit(self, requests: Sequence[Request]) -> Any:
+    def submit(self, requests: Sequence[Request], *, is_whole: bool = False) -> Any:
         return ScriptedCall(self, requests)
 
 
@@ -95,14 +95,16 @@ class ScriptedCall:
                 yield Event(1, n_read=read, n_to_read=said.reads[-1])
                 await asyncio.sleep(max(said.pace_s, 0.01))
             pieces = said.pieces()
+            n_thought = 0
             for place, piece in enumerate(pieces):
                 if said.gate is not None and place == len(pieces) // 2:
                     await asyncio.to_thread(said.gate.wait, 60)
                 self._count(said)
-                yield Event(1, (piece,), place + 1)
+                n_thought = place + 1 if piece.kind is Kind.REASONING else n_thought
+                yield Event(1, (piece,), place + 1, n_thought=n_thought)
                 await asyncio.sleep(said.pace_s)
             finished = True
-            yield Event(1, (), len(pieces), answer=self._answer(said, len(pieces)))
+            yield Event(1, (), len(pieces), answer=self._answer(said, len(pieces)), n_thought=n_thought)
         finally:
             self._engine.n_cancelled += not finished
 
