@@ -161,7 +161,10 @@ def measure_boundary(path: Path, n_ctx: int) -> Row:
 
     The ballast leaves what the plan needs at `n_ctx`, and a sixteenth of a GiB for what the driver rounds.
     """
-    gpu, needed = devices_measured()[0], plan_of(path, MemoryCell(n_ctx)).devices[0].needed_bytes
+    gpu = devices_measured()[0]
+    if not gpu.is_gpu:
+        return {"device": gpu.description or gpu.name, "left_out": "another program can only take a GPU's memory"}
+    needed = plan_of(path, MemoryCell(n_ctx)).devices[0].needed_bytes
     with ballast(needed + 64 * MIB, leave=True):
         plan = plan_of(path, MemoryCell(n_ctx))
         most = largest_context(plan, plan.model.geometry.context_length)

@@ -109,6 +109,17 @@ def test_an_actor_is_killed_and_the_answers_are_those_of_one_machine(
     assert (tmp_path / "spread.jsonl").read_bytes() == before
 
 
+def test_an_evaluation_is_that_of_one_machine(cluster: Machines, mimo_tiny: Path, tmp_path: Path) -> None:
+    how = ("--limit", "6", "--max-tokens", "96", "--parallel", "2", "--ctx", "512", "--exact", "-t", "1", "--json")
+    found = []
+    for folder, more in (("alone", ()), ("spread", ("--ray", cluster.address))):
+        done = run_here(tmp_path, "evaluate", mimo_tiny, "--task", "sums", "-o", folder, *how, *more)
+        assert done.returncode == 0, done.stderr
+        results = read_lines(tmp_path / folder / mimo_tiny.stem / "sums" / "results.jsonl")
+        found.append({each["problem"]: (each["answer"], each["score"], each["tokens"]) for each in results})
+    assert found[0] == found[1] and len(found[0]) == 6 and any(score for _, score, _ in found[0].values())
+
+
 def order_of(n_rows: int) -> Order:
     settings = BatchSettings("echo.gguf", parallel=2)
     return Order(Found(settings, ("echo",), "echo"), None, Pool(2, 1, 0), None, n_rows)
