@@ -64,9 +64,13 @@ for _ in range(3):
 time.sleep(0.3)""",
     "closed by another thread": """
 llm = LLM(sys.argv[1], max_model_len=256, max_num_seqs=2, options=OPTIONS)
-said = []
-work = lambda: said.extend(llm.generate(["a b c"] * 400, SamplingParams(max_tokens=60, temperature=0)))
-thread = threading.Thread(target=work); thread.start(); time.sleep(0.3); llm.close(); thread.join()
+said, begun = [], threading.Event()
+class Bar:
+    def __init__(self, **_): self.total = 0
+    def __getattr__(self, name): return lambda *_, **__: begun.set() if name == "update" else None
+params = SamplingParams(max_tokens=60, temperature=0)
+work = lambda: said.extend(llm.generate(["a b c"] * 400, params, use_tqdm=Bar))
+thread = threading.Thread(target=work); thread.start(); begun.wait(); llm.close(); thread.join()
 assert {o.outputs[0].finish_reason for o in said} >= {"abort"} and len(said) == 400
 try: llm.generate("a")
 except Exception as error: assert "closed" in str(error), error
