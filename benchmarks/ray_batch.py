@@ -10,10 +10,12 @@ the cluster is not counted. The last line is one JSON document.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import resource
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -55,22 +57,41 @@ class Figure:
 
 def measured(label: str, n_rows: int, work: Callable[[], int]) -> Figure:
     """The figures of `work`, which gives the number of tokens that were generated."""
-    began, cpu, own = time.perf_counter(), cpu_seconds(), time.process_time()
+    began, cpu, own = time.perf_counter(), CLOCK.seconds(), time.process_time()
     n_tokens = work()
     seconds, own = time.perf_counter() - began, time.process_time() - own
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Figure(label, n_rows, n_tokens, seconds, cpu_seconds() - cpu, own, most)
+    return Figure(label, n_rows, n_tokens, seconds, CLOCK.seconds() - cpu, own, most)
 
 
-def cpu_seconds() -> float:
-    """The seconds of this process and all below it, those that have ended included."""
-    total = 0.0
-    for each in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        try:
-            total += sum(each.cpu_times()[:4])  # user, system, and those of its children that have ended
-        except psutil.Error:
-            continue
-    return total
+class Clock(threading.Thread):
+    """Adds up the CPU seconds of this process and all below it. What ends is counted as it was last seen.
+
+    Ray ends its workers in its own way, so that no parent has their seconds afterwards.
+    """
+
+    EVERY_S = 0.25
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._seen: dict[tuple[int, float], float] = {}
+
+    def run(self) -> None:
+        """Looks again and again."""
+        while True:
+            self.seconds()
+            time.sleep(self.EVERY_S)
+
+    def seconds(self) -> float:
+        """The seconds so far."""
+        for each in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                times = each.cpu_times()
+                self._seen[each.pid, each.create_time()] = times.user + times.system
+        return sum(self._seen.copy().values())
+
+
+CLOCK = Clock()
 
 
 def at_once(order: Order) -> Answerer:
@@ -117,6 +138,7 @@ def main() -> None:
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    CLOCK.start()
     found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
