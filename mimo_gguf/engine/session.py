@@ -208,7 +208,7 @@ class Session:
             outcomes: dict[Slot, Outcome] = {}
             slots = []
             for slot in samplers:
-                if slot.is_cancelled and slot.clear_cancel():
+                if slot.clear_cancel():
                     outcomes[slot] = Ended("cancelled")
                 else:
                     slots.append(slot)

@@ -18,7 +18,7 @@ def state_bytes(library: Any, pointer: Any, seq_id: int) -> int:
 
 
 def read_state(library: Any, pointer: Any, seq_id: int) -> Blob:
-    """A copy of a sequence's cells."""
+    """A copy of a sequence's cells. Raises MemoryError."""
     blob = _pages(state_bytes(library, pointer, seq_id))
     n = library.llama_state_seq_get_data(pointer, _address(blob), blob.nbytes, seq_id)
     return blob[:n]

@@ -15,7 +15,7 @@ from mimo_gguf.server.anthropic_requests import CountBody, MessagesBody, as_chat
 from mimo_gguf.server.api import Api
 from mimo_gguf.server.bodies import worked_on
 from mimo_gguf.server.failures import failure_of
-from mimo_gguf.server.jobs import chat_job, chat_prompt
+from mimo_gguf.server.jobs import Job, chat_job, chat_prompt
 from mimo_gguf.server.streams import event_lines
 
 
@@ -43,8 +43,8 @@ class AnthropicApi:
 
     async def _message(self, raw: bytes) -> Response:
         body, use = await self._api.read(MessagesBody, raw)
-        job = await worked_on(raw, chat_job, as_chat(body), use.llm)
-        answers = Answers.begin(job, use.engine)
+        job = await worked_on(raw, _job, body, use.llm)
+        answers = Answers.begin(job, use.engine, is_whole=not body.stream)
         if not body.stream:
             return JSONResponse(await whole_message(answers, use.name, shows_reasoning=body.shows_thinking))
         events = message_events(answers, use.name, shows_reasoning=body.shows_thinking)
@@ -53,6 +53,10 @@ class AnthropicApi:
     async def _count(self, raw: bytes) -> Response:
         body, use = await self._api.read(CountBody, raw)
         return JSONResponse({"input_tokens": await worked_on(raw, _n_tokens, body, use.llm)})
+
+
+def _job(body: MessagesBody, llm: LLM) -> Job:
+    return chat_job(as_chat(body), llm)
 
 
 def _n_tokens(body: CountBody, llm: LLM) -> int:

@@ -79,7 +79,8 @@ class ResponsesApi:
         scored = TextScores(vocabulary, inside=prompt.opened is not None, with_calls=job.tools is not None)
         blocks = Blocks(scored=scored if body.wants_scores else None)
         document = ResponseDocument(body, use.name, vocabulary, blocks)
-        answers = Answers.begin(job, use.engine)
+        is_whole = not (body.stream or body.wants_scores)  # scores belong to the pieces that they came with
+        answers = Answers.begin(job, use.engine, is_whole=is_whole)
         if not body.stream:
             whole = await whole_response(answers, document)
             self._keep(document, whole, messages)
