@@ -77,7 +77,7 @@ COUNT ?= 2000
 fuzz: $(VENV)/.dev ## try 2000 GGUF files that are well-formed and wrong (5 minutes of CPU time)
 	@$(BIN)/python -m tests.fuzz.fuzzer --seed $(SEED) --count $(COUNT)
 
-fuzz-server: $(VENV)/.dev ## send 2000 requests made from the OpenAPI document to a server (2 minutes)
+fuzz-server: $(VENV)/.dev ## send about 2000 requests made from the OpenAPI document to a server (2 minutes)
 	@$(BIN)/python -m tests.server.fuzz --seed $(SEED) --count $(COUNT)
 
 # make soak MINUTES=3
