@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +15,7 @@ def fetch_dataset(repository: str, revision: str | None, names: Sequence[str]) -
 
     Args:
         revision: the commit; None for the newest one. All files are of one commit.
+        names: the files; `*` stands for any characters, slashes as well, and for every file that fits.
 
     Returns:
         The commit, and where the files are.
@@ -27,6 +29,10 @@ def fetch_dataset(repository: str, revision: str | None, names: Sequence[str]) -
     commit, paths = revision, []
     with translated(HubId(repository, revision), of_data=True):
         for name in names:
+            if "*" in name:
+                commit, found = _fetch_fitting(repository, commit, name)
+                paths += found
+                continue
             try:
                 path = Path(hf_hub_download(repository, name, repo_type="dataset", revision=commit))
             except RemoteEntryNotFoundError:
@@ -34,3 +40,19 @@ def fetch_dataset(repository: str, revision: str | None, names: Sequence[str]) -
             commit = commit or path.parents[len(PurePosixPath(name).parts) - 1].name
             paths.append(path)
     return commit or "", tuple(paths)
+
+
+def _fetch_fitting(repository: str, revision: str | None, pattern: str) -> tuple[str, list[Path]]:
+    """Downloads the files that fit a pattern. Returns the commit, and where they are, sorted.
+
+    Raises:
+        HubError: none fits.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=[pattern]))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = [path for path in paths if fnmatch.fnmatchcase(path.relative_to(folder).as_posix(), pattern)]
+    if not found:
+        raise HubError(f"{repository}: has no file {pattern}", hint="name its files in the task")
+    return folder.name, found

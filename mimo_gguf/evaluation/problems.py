@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from typing import Any, Final
 
 from mimo_gguf.batch.rows import name_of
 from mimo_gguf.core.errors import UsageError
-from mimo_gguf.evaluation.rows_of_data import Files, Place, find_files, read_row_again, read_rows
+from mimo_gguf.evaluation.examples import examples_text
+from mimo_gguf.evaluation.filling import filled
+from mimo_gguf.evaluation.rows_of_data import Files, Place, field_of, find_files, read_row_again, read_rows
+from mimo_gguf.evaluation.spans import possible_answers
 from mimo_gguf.evaluation.task import Task
 
-_SLOT: Final = re.compile(r"\{(question|choices|how)\}")
 _LETTERS: Final = string.ascii_uppercase
 _SEEDS: Final = 1 << 31
 _AS_METHOD: Final = "Complete this class, and write nothing that runs:\n\n{code}"
@@ -90,10 +91,11 @@ def read_problems(task: Task, *, given: Path | None = None, limit: int | None = 
 
 def _read(task: Task, files: Files) -> list[Problem]:
     problems: dict[str, Problem] = {}
+    examples = examples_text(task)
     for place, row in read_rows(task.data, files):
         if not _is_within(task, row, place):
             continue
-        problem = _problem(task, row, place)
+        problem = _problem(task, row, place, examples)
         if problem.id in problems:
             raise UsageError(
                 f"{place}: the id {problem.id!r:.60} is that of row {problems[problem.id].place.number}, too",
@@ -105,49 +107,46 @@ def _read(task: Task, files: Files) -> list[Problem]:
 
 def _is_within(task: Task, row: Mapping[str, Any], place: Place) -> bool:
     bounds = (task.data.within or {}).items()
-    return all(first <= str(_field(row, name, place)) < end for name, (first, end) in bounds)
+    return all(first <= str(field_of(row, name, place)) < end for name, (first, end) in bounds)
 
 
-def _problem(task: Task, row: Mapping[str, Any], place: Place) -> Problem:
+def _problem(task: Task, row: Mapping[str, Any], place: Place, examples: str) -> Problem:
     names = task.fields
-    name = str(place.number) if names.id is None else str(_field(row, names.id, place))
-    parts = {"question": str(_field(row, names.question, place)), "choices": "", "how": ""}
+    name = str(place.number) if names.id is None else str(field_of(row, names.id, place))
+    parts = {"question": str(field_of(row, names.question, place)), "choices": "", "how": "", "examples": examples}
+    if names.context is not None:
+        parts["context"] = str(field_of(row, names.context, place))
     expected: Any = None
     if task.grader == "choice":
         choices, letter = _choices(task, row, place, name)
         parts["choices"] = "\n".join(f"{_LETTERS[n]}. {choice}" for n, choice in enumerate(choices))
         expected = {"letter": letter, "n_choices": len(choices)}
+    elif task.grader == "spans":
+        expected = possible_answers(*(field_of(row, each, place) for each in (str(names.answer), *names.needs)))
     elif names.answer is not None:
-        expected = str(_field(row, names.answer, place))
+        expected = str(field_of(row, names.answer, place))
     else:
-        expected = {each: _field(row, each, place) for each in names.needs}
+        expected = {each: field_of(row, each, place) for each in names.needs}
         for each in names.later:
-            _field(row, each, place)
+            field_of(row, each, place)
     if task.grader == "programs":
         code = str(expected.get("starter_code") or "")
         parts["how"] = _AS_METHOD.replace("{code}", code) if code else _AS_PROGRAM
-    prompt = _SLOT.sub(lambda found: parts[found[1]], task.prompt.strip("\n"))
-    return Problem(name, prompt, expected, place, names.later)
-
-
-def _field(row: Mapping[str, Any], name: str, place: Place) -> Any:
-    if row.get(name) is None:
-        raise UsageError(f"{place}: has no {name!r}", hint=f"it has {', '.join(map(str, row))[:200]}")
-    return row[name]
+    return Problem(name, filled(task.prompt, parts), expected, place, names.later)
 
 
 def _choices(task: Task, row: Mapping[str, Any], place: Place, name: str) -> tuple[list[str], str]:
     """The choices in the order in which they are shown, and the letter of the right one."""
     names = task.fields.choices
     if isinstance(names, tuple):
-        shown = [str(_field(row, each, place)).strip() for each in names]
+        shown = [str(field_of(row, each, place)).strip() for each in names]
         right = shown[0]
         _shuffle(shown, name)
         return shown, _LETTERS[shown.index(right)]
-    found = _field(row, str(names), place)
+    found = field_of(row, str(names), place)
     if not isinstance(found, Sequence) or isinstance(found, str) or not 2 <= len(found) <= len(_LETTERS):
         raise UsageError(f"{place}: {names!r} is not a list of choices", hint="two choices at least, 26 at most")
-    letter = str(_field(row, str(task.fields.answer), place)).strip().upper()
+    letter = str(field_of(row, str(task.fields.answer), place)).strip().upper()
     if letter not in _LETTERS[: len(found)]:
         raise UsageError(f"{place}: the answer {letter!r:.40} is not one of {len(found)} choices", hint="give a letter")
     return [str(each).strip() for each in found], letter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -68,15 +68,36 @@ def find_files(task: Task, given: Path | None) -> Files:
         if path_kind(path) != "file":
             raise UsageError(f"{path}: no such file", hint=f"--data {task.name}=FILE.jsonl")
         files = Files((path,))
-    elif data.package is not None:
-        files = Files(_of_package(data.package, data.files))
-    elif data.repository is not None:
-        from mimo_gguf.conversion.hub_datasets import fetch_dataset
-
-        commit, paths = fetch_dataset(data.repository, data.revision, data.files)
-        files = Files(paths, commit)
     else:
+        files = _fetched(data, data.files)
+    return _checked(files)
+
+
+def find_examples(task: Task) -> Files:
+    """The files with the rows of a task's examples, as those of its problems. Raises as `find_files`."""
+    names = task.examples.files if task.examples is not None else ()
+    if task.data.file is None:
+        return _checked(_fetched(task.data, names))
+    paths = tuple(task.folder / name for name in names)
+    for path in paths:
+        if path_kind(path) != "file":
+            raise UsageError(f"{path}: no such file", hint="correct files in [examples]")
+    return _checked(Files(paths))
+
+
+def _fetched(data: Data, names: tuple[str, ...]) -> Files:
+    """Files of a package or of a repository on the Hub; none of what is made here."""
+    if data.package is not None:
+        return Files(_of_package(data.package, names))
+    if data.repository is None:
         return Files(())
+    from mimo_gguf.conversion.hub_datasets import fetch_dataset
+
+    commit, paths = fetch_dataset(data.repository, data.revision, names)
+    return Files(paths, commit)
+
+
+def _checked(files: Files) -> Files:
     for path in files.paths:
         if not path.name.lower().endswith(_FORMATS):
             raise UsageError(f"{path}: not one of {', '.join(_FORMATS)}", hint="give the rows as JSON lines")
@@ -107,6 +128,13 @@ def read_row_again(place: Place) -> dict[str, Any]:
         if found.number == place.number:
             return row
     raise UsageError(f"{place}: is not there any more", hint="start over with --force")
+
+
+def field_of(row: Mapping[str, Any], name: str, place: Place) -> Any:
+    """A field of a row. Raises UsageError if the row does not have it."""
+    if row.get(name) is None:
+        raise UsageError(f"{place}: has no {name!r}", hint=f"it has {', '.join(map(str, row))[:200]}")
+    return row[name]
 
 
 def _of_package(package: str, names: tuple[str, ...]) -> tuple[Path, ...]:

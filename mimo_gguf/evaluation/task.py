@@ -16,7 +16,7 @@ from mimo_gguf.evaluation.making import MAKERS
 _SHELF: Final = Path(__file__).with_name("tasks")
 _HINT: Final = "correct the file at that place; mimo_gguf/evaluation/tasks has examples"
 _DOCUMENT: Final = DocumentKind(UsageError, _HINT, most_bytes=250_000)
-GRADERS: Final = ("choice", "function", "instructions", "math", "number", "programs")
+GRADERS: Final = ("choice", "function", "instructions", "math", "number", "programs", "spans")
 CODE_GRADERS: Final = frozenset({"function", "programs"})  # they run what the model wrote
 _ORIGINS: Final = ("repository", "package", "made", "file")
 
@@ -31,7 +31,7 @@ class Data:
         made: a generator of `making.MAKERS`.
         file: a file on this machine, relative to the task's own.
         revision: the commit in the repository; None for the newest one.
-        files: the files in the repository or package.
+        files: the files in the repository or package. In a repository `*` stands for any characters, slashes as well.
         n_problems: how many there are; None if nobody has counted them.
         within: field -> first value, and the value before which the last one lies.
     """
@@ -52,19 +52,36 @@ class Fields:
 
     Attributes:
         question: what is asked.
+        context: the text that the question is about.
         id: what names the problem; without it, its place in the file.
-        answer: the right answer; of a choice its letter.
+        answer: the right answer; of a choice its letter; of spans as `spans.possible_answers` reads it.
         choices: a field with a list of choices, or several fields, of which the first is right.
-        needs: further fields that the grader reads.
+        needs: further fields that the grader reads; of spans further right answers.
         later: large fields that the grader reads when it needs them.
     """
 
     question: str
+    context: str | None = None
     id: str | None = None
     answer: str | None = None
     choices: str | tuple[str, ...] | None = None
     needs: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Questions with their answers that come before what is asked. They are the same ones for every problem.
+
+    Attributes:
+        files: where their rows are, in the repository or package of the problems.
+        n: how many; they are chosen by their places.
+        form: the text of one; `{question}`, `{context}` and `{answer}` stand for what its row has.
+    """
+
+    files: tuple[str, ...]
+    n: int
+    form: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +92,14 @@ class Task:
         name: what it is called on the command line.
         title: what people call it.
         grader: one of `GRADERS`.
-        prompt: the text that is asked; `{question}`, `{choices}` and `{how}` stand for the problem's.
+        prompt: the text that is asked; `{question}`, `{context}`, `{choices}`, `{how}` and `{examples}` stand for the
+            problem's.
         max_tokens, temperature, top_p: how an answer is drawn.
         repeats: answers per problem, whose mean is the score.
         system: the system message.
         published: model -> its published score in percent.
         source: where these are published.
+        examples: what `{examples}` stands for.
         folder: where the task's own file is.
     """
 
@@ -97,6 +116,7 @@ class Task:
     system: str = ""
     published: Mapping[str, float] | None = None
     source: str | None = None
+    examples: Examples | None = None
     folder: Path = _SHELF
 
     def published_for(self, model: str) -> float | None:
@@ -130,12 +150,12 @@ def _parse(path: Path) -> Task:
     table = _DOCUMENT.read_toml(path)
     published = _part(table, "published", path)
     source = published.pop("source", None)
-    data, names = _part(table, "data", path), _part(table, "fields", path)
+    data, names, shown = (_part(table, name, path) for name in ("data", "fields", "examples"))
     data["within"] = _tupled(_part(data, "within", path)) or None
     try:
         task = Task(
             name=path.stem, data=_made(Data, data), fields=_made(Fields, names), published=published, source=source,
-            folder=path.parent, **_tupled(table),
+            examples=_made(Examples, shown) if shown else None, folder=path.parent, **_tupled(table),
         )  # fmt: skip
     except TypeError as error:
         raise _DOCUMENT.fail(path, str(error).partition(") ")[2] or str(error)) from None
@@ -160,22 +180,12 @@ def _tupled(table: dict[str, Any]) -> dict[str, Any]:
 
 def _check(task: Task, path: Path) -> None:
     """Raises UsageError if what the table says cannot be a task."""
-    for part in (task, task.data, task.fields):
-        _check_types(part, path)
-    if task.grader not in GRADERS:
-        raise _DOCUMENT.fail(path, f"grader is {task.grader!r}, not one of {', '.join(GRADERS)}")
-    if sum(getattr(task.data, name) is not None for name in _ORIGINS) != 1:
-        raise _DOCUMENT.fail(path, f"[data] needs exactly one of {', '.join(_ORIGINS)}")
-    if task.data.made is not None and task.data.made not in MAKERS:
-        raise _DOCUMENT.fail(path, f"made is {task.data.made!r}, not one of {', '.join(MAKERS)}")
-    if "{question}" not in task.prompt:
-        raise _DOCUMENT.fail(path, "prompt has no {question}")
-    if task.grader in ("math", "number") and task.fields.answer is None:
-        raise _DOCUMENT.fail(path, f"grader {task.grader} needs answer in [fields]")
-    if task.grader == "choice" and task.fields.choices is None:
-        raise _DOCUMENT.fail(path, "grader choice needs choices in [fields]")
-    if task.max_tokens < 1 or task.repeats < 1:
-        raise _DOCUMENT.fail(path, "max_tokens and repeats are 1 at least")
+    for part in (task, task.data, task.fields, task.examples):
+        if part is not None:
+            _check_types(part, path)
+    for is_broken, words in _RULES:
+        if is_broken(task):
+            raise _DOCUMENT.fail(path, words.format(task=task))
 
 
 def _check_types(part: Any, path: Path) -> None:
@@ -210,6 +220,38 @@ def _are_scores(value: Any) -> bool:
 def _are_bounds(value: Any) -> bool:
     return value is None or all(_are_texts(bounds) and len(bounds) == 2 for bounds in value.values())
 
+
+# what may not be -> what is said of it
+_RULES: Final[tuple[tuple[Callable[[Task], bool], str], ...]] = (
+    (lambda task: task.grader not in GRADERS, "grader is {task.grader!r}, not one of " + ", ".join(GRADERS)),
+    (
+        lambda task: sum(getattr(task.data, name) is not None for name in _ORIGINS) != 1,
+        "[data] needs exactly one of " + ", ".join(_ORIGINS),
+    ),
+    (
+        lambda task: task.data.made is not None and task.data.made not in MAKERS,
+        "made is {task.data.made!r}, not one of " + ", ".join(MAKERS),
+    ),
+    (lambda task: "{question}" not in task.prompt, "prompt has no {{question}}"),
+    (
+        lambda task: ("{examples}" in task.prompt) != (task.examples is not None),
+        "[examples] and {{examples}} in prompt need each other",
+    ),
+    (
+        lambda task: task.examples is not None and task.data.made is not None,
+        "[examples] cannot be of data that are made",
+    ),
+    (lambda task: task.examples is not None and task.examples.n < 1, "n in [examples] is 1 at least"),
+    (
+        lambda task: task.grader in ("math", "number", "spans") and task.fields.answer is None,
+        "grader {task.grader} needs answer in [fields]",
+    ),
+    (
+        lambda task: task.grader == "choice" and task.fields.choices is None,
+        "grader choice needs choices in [fields]",
+    ),
+    (lambda task: task.max_tokens < 1 or task.repeats < 1, "max_tokens and repeats are 1 at least"),
+)
 
 # how a dataclass writes a type -> whether a value has it, and what it is called
 _TYPES: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {

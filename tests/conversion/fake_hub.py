@@ -125,14 +125,15 @@ class HubHandler(BaseHTTPRequestHandler):
         if (state := self.state_of(name, revision)) is None:
             return
         folder, commit = state
-        files = sorted(path for path in folder.iterdir() if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         if kind == "tree":
             answer: object = [
-                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": etag(path)} for path in files
+                {"type": "file", "path": name, "size": path.stat().st_size, "oid": etag(path)}
+                for name, path in files.items()
             ]
         else:
             answer = {"id": name, "modelId": name, "sha": commit, "private": False, "tags": [], "downloads": 0,
-                      "siblings": [_sibling(path) for path in files]}  # fmt: skip
+                      "siblings": [_sibling(name, path) for name, path in files.items()]}  # fmt: skip
         self.send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _file(self, name: str, revision: str, file_name: str) -> None:
@@ -208,9 +209,9 @@ def etag(path: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def _sibling(path: Path) -> dict[str, object]:
+def _sibling(name: str, path: Path) -> dict[str, object]:
     """A file in a model's description; of a large one with its SHA-256."""
-    found: dict[str, object] = {"rfilename": path.name, "size": path.stat().st_size}
+    found: dict[str, object] = {"rfilename": name, "size": path.stat().st_size}
     if is_large(path):
         found["lfs"] = {"sha256": etag(path), "size": path.stat().st_size, "pointerSize": 135}
     return found

@@ -13,7 +13,8 @@ class _Handler(HubHandler):
     """Answers for data sets as the parent does for models, at any commit."""
 
     def answer(self, path: str, token: str) -> None:
-        is_data = path.startswith("/datasets/")
+        path = path.replace("/api/datasets/", "/api/models/", 1)
+        is_data = path.startswith(("/datasets/", "/api/"))
         super().answer(path.replace("/datasets/", "/", 1) if is_data else "/models-are-not-served", token)
 
     def state_of(self, name: str, revision: str | None) -> tuple[Path, str] | None:

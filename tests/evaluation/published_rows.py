@@ -67,6 +67,29 @@ def ifeval(n: int) -> Rows:
     ]  # fmt: skip
 
 
+def drop(n: int) -> Rows:
+    """All of one id: the published rows have two of one. The answer to question k is k, or two spans."""
+
+    def record(number: str, *spans: str) -> dict[str, Any]:
+        return {
+            "number": number,
+            "date": {"day": "", "month": "", "year": ""},
+            "spans": list(spans),
+            "worker_id": "",
+            "hit_id": "",
+        }
+
+    def several(*records: dict[str, Any]) -> dict[str, Any]:
+        return {name: [each[name] for each in records] for name in records[0]}
+
+    return [
+        {"section_id": "nfl_1", "query_id": "q", "passage": f"They scored {k} {{question}} points.",
+         "question": f"How many, of {k}?", "answer": record(str(k)),
+         "validated_answers": several(record("", f"{k} points", "or so"), record(str(k)))}
+        for k in range(n)
+    ]  # fmt: skip
+
+
 def livecodebench(n: int) -> Rows:
     """Half of the problems are within the window of each published figure."""
     return [
@@ -81,7 +104,8 @@ def livecodebench(n: int) -> Rows:
 
 ROWS: dict[str, Callable[[int], Rows]] = {
     "math500": math500, "aime24": aime24, "aime25": aime25, "gpqa-diamond": gpqa, "supergpqa": supergpqa,
-    "mmlu-pro": mmlu_pro, "ifeval": ifeval, "livecodebench-v5": livecodebench, "livecodebench-v6": livecodebench,
+    "drop": drop, "mmlu-pro": mmlu_pro, "ifeval": ifeval, "livecodebench-v5": livecodebench,
+    "livecodebench-v6": livecodebench,
 }  # fmt: skip
 
 

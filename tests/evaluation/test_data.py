@@ -40,7 +40,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         folder = served.setdefault(data.repository, tmp_path / "served" / data.repository)
         for number, file in enumerate(data.files):
             if HAS_PARQUET or not file.endswith(".parquet"):
-                write_rows(make(N) if number == len(data.files) - 1 else [], folder / file)
+                write_rows(make(N) if number == len(data.files) - 1 else [], folder / file.replace("*", "data/0-"))
+        shown = read_task(name).examples
+        for file in shown.files if shown is not None and HAS_PARQUET else ():
+            write_rows(make(90)[50:], folder / file.replace("*", "data/0-"))
     with serve_data(served) as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -54,7 +57,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 EXPECTED = {
     "math500": "6", "aime24": "005", "aime25": "5",
     "gpqa-diamond": {"letter": "A", "n_choices": 4}, "supergpqa": {"letter": "C", "n_choices": 10},
-    "mmlu-pro": {"letter": "B", "n_choices": 3},
+    "mmlu-pro": {"letter": "B", "n_choices": 3}, "drop": ["5", "5 points, or so"],
     "ifeval": {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"num_words": None}],
                "prompt": "Write about 5 without commas."},
     "livecodebench-v5": {"starter_code": "", "metadata": "{}"},
@@ -73,14 +76,15 @@ def test_every_data_set_of_the_hub_is_read(hub: FakeHub) -> None:
         problem = found.chosen[-1]
         assert problem.expected == EXPECTED[name], name
         assert ("4" if name == "livecodebench-v5" else "5") in problem.prompt
-        assert "{" not in problem.prompt.replace("boxed{}", "")
+        assert "{" not in problem.prompt.replace("boxed{}", "").replace("{question} points", "")
         if task.grader == "choice":
             assert problem.prompt.count("\nA. ") == 1
         if task.grader == "programs":
             assert json.loads(problem.wholly_expected()["private_test_cases"])[0]["output"] == "14\n"
         asked = len(hub.requests)
         assert read_problems(task) == found
-        assert len(hub.requests) == asked or task.data.revision is None  # a pinned commit in the cache is not asked for
+        # A pinned commit in the cache is not asked for, unless it must be known which files there are.
+        assert len(hub.requests) == asked or task.data.revision is None or "*" in task.data.files[0]
 
 
 def test_what_the_hub_refuses_is_one_clear_line(hub: FakeHub) -> None:
@@ -98,6 +102,50 @@ def test_what_the_hub_refuses_is_one_clear_line(hub: FakeHub) -> None:
     whole = dataclasses.replace(small("math500", 500))
     with pytest.raises(UsageError, match="math500: 6 problems found, not 500"):
         read_problems(whole)
+
+
+@pytest.mark.skipif(not HAS_PARQUET, reason="mimo-gguf[evaluate] is not installed")
+def test_examples_are_the_same_before_every_question(hub: FakeHub, tmp_path: Path) -> None:
+    task = small("drop")
+    problems = read_problems(task).chosen
+    beginnings = {problem.prompt.partition("Now it is your turn.")[0] for problem in problems}
+    assert len(beginnings) == 1
+    shown = [block for block in beginnings.pop().split("\n\n") if block.startswith("Passage: ")]
+    assert len(shown) == 3 and [block.count("\n") for block in shown] == [2, 2, 2]
+    numbers = [int(block.rpartition("Answer: ")[2]) for block in shown]
+    assert len(set(numbers)) == 3 and all(50 <= number < 90 for number in numbers)
+    assert all(
+        f"They scored {number} {{question}} points" in block for number, block in zip(numbers, shown, strict=True)
+    )
+    assert [problem.id for problem in problems] == [str(k) for k in range(1, N + 1)]
+
+    lone = tmp_path / "lone.jsonl"  # the user's own rows, with the Hub's examples
+    lone.write_text(json.dumps({"passage": "P", "question": "Q", "answer": ["a", "b"], "validated_answers": "c"}))
+    (mine,) = read_problems(task, given=lone).chosen
+    assert mine.expected == ["a, b", "c"] and mine.prompt.startswith(problems[0].prompt.partition("Now it is")[0])
+
+    assert task.examples is not None
+    many = dataclasses.replace(task, examples=dataclasses.replace(task.examples, n=41))
+    with pytest.raises(UsageError, match="drop: 40 rows for 41 examples"):
+        read_problems(many)
+    gone = dataclasses.replace(task, examples=dataclasses.replace(task.examples, files=("*no*.parquet",)))
+    with pytest.raises(HubError, match=r"EleutherAI/drop: has no file \*no\*\.parquet"):
+        read_problems(gone)
+
+
+def test_examples_of_a_file_of_the_users(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"q": "1+1?", "a": "2"}')
+    (tmp_path / "rows.jsonl").write_text('{"q": "2+2?", "a": "4"}')
+    (tmp_path / "mine.toml").write_text(
+        'title = "mine"\ngrader = "number"\nprompt = "{examples}\\n{question}"\nmax_tokens = 9\n'
+        '[examples]\nfiles = ["train.jsonl"]\nn = 1\nform = "{question} {answer}"\n'
+        '[data]\nfile = "rows.jsonl"\n[fields]\nquestion = "q"\nanswer = "a"\n'
+    )
+    task = read_task(str(tmp_path / "mine.toml"))
+    assert [each.prompt for each in read_problems(task).chosen] == ["1+1? 2\n2+2?"]
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"train\.jsonl: no such file"):
+        read_problems(task)
 
 
 def test_choices_are_shuffled_always_in_the_same_way(hub: FakeHub) -> None:

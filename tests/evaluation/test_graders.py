@@ -54,6 +54,32 @@ def test_numbers(answer: str, expected: str, is_right: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("They ran 3, then 2.\nAnswer: 5", 1.0),
+        ("**Answer:** 5.", 1.0),
+        ("So the answer is 5", 1.0),
+        (r"\boxed{5}", 1.0),
+        ("5", 1.0),
+        ("Answer: the Jets and Rams", 0.8),  # `the` does not count; of 3 words 2 are right, of 2 right ones both
+        ("Answer: Jets, the Rams", 1.0),
+        ("Answer: Rams", 0.67),
+        ("Answer: 6 yards", 0.0),
+        ("Answer: 5 yards", 0.67),
+        ("Answer: 7\nAnswer: 5", 1.0),
+        ("Answer: five", 0.0),
+        ("Answer: ", 0.0),
+        ("", 0.0),
+        ("Answer: " + "5 " * 100_000, 1.0),
+        ("Answer: " + "x5" * 100_000, 0.0),
+    ],
+)
+@NEEDS_CHECKERS
+def test_spans_are_graded_as_drop_does(judge: Judge, answer: str, score: float) -> None:
+    assert judge.grade("spans", answer, ["5", "the Rams, Jets"]).score == score
+
+
+@pytest.mark.parametrize(
     ("answer", "letter"),
     [
         ("... so\nAnswer: C", "C"),

@@ -23,7 +23,7 @@ class Grade:
     """The judgement of an answer.
 
     Attributes:
-        score: 1 if it is right, 0 if it is wrong.
+        score: 1 if it is right, 0 if it is wrong; of spans how much of it is right.
         found: what the grader took for the answer; None if it found none.
         why: what is wrong, if more is to be said than that it is.
     """

@@ -19,6 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from mimo_gguf.evaluation.spans import find_spans
+
 MEMORY_BYTES: Final = 3 << 30
 _SHORT_S: Final = 5  # math-verify's own limit, for work that hears signals
 _LONGEST: Final = 20_000  # characters at the end of an answer that are parsed
@@ -52,11 +54,31 @@ def grade_instructions(answer: str, expected: Any) -> dict[str, Any]:
     return {"score": float(not broken), "found": f"{n - len(broken)} of {n}", "why": ", ".join(broken) or None}
 
 
-def instruction_checkers() -> Mapping[str, Any]:
-    """Google's names of instructions -> classes that check them.
+def grade_spans(answer: str, expected: Any) -> dict[str, Any]:
+    """The F1 of words of an answer's end and the right answer that comes nearest, as lm-eval computes it for DROP.
 
-    `lm_eval.tasks` loads data sets and takes seconds; the checkers need nothing of it, so its own code is not run.
+    An answer of several spans is one bag of words, because a model's text does not say where a span ends. A number in
+    the right answer must be in the given one.
     """
+    found = find_spans(answer)
+    if found is None:
+        return {"score": 0.0, "found": None, "why": "it is empty"}
+    metrics = _module_of_tasks("drop.utils").get_metrics
+    score = max((float(metrics(found, right)[1]) for right in expected), default=0.0)
+    return {"score": score, "found": found[:200], "why": None if score == 1 else f"F1 {score:.2f}"}
+
+
+def instruction_checkers() -> Mapping[str, Any]:
+    """Google's names of instructions -> classes that check them."""
+    found: Mapping[str, Any] = _module_of_tasks("ifeval.instructions_registry").INSTRUCTION_DICT
+    import langdetect
+
+    langdetect.DetectorFactory.seed = 0  # otherwise it guesses the language of a short text now so, now so
+    return found
+
+
+def _module_of_tasks(module: str) -> Any:
+    """A module of `lm_eval.tasks`, whose own code is not run: it loads data sets and takes seconds."""
     name = "lm_eval.tasks"
     if name not in sys.modules:
         spec = find_spec("lm_eval")
@@ -65,22 +87,22 @@ def instruction_checkers() -> Mapping[str, Any]:
         sys.modules[name] = package
         # Only rank 0 downloads nltk's model while it is imported; `missing` has asked the user for that.
         os.environ["LOCAL_RANK"] = "1"
-    import langdetect
-
-    langdetect.DetectorFactory.seed = 0  # otherwise it guesses the language of a short text now so, now so
-    found: Mapping[str, Any] = importlib.import_module(f"{name}.ifeval.instructions_registry").INSTRUCTION_DICT
-    return found
+    return importlib.import_module(f"{name}.{module}")
 
 
 GRADERS: Final[dict[str, Callable[[str, Any], dict[str, Any]]]] = {
     "math": grade_math,
     "instructions": grade_instructions,
+    "spans": grade_spans,
 }
 
 
 def missing(grader: str) -> tuple[str, str] | None:
     """What a grader lacks here, and the command that mends it; None if nothing is missing."""
-    needed = {"math": ("math_verify", "sympy"), "instructions": ("lm_eval", "langdetect", "immutabledict", "nltk")}
+    needed = {
+        "math": ("math_verify", "sympy"), "instructions": ("lm_eval", "langdetect", "immutabledict", "nltk"),
+        "spans": ("lm_eval", "scipy"),
+    }  # fmt: skip
     absent = [name for name in needed.get(grader, ()) if find_spec(name) is None]
     if absent:
         return f"the grader needs {', '.join(absent)}", "pip install 'mimo-gguf[evaluate]'"
