@@ -19,7 +19,7 @@ REAL       ?= build/real-model
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-browser coverage fuzz fuzz-server soak lint types check tiny real-model \
-  test-real-model test-clients test-gpu vulkan-headers gpu-check clean
+  test-real-model test-clients test-gpu gpu-env vulkan-headers gpu-check gpu-rehearsal clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
@@ -111,18 +111,24 @@ test-clients: ## run the tests with lm-eval and langchain, which are large and i
 
 # The tests of the engine, runtime and server on a GPU: Mesa's software GPU, unless GPU_ARGS names another backend.
 # Its environment is one of its own, so that .venv keeps the build for the CPU.
-HEADERS  ?= $(CACHE)/vulkan-headers
+VULKAN   ?= $(CACHE)/vulkan-headers
 GPU_VENV ?= .venv-gpu
-INCLUDE  := $(abspath $(HEADERS))/usr
+INCLUDE  := $(abspath $(VULKAN))/usr
 GPU_ARGS ?= -DGGML_VULKAN=on -DGGML_RPC=on -DVulkan_INCLUDE_DIR=$(INCLUDE)/include -DCMAKE_PREFIX_PATH=$(INCLUDE) -DCMAKE_CXX_FLAGS=-I$(INCLUDE)/include -DVulkan_LIBRARY=$(firstword $(wildcard /usr/lib/*-linux-gnu/libvulkan.so.1))
 GPU_TESTS ?= tests/gpu tests/engine tests/runtime tests/server
-test-gpu: ## run the runtime's tests on a GPU, by default Mesa's software GPU (20 minutes of compiling the first time)
-	@case '$(GPU_ARGS)' in *VULKAN*) sh tools/check_vulkan.sh && $(MAKE) --no-print-directory vulkan-headers ;; esac
+gpu-env:
+	@case '$(GPU_ARGS)' in *VULKAN*) sh tools/check_vulkan.sh && $(MAKE) --no-print-directory vulkan-headers && \
+	  tools/keep_buffers.sh $(abspath $(VULKAN)) ;; esac
 	@$(MAKE) --no-print-directory VENV=$(GPU_VENV) CMAKE_ARGS='$(GPU_ARGS)' $(GPU_VENV)/.dev
-	@GGML_VK_VISIBLE_DEVICES=$${GGML_VK_VISIBLE_DEVICES-0} $(GPU_VENV)/bin/python -m pytest -m 'gpu or not (real_model or browser or clients)' $(GPU_TESTS)
+
+test-gpu: gpu-env ## run the runtime's tests on a GPU, by default Mesa's software GPU (20 minutes of compiling the first time)
+	@tools/on_gpu.sh $(abspath $(VULKAN)) $(GPU_VENV)/bin/python -m pytest -m 'gpu or not (real_model or browser or clients)' $(GPU_TESTS)
+
+gpu-rehearsal: gpu-env ## try what gpu-check does with the tiny model, on Mesa's software GPU (20 minutes)
+	@tools/on_gpu.sh $(abspath $(VULKAN)) $(GPU_VENV)/bin/python -m benchmarks.gpu --small
 
 vulkan-headers:
-	@tools/fetch_vulkan_headers.sh $(HEADERS)
+	@tools/fetch_vulkan_headers.sh $(VULKAN)
 
 gpu-check: $(VENV)/.dev ## measure memory and speed on this machine's GPU (12 minutes, 12 GB in build/gpu)
 	@mkdir -p build/gpu

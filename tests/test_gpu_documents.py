@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,15 @@ def test_a_measurement_that_fails_is_a_row_with_its_last_words(tmp_path: Path) -
     (row,) = rows_of_child("cell", tmp_path / "missing.gguf", {"n_ctx": 256})
     assert row["failed"] == 1 and "missing.gguf" in row["said"]
     assert [row["failed"] for row in rows_of_child("cell", tmp_path, {}, timeout_s=0.01)] == ["timeout"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals")
+def test_a_measurement_that_a_signal_ends_is_a_row_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import ctypes, sys\nprint('here', file=sys.stderr)\nctypes.string_at(0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (row,) = rows_of_child("cell", tmp_path / "missing.gguf", {})
+    assert row["failed"] == "SIGSEGV" and "here" in row["said"] and "Fatal Python error" in row["said"]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import shutil
 import subprocess
 import sys
@@ -23,15 +24,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.gpu.child import rows_of_child
+from benchmarks.gpu.exactness import N_ANSWER, N_TOKENS
 from benchmarks.gpu.memory import CELLS, devices_measured, measure_boundary
 from benchmarks.gpu.model_file import write_random_model
 from benchmarks.gpu.quantizing import measure_quantizing
 from benchmarks.gpu.record import Recorder, Row, card_file
+from benchmarks.gpu.speed import PROMPTS
 from benchmarks.measured import machine
 from mimo_gguf.bench.peers import PeerOptions, measure_peer
 from mimo_gguf.core.version import LLAMA_CPP_COMMIT, LLAMA_CPP_PYTHON, __version__
@@ -46,6 +49,28 @@ SHARE: Final = 1 / 3  # of all the time, for one measurement at most
 TINY_TYPES: Final = ("F16", "Q8_0", "Q4_K_M")
 QUANTIZED_BLOCKS: Final = 4  # of the float file that is quantized: 2.9 GB, so that all of it stays in the cache
 Step = Callable[[], Iterator[Row]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured. A rehearsal has every kind of row, but a software GPU takes 10 ms for a row of a prompt.
+
+    Attributes:
+        shorter: the contexts of the memory cells are divided by it.
+        n_boundary: the context that just fits at the boundary.
+        n_tokens, prompts: of the speeds.
+        n_exact, n_answer: tokens of the text whose logits are compared, and of an answer.
+    """
+
+    shorter: int = 1
+    n_boundary: int = 16384
+    n_tokens: int = 96
+    prompts: tuple[int, ...] = PROMPTS
+    n_exact: int = N_TOKENS
+    n_answer: int = N_ANSWER
+
+
+SMALL: Final = Sizes(shorter=32, n_boundary=512, n_tokens=16, prompts=(64, 256), n_exact=64, n_answer=12)
 
 
 def what_is_there(folder: Path, *, rehearsal: bool) -> Row:
@@ -95,15 +120,17 @@ class Plan:
 
     def __init__(self, options: argparse.Namespace, folder: Path, seconds: float) -> None:
         self.options, self.folder = options, folder
+        self.sizes = SMALL if options.small else Sizes()
         self.deadline, self.most_s = time.monotonic() + seconds, SHARE * seconds
         self.tiny = tiny_files(folder)
         blocks = {"n_trunk": options.blocks} if options.blocks else {}
         self.file = self.tiny["Q4_K_M"] if options.small else write_random_model(folder / "full-Q4_K_M.gguf", **blocks)
 
     def steps(self) -> Iterator[tuple[str, Step]]:
+        sizes = self.sizes
         yield "memory", lambda: self.memory(slice(0, 3))
-        yield "boundary", lambda: iter([measure_boundary(self.file, 512 if self.options.small else 16384)])
-        yield "speed", lambda: self.child("speed", self.file, n_tokens=24 if self.options.small else 96)
+        yield "boundary", lambda: iter([measure_boundary(self.file, sizes.n_boundary)])
+        yield "speed", lambda: self.child("speed", self.file, n_tokens=sizes.n_tokens, prompts=sizes.prompts)
         yield "memory", lambda: self.memory(slice(3, None))
         yield "exactness", self.exactness
         yield "peers", self.peers
@@ -115,15 +142,13 @@ class Plan:
 
     def memory(self, part: slice) -> Iterator[Row]:
         for each in CELLS[part]:
-            settings = asdict(each)
-            if self.options.small:
-                settings["n_ctx"] //= 16
+            settings = asdict(replace(each, n_ctx=each.n_ctx // self.sizes.shorter))
             for row in self.child("cell", self.file, **settings):
                 yield {"cell": settings} | row
 
     def exactness(self) -> Iterator[Row]:
         for kind, file in self.tiny.items():
-            for row in self.child("exactness", file):
+            for row in self.child("exactness", file, n_tokens=self.sizes.n_exact, n_answer=self.sizes.n_answer):
                 yield {"type": kind} | row
 
     def peers(self) -> Iterator[Row]:
@@ -131,7 +156,8 @@ class Plan:
             program = (self.options.peers or Path()) / name
             if not program.is_file():
                 continue
-            settings = PeerOptions(512, 96, 8, -1, 4096, 3)
+            n_threads = min(8, os.cpu_count() or 1)
+            settings = PeerOptions(self.sizes.prompts[1], self.sizes.n_tokens, n_threads, -1, 4096, 3)
             for figure in measure_peer(program, self.file, settings, {"sums": "1 2 3 4 5 6 7 8 9 10 11 12"}):
                 yield asdict(figure)
 

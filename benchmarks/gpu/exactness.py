@@ -26,20 +26,23 @@ N_TOKENS: Final = 512
 N_ANSWER: Final = 64
 
 
-def measure_exactness(path: Path, n_gpu_layers: int = -1, n_threads: int = 0) -> Iterator[Row]:
+def measure_exactness(
+    path: Path, n_tokens: int = N_TOKENS, n_answer: int = N_ANSWER, n_gpu_layers: int = -1, n_threads: int = 0
+) -> Iterator[Row]:
     """One row for each number of rows in a pass, and one for each way of answering."""
     with load_model(path, ModelOptions(n_gpu_layers=0)) as model:
-        tokens = Vocabulary(model).tokenize(heldout_text())[:N_TOKENS]
+        text = Vocabulary(model).tokenize(heldout_text())
+        tokens = text[:n_tokens]
         here = ContextOptions(n_ctx=len(tokens), n_threads=n_threads, n_ubatch=1)
         on_cpu = read(model, tokens, 1, here)
     first = tuple(device.pointer for device in devices_measured() if device.is_gpu)
     with load_model(path, ModelOptions(n_gpu_layers=n_gpu_layers, devices=first, load_mtp=True)) as model:
         one = read(model, tokens, 1, here)
         yield {"what": "beside the CPU", "rows": 1, **difference(one, on_cpu)}
-        for rows in ROWS:
+        for rows in (rows for rows in ROWS if rows <= n_tokens):
             several = read(model, tokens, rows, replace(here, n_ubatch=rows))
             yield {"what": "beside one row at a time", "rows": rows, **difference(several, one)}
-        yield from measure_texts(model, tokens, n_threads)
+        yield from measure_texts(model, text, n_answer, n_threads)
 
 
 def difference(logits: Floats, others: Floats) -> Row:
@@ -48,16 +51,17 @@ def difference(logits: Floats, others: Floats) -> Row:
     return {"largest": float(np.abs(logits - others).max()), "turned": turned, "places": len(logits)}
 
 
-def measure_texts(model: LlamaModel, tokens: list[int], n_threads: int) -> Iterator[Row]:
+def measure_texts(model: LlamaModel, text: list[int], n_answer: int, n_threads: int) -> Iterator[Row]:
     """Greedy answers in every way, compared with those of one conversation at a time without drafts."""
-    prompts = [tokens[24 * number : 24 * number + 48] for number in range(max(TOGETHER))]
-    alone = [answers(model, [prompt], SessionOptions(mtp=False, n_threads=n_threads))[0][0] for prompt in prompts]
+    prompts = [text[24 * number : 24 * number + 48] for number in range(max(TOGETHER))]
+    one = SessionOptions(mtp=False, n_threads=n_threads)
+    alone = [answers(model, [prompt], n_answer, one)[0][0] for prompt in prompts]
     for together in TOGETHER:
         for drafts in (0, 1, 2):
             options = SessionOptions(
                 n_parallel=together, mtp=drafts > 0, n_draft=max(drafts, 1), adaptive=False, n_threads=n_threads
             )
-            texts, ties = answers(model, prompts[:together], options)
+            texts, ties = answers(model, prompts[:together], n_answer, options)
             same = sum(text == other for text, other in zip(texts, alone, strict=False))
             yield {
                 "what": "greedy",
@@ -69,7 +73,9 @@ def measure_texts(model: LlamaModel, tokens: list[int], n_threads: int) -> Itera
             }
 
 
-def answers(model: LlamaModel, prompts: list[list[int]], options: SessionOptions) -> tuple[list[list[int]], int]:
+def answers(
+    model: LlamaModel, prompts: list[list[int]], n_answer: int, options: SessionOptions
+) -> tuple[list[list[int]], int]:
     """The greedy answer to each prompt, side by side, and how many tokens were near ties."""
     options = replace(options, n_ctx=512 * len(prompts))
     with Session(model, options) as session:
@@ -81,6 +87,6 @@ def answers(model: LlamaModel, prompts: list[list[int]], options: SessionOptions
         while samplers:
             for slot, outcome in session.step(samplers).items():
                 texts[slot.seq_id].append(getattr(outcome, "token", -1))
-                if len(texts[slot.seq_id]) == N_ANSWER:
+                if len(texts[slot.seq_id]) == n_answer:
                     samplers.pop(slot).close()
         return list(texts.values()), session.stats.n_near_ties

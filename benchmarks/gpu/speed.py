@@ -10,7 +10,7 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,7 @@ from mimo_gguf.runtime.launch import model_options
 ACCEPTANCES: Final = (0.0, 0.6, 0.75, 0.9)
 DRAFTS: Final = (0, 1, 2, 3)
 TOGETHER: Final = (1, 2, 4, 8)
+PROMPTS: Final = (128, 512, 2048)
 WINDOW: Final = 1024
 
 
@@ -63,8 +64,8 @@ def generate(session: Session, n_tokens: int, acceptance: float) -> tuple[float,
     return n_tokens * len(samplers) / served.seconds, served.passes
 
 
-def measure_prompts(model: LlamaModel, n_threads: int) -> Iterator[Row]:
-    for n in (128, 512, 2048):
+def measure_prompts(model: LlamaModel, lengths: Iterable[int], n_threads: int) -> Iterator[Row]:
+    for n in lengths:
         with Session(model, SessionOptions(n_ctx=4096, mtp=False, n_threads=n_threads)) as session:
             times = []
             for number in range(3):
@@ -109,7 +110,9 @@ def measure_generation(model: LlamaModel, n_tokens: int, n_threads: int) -> Iter
         }
 
 
-def measure_speed(path: Path, n_tokens: int = 96, n_threads: int = 0) -> Iterator[Row]:
+def measure_speed(
+    path: Path, n_tokens: int = 96, prompts: Iterable[int] = PROMPTS, n_threads: int = 0
+) -> Iterator[Row]:
     """All rows of one file, the device and the share of its bandwidth first."""
     plan = plan_of(path, MemoryCell(WINDOW * max(TOGETHER)))
     with load_model(path, replace(model_options(plan), load_mtp=plan.model.has_mtp)) as model:
@@ -124,7 +127,7 @@ def measure_speed(path: Path, n_tokens: int = 96, n_threads: int = 0) -> Iterato
             "bandwidth": stated,
             "share": plain * reads / stated if stated else None,
         }
-        yield from measure_prompts(model, n_threads)
+        yield from measure_prompts(model, prompts, n_threads)
         yield from measure_generation(model, n_tokens, n_threads)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.gpu.memory import ballast
-from mimo_gguf.core.units import MIB
+from benchmarks.gpu.memory import counts_others
 from mimo_gguf.hardware.devices import Device, list_devices
 
 
@@ -21,7 +20,6 @@ def gpu() -> Device:
 @pytest.fixture(scope="session")
 def shared_gpu(gpu: Device) -> Device:
     """The first GPU, if its driver counts what other programs use; Mesa's software GPU says that all is free."""
-    with ballast(256 * MIB):
-        if list_devices()[0].free_bytes > gpu.free_bytes - 128 * MIB:
-            pytest.skip(f"{gpu.description} reports no memory as used, so other programs cannot be seen on it")
+    if not counts_others(gpu):
+        pytest.skip(f"{gpu.description} reports no memory as used, so other programs cannot be seen on it")
     return gpu
