@@ -10,8 +10,10 @@ import pytest
 
 from benchmarks.gpu import documents, record
 from benchmarks.gpu.child import rows_of_child
+from benchmarks.gpu.marked_tests import run_tests, summary
 from benchmarks.gpu.memory import CELLS
-from benchmarks.gpu.record import Recorder, card_file, read_rows
+from benchmarks.gpu.record import Recorder, Row, card_file, read_rows
+from benchmarks.gpu.speed import judge_drafts
 
 CARD = "NVIDIA GeForce RTX 3060"
 
@@ -91,3 +93,30 @@ def test_a_measurement_that_a_signal_ends_is_a_row_with_its_name(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (row,) = rows_of_child("cell", tmp_path / "missing.gguf", {})
     assert row["failed"] == "SIGSEGV" and "here" in row["said"] and "Fatal Python error" in row["said"]
+
+
+def generation(drafts: int, acceptance: float, tok_s: float, *, free: bool = False) -> Row:
+    return {"together": 1, "drafts": drafts, "acceptance": acceptance, "tok_s": tok_s, "as_it_comes": free}
+
+
+def test_where_drafts_break_even() -> None:
+    """One draft pays from halfway between 0 and 0.6 on, two pay at once, three never."""
+    speeds = {1: (40.0, 60.0, 70.0), 2: (50.0, 55.0, 60.0), 3: (20.0, 30.0, 40.0)}
+    rows = [generation(0, 0.0, 50.0), generation(1, 0.0, 47.5, free=True), generation(1, 0.9, 70.0, free=True)]
+    rows += [
+        generation(drafts, acceptance, tok_s)
+        for drafts, values in speeds.items()
+        for acceptance, tok_s in zip((0.0, 0.6, 0.75), values, strict=True)
+    ]
+    *drafts, worst = judge_drafts([*rows, generation(0, 0.0, 400.0) | {"together": 8}])
+    assert [row["acceptance"] for row in drafts] == [pytest.approx(0.3), 0.0, None]
+    assert worst == {"what": "worst beside plain, as it comes", "share": pytest.approx(0.95)}
+    assert list(judge_drafts([])) == []
+
+
+def test_the_tests_of_a_card_are_one_row() -> None:
+    report = """<testsuites><testsuite tests="5" failures="1" errors="1" skipped="1" time="2.5">
+        <testcase name="good"/><testcase name="better"/><testcase name="left out"><skipped/></testcase>
+        <testcase name="bad"><failure/></testcase><testcase name="worse"><error/></testcase></testsuite></testsuites>"""
+    assert summary(report) == {"tests": 5, "passed": 2, "skipped": 1, "wrong": ["bad", "worse"], "seconds": 2.5}
+    assert [row["failed"] for row in run_tests(0.01)] == ["timeout"]

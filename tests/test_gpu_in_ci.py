@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -115,3 +116,29 @@ def test_packages_or_headers_that_cannot_be_had(machine: Machine, needed: str, e
     done = machine.run(0, NO_HEADERS="1", GPU_TESTS_NEEDED=needed)
     assert done.returncode == ends and "NOT RUN" in done.stderr and "no mirror" in done.stderr
     assert "make test-gpu" not in machine.log()
+
+
+@pytest.mark.parametrize(("version", "layers"), [("22.3.6-1+deb12u2", 1), ("25.0.7-2", 0)])
+def test_only_an_old_lavapipe_gets_the_layer(machine: Machine, tmp_path: Path, version: str, layers: int) -> None:
+    machine.program("dpkg-query", f"#!/bin/sh\nprintf '{version}'\n")
+    machine.program("cc", '#!/bin/sh\necho "cc $@" >> "$LOG"\nfor out; do :; done; : > "$out"\n')
+    (tmp_path / "bin" / "env").symlink_to(shutil.which("env") or "env")
+    (tmp_path / "bin" / "cat").symlink_to(shutil.which("cat") or "cat")
+    environment = {"PATH": str(tmp_path / "bin"), "LOG": str(tmp_path / "log"), "GGML_VK_VISIBLE_DEVICES": "1"}
+
+    def run(script: str, *arguments: str) -> str:
+        command = ["sh", str(ROOT / "tools" / script), str(tmp_path / "vulkan"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=60)
+        return done.stdout
+
+    for _ in range(2):  # compiled once
+        run("keep_buffers.sh")
+    assert len(machine.log()) == layers
+    variables = dict(line.split("=", 1) for line in run("on_gpu.sh", "env").splitlines())
+    assert variables["GGML_VK_VISIBLE_DEVICES"] == "1"
+    assert variables["MESA_SHADER_CACHE_DIR"] == str(tmp_path / "vulkan" / "kernels")
+    assert ("VK_INSTANCE_LAYERS" in variables) == bool(layers)
+    if layers:
+        description = json.loads((tmp_path / "vulkan" / "layer" / "keep_buffers.json").read_text())
+        assert description["layer"]["name"] == variables["VK_INSTANCE_LAYERS"]
+        assert (Path(variables["VK_LAYER_PATH"]) / description["layer"]["library_path"]).is_file()

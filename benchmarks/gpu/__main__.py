@@ -30,6 +30,7 @@ from typing import Any, Final
 
 from benchmarks.gpu.child import rows_of_child
 from benchmarks.gpu.exactness import N_ANSWER, N_TOKENS
+from benchmarks.gpu.marked_tests import run_tests
 from benchmarks.gpu.memory import CELLS, devices_measured, measure_boundary
 from benchmarks.gpu.model_file import write_random_model
 from benchmarks.gpu.quantizing import measure_quantizing
@@ -135,10 +136,13 @@ class Plan:
         yield "exactness", self.exactness
         yield "peers", self.peers
         yield "quantizing", self.quantizing
+        yield "tests", lambda: run_tests(self.seconds_left())
 
     def child(self, name: str, path: Path, **settings: Any) -> Iterator[Row]:
-        left = max(self.deadline - time.monotonic(), 30.0)
-        yield from rows_of_child(name, path, settings, min(left, self.most_s))
+        yield from rows_of_child(name, path, settings, min(self.seconds_left(), self.most_s))
+
+    def seconds_left(self) -> float:
+        return max(self.deadline - time.monotonic(), 30.0)
 
     def memory(self, part: slice) -> Iterator[Row]:
         for each in CELLS[part]:

@@ -10,7 +10,7 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -110,6 +110,36 @@ def measure_generation(model: LlamaModel, n_tokens: int, n_threads: int) -> Iter
         }
 
 
+def judge_drafts(rows: Sequence[Row]) -> Iterator[Row]:
+    """Says from how many right drafts on drafting pays, and how much slower it is at worst if it may stop by itself.
+
+    The break-even lies between two measured acceptances, on a straight line; None means that none of them paid.
+    """
+    alone = [row for row in rows if row["together"] == 1]
+    plain = next((row["tok_s"] for row in alone if not row["drafts"]), None)
+    if plain is None:
+        return
+    for drafts in DRAFTS[1:]:
+        points = [
+            (row["acceptance"], row["tok_s"]) for row in alone if row["drafts"] == drafts and not row["as_it_comes"]
+        ]
+        if points:
+            yield {"what": "break-even", "drafts": drafts, "acceptance": crossing(points, plain)}
+    free = [row["tok_s"] / plain for row in alone if row["as_it_comes"]]
+    if free:
+        yield {"what": "worst beside plain, as it comes", "share": min(free)}
+
+
+def crossing(points: Sequence[tuple[float, float]], level: float) -> float | None:
+    """The first place at which a line through `points` (places, values) reaches `level`; None if it does not."""
+    if points[0][1] >= level:
+        return points[0][0]
+    for (left, low), (right, high) in itertools.pairwise(points):
+        if high >= level:
+            return left + (right - left) * (level - low) / (high - low)
+    return None
+
+
 def measure_speed(
     path: Path, n_tokens: int = 96, prompts: Iterable[int] = PROMPTS, n_threads: int = 0
 ) -> Iterator[Row]:
@@ -128,7 +158,11 @@ def measure_speed(
             "share": plain * reads / stated if stated else None,
         }
         yield from measure_prompts(model, prompts, n_threads)
-        yield from measure_generation(model, n_tokens, n_threads)
+        rows = []
+        for row in measure_generation(model, n_tokens, n_threads):
+            rows.append(row)
+            yield row
+        yield from judge_drafts(rows)
 
 
 def plain_speed(model: LlamaModel, n_tokens: int, n_threads: int) -> float:
