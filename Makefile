@@ -118,7 +118,7 @@ GPU_ARGS ?= -DGGML_VULKAN=on -DGGML_RPC=on -DVulkan_INCLUDE_DIR=$(INCLUDE)/inclu
 GPU_TESTS ?= tests/gpu tests/engine tests/runtime tests/server
 gpu-env:
 	@case '$(GPU_ARGS)' in *VULKAN*) sh tools/check_vulkan.sh && $(MAKE) --no-print-directory vulkan-headers && \
-	  tools/keep_buffers.sh $(abspath $(VULKAN)) ;; esac
+	  tools/software_gpu.sh $(abspath $(VULKAN)) ;; esac
 	@$(MAKE) --no-print-directory VENV=$(GPU_VENV) CMAKE_ARGS='$(GPU_ARGS)' $(GPU_VENV)/.dev
 
 test-gpu: gpu-env ## run the runtime's tests on a GPU, by default Mesa's software GPU (20 minutes of compiling the first time)

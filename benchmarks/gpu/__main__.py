@@ -31,20 +31,20 @@ from typing import Any, Final
 from benchmarks.gpu.child import rows_of_child
 from benchmarks.gpu.exactness import N_ANSWER, N_TOKENS
 from benchmarks.gpu.marked_tests import run_tests
-from benchmarks.gpu.memory import CELLS, devices_measured, measure_boundary
+from benchmarks.gpu.memory import CELLS, SOFTWARE, devices_measured, measure_boundary
 from benchmarks.gpu.model_file import write_random_model
 from benchmarks.gpu.quantizing import measure_quantizing
 from benchmarks.gpu.record import Recorder, Row, card_file
 from benchmarks.gpu.speed import PROMPTS
 from benchmarks.measured import machine
 from mimo_gguf.bench.peers import PeerOptions, measure_peer
+from mimo_gguf.core.units import MIB
 from mimo_gguf.core.version import LLAMA_CPP_COMMIT, LLAMA_CPP_PYTHON, __version__
 from mimo_gguf.hardware.devices import list_devices
 from mimo_gguf.hardware.nvml import nvidia_cards
 
 TINY: Final = Path(__file__).parents[2] / "examples" / "mimo-tiny"
 REHEARSAL: Final = Path("build/gpu/rehearsal.jsonl")
-SOFTWARE: Final = ("llvmpipe", "swiftshader")  # what software GPUs call themselves
 MINUTES, REHEARSAL_MINUTES = 12.0, 60.0  # a software GPU compiles its kernels for minutes
 SHARE: Final = 1 / 3  # of all the time, for one measurement at most
 TINY_TYPES: Final = ("F16", "Q8_0", "Q4_K_M")
@@ -58,20 +58,23 @@ class Sizes:
 
     Attributes:
         shorter: the contexts of the memory cells are divided by it.
-        n_boundary: the context that just fits at the boundary.
+        n_boundary, room_bytes: the context that just fits at the boundary, and what is left beside it.
         n_tokens, prompts: of the speeds.
         n_exact, n_answer: tokens of the text whose logits are compared, and of an answer.
     """
 
     shorter: int = 1
     n_boundary: int = 16384
+    room_bytes: int = 64 * MIB
     n_tokens: int = 96
     prompts: tuple[int, ...] = PROMPTS
     n_exact: int = N_TOKENS
     n_answer: int = N_ANSWER
 
 
-SMALL: Final = Sizes(shorter=32, n_boundary=512, n_tokens=16, prompts=(64, 256), n_exact=64, n_answer=12)
+SMALL: Final = Sizes(
+    shorter=32, n_boundary=512, room_bytes=MIB // 4, n_tokens=16, prompts=(64, 256), n_exact=64, n_answer=12
+)
 
 
 def what_is_there(folder: Path, *, rehearsal: bool) -> Row:
@@ -130,7 +133,7 @@ class Plan:
     def steps(self) -> Iterator[tuple[str, Step]]:
         sizes = self.sizes
         yield "memory", lambda: self.memory(slice(0, 3))
-        yield "boundary", lambda: iter([measure_boundary(self.file, sizes.n_boundary)])
+        yield "boundary", lambda: iter([measure_boundary(self.file, sizes.n_boundary, sizes.room_bytes)])
         yield "speed", lambda: self.child("speed", self.file, n_tokens=sizes.n_tokens, prompts=sizes.prompts)
         yield "memory", lambda: self.memory(slice(3, None))
         yield "exactness", self.exactness

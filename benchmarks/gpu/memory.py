@@ -35,6 +35,7 @@ from mimo_gguf.llama.api import load_model
 from mimo_gguf.runtime.launch import choose_plan, model_options, session_options
 
 N_ANSWER: Final = 32
+SOFTWARE: Final = ("llvmpipe", "swiftshader")  # what software GPUs call themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +163,11 @@ def counts_others(gpu: Device) -> bool:
         return devices_measured()[0].free_bytes < gpu.free_bytes - 128 * MIB
 
 
-def measure_boundary(path: Path, n_ctx: int) -> Row:
+def measure_boundary(path: Path, n_ctx: int, room_bytes: int = 64 * MIB) -> Row:
     """A card on which just `n_ctx` tokens fit: so many must load and answer, and one step more must be refused.
 
-    The ballast leaves what the plan needs at `n_ctx`, and a sixteenth of a GiB for what the driver rounds.
+    The ballast leaves what the plan needs at `n_ctx`, and `room_bytes` for what the driver rounds. If the model's own
+    limit fits, too, no step more is there.
     """
     gpu = devices_measured()[0]
     if not gpu.is_gpu:
@@ -173,7 +175,7 @@ def measure_boundary(path: Path, n_ctx: int) -> Row:
     if not counts_others(gpu):
         return {"device": gpu.description, "left_out": "the driver does not count what another program takes"}
     needed = plan_of(path, MemoryCell(n_ctx)).devices[0].needed_bytes
-    with ballast(needed + 64 * MIB, leave=True):
+    with ballast(needed + room_bytes, leave=True):
         plan = plan_of(path, MemoryCell(n_ctx))
         most = largest_context(plan, plan.model.geometry.context_length)
         row: Row = {
@@ -184,6 +186,8 @@ def measure_boundary(path: Path, n_ctx: int) -> Row:
             return row | {"failed": "no context fits beside the ballast"}
         *_, last = rows_of_child("cell", path, {"n_ctx": most})
         row |= {"loads_and_answers": "failed" not in last, "said": last.get("said", "")}
+        if row["is_the_models"]:
+            return row
         try:
             check_fit(plan_of(path, MemoryCell(most + CONTEXT_STEP)))
         except DoesNotFit as error:

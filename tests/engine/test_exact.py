@@ -22,11 +22,13 @@ from mimo_gguf.engine.single import next_token, read_prompt
 from mimo_gguf.engine.slot import Slot
 from mimo_gguf.llama.api import LlamaModel, load_model
 from mimo_gguf.llama.vocabulary import Vocabulary
+from tests.devices import on_software_gpu
 from tests.tiny_models import quantized, write_gguf
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_K_M", "Q6_K")
 N_TEXTS, N_TOKENS = 32, 12
+ON_SOFTWARE_GPU = ("F16", "Q4_K_M"), 6  # types, and texts of each: one row at a time takes minutes there
 GREEDY = SamplingOptions(temperature=0)
 ALONE = SessionOptions(n_ctx=256, n_threads=1, mtp=False, adaptive=False, exact=True)
 Said = list[tuple[int, bytes]]  # tokens, and the logits they were drawn from
@@ -40,6 +42,8 @@ def trained_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=TYPES)
 def trained(trained_path: Path, request: pytest.FixtureRequest) -> Iterator[LlamaModel]:
+    if on_software_gpu() and request.param not in ON_SOFTWARE_GPU[0]:
+        pytest.skip("a software GPU has time for two types")
     with load_model(quantized(trained_path, request.param)) as model:
         yield model
 
@@ -79,13 +83,15 @@ def said(model: LlamaModel, prompts: list[list[int]], options: SessionOptions, *
                     session.drop_unfinished(slot)
                     del busy[slot]
         if session.drafter is not None:
-            assert session.stats.n_accepted[0] > N_TEXTS
+            assert session.stats.n_accepted[0] > len(prompts)
         assert session.stats.n_near_ties == 0 or not options.exact
     return texts
 
 
 def test_every_text_is_what_it_is_alone(trained: LlamaModel) -> None:
     prompts = some_prompts(trained)
+    if on_software_gpu():
+        prompts = prompts[: ON_SOFTWARE_GPU[1]]
     wanted = said(trained, prompts, ALONE, afresh=True)
     for n_parallel, n_draft in ((4, 0), (1, 1), (4, 3)):
         options = replace(

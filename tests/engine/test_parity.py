@@ -1,7 +1,7 @@
 """The step35 layout through llama.cpp against a torch reference: logits of the trunk and of every MTP layer.
 
 Random tiny geometries in float32. The tolerance is 1e-4 at logits of standard deviation 3, and each way of getting the
-layout wrong must exceed it.
+layout wrong must exceed it. So the CPU computes, also if a GPU is there; `tests/gpu` asks that with another tolerance.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from mimo_gguf.core.model_source import Bytes, ModelSource, ReadRows, float32
 from mimo_gguf.engine.drafting import Drafter, DraftRequest
 from mimo_gguf.engine.session import Session, SessionOptions
 from mimo_gguf.engine.single import read_prompt
-from mimo_gguf.llama.api import ContextOptions, load_model, open_context, open_mtp_context
+from mimo_gguf.llama.api import ContextOptions, ModelOptions, load_model, open_context, open_mtp_context
 from mimo_gguf.llama.batch import Batch
 from tests.checkpoints import CONFIG
 from tests.reference import Hidden, Mimo
 from tests.tiny_models import State, random_state, write_checkpoint_of, write_gguf
 
 TOLERANCE = 1e-4
+ON_CPU = ModelOptions(n_gpu_layers=0, devices=())
 N_TOKENS = 40
 GEOMETRIES: list[dict[str, Any]] = [
     {"num_nextn_predict_layers": 1},
@@ -69,7 +70,12 @@ def reference(case: Case) -> tuple[Logits, list[Logits]]:
 
 
 def through_llama(
-    path: Path, case: Case, states: Callable[[Logits], Logits] = lambda hidden: hidden, *, as_used: bool = False
+    path: Path,
+    case: Case,
+    states: Callable[[Logits], Logits] = lambda hidden: hidden,
+    *,
+    as_used: bool = False,
+    loading: ModelOptions = ON_CPU,
 ) -> tuple[Logits, list[Logits]]:
     """The same from llama.cpp; `states` may tamper with what the MTP layers are fed.
 
@@ -80,7 +86,7 @@ def through_llama(
     if not as_used:
         options = replace(options, type_k=0, type_v=0)  # float32
     with (
-        load_model(path) as model,
+        load_model(path, loading) as model,
         open_context(model, options) as target,
         open_mtp_context(target, n_outputs_max=n) as mtp,
     ):
@@ -207,7 +213,7 @@ def test_a_session_feeds_the_mtp_layer_as_the_reference(
     options = SessionOptions(
         n_ctx=256, n_batch=16, n_ubatch_mtp=8, n_threads=1, kv_type="f32", flash_attn=False, hidden=hidden
     )
-    with load_model(write_model(tmp_path, case)) as native, Session(native, options) as session:
+    with load_model(write_model(tmp_path, case), ON_CPU) as native, Session(native, options) as session:
         read_prompt(session, case.tokens[:-1])
         assert session.drafter is not None
         assert session.slot.mtp_rows is not None

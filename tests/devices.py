@@ -1,0 +1,15 @@
+"""What llama.cpp computes on in these tests: the CPU, or a GPU with `make test-gpu`."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from benchmarks.gpu.memory import SOFTWARE
+from mimo_gguf.hardware.devices import list_devices
+
+
+@cache
+def on_software_gpu() -> bool:
+    """Whether it is a GPU that the CPU plays: such a one takes 30 to 80 ms for a pass of a tiny model."""
+    first = list_devices()[0]
+    return first.is_gpu and any(name in first.description.lower() for name in SOFTWARE)
