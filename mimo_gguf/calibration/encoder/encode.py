@@ -97,24 +97,39 @@ def _joined(parts: Sequence[Encoded]) -> Encoded:
 
 def _encode_chunk(rows: Numbers, ggml_type: GgmlType, kind: Kind, known: Factors, passes: int) -> Encoded:
     """Encodes up to 256 rows, filled up with zeros."""
-    originals = np.zeros((ROWS_AT_A_TIME, len(known.weights)), np.float32)
-    originals[: len(rows), : rows.shape[1]] = rows
-    blocks, values = _with_feedback(originals, len(rows), kind, known)
-    blocks, before, after = _descend(blocks, values, originals, len(rows), kind, known, passes)
-    data = pack(ggml_type, blocks)[: len(rows), : row_bytes(ggml_type, rows.shape[1])]
+    padding = (0, ROWS_AT_A_TIME - len(rows)), (0, len(known.weights) - rows.shape[1])
+    originals = np.pad(rows, padding) if np.any(padding) else rows
+    encoding, missed = _with_feedback(originals, len(rows), kind, known)
+    before, after = _descend(encoding, missed, originals, len(rows), kind, known, passes)
+    data = pack(ggml_type, _blocks(encoding, kind))[: len(rows), : row_bytes(ggml_type, rows.shape[1])]
     return Encoded(data, before, after)
 
 
-def _with_feedback(originals: Numbers, n_rows: int, kind: Kind, known: Factors) -> tuple[Blocks, Numbers]:
-    """Encodes the first `n_rows` of 256 rows panel after panel; gives the blocks, and the values they stand for."""
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """256 rows as the kernels hold them.
+
+    Attributes:
+        levels, values: float32 [panels, rows / 16, 256, 16]: sixteen rows side by side, column after column.
+        chosen: float32 [panels, blocks, 2 + 2 * sub-blocks, rows]: d, dmin, and the integers of each sub-block.
+    """
+
+    levels: Numbers
+    values: Numbers
+    chosen: Numbers
+
+
+def _with_feedback(originals: Numbers, n_rows: int, kind: Kind, known: Factors) -> tuple[_Encoding, Numbers]:
+    """Encodes the first `n_rows` of 256 rows panel after panel; also gives value minus original, row after row."""
     from mimo_gguf.calibration.encoder.feedback import encode_panel, turn_panel
     from mimo_gguf.quantization.search.scales import FEW_STEPS, shape_of
 
     shape, trials = shape_of(kind, FEW_STEPS)
     n = originals.shape[1]
-    levels, values = np.zeros_like(originals), np.zeros_like(originals)
-    errors = np.zeros((n, ROWS_AT_A_TIME), np.float32)
-    chosen = np.zeros((n // PANEL, kind.blocks, 2 + 2 * (kind.block // kind.sub), ROWS_AT_A_TIME), np.float32)
+    room = np.empty if n_rows == ROWS_AT_A_TIME else np.zeros
+    missed, errors = room(originals.shape, np.float32), room((n, ROWS_AT_A_TIME), np.float32)
+    levels, values = (room((n // PANEL, ROWS_AT_A_TIME * PANEL), np.float32) for _ in range(2))
+    chosen = room((n // PANEL, kind.blocks, 2 + 2 * (kind.block // kind.sub), ROWS_AT_A_TIME), np.float32)
     for panel, first in enumerate(range(0, n, PANEL)):
         here = slice(first, first + PANEL)
         targets = np.empty((PANEL, ROWS_AT_A_TIME), np.float32)
@@ -124,17 +139,18 @@ def _with_feedback(originals: Numbers, n_rows: int, kind: Kind, known: Factors) 
             targets += known.feedback[other, here].T @ errors[other]
         factor = np.empty((PANEL, PANEL), np.float32)
         turn_panel(known.feedback[here].reshape(-1), n, first, factor.reshape(-1))
-        flat: list[Any] = [targets, originals, factor, known.weights[here], errors[here], levels, values, chosen[panel]]
+        flat: list[Any] = [targets, originals, factor, known.weights[here], errors[here], missed]
+        flat += [levels[panel], values[panel], chosen[panel]]
         encode_panel(shape, trials, n_rows, n, first, *(array.reshape(-1) for array in flat))
-    return _blocks(levels, chosen, kind), values
+    return _Encoding(levels, values, chosen), missed
 
 
-def _blocks(levels: Numbers, chosen: Numbers, kind: Kind) -> Blocks:
-    """What the kernel wrote, with what it chose in the order of the rows."""
-    by_row = np.moveaxis(chosen.reshape(-1, *chosen.shape[2:]), -1, 0)
+def _blocks(encoding: _Encoding, kind: Kind) -> Blocks:
+    """What the kernels wrote, in the order of the rows."""
+    by_row = np.moveaxis(encoding.chosen.reshape(-1, *encoding.chosen.shape[2:]), -1, 0)
     rows, blocks, _ = by_row.shape
     return Blocks(
-        levels.reshape(rows, blocks, kind.block),
+        _rows_of(encoding.levels).reshape(rows, blocks, kind.block),
         np.ascontiguousarray(by_row[:, :, 0]),
         np.ascontiguousarray(by_row[:, :, 1]),
         np.ascontiguousarray(by_row[:, :, 2::2]),
@@ -142,48 +158,52 @@ def _blocks(levels: Numbers, chosen: Numbers, kind: Kind) -> Blocks:
     )
 
 
-def _descend(
-    blocks: Blocks, values: Numbers, originals: Numbers, n_rows: int, kind: Kind, known: Factors, passes: int
-) -> tuple[Blocks, float, float]:
-    """Moves levels of the first `n_rows` where that helps; also the squared error of the outputs before and after.
+def _rows_of(tiles: Numbers) -> Numbers:
+    """Levels or values, row after row."""
+    from mimo_gguf.calibration.encoder.descent import turn_back
 
-    The levels of `blocks` and the `values` move in place.
-    """
+    n = len(tiles) * PANEL
+    rows = np.empty((ROWS_AT_A_TIME, n), np.float32)
+    turn_back(tiles.reshape(-1), n, rows.reshape(-1))
+    return rows
+
+
+def _descend(
+    encoding: _Encoding, missed: Numbers, originals: Numbers, n_rows: int, kind: Kind, known: Factors, passes: int
+) -> tuple[float, float]:
+    """Moves levels and scales of the first `n_rows` in place; the squared error of the outputs before and after."""
     from mimo_gguf.calibration.encoder.descent import descend
     from mimo_gguf.quantization.search.scales import FEW_STEPS, shape_of
 
-    errors = values - originals
-    gradient = _times(errors, known.gram)
-    before = _costs(errors, gradient)
-    error_before = _undamped(before, errors, known)
-    units = np.repeat(blocks.d, blocks.scales.shape[2], axis=1).reshape(-1)
-    numbers = blocks.scales.copy()
-    offsets = (blocks.dmin[:, :, None] * blocks.offsets).reshape(-1)
-    thresholds = (before[:n_rows] * _SMALLEST_GAIN).astype(np.float32)
-    flat = [array.reshape(-1) for array in (values, blocks.levels, gradient, known.gram)]
+    gradient = _gradient(missed, known.gram)
+    costs, error_before = _costs(missed, gradient, known)
+    thresholds = (costs * _SMALLEST_GAIN).astype(np.float32)
     diagonal, (shape, _) = known.gram.diagonal().copy(), shape_of(kind, FEW_STEPS)
     move_numbers = kind.offset_high == 0 and kind.scale_high > kind.scale_low
-    descend(shape, move_numbers, passes, *flat, diagonal, units, numbers.reshape(-1), offsets, thresholds)
-    np.subtract(values, originals, out=errors)
-    moved = Blocks(blocks.levels, blocks.d, blocks.dmin, numbers, blocks.offsets)
-    return moved, error_before, _undamped(_costs(errors, gradient), errors, known)
+    flat = [array.reshape(-1) for array in (encoding.values, encoding.levels, gradient, known.strips)]
+    descend(shape, move_numbers, passes, n_rows, *flat, diagonal, encoding.chosen.reshape(-1), thresholds)
+    np.subtract(_rows_of(encoding.values), originals, out=missed)
+    return error_before, _costs(missed, gradient, known)[1]
 
 
-def _times(errors: Numbers, gram: Numbers) -> Numbers:
-    """The product, summed over 256 numbers at a time, in the order of the columns."""
-    product = np.zeros_like(errors)
-    for first in range(0, len(gram), PANEL):
+def _gradient(missed: Numbers, gram: Numbers) -> Numbers:
+    """The product with H, summed over 256 columns at a time, in their order; [panels, rows, 256]."""
+    from mimo_gguf.calibration.encoder.descent import add_product
+
+    rows, n = missed.shape
+    product = np.empty_like(missed)
+    gradient = np.zeros((n // PANEL, rows, PANEL), np.float32)
+    for first in range(0, n, PANEL):
         here = slice(first, first + PANEL)
-        product += np.ascontiguousarray(errors[:, here]) @ gram[here]
-    return product
+        np.matmul(np.ascontiguousarray(missed[:, here]), gram[here], out=product)
+        add_product(product.reshape(-1), rows, gradient.reshape(-1))
+    return gradient
 
 
-def _costs(errors: Numbers, gradient: Numbers) -> NDArray[np.float64]:
-    """The damped squared error of each row's outputs."""
-    costs: NDArray[np.float64] = np.einsum("rc,rc->r", errors, gradient, dtype=np.float64)
-    return costs
+def _costs(errors: Numbers, gradient: Numbers, known: Factors) -> tuple[NDArray[np.float64], float]:
+    """The squared error of each row's outputs, damped, and that of all rows without the damping."""
+    from mimo_gguf.calibration.encoder.descent import sum_squares
 
-
-def _undamped(costs: NDArray[np.float64], errors: Numbers, known: Factors) -> float:
-    squares = np.einsum("rc,rc->r", errors, errors)
-    return float(costs.sum() - known.added * squares.sum(dtype=np.float64))
+    costs, squares = np.empty(len(errors)), np.empty(len(errors))
+    sum_squares(errors.reshape(-1), gradient.reshape(-1), costs, squares)
+    return costs, float(costs.sum() - known.added * squares.sum())

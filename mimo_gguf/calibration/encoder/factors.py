@@ -12,6 +12,9 @@ from mimo_gguf.core.errors import WeightsError
 from mimo_gguf.core.threads import in_threads
 from mimo_gguf.quantization.search.kinds import PANEL
 
+STRIP: Final = 64
+"""The columns of a strip of H: what the descent reads of one row at a time."""
+
 _BLOCK: Final = PANEL
 _ROWS: Final = 1024  # that a thread works on at a time
 
@@ -26,6 +29,7 @@ class Factors:
     Attributes:
         n_columns: the columns of the matrices that it belongs to. The arrays have more, up to a multiple of 256.
         gram: H, float32 [columns, columns].
+        strips: H once more, 64 columns after 64 columns, as the descent reads it; float32 [columns / 64, columns, 64].
         feedback: r_ij / r_jj above the diagonal and on it, 0 below; float32 [columns, columns].
         weights: r_jj**2 divided by its mean, float32 [columns]: what an error in column j costs in the end.
         damping: what was added to H's diagonal, times the mean of the diagonal before.
@@ -34,6 +38,7 @@ class Factors:
 
     n_columns: int
     gram: Matrix32 = field(repr=False)
+    strips: Matrix32 = field(repr=False)
     feedback: Matrix32 = field(repr=False)
     weights: Matrix32 = field(repr=False)
     damping: float
@@ -71,8 +76,11 @@ def factors(gram: Matrix32, damping: float = 0.1, n_threads: int = 1) -> Factors
         last = min(first + _BLOCK, n)
         feedback[:last, first:last] = root[:last, first:last] / pivots[first:last]
         feedback[first:last, first:last] = np.triu(feedback[first:last, first:last])
+    del root
     weights = pivots**2
-    return Factors(len(gram), damped, feedback, (weights / weights.mean()).astype(np.float32), damping, added)
+    strips = np.ascontiguousarray(damped.reshape(n, -1, STRIP).swapaxes(0, 1))
+    weights = (weights / weights.mean()).astype(np.float32)
+    return Factors(len(gram), damped, strips, feedback, weights, damping, added)
 
 
 def _factor(h: Matrix64, n_threads: int) -> None:

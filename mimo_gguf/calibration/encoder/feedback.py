@@ -170,6 +170,7 @@ def encode_panel(
     factor,
     weights,
     errors,
+    missed,
     levels,
     values,
     chosen,
@@ -186,7 +187,9 @@ def encode_panel(
         factor: float32[256 * 256], row j column i: r_ij / r_jj of this panel.
         weights: float32[256], r_jj**2.
         errors: receives original minus value, laid out as `targets`.
-        levels, values: receive the levels and what they stand for, laid out as `originals`.
+        missed: receives value minus original, laid out as `originals`.
+        levels, values: receive the levels and what they stand for, float32[256 * rows]: sixteen rows after sixteen
+            rows, each column after column.
         chosen: float32, receives d, dmin and the integers of the sub-blocks, block after block; each takes one
             number for every row.
     """
@@ -207,8 +210,11 @@ def encode_panel(
                 tile_errors, tile_levels, tile_values, scratch, other_scratch,
             )  # fmt: skip
         for column in range(PANEL):
-            store(errors, column * n_rows + row, load_half(tile_errors, column * ROWS))
-        _rows_of(tile_levels, levels, corner, n_columns)
-        _rows_of(tile_values, values, corner, n_columns)
+            error = load_half(tile_errors, column * ROWS)
+            store(errors, column * n_rows + row, error)
+            store(tile_errors, column * ROWS, splat_half(0.0) - error)
+            store(levels, (row * PANEL) + column * ROWS, load_half(tile_levels, column * ROWS))
+            store(values, (row * PANEL) + column * ROWS, load_half(tile_values, column * ROWS))
+        _rows_of(tile_errors, missed, corner, n_columns)
         for i in range(n_chosen):
             store(chosen, i * n_rows + row, load_half(tile_chosen, i * ROWS))

@@ -72,6 +72,20 @@ def everywhere(typing_context: Any, array: Any, at: Any) -> Any:
 
 
 @intrinsic
+def prefetch(typing_context: Any, array: Any, at: Any) -> Any:
+    """Asks for the cache line of an element that will be read soon. It may lie beyond the array."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        pointer = pointer_to(context, builder, signature.args[0], args[0], args[1])
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        declared = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(declared, [pointer, *(ir.Constant(I32, number) for number in (0, 2, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+@intrinsic
 def both(typing_context: Any, a: Any, b: Any) -> Any:
     """The lanes where both masks hold."""
 
