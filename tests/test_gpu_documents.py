@@ -58,6 +58,13 @@ def test_a_speed_that_was_not_measured_is_not_invented(measured: Path) -> None:
     assert documents.shares_csv() == f"description,share,date\n{CARD},0.73,2026-11-28\n"
 
 
+def test_a_step_that_was_run_again_stands_for_itself(measured: Path) -> None:
+    out = Recorder.beginning(measured, keep=True)
+    out.write({"step": "speed", "what": "plain", "device": CARD, "tok_s": 60.0, "share": 0.8})
+    assert "| 60.0 | 80% | - / 80.1 / - |" in documents.speed_table()
+    assert documents.shares_csv() == f"description,share,date\n{CARD},0.80,2026-11-28\n"
+
+
 def test_a_line_that_was_cut_off_is_left_out(measured: Path) -> None:
     assert len(read_rows(measured, "speed")) == 2
     assert all("at_s" in json.loads(line) for line in measured.read_text().splitlines()[:-1])

@@ -79,14 +79,13 @@ static int is_import(const VkMemoryAllocateInfo *wanted) { /* of the host's memo
     return 0;
 }
 
-static int note(VkDeviceMemory memory, VkDeviceSize n_bytes) {
+static void note(VkDeviceMemory memory, VkDeviceSize n_bytes) {
     for (int i = 0; i < BLOCKS; i++)
         if (!blocks[i].memory) {
             blocks[i].memory = memory, blocks[i].n_bytes = n_bytes;
             used[own_slot] += n_bytes;
-            return 1;
+            return;
         }
-    return 0;
 }
 
 static VKAPI_ATTR VkResult VKAPI_CALL allocate_memory(

@@ -1,6 +1,6 @@
 """Measures what a GPU really needs and does, in twelve minutes, the most valuable rows first.
 
-    python -m benchmarks.gpu [--minutes N] [-o FILE] [--small] [--peers FOLDER]
+    python -m benchmarks.gpu [--minutes N] [-o FILE] [--small] [--peers FOLDER] [--only STEP ...]
 
 It needs no network and asks nothing. Every row is a JSON document, printed and written to FILE at once; stopped at any
 moment, it has said what it knows. FILE is `benchmarks/results/gpu/<card>.jsonl` if not given. The model is MiMo-7B's
@@ -180,7 +180,7 @@ def main() -> None:
     gpu = devices_measured()[0]
     rehearsal = options.small or not gpu.is_gpu or any(name in gpu.description.lower() for name in SOFTWARE)
     out = options.output or (REHEARSAL if rehearsal else card_file(gpu.description))
-    recorder = Recorder.beginning(out)
+    recorder = Recorder.beginning(out, keep=bool(options.only))
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as made:
@@ -190,6 +190,8 @@ def main() -> None:
         with kept_going(recorder, "files"):
             plan = Plan(options, folder, 60 * minutes)
             for name, step in plan.steps():
+                if options.only and name not in options.only:
+                    continue
                 if time.monotonic() > plan.deadline:
                     recorder.write({"step": name, "left_out": "no time was left"})
                     continue
@@ -216,6 +218,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--blocks", type=int, default=0, help="blocks of the trunk, for a smaller file")
     parser.add_argument("--peers", type=Path)
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps; rows that are there are kept")
     return parser.parse_args()
 
 

@@ -63,6 +63,7 @@ def speed_table() -> str:
 
 
 def _speed_lines(rows: list[Row]) -> Iterator[str]:
+    rows = rows[::-1]  # a step that was run again (--only) stands behind
     plain = next((row for row in rows if row.get("what") == "plain"), None)
     if plain is None:
         return
@@ -94,9 +95,9 @@ def shares_csv() -> str:
     writer.writerow(("description", "share", "date"))
     for path in results():
         there = read_rows(path, "there")
-        for row in read_rows(path, "speed"):
-            if row.get("what") == "plain" and row["share"]:
-                writer.writerow((row["device"], f"{row['share']:.2f}", there[0]["date"]))
+        plain = [row for row in read_rows(path, "speed") if row.get("what") == "plain" and row["share"]]
+        for row in plain[-1:]:
+            writer.writerow((row["device"], f"{row['share']:.2f}", there[-1]["date"]))
     return text.getvalue()
 
 

@@ -23,9 +23,11 @@ class Recorder:
     started: float
 
     @classmethod
-    def beginning(cls, path: Path) -> Recorder:
+    def beginning(cls, path: Path, *, keep: bool = False) -> Recorder:
+        """A recorder that begins a new file; or, with `keep`, goes on behind the whole rows that are there."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
+        text = path.read_text(encoding="utf-8") if keep and path.is_file() else ""
+        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
         return cls(path, time.monotonic())
 
     def write(self, row: Row) -> None:
