@@ -123,10 +123,12 @@ gpu-env:
 
 # First those of tests/gpu, which look at the device's free memory and so want it for themselves; then the others, two at a
 # time. These compare texts to the token, and Vulkan's kernels with 16-bit factors move logits three times as far as the rest.
+# Fused kernels take a software GPU up to half as long again.
+IN_F32 := GGML_VK_DISABLE_F16=1 GGML_VK_DISABLE_FUSION=1 LP_NUM_THREADS=1
 GPU_PYTEST = tools/on_gpu.sh $(abspath $(VULKAN)) $(GPU_VENV)/bin/python -m pytest
 test-gpu: gpu-env ## run the runtime's tests on a GPU, by default Mesa's software GPU (20 minutes of compiling the first time)
 	@$(if $(filter tests/gpu%,$(GPU_TESTS)),$(GPU_PYTEST) -m gpu $(filter tests/gpu%,$(GPU_TESTS)))
-	@$(if $(filter-out tests/gpu%,$(GPU_TESTS)),GGML_VK_DISABLE_F16=1 $(GPU_PYTEST) -p tests.gpu.fewer -n 2 --dist loadfile \
+	@$(if $(filter-out tests/gpu%,$(GPU_TESTS)),$(IN_F32) $(GPU_PYTEST) -p tests.gpu.fewer -n 2 --dist loadfile \
 	  --timeout 1200 -m 'not (real_model or browser or clients)' $(filter-out tests/gpu%,$(GPU_TESTS)))
 
 gpu-rehearsal: gpu-env ## try what gpu-check does with the tiny model, on Mesa's software GPU (20 minutes)

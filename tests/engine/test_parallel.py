@@ -147,6 +147,7 @@ def test_the_same_with_further_heads(three_heads: LlamaModel) -> None:
             assert session.stats.n_accepted[2] > 0
 
 
+@pytest.mark.many_passes
 @pytest.mark.parametrize("n_mtp", [1, 3])
 def test_each_is_drafted_as_it_is_alone(tiny: LlamaModel, three_heads: LlamaModel, n_mtp: int) -> None:
     """The MTP blocks' own proposals, after whatever was accepted, refused or cancelled before."""
@@ -447,6 +448,7 @@ class Anything:
             check_caches(self.session)
 
 
+@pytest.mark.many_passes
 @pytest.mark.parametrize("seed", range(3))
 def test_anything_in_any_order(tiny: LlamaModel, three_heads: LlamaModel, seed: int) -> None:
     """In float32: with a half precision cache the order of its cells moves a logit by up to 0.01."""
@@ -496,6 +498,7 @@ def test_a_saved_state_fits_any_slot(tiny: LlamaModel, tmp_path: Path) -> None:
             assert said + [next_token(session, sampler, slot) for _ in range(10)] == answer
 
 
+@pytest.mark.many_passes
 def test_memory_stays_flat_over_many_conversations(tiny: LlamaModel) -> None:
     process = psutil.Process()
     with Session(tiny, together(4)) as session:

@@ -80,6 +80,7 @@ def p_value(counts: NDArray[np.int64], expected: NDArray[np.float64]) -> float:
     return float(stats.chisquare(seen, wanted * seen.sum() / wanted.sum()).pvalue)
 
 
+@pytest.mark.many_passes
 def test_drafted_text_has_the_models_distribution(tiny: LlamaModel) -> None:
     first = 65
     with Session(tiny, replace(OPTIONS, mtp=False)) as plain:

@@ -335,6 +335,7 @@ def test_a_cache_of_a_type_llama_has_none_of(tiny: LlamaModel, kv_type: str) -> 
         Session(tiny, replace(OPTIONS, kv_type=kv_type))
 
 
+@pytest.mark.many_passes
 def test_memory_stays_flat_over_many_turns(tiny: LlamaModel) -> None:
     """150 short turns with regeneration and cancelling, then as many again: nothing is left behind."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 
 from mimo_gguf.chat.conversation import Conversation
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
@@ -122,6 +123,7 @@ class Day:
         self.ask(think_budget=int(self.rng.integers(1, 12)))
 
 
+@pytest.mark.many_passes
 def test_a_day_of_chat(tmp_path: Path) -> None:
     with open_checkpoint(MIMO_TINY) as source:
         exact = quantized(write_gguf(source, tmp_path / "tiny.gguf"), "F32")

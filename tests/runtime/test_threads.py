@@ -164,6 +164,7 @@ def test_two_threads_in_one_session_are_served_in_turn(tiny: LlamaModel) -> None
         assert [tuple(tokens) for tokens in said] == wanted
 
 
+@pytest.mark.many_passes
 def test_a_model_has_one_conversation(tiny_path: Path) -> None:
     """A second thread is told so, whenever it comes, and the first one's answer is not touched."""
     with Model.open(tiny_path, session=EXACT) as model:

@@ -59,6 +59,7 @@ class InterruptedAt:
         return self
 
 
+@pytest.mark.many_passes
 @pytest.mark.parametrize("n_draft", [1, 2])
 def test_ctrl_c_anywhere_spoils_nothing(trained_path: Path, n_draft: int) -> None:
     """What is evaluated and what the slot believes to be stay together, wherever it strikes."""
