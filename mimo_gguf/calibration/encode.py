@@ -101,7 +101,7 @@ def encode_judged(
     data = []
     for rows in strips():
         if shared is not None:
-            coded = encode_matrix(rows, ggml_type, shared, passes=options.passes, n_threads=options.threads).data
+            coded = encode_matrix(rows, ggml_type, shared, passes=options.passes, n_threads=options.threads)
         else:
             coded = encode_plainly(rows, ggml_type, diagonal)
         judge.look_at(rows, coded)

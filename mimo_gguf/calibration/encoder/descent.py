@@ -28,7 +28,7 @@ from mimo_gguf.calibration.encoder.sixteen_rows import (
     add_steps,
     descend_strip,
 )
-from mimo_gguf.quantization.kernels.lanes import load_half, splat_half, store
+from mimo_gguf.quantization.kernels.lanes import LANES, load, load_half, splat_half, store, truncated
 from mimo_gguf.quantization.kernels.transposes import load_square
 from mimo_gguf.quantization.search.jit import kernel_of
 from mimo_gguf.quantization.search.kinds import PANEL
@@ -44,7 +44,7 @@ def _catch_up(rows, n_rows, n_own, strip, first, last, taken):
     Meanwhile it asks for the strip's rows of the next panel.
     """
     columns, moves, begins, ends = taken
-    at = (strip // STRIPS * n_rows * STRIPS + strip % STRIPS) * STRIP
+    at = strip * n_rows * STRIP
     for panel in range(first, last):
         source = (strip * rows.diagonal.size + panel * PANEL) * STRIP
         for row in range(n_own):
@@ -52,7 +52,7 @@ def _catch_up(rows, n_rows, n_own, strip, first, last, taken):
                 prefetch(rows.strips, source + (PANEL + row) * STRIP + line)
             begin, end = begins[panel * n_rows + row], ends[panel * n_rows + row]
             if end > begin:
-                add_steps(rows.gradient, at + row * PANEL, rows.strips, source, columns, moves, begin, end)
+                add_steps(rows.gradient, at + row * STRIP, rows.strips, source, columns, moves, begin, end)
 
 
 @step_of
@@ -62,7 +62,7 @@ def _add_later(rows, steps, n_rows, n_own, strip, own, at):
         mark, count = steps.marks[strip % STRIPS * n_rows + row], steps.counts[row]
         if count > mark:
             add_steps(
-                rows.gradient, at + row * PANEL, rows.strips, own, steps.columns, steps.moves,
+                rows.gradient, at + row * STRIP, rows.strips, own, steps.columns, steps.moves,
                 row * ROOM + mark, row * ROOM + count,
             )  # fmt: skip
 
@@ -83,7 +83,7 @@ def _keep_steps(steps, n_rows, n_own, panel, taken):
 
 
 @step_of
-def _descend_panel(shape, move_numbers, rows, n_rows, n_own, panel, thresholds, taken, steps, scratch):
+def _descend_panel(shape, move_numbers, is_last, rows, n_rows, n_own, panel, thresholds, taken, steps, scratch):
     """Takes the steps of all rows in a panel; gives their number."""
     n = rows.diagonal.size
     at, chosen_at = panel * n_rows * PANEL, panel * (rows.chosen.size // (n // PANEL))
@@ -93,33 +93,33 @@ def _descend_panel(shape, move_numbers, rows, n_rows, n_own, panel, thresholds, 
         first, own = strip % STRIPS * STRIP, (strip * n + panel * PANEL) * STRIP
         for row in range(0, n_own, ROWS):
             place = Place(row, n_rows, first, panel * PANEL, at + row * PANEL, chosen_at + row, own)
-            descend_strip(
-                shape, move_numbers, rows, steps, scratch, place, at + row * PANEL + first, load_half(thresholds, row)
-            )
-    for strip in range(panel * STRIPS, panel * STRIPS + STRIPS):
-        own = (strip * n + panel * PANEL) * STRIP
-        _add_later(rows, steps, n_rows, n_own, strip, own, at + strip % STRIPS * STRIP)
+            gradient_at = (strip * n_rows + row) * STRIP
+            descend_strip(shape, move_numbers, rows, steps, scratch, place, gradient_at, load_half(thresholds, row))
+    if not is_last:
+        for strip in range(panel * STRIPS, panel * STRIPS + STRIPS):
+            own = (strip * n + panel * PANEL) * STRIP
+            _add_later(rows, steps, n_rows, n_own, strip, own, strip * n_rows * STRIP)
     return _keep_steps(steps, n_rows, n_own, panel, taken)
 
 
 @kernel_of(Path(__file__).parent)
-def descend(shape, move_numbers, passes, n_wanted, values, levels, gradient, strips, diagonal, chosen, thresholds):
-    """Passes over all columns of the first rows, until there are no more steps.
+def descend(shape, move_numbers, passes, n_wanted, levels, gradient, strips, diagonal, chosen, thresholds):
+    """Passes over all columns of the first rows, until there are no more steps. The gradients lack the last ones.
 
     Args:
         shape: what `shape_of` gives.
         move_numbers: whether the integers of the scales move, too.
         passes: at most so many.
         n_wanted: the rows, from the first.
-        values, levels: what `encode_panel` gives; they move with the steps.
-        gradient: float32[panels * rows * 256], a panel's 256 columns of all rows after another's.
+        levels: what `encode_panel` gives; they move.
+        gradient: float32[strips * rows * 64], a strip's 64 columns of all rows after another's.
         strips, diagonal: H, as in `Factors`, and its diagonal, float32, flat.
         chosen: what `encode_panel` gives for all panels; the integers of the scales may move.
         thresholds: float32[rows]: what a step must gain.
     """
     n_rows, n_panels = thresholds.size, diagonal.size // PANEL
     n_own = (n_wanted + ROWS - 1) // ROWS * ROWS
-    rows = Encoded(values, levels, chosen, gradient, strips, diagonal)
+    rows = Encoded(levels, chosen, gradient, strips, diagonal)
     begins, ends = np.zeros(n_panels * n_rows, np.int64), np.zeros(n_panels * n_rows, np.int64)
     room = n_panels * n_rows * MOST_STEPS
     taken = np.empty(room, np.uint8), np.empty(room, np.float32), begins, ends
@@ -134,57 +134,55 @@ def descend(shape, move_numbers, passes, n_wanted, values, levels, gradient, str
         np.empty(2 * STRIP, np.int64),
         np.empty(2 * STRIP * ROWS, np.float32),
         np.empty(PANEL * ROWS, np.float32),
-        np.empty(PANEL * ROWS, np.float32),
-        np.arange(PANEL),
+        np.empty(ROWS * ROWS, np.float32),
     )
-    for _ in range(passes):
+    for number in range(passes):
+        is_last = number == passes - 1
         n_steps = 0
         for panel in range(n_panels):
             n_steps += _descend_panel(
-                shape, move_numbers, rows, n_rows, n_own, panel, thresholds, taken, steps, scratch
+                shape, move_numbers, is_last, rows, n_rows, n_own, panel, thresholds, taken, steps, scratch
             )
         if n_steps == 0:
             break
-    for strip in range(n_panels * STRIPS):
-        _catch_up(rows, n_rows, n_own, strip, strip // STRIPS + 1, n_panels, taken)
 
 
 @kernel_of(Path(__file__).parent)
-def add_product(product, n_rows, gradient):
-    """Adds a product, float32[rows * columns], to the gradients as `descend` reads them."""
+def add_product(is_first, product, n_rows, gradient):
+    """Adds a product, float32[rows * columns], to the gradients as `descend` reads them; the first one fills them."""
     n = product.size // n_rows
     for row in range(n_rows):
-        for panel in range(n // PANEL):
-            for i in range(0, PANEL, ROWS):
-                at, source = (panel * n_rows + row) * PANEL + i, row * n + panel * PANEL + i
-                store(gradient, at, load_half(gradient, at) + load_half(product, source))
+        for column in range(0, n, ROWS):
+            at = (column // STRIP * n_rows + row) * STRIP + column % STRIP
+            before = splat_half(0.0) if is_first else load_half(gradient, at)
+            store(gradient, at, before + load_half(product, row * n + column))
 
 
 @kernel_of(Path(__file__).parent)
-def sum_squares(errors, gradient, costs, squares):
-    """Each row's error times its gradient, and its squared errors, float64[rows]; 256 columns at a time in float32."""
+def cost(errors, gradient, costs):
+    """Each row's error times its gradient, float64[rows]; summed in float32 for 64 columns at a time."""
     n_rows = costs.size
     n = errors.size // n_rows
     for row in range(n_rows):
-        cost = square = 0.0
-        for panel in range(n // PANEL):
-            a = b = splat_half(0.0)
-            for i in range(0, PANEL, ROWS):
-                error = load_half(errors, row * n + panel * PANEL + i)
-                a = fused(error, load_half(gradient, (panel * n_rows + row) * PANEL + i), a)
-                b = fused(error, error, b)
-            cost += sum_of_lanes(a)
-            square += sum_of_lanes(b)
-        costs[row], squares[row] = cost, square
+        costs[row] = 0
+        for first in range(0, n, STRIP):
+            part = splat_half(0.0)
+            for column in range(first, first + STRIP, ROWS):
+                at = (first // STRIP * n_rows + row) * STRIP + column - first
+                part = fused(load_half(errors, row * n + column), load_half(gradient, at), part)
+            costs[row] += sum_of_lanes(part)
 
 
 @kernel_of(Path(__file__).parent)
-def turn_back(tiles, n_columns, rows):
-    """Writes what lies as `encode_panel` gives it row after row: float32[rows * n_columns]."""
-    n_rows = rows.size // n_columns
+def rows_of_levels(levels, n_columns, rows):
+    """Writes levels, as `descend` leaves them, row after row: the low eight bits of each, uint8[rows * n_columns]."""
+    n_rows, square = rows.size // n_columns, np.empty(ROWS * LANES, np.float32)
     for panel in range(n_columns // PANEL):
         for row in range(0, n_rows, ROWS):
-            for column in range(0, PANEL, ROWS):
-                at = ((panel * n_rows + row) * PANEL) + column * ROWS
-                to = row * n_columns + panel * PANEL + column
-                load_square(tiles, at, at + 8 * ROWS, ROWS, rows, to, n_columns)
+            for column in range(0, PANEL, LANES):
+                at = (panel * n_rows + row) * PANEL + column * ROWS
+                for i in range(0, LANES, ROWS):
+                    load_square(levels, at + i * ROWS, at + i * ROWS + ROWS // 2 * ROWS, ROWS, square, i, LANES)
+                for i in range(ROWS):
+                    to = (row + i) * n_columns + panel * PANEL + column
+                    store(rows, to, truncated(load(square, i * LANES)))

@@ -96,7 +96,7 @@ def _choose_with_feedback(shape, x, original, factor, weights, first, d, dmin, s
 
 
 @step_of
-def _take_levels(shape, x, original, factor, first, scale, offset, errors, levels, values):
+def _take_levels(shape, x, original, factor, first, scale, offset, errors, levels):
     """Takes the levels of a sub-block one after the other, each after the errors of those before it."""
     inverse = quotient(splat_half(1.0), scale)
     for column in range(first, first + shape.sub):
@@ -106,13 +106,12 @@ def _take_levels(shape, x, original, factor, first, scale, offset, errors, level
         level = nearest_level(shape, (target + offset) * inverse)
         value = scale * level - offset
         store(levels, column * ROWS, level)
-        store(values, column * ROWS, value)
         store(errors, column * ROWS, load_half(original, column * ROWS) - value)
 
 
 @step_of
 def _encode_sub_block(
-    shape, trials, x, original, factor, weights, first, chosen, errors, levels, values, scratch, other_scratch
+    shape, trials, x, original, factor, weights, first, chosen, errors, levels, scratch, other_scratch
 ):
     """Encodes a tile's sub-block that begins at column `first`; before a block's first one, searches its scales."""
     at = first // shape.block * (2 + 2 * shape.subs) * ROWS
@@ -131,7 +130,7 @@ def _encode_sub_block(
     own = at + (2 + 2 * (first % shape.block // shape.sub)) * ROWS
     store(chosen, own, number)
     store(chosen, own + ROWS, other)
-    _take_levels(shape, x, original, factor, first, d * number, dmin * other, errors, levels, values)
+    _take_levels(shape, x, original, factor, first, d * number, dmin * other, errors, levels)
 
 
 @step_of
@@ -169,10 +168,9 @@ def encode_panel(
     originals,
     factor,
     weights,
-    errors,
     missed,
+    errors,
     levels,
-    values,
     chosen,
 ):
     """Encodes one panel of 256 columns.
@@ -186,10 +184,9 @@ def encode_panel(
         originals: float32[rows * n_columns], row after row: the weights alone.
         factor: float32[256 * 256], row j column i: r_ij / r_jj of this panel.
         weights: float32[256], r_jj**2.
-        errors: receives original minus value, laid out as `targets`.
-        missed: receives value minus original, laid out as `originals`.
-        levels, values: receive the levels and what they stand for, float32[256 * rows]: sixteen rows after sixteen
-            rows, each column after column.
+        missed: receives original minus value, laid out as `targets`.
+        errors: receives value minus original, laid out as `originals`.
+        levels: receives the levels, float32[256 * rows]: sixteen rows after sixteen rows, each column after column.
         chosen: float32, receives d, dmin and the integers of the sub-blocks, block after block; each takes one
             number for every row.
     """
@@ -197,7 +194,7 @@ def encode_panel(
     n_chosen = chosen.size // n_rows
     x, original = np.empty(PANEL * ROWS, np.float32), np.empty(PANEL * ROWS, np.float32)
     tile_errors, tile_levels = np.empty(PANEL * ROWS, np.float32), np.empty(PANEL * ROWS, np.float32)
-    tile_values, tile_chosen = np.empty(PANEL * ROWS, np.float32), np.empty(n_chosen * ROWS, np.float32)
+    tile_chosen = np.empty(n_chosen * ROWS, np.float32)
     scratch, other_scratch = np.empty(64 * ROWS, np.float32), np.empty(32 * ROWS, np.float32)
     for row in range(0, n_wanted, ROWS):
         corner = row * n_columns + first_column
@@ -207,14 +204,13 @@ def encode_panel(
         for first in range(0, PANEL, shape.sub):
             _encode_sub_block(
                 shape, trials, x, original, factor, weights, first, tile_chosen,
-                tile_errors, tile_levels, tile_values, scratch, other_scratch,
+                tile_errors, tile_levels, scratch, other_scratch,
             )  # fmt: skip
         for column in range(PANEL):
-            error = load_half(tile_errors, column * ROWS)
-            store(errors, column * n_rows + row, error)
-            store(tile_errors, column * ROWS, splat_half(0.0) - error)
-            store(levels, (row * PANEL) + column * ROWS, load_half(tile_levels, column * ROWS))
-            store(values, (row * PANEL) + column * ROWS, load_half(tile_values, column * ROWS))
-        _rows_of(tile_errors, missed, corner, n_columns)
+            miss = load_half(tile_errors, column * ROWS)
+            store(missed, column * n_rows + row, miss)
+            store(tile_errors, column * ROWS, splat_half(0.0) - miss)
+            store(levels, row * PANEL + column * ROWS, load_half(tile_levels, column * ROWS))
+        _rows_of(tile_errors, errors, corner, n_columns)
         for i in range(n_chosen):
             store(chosen, i * n_rows + row, load_half(tile_chosen, i * ROWS))

@@ -33,15 +33,7 @@ from mimo_gguf.quantization.kernels.lanes import (
 from mimo_gguf.quantization.kernels.transposes import load_square
 from mimo_gguf.quantization.search.kinds import CODEBOOK, PANEL
 from mimo_gguf.quantization.search.scales import nearest_level
-from mimo_gguf.quantization.search.vectors import (
-    ROWS,
-    both,
-    everywhere,
-    fused,
-    lanes_that_hold,
-    lowest_bit,
-    step_of,
-)
+from mimo_gguf.quantization.search.vectors import ROWS, both, everywhere, fused, lanes_that_hold, lowest_bit, step_of
 
 STRIPS: Final = PANEL // STRIP
 MOST_STEPS: Final = 2 * PANEL  # of a row in a panel: each weight with its scale, and once alone
@@ -54,11 +46,10 @@ _LARGEST: Final = float(np.abs(CODEBOOK).max())
 class Encoded(NamedTuple):
     """What the descent moves, and the matrix H.
 
-    `values`, `levels` and `chosen` lie as `encode_panel` gives them, `gradient` panel after panel, and in it row after
-    row; `strips` and `diagonal` are those of H.
+    `levels` and `chosen` lie as `encode_panel` gives them, `gradient` strip after strip, and in it row after row;
+    `strips` and `diagonal` are those of H.
     """
 
-    values: Any
     levels: Any
     chosen: Any
     gradient: Any
@@ -82,30 +73,29 @@ class Scratch(NamedTuple):
     """Room for sixteen rows in a strip.
 
     `slopes` holds gradients, column after column. `columns` and `moves` hold what has moved: a column, and the moves
-    of sixteen rows. `every_column` counts from 0.
+    of sixteen rows.
     """
 
     slopes: Any
     columns: Any
     moves: Any
     directions: Any
-    bent: Any
-    every_column: Any
+    parts: Any
 
 
 class Place(NamedTuple):
     """Where sixteen rows in a strip lie.
 
     `row` is the first in the chunk of `n_rows`, `first` the strip's first column in its panel. `column` is the panel's
-    first one, `values` that of the rows in `values` and `levels`. `chosen` is where the panel begins in `chosen`, and
-    `own` where its rows of H begin in the strip.
+    first one, `levels` where the rows' levels begin. `chosen` is where the panel begins in `chosen`, and `own` where
+    its rows of H begin in the strip.
     """
 
     row: Any
     n_rows: Any
     first: Any
     column: Any
-    values: Any
+    levels: Any
     chosen: Any
     own: Any
 
@@ -131,8 +121,8 @@ def add_steps(gradient, at, strips, source, columns, moves, first, last):
 
 
 @step_of
-def _feed(x, at, n, strips, source, columns, moves, shift, first, last):
-    """Adds to n columns of `x` what the moves `first` to `last` are worth there. Move i lies at place i - `shift`.
+def _feed(x, at, n, strips, source, columns, moves, first, last):
+    """Adds to n columns of `x` what the moves `first` to `last` are worth there.
 
     The part of H for the panel's column c lies from `source` + 64 * c on.
     """
@@ -141,7 +131,7 @@ def _feed(x, at, n, strips, source, columns, moves, shift, first, last):
         a, b = load_half(x, here), load_half(x, here + ROWS)
         c, d = load_half(x, here + 2 * ROWS), load_half(x, here + 3 * ROWS)
         for i in range(first, last):
-            move, place = load_half(moves, (i - shift) * ROWS), source + columns[i] * STRIP + own
+            move, place = load_half(moves, i * ROWS), source + columns[i] * STRIP + own
             a = fused(move, everywhere(strips, place), a)
             b = fused(move, everywhere(strips, place + 1), b)
             c = fused(move, everywhere(strips, place + 2), c)
@@ -181,56 +171,71 @@ def _sum_of_sixteen(x):
 
 
 @step_of
-def _product(n, directions, x, at, out):
-    """The sum of n products with `directions`; sixteen by sixteen are added first. It is made in `out`."""
+def _add_products(shape, rows, scratch, place, column, from_slopes):
+    """Adds the products of `directions` and H in four columns, times `directions`, to `parts`.
+
+    The columns are those from `column` on, in the sub-block that the directions are of. If `from_slopes`, twice their
+    gradients are added to the products.
+    """
+    directions, parts, own = scratch.directions, scratch.parts, column % shape.sub
+    a = b = c = d = splat_half(0.0)
+    if from_slopes:
+        at = (column - place.first) * ROWS
+        a, b = load_half(scratch.slopes, at), load_half(scratch.slopes, at + ROWS)
+        c, d = load_half(scratch.slopes, at + 2 * ROWS), load_half(scratch.slopes, at + 3 * ROWS)
+        a, b, c, d = a + a, b + b, c + c, d + d
+    source = place.own + (column - own) * STRIP + column - place.first
+    for i in range(shape.sub):
+        direction = load_half(directions, i * ROWS)
+        a = fused(direction, everywhere(rows.strips, source), a)
+        b = fused(direction, everywhere(rows.strips, source + 1), b)
+        c = fused(direction, everywhere(rows.strips, source + 2), c)
+        d = fused(direction, everywhere(rows.strips, source + 3), d)
+        source += STRIP
+    to, at = own % ROWS * ROWS, own * ROWS
+    store(parts, to, fused(a, load_half(directions, at), load_half(parts, to)))
+    store(parts, to + ROWS, fused(b, load_half(directions, at + ROWS), load_half(parts, to + ROWS)))
+    store(parts, to + 2 * ROWS, fused(c, load_half(directions, at + 2 * ROWS), load_half(parts, to + 2 * ROWS)))
+    store(parts, to + 3 * ROWS, fused(d, load_half(directions, at + 3 * ROWS), load_half(parts, to + 3 * ROWS)))
+
+
+@step_of
+def _clear(parts):
     for i in range(ROWS):
-        part = load_half(directions, i * ROWS) * load_half(x, at + i * ROWS)
-        for j in range(i + ROWS, n, ROWS):
-            part = fused(load_half(directions, j * ROWS), load_half(x, at + j * ROWS), part)
-        store(out, i * ROWS, part)
-    return _sum_of_sixteen(out)
+        store(parts, i * ROWS, splat_half(0.0))
 
 
 @step_of
 def _better_numbers(shape, rows, scratch, place, first, at, d, number):
     """The integers of a sub-block's scale with the smallest error, if its levels stay."""
-    directions, bent = scratch.directions, scratch.bent
+    directions, parts, slopes_at = scratch.directions, scratch.parts, (first - place.first) * ROWS
+    _clear(parts)
     for i in range(shape.sub):
-        store(directions, i * ROWS, d * load_half(rows.levels, at + i * ROWS))
-    slope = _product(shape.sub, directions, scratch.slopes, (first - place.first) * ROWS, bent)
-    for i in range(shape.sub):
-        store(bent, i * ROWS, splat_half(0.0))
-    _bend(shape, rows, scratch, place, first)
-    bend = _product(shape.sub, directions, bent, 0, bent)
+        direction, to = d * load_half(rows.levels, at + i * ROWS), i % ROWS * ROWS
+        store(directions, i * ROWS, direction)
+        store(parts, to, fused(direction, load_half(scratch.slopes, slopes_at + i * ROWS), load_half(parts, to)))
+    slope = _sum_of_sixteen(parts)
+    _clear(parts)
+    for column in range(first, first + shape.sub, 4):
+        _add_products(shape, rows, scratch, place, column, False)
+    bend = _sum_of_sixteen(parts)
     wanted = round_to_even(number - slope / bend)
     wanted = smaller(larger(wanted, splat_half(shape.scale_low)), splat_half(shape.scale_high))
     return select(bend > splat_half(0.0), wanted, number)
 
 
 @step_of
-def _bend(shape, rows, scratch, place, first):
-    """Adds the product of `directions` and H to `bent`, within the sub-block that begins at column `first`."""
-    _feed(
-        scratch.bent, 0, shape.sub, rows.strips, place.own + first - place.first, scratch.every_column,
-        scratch.directions, first, first, first + shape.sub,
-    )  # fmt: skip
-
-
-@step_of
-def _gain(shape, rows, scratch, place, first, at, scale):
-    """What the rows gain, as negative numbers, if a sub-block's values move to another scale."""
-    directions, bent = scratch.directions, scratch.bent
+def _gain(shape, rows, scratch, place, first, at, scale, old):
+    """What the rows gain, as negative numbers, if a sub-block's values move from a scale to another."""
     for i in range(shape.sub):
-        slope, here = load_half(scratch.slopes, (first - place.first + i) * ROWS), at + i * ROWS
-        store(directions, i * ROWS, scale * load_half(rows.levels, here) - load_half(rows.values, here))
-        store(bent, i * ROWS, slope + slope)
-    _bend(shape, rows, scratch, place, first)
+        level = load_half(rows.levels, at + i * ROWS)
+        store(scratch.directions, i * ROWS, scale * level - old * level)
     gain = splat_half(0.0)
-    for chunk in range(0, shape.sub, ROWS):
-        for i in range(ROWS):
-            j = (chunk + i) * ROWS
-            store(bent, i * ROWS, load_half(bent, j) * load_half(directions, j))
-        gain = gain + _sum_of_sixteen(bent)
+    for chunk in range(first, first + shape.sub, ROWS):
+        _clear(scratch.parts)
+        for column in range(chunk, chunk + ROWS, 4):
+            _add_products(shape, rows, scratch, place, column, True)
+        gain = gain + _sum_of_sixteen(scratch.parts)
     return gain
 
 
@@ -242,18 +247,15 @@ def _move_numbers(shape, rows, steps, scratch, place, first, at, number_at, d, t
     other = both(absolute(wanted - number) > zero, absolute(d) > zero)
     if lanes_that_hold(other) == 0:
         return n_moves
-    scale = d * wanted
-    wins = both(other, _gain(shape, rows, scratch, place, first, at, scale) < threshold)
+    wins = both(other, _gain(shape, rows, scratch, place, first, at, d * wanted, d * number) < threshold)
     if lanes_that_hold(wins) == 0:
         return n_moves
     store(rows.chosen, number_at, select(wins, wanted, number))
     for i in range(shape.sub):
-        value = load_half(rows.values, at + i * ROWS)
-        new = select(wins, scale * load_half(rows.levels, at + i * ROWS), value)
-        store(rows.values, at + i * ROWS, new)
-        bits = lanes_that_hold(absolute(new - value) > zero)
+        step = select(wins, load_half(scratch.directions, i * ROWS), zero)
+        bits = lanes_that_hold(absolute(step) > zero)
         if bits:
-            n_moves = _record(scratch, steps, place.row, first + i, new - value, bits, n_moves)
+            n_moves = _record(scratch, steps, place.row, first + i, step, bits, n_moves)
     return n_moves
 
 
@@ -286,7 +288,8 @@ def _move_levels(shape, rows, steps, scratch, place, first, at, scale, offset, t
         curvature, reach = everywhere(rows.diagonal, place.column + first + i), absolute(slope)
         if lanes_that_hold(reach + reach < least * curvature) == _ALL:
             continue
-        value = load_half(rows.values, at + i * ROWS)
+        old = load_half(rows.levels, at + i * ROWS)
+        value = scale * old - offset
         level = nearest_level(shape, (value - slope / curvature + offset) / scale)
         new = scale * level - offset
         step = new - value
@@ -294,8 +297,7 @@ def _move_levels(shape, rows, steps, scratch, place, first, at, scale, offset, t
         bits = lanes_that_hold(wins)
         if bits == 0:
             continue
-        store(rows.values, at + i * ROWS, select(wins, new, value))
-        store(rows.levels, at + i * ROWS, select(wins, level, load_half(rows.levels, at + i * ROWS)))
+        store(rows.levels, at + i * ROWS, select(wins, level, old))
         step = select(wins, step, splat_half(0.0))
         source = place.own + (first + i) * STRIP + first - place.first
         for later in range(i + 1, ROWS):
@@ -309,7 +311,7 @@ def _move_levels(shape, rows, steps, scratch, place, first, at, scale, offset, t
 def _feed_strip(rows, scratch, place, first, n, begin, end):
     """Adds to the gradients of n columns, from `first` on, what the strip's moves `begin` to `end` are worth."""
     own = first - place.first
-    _feed(scratch.slopes, own * ROWS, n, rows.strips, place.own + own, scratch.columns, scratch.moves, 0, begin, end)
+    _feed(scratch.slopes, own * ROWS, n, rows.strips, place.own + own, scratch.columns, scratch.moves, begin, end)
 
 
 @step_of
@@ -317,7 +319,7 @@ def _descend_sub_block(shape, move_numbers, rows, steps, scratch, place, first, 
     """Descends in the sub-block that begins at column `first`, after `n_moves` in its strip; gives their new number."""
     block_at = place.chosen + first // shape.block * (2 + 2 * shape.subs) * place.n_rows
     number_at = block_at + (2 + 2 * (first % shape.block // shape.sub)) * place.n_rows
-    at = place.values + first * ROWS
+    at = place.levels + first * ROWS
     _feed_strip(rows, scratch, place, first, shape.sub, 0, n_moves)
     d, fed = load_half(rows.chosen, block_at), n_moves
     if move_numbers:
@@ -343,12 +345,12 @@ def descend_strip(shape, move_numbers, rows, steps, scratch, place, gradient_at,
         steps.marks[place.first // STRIP * place.n_rows + row] = steps.counts[row]
         if steps.counts[row] > 0:
             add_steps(
-                rows.gradient, gradient_at + i * PANEL, rows.strips, place.own, steps.columns, steps.moves,
+                rows.gradient, gradient_at + i * STRIP, rows.strips, place.own, steps.columns, steps.moves,
                 row * ROOM, row * ROOM + steps.counts[row],
             )  # fmt: skip
     for i in range(0, STRIP, ROWS):
         at = gradient_at + i
-        load_square(rows.gradient, at, at + ROWS // 2 * PANEL, PANEL, scratch.slopes, i * ROWS, ROWS)
+        load_square(rows.gradient, at, at + ROWS // 2 * STRIP, STRIP, scratch.slopes, i * ROWS, ROWS)
     n_moves = 0
     for first in range(place.first, place.first + STRIP, shape.sub):
         n_moves = _descend_sub_block(

@@ -92,9 +92,10 @@ def kind_of(ggml_type: GgmlType) -> Kind:
 
 def check_held(weights: NDArray[np.float32], kind: Kind, name: str) -> None:
     """Raises WeightsError if a weight is NaN, infinite, or larger than any block of this kind can hold."""
-    if not np.isfinite(weights).all():
+    if not weights.size:
+        return
+    largest = np.maximum(weights.max(), -weights.min())  # NaN if one is
+    if not np.isfinite(largest):
         raise WeightsError("the weights of a matrix hold NaN or infinity", hint="download the checkpoint again")
-    if weights.size and max(weights.max(), -weights.min()) > kind.largest:
-        raise WeightsError(
-            f"a weight of {np.abs(weights).max():.3g} is too large for {name}", hint="keep this matrix in BF16"
-        )
+    if largest > kind.largest:
+        raise WeightsError(f"a weight of {largest:.3g} is too large for {name}", hint="keep this matrix in BF16")

@@ -21,15 +21,15 @@ Numbers = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Encoded rows before packing; all numbers are float32.
+    """Encoded rows before packing; all numbers are float32, but for the levels.
 
     Attributes:
-        levels: [rows, blocks, weights of a block].
+        levels: int8 [rows, blocks, weights of a block].
         d, dmin: [rows, blocks].
         scales, offsets: the integers of the sub-blocks, [rows, blocks, sub-blocks].
     """
 
-    levels: Numbers
+    levels: NDArray[np.int8]
     d: Numbers
     dmin: Numbers
     scales: Numbers
@@ -47,17 +47,15 @@ class Blocks:
 def pack(ggml_type: GgmlType, blocks: Blocks) -> Bytes:
     """The bytes of rows of blocks: uint8 [rows, row bytes]."""
     kind = kind_of(ggml_type)
-    if kind.codebook:
-        codes = _PLACES[blocks.levels.astype(np.int16)]
-    else:
-        codes = (blocks.levels - np.float32(kind.low)).astype(np.uint8)
+    levels = blocks.levels.view(np.uint8)
+    codes = _PLACES[levels] if kind.codebook else levels - np.uint8(kind.low & 255)
     scales = (blocks.scales - np.float32(kind.scale_low)).astype(np.uint8)
     fields = _PACKERS[ggml_type](codes, scales, blocks.offsets.astype(np.uint8), blocks)
     return np.concatenate(fields, axis=-1).reshape(len(codes), -1)
 
 
 _PLACES: Final = np.zeros(256, np.uint8)  # of the codebook's numbers; the negative ones are counted from the end
-_PLACES[CODEBOOK.astype(np.int16)] = np.arange(len(CODEBOOK))
+_PLACES[CODEBOOK.astype(np.int8).view(np.uint8)] = np.arange(len(CODEBOOK))
 
 Packer = Callable[[Bytes, Bytes, Bytes, Blocks], list[Bytes]]
 """From codes (levels counted from 0), scales counted from the lowest, offsets and the floats to a block's fields."""

@@ -72,7 +72,11 @@ def _searched(rows: Numbers, kind: Kind, importance: Numbers) -> Blocks:
     search_rows(shape, trials, n_columns, rows.reshape(-1), importance, levels.reshape(-1), chosen.reshape(-1))
     by_row = np.moveaxis(chosen, 3, 1).reshape(n_rows, -1, 2 + 2 * shape.subs)
     return Blocks(
-        levels.reshape(n_rows, -1, kind.block), by_row[..., 0], by_row[..., 1], by_row[..., 2::2], by_row[..., 3::2]
+        levels.astype(np.int8).reshape(n_rows, -1, kind.block),
+        by_row[..., 0],
+        by_row[..., 1],
+        by_row[..., 2::2],
+        by_row[..., 3::2],
     )
 
 

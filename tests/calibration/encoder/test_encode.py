@@ -45,14 +45,21 @@ def by_importance(weights: Numbers, ggml_type: GgmlType) -> Numbers:
 @pytest.mark.parametrize("ggml_type", KINDS, ids=lambda t: t.name)
 def test_outputs_are_closer_than_with_importance_alone(ggml_type: GgmlType) -> None:
     weights = ordinary_weights(40)
-    encoded = encode_matrix(weights, ggml_type, FACTORS)
+    values = decoded(encode_matrix(weights, ggml_type, FACTORS), ggml_type)
 
-    ours = output_error(weights, decoded(encoded.data, ggml_type), HELD_OUT)
     theirs = output_error(weights, by_importance(weights, ggml_type), HELD_OUT)
-    assert ours < 0.75 * theirs
-    seen = output_error(weights, decoded(encoded.data, ggml_type), SEEN)
-    assert encoded.error_after == pytest.approx(seen, rel=1e-3)  # what it believes is what the bytes say
-    assert encoded.error_after < encoded.error_before
+    assert output_error(weights, values, HELD_OUT) < 0.75 * theirs
+
+
+@pytest.mark.parametrize("ggml_type", KINDS, ids=lambda t: t.name)
+def test_each_pass_of_the_descent_lowers_the_error(ggml_type: GgmlType) -> None:
+    weights, damping = ordinary_weights(40), np.float32(FACTORS.added) * np.eye(N_COLUMNS, dtype=np.float32)
+    errors = []
+    for passes in range(4):
+        values = decoded(encode_matrix(weights, ggml_type, FACTORS, passes=passes), ggml_type)
+        errors.append(output_error(weights, values, SEEN + damping))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[1] < errors[0]
 
 
 @pytest.mark.parametrize("ggml_type", KINDS, ids=lambda t: t.name)
@@ -62,8 +69,8 @@ def test_blocks_are_valid_whatever_the_weights(ggml_type: GgmlType) -> None:
     weights = weights.clip(-KINDS[ggml_type].largest, KINDS[ggml_type].largest)
     encoded = encode_matrix(weights, ggml_type, FACTORS)
 
-    assert first_bad_row(encoded.data, ggml_type) is None
-    values = decoded(encoded.data, ggml_type)
+    assert first_bad_row(encoded, ggml_type) is None
+    values = decoded(encoded, ggml_type)
     assert np.isfinite(values).all()
     zero_rows = (weights == 0).all(axis=1)
     assert zero_rows.sum() == 4
@@ -74,19 +81,25 @@ def test_blocks_are_valid_whatever_the_weights(ggml_type: GgmlType) -> None:
 def test_columns_without_weights_or_inputs_stay_zero(ggml_type: GgmlType) -> None:
     weights, gram = ordinary_weights(16), SEEN.copy()
     weights[:, 320:] = gram[320:] = gram[:, 320:] = 0
-    values = decoded(encode_matrix(weights, ggml_type, gram).data, ggml_type)
+    values = decoded(encode_matrix(weights, ggml_type, gram), ggml_type)
     assert values[:, :320].any()
     assert not values[:, 320:].any()
 
 
-def test_bytes_do_not_depend_on_threads_or_on_other_rows() -> None:
+@pytest.mark.parametrize("ggml_type", [GgmlType.Q3_K, GgmlType.Q4_K, GgmlType.IQ4_XS], ids=lambda t: t.name)
+def test_bytes_do_not_depend_on_threads_or_on_other_rows(ggml_type: GgmlType) -> None:
     weights = ordinary_weights(300)
-    whole = encode_matrix(weights, GgmlType.Q4_K, FACTORS, n_threads=1)
-    threaded = encode_matrix(weights, GgmlType.Q4_K, SEEN, damping=0.1, n_threads=3)
-    pieces = [encode_matrix(weights[first : first + 37], GgmlType.Q4_K, FACTORS).data for first in range(0, 300, 37)]
+    whole = encode_matrix(weights, ggml_type, FACTORS, n_threads=1)
+    for n_threads in (2, 3):
+        threaded = encode_matrix(weights, ggml_type, SEEN, damping=0.1, n_threads=n_threads)
+        np.testing.assert_array_equal(threaded, whole)
 
-    np.testing.assert_array_equal(threaded.data, whole.data)
-    np.testing.assert_array_equal(np.concatenate(pieces), whole.data)
+    others = weights.copy()
+    others[::3] *= 2
+    encoded = encode_matrix(others, ggml_type, FACTORS)
+    same = np.arange(300) % 3 != 0
+    np.testing.assert_array_equal(encoded[same], whole[same])
+    assert (encoded[~same] != whole[~same]).any(axis=1).all()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

@@ -28,7 +28,7 @@ def test_decoders_read_the_same_values(ggml_type: GgmlType) -> None:
 
     levels = integers(kind.low, kind.high, kind.block)
     blocks = Blocks(
-        levels=CODEBOOK[levels.astype(int)] if kind.codebook else levels,
+        levels=(CODEBOOK[levels.astype(int)] if kind.codebook else levels).astype(np.int8),
         d=halves(0.01),
         dmin=np.abs(halves(0.001)) if kind.offset_high else np.zeros(shape, np.float32),
         scales=integers(kind.scale_low, kind.scale_high, n_subs),
