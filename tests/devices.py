@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
+import pytest
+
 from benchmarks.gpu.memory import SOFTWARE
 from mimo_gguf.hardware.devices import list_devices
 
@@ -13,3 +15,9 @@ def on_software_gpu() -> bool:
     """Whether it is a GPU that the CPU plays: such a one takes 30 to 80 ms for a pass of a tiny model."""
     first = list_devices()[0]
     return first.is_gpu and any(name in first.description.lower() for name in SOFTWARE)
+
+
+def only_on_a_cpu(reason: str) -> None:
+    """Skips the test if llama.cpp computes on a GPU."""
+    if list_devices()[0].is_gpu:
+        pytest.skip(reason)

@@ -24,6 +24,7 @@ from mimo_gguf.engine.single import Cancelled, next_token, read_prompt
 from mimo_gguf.engine.slot import WindowFull
 from mimo_gguf.engine.state import load_state, save_state
 from mimo_gguf.llama.api import LlamaContext, LlamaModel, api
+from tests.devices import only_on_a_cpu
 from tests.engine.oracle import Oracle
 
 PROMPT = [int(token) for token in np.random.default_rng(0).integers(0, 256, 70)]
@@ -202,6 +203,7 @@ def test_cancel_leaves_a_whole_session(tiny: LlamaModel) -> None:
 
 def test_the_abort_callback_reaches_llama(tiny: LlamaModel) -> None:
     """A cancel that comes while a batch is computed stops that batch, on the CPU."""
+    only_on_a_cpu("llama.cpp asks between two operations only on a CPU")
     with Session(tiny, OPTIONS) as session:
         asked = []
 

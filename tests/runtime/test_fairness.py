@@ -74,6 +74,7 @@ def step(scheduler: Scheduler, tokens: dict[int, int]) -> None:
         tokens[event.id] = max(tokens.get(event.id, 0), event.n_tokens)
 
 
+@pytest.mark.many_passes
 @pytest.mark.parametrize("mtp", [False, True])
 def test_while_a_long_prompt_is_read_each_conversation_gets_a_token_per_pass(
     tiny: LlamaModel, passes: Passes, mtp: bool
