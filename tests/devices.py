@@ -11,13 +11,18 @@ from mimo_gguf.hardware.devices import list_devices
 
 
 @cache
+def on_gpu() -> bool:
+    """Whether it is a GPU, which rounds products and sums in its own way."""
+    return list_devices()[0].is_gpu
+
+
+@cache
 def on_software_gpu() -> bool:
     """Whether it is a GPU that the CPU plays: such a one takes 30 to 80 ms for a pass of a tiny model."""
-    first = list_devices()[0]
-    return first.is_gpu and any(name in first.description.lower() for name in SOFTWARE)
+    return on_gpu() and any(name in list_devices()[0].description.lower() for name in SOFTWARE)
 
 
 def only_on_a_cpu(reason: str) -> None:
     """Skips the test if llama.cpp computes on a GPU."""
-    if list_devices()[0].is_gpu:
+    if on_gpu():
         pytest.skip(reason)

@@ -16,6 +16,7 @@ from mimo_gguf.fit.solver import Wishes
 from mimo_gguf.hardware.devices import CPU, GPU, Device, host_device
 from mimo_gguf.runtime.launch import choose_plan, next_smaller
 from tests.cli.command_line import assert_clear_error, run
+from tests.devices import only_on_a_cpu
 from tests.tiny_models import make_model
 from tests.workers import running_worker
 
@@ -32,6 +33,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def needs(path: Path) -> tuple[int, int]:
     """Bytes on the worker by the plan a chat makes, and by the one it takes next."""
+    only_on_a_cpu("the worker is to be the only device; tests/gpu has one that refuses")
     devices = (Device("RPC0", "127.0.0.1:1", GPU, "RPC", 8 * GIB, 8 * GIB), Device("CPU", "", CPU, "CPU", 9 * GIB, 0))
     file = read_gguf(path)
     plan = choose_plan(file, Wishes(), devices)

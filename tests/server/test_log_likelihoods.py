@@ -11,11 +11,12 @@ import torch
 from mimo_gguf.engine.session import SessionOptions
 from mimo_gguf.runtime.llm import LLM
 from tests.checkpoints import CONFIG
+from tests.devices import on_gpu
 from tests.reference import Mimo
 from tests.server.serving import serving
 from tests.tiny_models import make_model, random_state
 
-TOLERANCE = 1e-3
+TOLERANCE, ON_GPU = 1e-3, 2e-2
 
 
 def test_echo_gives_the_references_log_likelihoods(tmp_path: Path) -> None:
@@ -33,6 +34,7 @@ def test_echo_gives_the_references_log_likelihoods(tmp_path: Path) -> None:
     with LLM(path, max_model_len=256, kv_cache_dtype="float32", options=options) as llm, serving(llm) as server:
         body = {"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0}
         scores = server.post("/v1/completions", body).json()["choices"][0]["logprobs"]
+    near = ON_GPU if on_gpu() else TOLERANCE
     assert scores["token_logprobs"][0] is None and np.ptp(wanted) > 3, "a model whose tokens are not all alike"
-    assert scores["token_logprobs"][1:] == pytest.approx(wanted.tolist(), abs=TOLERANCE)
-    assert [max(top.values()) for top in scores["top_logprobs"][1:]] == pytest.approx(best.tolist(), abs=TOLERANCE)
+    assert scores["token_logprobs"][1:] == pytest.approx(wanted.tolist(), abs=near)
+    assert [max(top.values()) for top in scores["top_logprobs"][1:]] == pytest.approx(best.tolist(), abs=near)
