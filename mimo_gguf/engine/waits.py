@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Final
 
 from mimo_gguf.engine.wait_control import Pass, WaitControl
 from mimo_gguf.llama.waiting import waiting
+
+_LOOK_S: Final = 0.01  # between two looks at the interruptions: one costs too much for a pass of a millisecond
 
 
 class Waits:
@@ -16,20 +19,29 @@ class Waits:
         self.control = WaitControl()
         self._waiting = waiting()
         self._n_switches, self._since_s = _n_switches(), time.perf_counter()
+        self._passes_s = 0.0  # of the passes since then
 
     def record(self, n_rows: int, seconds: float, *, reads: bool) -> None:
         """Records a pass that has just ended; `reads` says that it read a prompt."""
         if self._waiting is None:
             return
-        now_s, n_switches = time.perf_counter(), _n_switches()
-        # Whatever else the process did since the pass before was interrupted, too: the pass has its share of it.
-        share = min(seconds / max(now_s - self._since_s, 1e-9), 1.0)
-        done = Pass(n_rows, seconds, share * (n_switches - self._n_switches))
-        self._n_switches, self._since_s = n_switches, now_s
+        now_s = time.perf_counter()
+        self._passes_s += seconds
+        n_switches = self._look(now_s) if now_s - self._since_s >= _LOOK_S else 0.0
         slept = self.control.sleeps
-        self.control.record(done, now_s, reads=reads)
+        self.control.record(Pass(n_rows, seconds, n_switches), now_s, reads=reads)
         if self.control.sleeps != slept:
             self._waiting.sleep(self, wanted=self.control.sleeps)
+
+    def _look(self, now_s: float) -> float:
+        """How often passes were interrupted since the last look.
+
+        Whatever else the process did since then was interrupted, too: the passes have their share of it.
+        """
+        before, self._n_switches = self._n_switches, _n_switches()
+        share = min(self._passes_s / max(now_s - self._since_s, 1e-9), 1.0)
+        self._since_s, self._passes_s = now_s, 0.0
+        return share * (self._n_switches - before)
 
     def __del__(self) -> None:
         if self._waiting is not None:

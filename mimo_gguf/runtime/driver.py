@@ -20,6 +20,7 @@ from mimo_gguf.runtime.scheduler import Event, Request, Scheduler
 
 _CHECK_S: Final = 1.0  # seconds after which a waiting thread checks by itself, in case a notice was lost
 Receiver = Callable[[Sequence[Event]], None]
+GoesOn = Callable[[], bool]
 
 
 class Driver:
@@ -50,12 +51,13 @@ class Driver:
             self._boxes.update((request_id, deque()) for request_id in ids)
             return Ticket(self, ids)
 
-    def wait(self, ids: Sequence[int], *receivers: Receiver, one_step: bool = False) -> list[Event]:
+    def wait(self, ids: Sequence[int], *receivers: Receiver, goes_on: GoesOn | None = None) -> list[Event]:
         """Waits for events of these requests, or steps for all threads, until there is at least one.
 
         Args:
             receivers: called with the events before a signal handler can run, so that none is lost.
-            one_step: step once at most, even if it brings no event, because further requests may have come.
+            goes_on: asked after each step that brought no event to anybody. The call returns without events if it
+                says no, because further requests may have come. For threads that handle no signals.
 
         Raises:
             UsageError: a signal handler called it during a step, or an exception elsewhere broke the requests off.
@@ -63,8 +65,8 @@ class Driver:
         """
         Process.check_same(self._process)
         while True:
-            events, led = self._run_turn(ids, receivers)
-            if events or (led and one_step):
+            events, led = self._run_turn(ids, receivers, goes_on)
+            if events or (led and goes_on is not None):
                 return events
             if self._boxes.keys().isdisjoint(ids):
                 raise _broken_off()
@@ -111,7 +113,9 @@ class Driver:
             if not led:
                 self._wait_for_a_step(())
 
-    def _run_turn(self, ids: Sequence[int], receivers: Sequence[Receiver]) -> tuple[list[Event], bool]:
+    def _run_turn(
+        self, ids: Sequence[int], receivers: Sequence[Receiver], goes_on: GoesOn | None = None
+    ) -> tuple[list[Event], bool]:
         """Collects the events of these requests. Without any, steps first, unless another thread leads.
 
         Returns:
@@ -124,7 +128,7 @@ class Driver:
                     events = self._collect(ids)
                     led = not events and self._become_leader(turn)
                 if led:
-                    self._step()
+                    self._step(goes_on)
                     with self._lock:
                         events = self._collect(ids)
                 for receive in receivers:
@@ -151,9 +155,13 @@ class Driver:
             self._leader = turn
         return self._leader is turn
 
-    def _step(self) -> None:
+    def _step(self, goes_on: GoesOn | None) -> None:
+        """Steps once, and as long as `goes_on` says while there is no event."""
+        scheduler = self.scheduler
         try:
-            self._deliver(self.scheduler.step())
+            while not (events := scheduler.step()) and goes_on is not None and not scheduler.idle and goes_on():
+                pass
+            self._deliver(events)
         except BaseException:
             self._deliver_lost()
             raise

@@ -82,6 +82,7 @@ class Pump:
     _boxes: dict[int, Box] = field(default_factory=dict)
     _posts: dict[asyncio.AbstractEventLoop, _Post] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
+    _has_new: bool = False  # whether requests have come since the thread looked
     _thread: threading.Thread | None = None
     _is_joined: bool = False
 
@@ -90,6 +91,7 @@ class Pump:
         box = Box(ticket)
         with self._changed:
             self._boxes.update(dict.fromkeys(ticket.ids, box))
+            self._has_new = True
             self._posts.setdefault(box.loop, _Post(box.loop))
             if self._thread is None and self._boxes:
                 self._thread = threading.Thread(target=self._run, name="mimo-gguf-async")
@@ -108,12 +110,16 @@ class Pump:
 
     def _run(self) -> None:
         while ids := self._open():
-            if not threading.main_thread().is_alive():  # the program has ended: nobody needs the answers
+            if not _program_runs():  # nobody needs the answers
                 self.driver.cancel(ids)
             try:
-                self._hand_out(self.driver.wait(ids, one_step=True))
+                self._hand_out(self.driver.wait(ids, goes_on=self._goes_on))
             except Exception as error:
                 self._break_off(error)
+
+    def _goes_on(self) -> bool:
+        """Whether the requests are still those of the last look."""
+        return not self._has_new and _program_runs()
 
     def _open(self) -> list[int]:
         """The ids of the requests that have not ended; if there are none and none come, the thread ends."""
@@ -123,6 +129,7 @@ class Pump:
                 self._changed.wait_for(lambda: self._boxes or self._is_joined, self.linger_s)
             if not self._boxes:
                 self._thread = None
+            self._has_new = False
             return list(self._boxes)
 
     def _hand_out(self, events: Sequence[Event]) -> None:
@@ -147,3 +154,7 @@ class Pump:
         for box in boxes:
             with contextlib.suppress(RuntimeError):  # the task's loop was closed
                 box.loop.call_soon_threadsafe(box.put, (), error)
+
+
+def _program_runs() -> bool:
+    return threading.main_thread().is_alive()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from mimo_gguf.core.log import LOGGER
 from mimo_gguf.llama.vocabulary import Vocabulary
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.server.answers import Answers
-from mimo_gguf.server.bodies import read_body
+from mimo_gguf.server.bodies import read_body, worked_on
 from mimo_gguf.server.chat_form import Head, whole_chat
 from mimo_gguf.server.completion_form import whole_completion
 from mimo_gguf.server.engine import Engine, Limits
@@ -53,6 +52,14 @@ PATHS: Final = {
 }
 
 
+def raw_body(row: Row) -> bytes:
+    """The body of a row as a client would send it, with the row's own seed if it gives none."""
+    body = row.body
+    if isinstance(body, dict) and body.get("seed") is None:
+        body = body | {"seed": row.seed}
+    return json.dumps(body).encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What is known of a row before a model is loaded.
@@ -66,13 +73,13 @@ class Rules:
     def refuse(self, row: Row) -> Result | None:
         """The result of a row that is refused whatever the model says; None for others."""
         try:
-            self.read(row)
+            self.read(row, raw_body(row))
         except (Refused, ValidationError) as error:
             return failed(failure_of(error))
         return None
 
-    def read(self, row: Row) -> tuple[Path, ChatBody | CompletionBody]:
-        """The path and the body of a row, with the row's own seed if it gives none.
+    def read(self, row: Row, raw: bytes) -> tuple[Path, ChatBody | CompletionBody]:
+        """The path and the body of a row, from what `raw_body` gives.
 
         Raises:
             Refused: there is no such path or model, or the answer is to be streamed.
@@ -84,10 +91,7 @@ class Rules:
         if path is None:
             message = f"url is {row.url!r:.100}; batches are for {', '.join(PATHS)}"
             raise refusal(404, message, code="invalid_url", param="url")
-        body = dict(row.body) if isinstance(row.body, dict) else row.body
-        if isinstance(body, dict) and body.get("seed") is None:
-            body["seed"] = row.seed
-        found: ChatBody | CompletionBody = read_body(path.body, json.dumps(body).encode())
+        found: ChatBody | CompletionBody = read_body(path.body, raw)
         if found.stream:
             raise refusal(400, "stream is true, and rows have whole answers", code="invalid_value", param="stream")
         if found.model and found.model not in self.names:
@@ -124,9 +128,10 @@ class RowAnswerer:
     async def answer(self, row: Row) -> Result:
         """Answers a row. Raises BackendError if nothing but faults comes from the backend, or the model is closed."""
         try:
-            path, body = self._rules.read(row)
+            raw = raw_body(row)
+            path, body = self._rules.read(row, raw)
             name, engine = await self._engine_of(body.model)
-            job = await asyncio.to_thread(path.job, body, engine.llm)
+            job = await worked_on(raw, path.job, body, engine.llm)
             answers = Answers.begin(job, engine, is_whole=True)
             self.on_begin(answers)
             document = await path.whole(answers, Head(path.prefix, name), engine.llm.model.vocabulary)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from mimo_gguf.chat.answer import Answer
 from mimo_gguf.engine.stats import SessionStats
-from mimo_gguf.runtime.driver import Driver, Ticket
+from mimo_gguf.runtime.driver import Driver, GoesOn, Ticket
 from mimo_gguf.runtime.pump import Box, Pump
 from mimo_gguf.runtime.scheduler import Event
 
@@ -25,7 +25,7 @@ class Passes:
         self.n_done = 0
         self.cancelled = threading.Event()
 
-    def wait(self, ids: Sequence[int], *, one_step: bool) -> list[Event]:
+    def wait(self, ids: Sequence[int], *, goes_on: GoesOn) -> list[Event]:
         time.sleep(self._seconds)
         self.n_done += 1
         answer = LAST if self.n_done == self.n_passes or self.cancelled.is_set() else None
