@@ -14,6 +14,7 @@ import pickle
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from mimo_gguf.batch.job import BatchJob
     from mimo_gguf.batch.open_job import Source
     from mimo_gguf.batch.progress import BatchProgress
+    from mimo_gguf.batch.reading import InputFile
 
 _LARGEST_PARCEL: Final = 16  # rows
+_PIECES_A_ROUND: Final = 64  # 65,536 rows: Ray keeps a note of each parcel, and sends all of them around every 5 s
 _PARCELS_EACH: Final = 4  # times that an actor is filled again, at least, before parcels become larger
 _ON_THE_WAY_BYTES: Final = 256 * MIB  # of parcels, read and answered, in Ray's object store
 _AGAIN: Final = "no answer is lost: run the same command again"
@@ -106,18 +109,28 @@ def answer_on_ray(job: BatchJob, order: Order, answerer_of: Callable[[Order], An
     """
     assert job.file is not None
     calls = choose_calls(order.pool, order.n_rows, order.found.settings.parallel)
+    earlier = job.output.earlier.answered
     job.progress.begin()
     with _quiet_data():
-        dataset = _dataset(list(cut(job.file)), job.output.earlier.answered, order, calls, answerer_of)
-        with closing(_answers(dataset, job)) as parcels_answered:
-            for answered in parcels_answered:
-                if answered.error is not None:
-                    raise answered.error
-                for name, line, counts in answered.rows:
-                    job.note_line(name, line, counts)
+        for pieces in _rounds(job.file, earlier):
+            with closing(_answers(_dataset(pieces, earlier, order, calls, answerer_of), job)) as parcels_answered:
+                for answered in parcels_answered:
+                    if answered.error is not None:
+                        raise answered.error
+                    for name, line, counts in answered.rows:
+                        job.note_line(name, line, counts)
     n_missing = order.n_rows - job.progress.n_new
     if n_missing:
         raise BackendError(f"{counted(n_missing, 'row')} came back without an answer", hint=_AGAIN)
+
+
+def _rounds(file: InputFile, answered: IdTable) -> Iterator[list[Piece]]:
+    """The pieces of the input in which rows are left, so many at a time as one dataset has."""
+    pieces = cut(file)
+    if len(answered):
+        pieces = (piece for piece in pieces if next(parcels(piece, answered, 1), None) is not None)
+    while found := list(islice(pieces, _PIECES_A_ROUND)):
+        yield found
 
 
 def choose_calls(pool: Pool, n_rows: int, n_parallel: int | None) -> Calls:

@@ -172,6 +172,7 @@ def test_the_driver_is_killed_and_then_a_machine_is_removed(
             cluster.do("remove")
 
     monkeypatch.setattr(pieces, "LOOK_AHEAD", 16)  # some pieces have no row that is left
+    monkeypatch.setattr(ray_batch, "_PIECES_A_ROUND", 15)  # so that there is a second round
     n_left = spread(tmp_path, cluster.address, remove)
     assert removed[0] < 400 and 0 < n_left <= 350
     lines = read_lines(tmp_path / "out.jsonl")
