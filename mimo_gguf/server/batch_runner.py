@@ -136,6 +136,9 @@ class BatchRunner:
         """Answers what is left of a batch, until its end, or until it is cancelled or has expired."""
         source = Source(self.files.path(batch.input_file_id), self.batches.work_path(batch))
         job, _ = await in_thread(lambda: open_job(source, Run(batch.id), _accept))
+        if batch.status != "in_progress":  # it was cancelled meanwhile
+            job.close()
+            return
         work = asyncio.create_task(answer_rows(job, self._answerer))
         self._job = job
         self._running = (batch, work)

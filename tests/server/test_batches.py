@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from mimo_gguf.runtime.llm import LLM
-from mimo_gguf.server import files_api
+from mimo_gguf.server import batch_runner, files_api
 from tests.batch.answerers import names_in
 from tests.server.serving import SUM, Serving, serving
 
@@ -155,6 +155,26 @@ def test_a_batch_is_cancelled_and_keeps_its_answers(llm: LLM, tmp_path: Path) ->
         assert done.status == "cancelled" and done.cancelled_at and 2 <= done.request_counts.completed < 24
         assert len(lines_of(client, done.output_file_id)) == done.request_counts.completed
         assert ended(client, waiting).output_file_id is None
+
+
+def test_a_batch_that_is_cancelled_while_it_is_opened_answers_nothing(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, cancelled, real = threading.Event(), threading.Event(), batch_runner.open_job
+
+    def slow(*how: Any) -> Any:
+        opening.set()
+        assert cancelled.wait(60)
+        return real(*how)
+
+    with keeping(llm, tmp_path) as (_, client):
+        monkeypatch.setattr(batch_runner, "open_job", slow)
+        batch = begin(client, "".join(line(str(n), max_tokens=2) for n in range(3)))
+        assert opening.wait(60)
+        assert client.batches.cancel(batch.id).status == "cancelling"
+        cancelled.set()
+        done = ended(client, batch)
+        assert done.status == "cancelled" and done.output_file_id is None
 
 
 def test_what_came_too_late_says_so(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
