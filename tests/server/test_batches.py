@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 
+from mimo_gguf.batch.open_job import open_job
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.server import batch_runner, files_api
 from tests.batch.answerers import names_in
@@ -160,12 +161,12 @@ def test_a_batch_is_cancelled_and_keeps_its_answers(llm: LLM, tmp_path: Path) ->
 def test_a_batch_that_is_cancelled_while_it_is_opened_answers_nothing(
     llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opening, cancelled, real = threading.Event(), threading.Event(), batch_runner.open_job
+    opening, cancelled = threading.Event(), threading.Event()
 
     def slow(*how: Any) -> Any:
         opening.set()
         assert cancelled.wait(60)
-        return real(*how)
+        return open_job(*how)
 
     with keeping(llm, tmp_path) as (_, client):
         monkeypatch.setattr(batch_runner, "open_job", slow)
