@@ -95,12 +95,14 @@ def interrupt(script: str, path: Path, how: str, n: int) -> list[float]:
     return waited
 
 
+@pytest.mark.many_passes
 @pytest.mark.parametrize("how", ["reading", "drawing"])
 def test_every_ctrl_c_is_heard_within_a_pass(tiny_path: Path, how: str) -> None:
     waited = sorted(interrupt(ASK, tiny_path, how, 25))
     assert waited[len(waited) // 2] < 1.0
 
 
+@pytest.mark.many_passes
 def test_ctrl_c_spoils_no_other_threads_answer(tiny_path: Path) -> None:
     assert len(interrupt(MANY, tiny_path, "", 20)) == 20
 
