@@ -38,21 +38,32 @@ _LINE: Final = 16  # numbers of a cache line
 
 
 @step_of
-def _catch_up(rows, n_rows, n_own, strip, first, last, taken):
-    """Adds to the gradients in a strip what the last steps in the panels `first` to `last` are worth there.
+def _catch_up(rows, n_rows, n_own, strip, target, taken):
+    """Adds to the gradients in a strip of panel `target` what the last steps in all other panels are worth there.
 
-    Meanwhile it asks for the strip's rows of the next panel.
+    Meanwhile it asks for the strip's rows of the panel that is next; in the end for the target's own, and those that
+    the next strip begins with.
     """
     columns, moves, begins, ends = taken
-    at = strip * n_rows * STRIP
-    for panel in range(first, last):
-        source = (strip * rows.diagonal.size + panel * PANEL) * STRIP
+    at, part = strip * n_rows * STRIP, PANEL * STRIP
+    n_panels = rows.diagonal.size // PANEL
+    for number in range(n_panels - 1):
+        panel = number + (number >= target)
+        following = target if number == n_panels - 2 else number + 1 + (number + 1 >= target)
+        source, ahead = (strip * n_panels + panel) * part, (strip * n_panels + following) * part
         for row in range(n_own):
-            for line in range(0, STRIP, _LINE):
-                prefetch(rows.strips, source + (PANEL + row) * STRIP + line)
+            _ask_for(rows.strips, ahead + row * STRIP)
+            if following == target:
+                _ask_for(rows.strips, (strip + 1) * n_panels * part + row * STRIP)
             begin, end = begins[panel * n_rows + row], ends[panel * n_rows + row]
             if end > begin:
                 add_steps(rows.gradient, at + row * STRIP, rows.strips, source, columns, moves, begin, end)
+
+
+@step_of
+def _ask_for(strips, at):
+    for line in range(0, STRIP, _LINE):
+        prefetch(strips, at + line)
 
 
 @step_of
@@ -88,8 +99,7 @@ def _descend_panel(shape, move_numbers, is_last, rows, n_rows, n_own, panel, thr
     n = rows.diagonal.size
     at, chosen_at = panel * n_rows * PANEL, panel * (rows.chosen.size // (n // PANEL))
     for strip in range(panel * STRIPS, panel * STRIPS + STRIPS):
-        _catch_up(rows, n_rows, n_own, strip, 0, panel, taken)
-        _catch_up(rows, n_rows, n_own, strip, panel + 1, n // PANEL, taken)
+        _catch_up(rows, n_rows, n_own, strip, panel, taken)
         first, own = strip % STRIPS * STRIP, (strip * n + panel * PANEL) * STRIP
         for row in range(0, n_own, ROWS):
             place = Place(row, n_rows, first, panel * PANEL, at + row * PANEL, chosen_at + row, own)
