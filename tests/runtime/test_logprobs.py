@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mimo_gguf.engine.logprobs import score_token
 from mimo_gguf.engine.session import SessionOptions
+from mimo_gguf.hardware.devices import host_device
 from mimo_gguf.llama.api import LlamaContext
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.runtime.outputs import RequestOutput
@@ -24,12 +25,13 @@ from tests.tiny_models import make_model, random_state
 STATE = random_state(CONFIG, n_mtp=1, seed=5)
 PROMPT = np.random.default_rng(5).integers(3, 60, 30).tolist()
 EXACT = SessionOptions(n_threads=1, adaptive=False, flash_attn=False)
+ON_CPU: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 2, "kv_type": "f32", "devices": [host_device()]}
 
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     path = make_model(tmp_path_factory.mktemp("scored"), state=STATE)
-    with LLM(path, max_model_len=128, max_num_seqs=2, kv_type="f32", options=EXACT) as llm:
+    with LLM(path, options=EXACT, **ON_CPU) as llm:
         yield llm
 
 
@@ -123,7 +125,7 @@ def test_more_rows_need_fewer_passes(llm: LLM, monkeypatch: pytest.MonkeyPatch) 
     few = ask(llm, temperature=0, max_tokens=1, prompt_logprobs=0, seed=1)
     n_few = len(passes)
     options = replace(EXACT, n_prompt_rows=80)
-    with LLM(llm.model.file.path, max_model_len=128, max_num_seqs=2, kv_type="f32", options=options) as wide:
+    with LLM(llm.model.file.path, options=options, **ON_CPU) as wide:
         planned = wide.model.plan
         assert planned is not None and planned.settings.n_outputs_max == wide.model.session.target.n_outputs_max == 80
         assert wide.model.session.drafter is not None
