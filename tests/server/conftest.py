@@ -9,6 +9,7 @@ import pytest
 from mimo_gguf.conversion.checkpoint_source import open_checkpoint
 from mimo_gguf.engine.session import SessionOptions
 from mimo_gguf.runtime.llm import LLM
+from mimo_gguf.server import engine
 from tests.reference import MIMO_TINY
 from tests.server.serving import Serving, serving
 from tests.tiny_models import write_gguf
@@ -27,3 +28,9 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 def server(llm: LLM) -> Iterator[Serving]:
     with serving(llm) as running:
         yield running
+
+
+@pytest.fixture
+def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token is sent by itself: otherwise a fast machine has a short answer ready before anything of it is due."""
+    monkeypatch.setattr(engine, "_EVERY_S", 0.0)

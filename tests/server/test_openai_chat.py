@@ -197,6 +197,7 @@ def is_weather(arguments: Any) -> bool:
 
 
 @pytest.mark.client("openai", "tools and their results")
+@pytest.mark.usefixtures("told_at_once")
 def test_tools(server: Serving, client: Any) -> None:
     how: dict[str, Any] = {**GREEDY, "messages": SUM, "tools": [OTHER, WEATHER], "parallel_tool_calls": False}
     quick = how | {"reasoning_effort": "none"}

@@ -91,6 +91,7 @@ def test_forms_and_tools(client: Any) -> None:
 
 
 @pytest.mark.client("openai", "responses: log-probabilities")
+@pytest.mark.usefixtures("told_at_once")
 def test_log_probabilities(client: Any, llm: LLM) -> None:
     """Those of the text's tokens, without reasoning and end: whole, in the stream's pieces, and as a chat has them."""
     how = {"input": QUESTION, **HOW, "top_logprobs": 2, "include": ["message.output_text.logprobs"]}
