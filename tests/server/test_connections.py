@@ -78,6 +78,7 @@ def test_too_many_connections(llm: LLM) -> None:
         wait_until(lambda: server.get("/health").status_code == 200)
 
 
+@pytest.mark.usefixtures("told_at_once")  # so that more is sent than the buffers hold
 def test_a_client_that_does_not_read(llm: LLM) -> None:
     """Its stream is more than the buffers of both sides hold. It is cut off, and its slot is free again."""
     with serving(llm, connections=ConnectionLimits(send_s=0.2), send_buffer=4096) as server:
