@@ -7,8 +7,7 @@ import heapq
 from mimo_gguf.batch.rows import name_of
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.evaluation.filling import filled
-from mimo_gguf.evaluation.rows_of_data import field_of, find_examples, read_rows
-from mimo_gguf.evaluation.spans import possible_answers
+from mimo_gguf.evaluation.rows_of_data import answers_in, field_of, find_examples, read_rows
 from mimo_gguf.evaluation.task import Task
 
 
@@ -36,6 +35,6 @@ def examples_text(task: Task) -> str:
         if names.context is not None:
             parts["context"] = str(field_of(row, names.context, place))
         if names.answer is not None:
-            parts["answer"] = next(iter(possible_answers(field_of(row, names.answer, place))), "")
+            parts["answer"] = next(iter(answers_in(row, (names.answer,), place)), "")
         texts.append(filled(shown.form, parts))
     return "\n\n".join(texts)

@@ -14,8 +14,7 @@ from mimo_gguf.batch.rows import name_of
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.evaluation.examples import examples_text
 from mimo_gguf.evaluation.filling import filled
-from mimo_gguf.evaluation.rows_of_data import Files, Place, field_of, find_files, read_row_again, read_rows
-from mimo_gguf.evaluation.spans import possible_answers
+from mimo_gguf.evaluation.rows_of_data import Files, Place, answers_in, field_of, find_files, read_row_again, read_rows
 from mimo_gguf.evaluation.task import Task
 
 _LETTERS: Final = string.ascii_uppercase
@@ -122,7 +121,7 @@ def _problem(task: Task, row: Mapping[str, Any], place: Place, examples: str) ->
         parts["choices"] = "\n".join(f"{_LETTERS[n]}. {choice}" for n, choice in enumerate(choices))
         expected = {"letter": letter, "n_choices": len(choices)}
     elif task.grader == "spans":
-        expected = possible_answers(*(field_of(row, each, place) for each in (str(names.answer), *names.needs)))
+        expected = answers_in(row, (str(names.answer), *names.needs), place)
     elif names.answer is not None:
         expected = str(field_of(row, names.answer, place))
     else:

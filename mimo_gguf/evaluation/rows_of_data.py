@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from typing import IO, Any, Final
 from mimo_gguf.core.errors import MimoGgufError, UsageError, first_line
 from mimo_gguf.core.paths import path_kind
 from mimo_gguf.evaluation.making import MAKERS
+from mimo_gguf.evaluation.spans import possible_answers
 from mimo_gguf.evaluation.task import Data, Task
 
 EXTRA: Final = "pip install 'mimo-gguf[evaluate]'"
@@ -135,6 +136,17 @@ def field_of(row: Mapping[str, Any], name: str, place: Place) -> Any:
     if row.get(name) is None:
         raise UsageError(f"{place}: has no {name!r}", hint=f"it has {', '.join(map(str, row))[:200]}")
     return row[name]
+
+
+def answers_in(row: Mapping[str, Any], names: Sequence[str], place: Place) -> list[str]:
+    """The right answers in some fields of a row. Raises UsageError if one is missing, or has no form that is known."""
+    values = [field_of(row, name, place) for name in names]
+    try:
+        return possible_answers(*values)
+    except ValueError as error:
+        raise UsageError(
+            f"{place}: no answers in {', '.join(names)}: {error}", hint="give a text, a list of texts, or DROP's record"
+        ) from None
 
 
 def _of_package(package: str, names: tuple[str, ...]) -> tuple[Path, ...]:

@@ -133,6 +133,38 @@ def test_examples_are_the_same_before_every_question(hub: FakeHub, tmp_path: Pat
         read_problems(gone)
 
 
+@pytest.mark.parametrize(
+    ("answer", "validated", "expected"),
+    [
+        ("5", "6", ["5", "6"]),
+        (5, ["a", "b"], ["5", "a, b"]),
+        (
+            {"number": "5"},
+            [{"spans": ["a", "b"]}, {"date": {"month": "May", "year": "1980"}}],
+            ["5", "a, b", "May 1980"],
+        ),
+        ({"number": "", "spans": ["a"]}, {"number": ["7", ""], "spans": [[], ["a"]]}, ["a", "7"]),
+        ({"number": "", "spans": ["a"]}, {"number": [], "spans": [], "date": []}, ["a"]),
+        ({"spans": {"a": 1}}, "6", "neither a text nor a list of texts"),
+        ({"spans": [["a"]]}, "6", "neither a text nor a list of texts"),
+        ({"date": "May"}, "6", "date is not a record"),
+        ({"text": "5"}, "6", "not a record with number, spans, date"),
+        ("5", [{"number": "5"}, "6"], "not a record with number, spans, date"),
+    ],
+)
+def test_answers_of_spans(tmp_path: Path, answer: object, validated: object, expected: object) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"passage": "P", "question": "Q", "answer": answer, "validated_answers": validated}))
+    task = read_task("drop")
+    task = dataclasses.replace(task, examples=None, prompt="{question}")
+    if isinstance(expected, list):
+        assert read_problems(task, given=path).chosen[0].expected == expected
+        return
+    with pytest.raises(UsageError, match=f"row 1: no answers in answer, validated_answers: {expected}") as caught:
+        read_problems(task, given=path)
+    assert caught.value.hint
+
+
 def test_examples_of_a_file_of_the_users(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"q": "1+1?", "a": "2"}')
     (tmp_path / "rows.jsonl").write_text('{"q": "2+2?", "a": "4"}')
