@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from benchmarks.gpu.memory import SOFTWARE
+from benchmarks.gpu.memory import is_software
 from mimo_gguf.hardware.devices import list_devices
 
 
@@ -19,7 +19,7 @@ def on_gpu() -> bool:
 @cache
 def on_software_gpu() -> bool:
     """Whether it is a GPU that the CPU plays: such a one takes 30 to 80 ms for a pass of a tiny model."""
-    return on_gpu() and any(name in list_devices()[0].description.lower() for name in SOFTWARE)
+    return on_gpu() and is_software(list_devices()[0])
 
 
 def only_on_a_cpu(reason: str) -> None:

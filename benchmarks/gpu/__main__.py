@@ -31,7 +31,7 @@ from typing import Any, Final
 from benchmarks.gpu.child import rows_of_child
 from benchmarks.gpu.exactness import N_ANSWER, N_TOKENS
 from benchmarks.gpu.marked_tests import run_tests
-from benchmarks.gpu.memory import CELLS, SOFTWARE, devices_measured, measure_boundary
+from benchmarks.gpu.memory import CELLS, devices_measured, is_software, measure_boundary
 from benchmarks.gpu.model_file import write_random_model
 from benchmarks.gpu.quantizing import measure_quantizing
 from benchmarks.gpu.record import Recorder, Row, card_file
@@ -178,7 +178,7 @@ class Plan:
 def main() -> None:
     options = _arguments()
     gpu = devices_measured()[0]
-    rehearsal = options.small or not gpu.is_gpu or any(name in gpu.description.lower() for name in SOFTWARE)
+    rehearsal = options.small or not gpu.is_gpu or is_software(gpu)
     out = options.output or (REHEARSAL if rehearsal else card_file(gpu.description))
     recorder = Recorder.beginning(out, keep=bool(options.only))
     if options.folder:

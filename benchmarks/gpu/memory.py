@@ -35,7 +35,7 @@ from mimo_gguf.llama.api import load_model
 from mimo_gguf.runtime.launch import choose_plan, model_options, session_options
 
 N_ANSWER: Final = 32
-SOFTWARE: Final = ("llvmpipe", "swiftshader")  # what software GPUs call themselves
+_SOFTWARE: Final = ("llvmpipe", "swiftshader")  # what software GPUs call themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +155,11 @@ def ballast(n_bytes: int, *, leave: bool = False) -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
+
+
+def is_software(gpu: Device) -> bool:
+    """Whether a GPU is a program on the CPU."""
+    return any(name in gpu.description.lower() for name in _SOFTWARE)
 
 
 def counts_others(gpu: Device) -> bool:
