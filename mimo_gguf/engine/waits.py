@@ -44,7 +44,7 @@ class Waits:
         return share * (self._n_switches - before)
 
     def __del__(self) -> None:
-        if self._waiting is not None:
+        if self._waiting is not None and self.control.sleeps:
             self._waiting.sleep(self, wanted=False)
 
 

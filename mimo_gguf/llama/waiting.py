@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import queue
 import sys
 import threading
 from functools import cache
@@ -22,37 +23,42 @@ ENVIRONMENT: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # the user's choice,
 
 
 class Waiting:
-    """Lets the OpenMP threads of this process sleep as long as one object wants it. For any thread."""
+    """Lets the OpenMP threads of this process sleep as long as one object wants it. For any thread, and for finalizers.
+
+    A finalizer may run in any thread at any time, also in one that has just been started here. So wishes wait in a
+    queue, and nobody waits for a thread while holding the lock.
+    """
 
     def __init__(self, library: Any) -> None:
         self._library = library
+        self._wishes: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()  # its `put` is safe in finalizers
         self._lock = threading.RLock()
-        self._wanting: set[int] = set()
-        self._wake: threading.Event | None = None  # ends the idle threads when it is set
+        self._parked: threading.Event | None = None  # set when the idle threads are there; None if none is wanted
 
     def sleep(self, who: object, *, wanted: bool) -> None:
-        """Notes that `who` wants threads to sleep, or no longer does."""
-        with self._lock:
-            (self._wanting.add if wanted else self._wanting.discard)(id(who))
-            if self._wanting and self._wake is None:
-                self._park()
-            elif not self._wanting and self._wake is not None:
-                self._wake.set()
-                self._wake = None
+        """Notes that `who` wants threads to sleep, or no longer does. A finalizer may only call it with False."""
+        self._wishes.put((id(who), wanted))
+        if wanted:
+            with self._lock:
+                parked = self._parked
+                if parked is None:
+                    parked = threading.Event()
+                    threading.Thread(target=self._park, args=(parked,), name="mimo-gguf: parked", daemon=True).start()
+                    self._parked = parked
+            parked.wait()
 
-    def _park(self) -> None:
-        """Starts one thread whose idle OpenMP team has more threads than there are cores."""
-        wake, parked = threading.Event(), threading.Event()
-        n_threads = (os.cpu_count() or 1) + 1
-
-        def park() -> None:
-            self._library.GOMP_parallel(_do_nothing(), None, n_threads, 0)
-            parked.set()
-            wake.wait()
-
-        threading.Thread(target=park, name="mimo-gguf: parked", daemon=True).start()
-        parked.wait()
-        self._wake = wake
+    def _park(self, parked: threading.Event) -> None:
+        """Holds an idle OpenMP team of more threads than there are cores, until nobody wants it any more."""
+        self._library.GOMP_parallel(_do_nothing(), None, (os.cpu_count() or 1) + 1, 0)
+        parked.set()
+        wanting: set[int] = set()
+        while True:
+            who, wanted = self._wishes.get()
+            (wanting.add if wanted else wanting.discard)(who)
+            with self._lock:
+                if not wanting and self._wishes.empty():
+                    self._parked = None
+                    return
 
 
 @cache

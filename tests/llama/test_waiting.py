@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mimo_gguf.llama.waiting import ENVIRONMENT
+from mimo_gguf.llama.waiting import ENVIRONMENT, Waiting
 
 # Two threads that have to share one core: whoever spins at a barrier keeps the other one from reaching it.
 CODE = """
@@ -52,3 +54,85 @@ def test_the_users_own_setting_wins(tiny_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     done = subprocess.run([sys.executable, "-c", CODE, str(tiny_path)], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (0, "none\n"), done.stderr
+
+
+class Library:
+    """Starts no threads, but does what a test wants in the thread that would."""
+
+    def __init__(self, does: Callable[[], None]) -> None:
+        self.n_teams = 0
+        self._does = does
+
+    def GOMP_parallel(self, *_: object) -> None:
+        self.n_teams += 1
+        self._does()
+
+
+def in_time(call: Callable[[], None]) -> None:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it waits for ever"
+
+
+def n_parked() -> int:
+    return sum(thread.name == "mimo-gguf: parked" for thread in threading.enumerate())
+
+
+def ends() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "mimo-gguf: parked":
+            thread.join(20)
+    assert n_parked() == 0
+
+
+def test_a_finalizer_in_the_thread_that_parks() -> None:
+    """The garbage collector may run there, and find a session that wants nothing any more."""
+    switch = Waiting(library := Library(lambda: switch.sleep(gone, wanted=False)))
+    gone, stays = object(), object()
+
+    def use() -> None:
+        switch.sleep(stays, wanted=True)
+        assert n_parked() == 1
+        switch.sleep(stays, wanted=False)
+
+    in_time(use)
+    ends()
+    assert library.n_teams == 1
+
+
+def test_threads_are_parked_while_one_wants_it() -> None:
+    switch, first, second = Waiting(library := Library(lambda: None)), object(), object()
+
+    def use() -> None:
+        for who in (first, second, first):
+            switch.sleep(who, wanted=True)
+        switch.sleep(first, wanted=False)
+        switch.sleep(second, wanted=True)
+        assert n_parked() == 1 and library.n_teams == 1
+        switch.sleep(second, wanted=False)
+
+    in_time(use)
+    ends()
+    in_time(lambda: switch.sleep(first, wanted=True))
+    assert n_parked() == 1 and library.n_teams == 2
+    switch.sleep(first, wanted=False)
+    ends()
+
+
+def test_many_threads_switch_at_once() -> None:
+    switch = Waiting(Library(lambda: None))
+
+    def use() -> None:
+        for _ in range(200):
+            switch.sleep(threading.current_thread(), wanted=True)
+            assert n_parked() >= 1
+            switch.sleep(threading.current_thread(), wanted=False)
+
+    threads = [threading.Thread(target=use, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    ends()
