@@ -1,6 +1,6 @@
 """Measures what a GPU really needs and does, in twelve minutes, the most valuable rows first.
 
-    python -m benchmarks.gpu [--minutes N] [-o FILE] [--small] [--peers FOLDER] [--only STEP ...]
+    python -m benchmarks.gpu [--minutes N] [-o FILE] [--small] [--rpc HOST:PORT] [--peers FOLDER] [--only STEP ...]
 
 It needs no network and asks nothing. Every row is a JSON document, printed and written to FILE at once; stopped at any
 moment, it has said what it knows. FILE is `benchmarks/results/gpu/<card>.jsonl` if not given. The model is MiMo-7B's
@@ -8,8 +8,8 @@ full geometry with random weights, made here in a minute (5 GB in --folder). Of 
 `--peers` is a folder with llama-bench and llama-server of the same build. `python -m benchmarks.gpu.documents` then
 writes the figures into the documents.
 
-`--small` uses the tiny model of this repository instead. That is a rehearsal, and so is every run on a software GPU or
-without one: its rows say so, go to `build/gpu/rehearsal.jsonl`, and never get into the documents.
+`--small` uses the tiny model of this repository instead. That is a rehearsal, and so is every run on a software GPU, on
+a worker (`--rpc`) or without a GPU. Its rows say so, go to `build/gpu/rehearsal.jsonl`, and never get into a document.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from benchmarks.gpu.model_file import write_random_model
 from benchmarks.gpu.quantizing import measure_quantizing
 from benchmarks.gpu.record import Recorder, Row, card_file
 from benchmarks.gpu.speed import PROMPTS
+from benchmarks.gpu.worker import ENDPOINT, add_worker
 from benchmarks.measured import machine
 from mimo_gguf.bench.peers import PeerOptions, measure_peer
 from mimo_gguf.core.units import MIB
@@ -177,6 +178,8 @@ class Plan:
 
 def main() -> None:
     options = _arguments()
+    os.environ |= {ENDPOINT: options.rpc} if options.rpc else {}
+    add_worker()
     gpu = devices_measured()[0]
     rehearsal = options.small or not gpu.is_gpu or is_software(gpu)
     out = options.output or (REHEARSAL if rehearsal else card_file(gpu.description))
@@ -217,6 +220,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where the files are made, and kept; otherwise they are removed")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--blocks", type=int, default=0, help="blocks of the trunk, for a smaller file")
+    parser.add_argument("--rpc", metavar="HOST:PORT", help="a worker that takes the place of a GPU")
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps; rows that are there are kept")
     return parser.parse_args()

@@ -158,12 +158,17 @@ def ballast(n_bytes: int, *, leave: bool = False) -> Iterator[None]:
 
 
 def is_software(gpu: Device) -> bool:
-    """Whether a GPU is a program on the CPU."""
-    return any(name in gpu.description.lower() for name in _SOFTWARE)
+    """Whether a GPU is a program on the CPU, as a worker may be."""
+    return gpu.backend == "RPC" or any(name in gpu.description.lower() for name in _SOFTWARE)
 
 
 def counts_others(gpu: Device) -> bool:
-    """Whether the driver counts what other programs use; Mesa's software GPU says that all of it is free."""
+    """Whether the driver counts what other programs use; Mesa's software GPU says that all of it is free.
+
+    A worker serves one program at a time.
+    """
+    if gpu.backend == "RPC":
+        return False
     with ballast(256 * MIB):
         return devices_measured()[0].free_bytes < gpu.free_bytes - 128 * MIB
 

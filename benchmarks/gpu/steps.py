@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.gpu.record import Row
+from benchmarks.gpu.worker import add_worker
 
 
 def cell(path: Path, **settings: Any) -> Iterator[Row]:
@@ -36,6 +37,7 @@ STEPS: Final[dict[str, Callable[..., Iterator[Row]]]] = {"cell": cell, "speed": 
 
 
 def main() -> None:
+    add_worker()
     for row in STEPS[sys.argv[1]](Path(sys.argv[2]), **json.loads(sys.argv[3])):
         print(json.dumps(row), flush=True)
 

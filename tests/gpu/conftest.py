@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.gpu.memory import counts_others
+from benchmarks.gpu.worker import add_worker
 from mimo_gguf.hardware.devices import Device, list_devices
 
 
 @pytest.fixture(scope="session")
 def gpu() -> Device:
     """The first GPU; without one the tests fail, since they were asked for."""
+    add_worker()
     device = list_devices()[0]
     if not device.is_gpu:
         pytest.fail("llama.cpp sees no GPU; mimo-gguf doctor says why", pytrace=False)
