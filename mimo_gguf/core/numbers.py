@@ -8,7 +8,7 @@ from typing import TypeGuard
 
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether `value` is an int or one of numpy's; neither True nor False is, nor 2.0."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))  # the usual kind first
 
 
 def is_number(value: object) -> TypeGuard[float]:

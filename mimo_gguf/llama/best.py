@@ -48,10 +48,21 @@ def lead(context: Decoded, row: int) -> float:
     """By how much the largest logit in batch row `row` of the last decode exceeds the second largest one."""
     best = context.best
     if not best.n_rows:
-        return _leads(context.logits(row)[np.newaxis])[0]
+        return _lead(context.logits(row))
     if not best.leads:
-        best.leads = _leads(context.all_logits(best.n_rows))
+        logits = context.all_logits(best.n_rows)
+        best.leads = _leads(logits) if best.n_rows > 1 else [_lead(logits[0])]
     return best.leads[row]
+
+
+def _lead(logits: NDArray[np.float32]) -> float:
+    """As `_leads` of one row, in half the time."""
+    first = logits.argmax()
+    largest = logits[first]
+    logits[first] = -np.inf  # restored below
+    second = logits.max()
+    logits[first] = largest
+    return float(largest - second)
 
 
 def _leads(logits: NDArray[np.float32]) -> list[float]:

@@ -91,6 +91,7 @@ class AsyncLLM:
         if request_id in self._running:
             raise UsageError(f"request {request_id!r} is being answered", hint="give each request an id of its own")
         driver = self.llm.model.driver
+        self._pump.gather()
         ticket = driver.submit(asked.requests)
         self._running[request_id] = ticket
         gathering = Gathering(request_id, asked, ticket.ids, self.llm.model.vocabulary)

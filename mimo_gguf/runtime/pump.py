@@ -7,9 +7,13 @@ import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from mimo_gguf.runtime.driver import Driver, Ticket
 from mimo_gguf.runtime.scheduler import Event
+
+_TURNS: Final = 4  # of a loop, from a new connection to its request
+_TURNS_S: Final = 0.005  # that a step waits for them at most
 
 
 class Box:
@@ -83,8 +87,29 @@ class Pump:
     _posts: dict[asyncio.AbstractEventLoop, _Post] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _has_new: bool = False  # whether requests have come since the thread looked
+    _gathers: bool = False  # whether a loop is about to queue requests
     _thread: threading.Thread | None = None
     _is_joined: bool = False
+
+    def gather(self) -> None:
+        """Has the next step wait for some turns of the loop, which take no time unless it has something to do.
+
+        Call it before a request is queued.
+
+        Requests that come at the same moment are queued one after another. Their prompts are then read in one pass: a
+        pass for the first one alone would keep the others waiting, and take their processor.
+        """
+        if not self._gathers:
+            self._gathers = True
+            self._turn(asyncio.get_running_loop(), _TURNS)
+
+    def _turn(self, loop: asyncio.AbstractEventLoop, n_left: int) -> None:
+        if n_left:
+            loop.call_soon(self._turn, loop, n_left - 1)
+            return
+        with self._changed:
+            self._gathers = False
+            self._changed.notify()
 
     def listen(self, ticket: Ticket) -> Box:
         """Makes a box for the events of these requests."""
@@ -119,7 +144,7 @@ class Pump:
 
     def _goes_on(self) -> bool:
         """Whether the requests are still those of the last look."""
-        return not self._has_new and _program_runs()
+        return not self._has_new and not self._gathers and _program_runs()
 
     def _open(self) -> list[int]:
         """The ids of the requests that have not ended; if there are none and none come, the thread ends."""
@@ -127,6 +152,8 @@ class Pump:
             if not self._boxes:
                 self._posts.clear()
                 self._changed.wait_for(lambda: self._boxes or self._is_joined, self.linger_s)
+            if not self._changed.wait_for(lambda: not self._gathers, _TURNS_S):
+                self._gathers = False  # the loop has ended, or is busy
             if not self._boxes:
                 self._thread = None
             self._has_new = False

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final
 
+from mimo_gguf.core.unguessable import unguessable_name
 from mimo_gguf.server.answers import Answers
 from mimo_gguf.server.blocks import Block, Blocks, Change, changes
 from mimo_gguf.server.failures import Failure
@@ -54,7 +54,7 @@ async def message_events(
 
 
 def _head(model: str) -> dict[str, Any]:
-    return {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": model}
+    return {"id": unguessable_name("msg_"), "type": "message", "role": "assistant", "model": model}
 
 
 def _events(change: Change) -> list[dict[str, Any]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import secrets
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from mimo_gguf.core.output_file import make_folder
+from mimo_gguf.core.unguessable import unguessable_name
 from mimo_gguf.server.failures import refusal
 from mimo_gguf.server.file_store import new_file_id, read_document, write_document
 
@@ -45,7 +45,7 @@ class Batch:
     completion_window: str
     window_s: int
     metadata: dict[str, str] | None = None
-    id: str = field(default_factory=lambda: f"batch_{secrets.token_hex(12)}")
+    id: str = field(default_factory=lambda: unguessable_name("batch_"))
     created_at: int = field(default_factory=lambda: int(time.time()))
     output_id: str = field(default_factory=new_file_id)
     error_id: str = field(default_factory=new_file_id)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from mimo_gguf.core.unguessable import unguessable_name
 from mimo_gguf.core.version import __version__
 from mimo_gguf.engine.logprobs import Scores
 from mimo_gguf.llama.vocabulary import Vocabulary
@@ -28,7 +28,7 @@ class Head:
 
     prefix: str
     model: str
-    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    id: str = field(default_factory=unguessable_name)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def document(self, kind: str) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mimo_gguf.server.failures import Failure
 
+_HEAD_BYTES: Final = 1 << 14  # that a client may send before its headers have ended
 _NO_HTTP: Final = Failure(400, "this is not a request of HTTP", code="invalid_http")
 _TOO_MANY: Final = Failure(
     503, "there are too many connections", "server_error", "too_many_connections", retry_after_s=5
@@ -36,14 +37,13 @@ class ConnectionLimits:
     send_s: float = 60.0
 
 
-class Connection(H11Protocol):
-    """A connection that is closed if it keeps to none of the limits. `limited` makes a class with other limits.
-
-    The base is h11's, never httptools', which takes headers of any length.
-    """
+class Connection(HttpToolsProtocol):
+    """A connection that is closed if it keeps to none of the limits. `limited` makes a class with other limits."""
 
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
     _head: asyncio.TimerHandle | None = None
+    _n_head_bytes = 0  # of the headers that are still coming
+    _is_in_head = False
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -57,10 +57,24 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Reads what has come. The time for headers runs from the first byte of a request to their last."""
         super().data_received(data)
+        if self._is_in_head:
+            self._n_head_bytes += len(data)
+            if self._n_head_bytes > _HEAD_BYTES:
+                self.send_400_response("headers without end")
         if self._is_idle:
             self._wait_for_head()
         else:
             self._stop_waiting()
+
+    def on_message_begin(self) -> None:
+        """Begins to count the bytes of headers."""
+        super().on_message_begin()
+        self._is_in_head, self._n_head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        """Begins to answer."""
+        self._is_in_head = False
+        super().on_headers_complete()
 
     def pause_writing(self) -> None:
         """Notes that the client is not reading."""

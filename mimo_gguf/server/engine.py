@@ -145,6 +145,7 @@ class Call:
     def __init__(self, engine: Engine, requests: Sequence[Request], pump: Pump, time_s: float | None) -> None:
         self.engine, self._began = engine, time.monotonic()
         self._driver = engine.llm.model.driver
+        pump.gather()
         self._ticket = self._driver.submit(requests)
         self._box = pump.listen(self._ticket)
         self._n_open = len(requests)

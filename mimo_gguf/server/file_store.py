@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO, Final
 
 from mimo_gguf.core.log import LOGGER
 from mimo_gguf.core.output_file import atomic_output, make_folder
+from mimo_gguf.core.unguessable import unguessable_name
 from mimo_gguf.server.failures import refusal
 
 _ID: Final = re.compile(r"file-[0-9a-f]{24}")
@@ -23,7 +23,7 @@ _ID: Final = re.compile(r"file-[0-9a-f]{24}")
 
 def new_file_id() -> str:
     """An id that no file has."""
-    return f"file-{secrets.token_hex(12)}"
+    return unguessable_name("file-")
 
 
 class FileStore:

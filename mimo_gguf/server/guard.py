@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
-import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mimo_gguf.core.log import LOGGER
+from mimo_gguf.core.unguessable import unguessable_name
 from mimo_gguf.server.anthropic_form import failure_json
 from mimo_gguf.server.asking import asking
 from mimo_gguf.server.failures import Failure
@@ -42,7 +42,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers, began = Headers(scope=scope), time.perf_counter()
-        request_id = scope["request_id"] = f"req_{secrets.token_hex(8)}"
+        request_id = scope["request_id"] = unguessable_name("req_", 8)
         origin = headers.get("origin")
         status = 0
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from mimo_gguf.core.unguessable import unguessable_name
 from mimo_gguf.engine.logprobs import Scores
 from mimo_gguf.llama.vocabulary import Vocabulary
 from mimo_gguf.server.answers import Answers
@@ -29,7 +29,7 @@ class ResponseDocument:
     model: str
     vocabulary: Vocabulary
     blocks: Blocks
-    _id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(12)}")
+    _id: str = field(default_factory=lambda: unguessable_name("resp_"))
     _created: int = field(default_factory=lambda: int(time.time()))
     _ids: dict[int, str] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ class ResponseDocument:
         return found
 
     def _id_of(self, block: Block) -> str:
-        return self._ids.setdefault(block.number, f"{_PREFIXES[block.kind]}_{secrets.token_hex(12)}")
+        return self._ids.setdefault(block.number, unguessable_name(f"{_PREFIXES[block.kind]}_"))
 
 
 async def whole_response(answers: Answers, document: ResponseDocument) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.unguessable import unguessable_name
 from mimo_gguf.server.blocks import Blocks
 from mimo_gguf.server.requests import ChatBody, Count, Effort, Loose, ModelBody, StreamOptions
 
@@ -163,7 +163,7 @@ def input_items(body: ResponsesBody) -> tuple[dict[str, Any], ...]:
         if item.type == "message" and isinstance(item.content, str):
             kind = "output_text" if item.role == "assistant" else "input_text"
             shown["content"] = [{"type": kind, "text": item.content}]
-        found.append({"id": f"item_{secrets.token_hex(12)}", "status": "completed", **shown})
+        found.append({"id": unguessable_name("item_"), "status": "completed", **shown})
     return tuple(found)
 
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from mimo_gguf.server.settings import Settings
     from mimo_gguf.server.sources import FileSource
 
-_LIBRARIES = ("starlette", "uvicorn", "pydantic", "prometheus_client", "latex2mathml", "pygments", "python_multipart")
+_LIBRARIES = (
+    "starlette", "uvicorn", "httptools", "pydantic", "prometheus_client", "latex2mathml", "pygments",
+    "python_multipart",
+)  # fmt: skip
 _SCORED_ROWS = 64  # tokens of a prompt that one pass scores for `echo`: 37 MiB of MiMo-7B's logits
 
 

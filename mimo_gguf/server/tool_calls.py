@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from dataclasses import dataclass, field
 from typing import Final
 
 from mimo_gguf.chat.text_stream import held_back
+from mimo_gguf.core.unguessable import unguessable_name
 
 OPEN: Final = "<tool_call>"
 CLOSE: Final = "</tool_call>"
@@ -113,7 +113,7 @@ class ToolCallReader:
         return True
 
     def _begin(self, name: str, pieces: list[CallPiece]) -> None:
-        call = Call(f"call_{secrets.token_hex(12)}", name)
+        call = Call(unguessable_name("call_"), name)
         self.calls.append(call)
         self.is_complete = False
         pieces.append(CallPiece(len(self.calls) - 1, "", call.id, name))

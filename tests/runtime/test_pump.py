@@ -100,3 +100,53 @@ def test_the_thread_stays_for_the_next_request_and_ends_when_it_is_joined() -> N
     assert {thread.ident for thread in threading.enumerate()} - before == {stays}
     pump.join()
     assert {thread.ident for thread in threading.enumerate()} == before
+
+
+def test_requests_of_one_moment_are_stepped_together() -> None:
+    """The first one alone would take a pass, and all others would wait for it."""
+    seen: list[int] = []
+
+    class Noting(Passes):
+        def wait(self, ids: Sequence[int], *, goes_on: GoesOn) -> list[Event]:
+            seen.append(len(ids))
+            return super().wait(ids, goes_on=goes_on)
+
+    class Ticketed(OneTicket):
+        def __init__(self, passes: Passes, number: int) -> None:
+            super().__init__(passes)
+            self.ids = (number,)
+
+    async def ask(pump: Pump, passes: Passes, number: int) -> None:
+        for _ in range(number % 3):  # some need one more turn of the loop, or two
+            await asyncio.sleep(0)
+        pump.gather()
+        time.sleep(0.0003)  # as reading a body does
+        box = pump.listen(cast("Ticket", Ticketed(passes, number)))
+        while not (await box.take())[-1].is_last:
+            pass
+
+    async def main() -> None:
+        passes = Noting(3, 0.001)
+        pump = Pump(cast("Driver", passes), 1.0)
+        await asyncio.wait_for(asyncio.gather(*(ask(pump, passes, number) for number in range(8))), 30)
+        pump.join()
+
+    asyncio.run(main())
+    assert seen == [8, 8, 8]
+
+
+def test_a_loop_that_does_not_turn_is_not_waited_for() -> None:
+    passes = Passes(2, 0.001)
+
+    async def main() -> float:
+        pump = Pump(cast("Driver", passes))
+        pump.gather()
+        box = pump.listen(cast("Ticket", OneTicket(passes)))
+        time.sleep(0.2)  # the loop is busy with something else
+        n_done = passes.n_done
+        while not (await box.take())[-1].is_last:
+            pass
+        pump.join()
+        return n_done
+
+    assert asyncio.run(main()) == 2
