@@ -1,4 +1,4 @@
-"""Numbers and names that nobody can guess, made without asking the system for random bytes each time.
+"""Numbers and names that nobody can guess, without asking the system for random bytes each time.
 
 A call of the system lets go of Python's lock. While another thread steps a model, getting it back took 0.7 ms, and a
 request needs three of these.
@@ -6,38 +6,33 @@ request needs three of these.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import os
 import secrets
-from collections.abc import Iterator
+from collections import deque
+from typing import Final
 
-
-class _Source:
-    """Keyed hashes of 0, 1, 2, ..., which look random without the key."""
-
-    def __init__(self) -> None:
-        self.renew()
-
-    def renew(self) -> None:
-        """Takes another key: in a forked process, whose parent goes on with the old one."""
-        self._key = secrets.token_bytes(32)
-        self._numbers: Iterator[int] = itertools.count()
-
-    def take(self, n_bytes: int) -> bytes:
-        return hashlib.blake2b(next(self._numbers).to_bytes(8), key=self._key, digest_size=n_bytes).digest()
-
-
-_SOURCE = _Source()
+_BLOCK: Final = 16  # bytes that one name or number is made of
+_N_BLOCKS: Final = 256  # that are fetched together
+_stock: Final[deque[bytes]] = deque()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_SOURCE.renew)
+    os.register_at_fork(after_in_child=_stock.clear)  # its parent gives these
 
 
 def unguessable_name(prefix: str = "", n_bytes: int = 12) -> str:
-    """A name that was never given before: the prefix, and twice as many hexadecimal digits as bytes (up to 64)."""
-    return prefix + _SOURCE.take(n_bytes).hex()
+    """A name that nobody else has: the prefix, and twice as many hexadecimal digits as bytes, of which 16 are most."""
+    return prefix + _take()[:n_bytes].hex()
 
 
 def unguessable_below(most: int) -> int:
-    """A number from 0 to `most` - 1, where `most` is far below 2**128. Every number is as likely as another."""
-    return int.from_bytes(_SOURCE.take(16)) % most
+    """A number from 0 to `most` - 1. Each is as likely as another, as long as `most` is far below 2**128."""
+    return int.from_bytes(_take()) % most
+
+
+def _take() -> bytes:
+    """A block of random bytes that no other call gets."""
+    while True:
+        try:
+            return _stock.pop()
+        except IndexError:
+            fetched = secrets.token_bytes(_BLOCK * _N_BLOCKS)
+            _stock.extend(fetched[place : place + _BLOCK] for place in range(0, len(fetched), _BLOCK))
