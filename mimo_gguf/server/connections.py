@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import http
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mimo_gguf.server.failures import Failure
 
-_HEAD_BYTES: Final = 1 << 14  # that a client may send before its headers have ended
+_HEAD_BYTES: Final = 1 << 14  # of the path and the headers of a request
 _NO_HTTP: Final = Failure(400, "this is not a request of HTTP", code="invalid_http")
 _TOO_MANY: Final = Failure(
     503, "there are too many connections", "server_error", "too_many_connections", retry_after_s=5
@@ -45,6 +46,7 @@ class Connection(HttpToolsProtocol):
     _n_head_bytes = 0  # of the headers that are still coming
     _is_in_head = False
     _unread: asyncio.TimerHandle | None = None
+    _earlier: Sequence[RequestResponseCycle] = ()  # those that are answered before the last request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for a request, or refuses the connection if there are too many."""
@@ -72,9 +74,14 @@ class Connection(HttpToolsProtocol):
         self._is_in_head, self._n_head_bytes = True, 0
 
     def on_headers_complete(self) -> None:
-        """Begins to answer."""
+        """Begins to answer. Raises ValueError, which httptools reports as an error of parsing, if they are too long."""
         self._is_in_head = False
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > _HEAD_BYTES:
+            raise ValueError("too many bytes of headers")
+        before = self.cycle
         super().on_headers_complete()
+        if before is not None and not before.response_complete:
+            self._earlier = [cycle for cycle in (*self._earlier, before) if not cycle.response_complete]
 
     def pause_writing(self) -> None:
         """Notes that the client is not reading."""
@@ -92,7 +99,10 @@ class Connection(HttpToolsProtocol):
         self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends all waiting."""
+        """Ends all waiting, and every answer: uvicorn ends only that to the last request."""
+        for cycle in self._earlier:
+            cycle.disconnected = True
+            cycle.message_event.set()
         self._stop_waiting()
         if self._unread is not None:
             self._unread.cancel()

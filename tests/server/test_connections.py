@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import struct
 import time
 
 import pytest
@@ -60,10 +61,13 @@ def test_headers_that_do_not_come(llm: LLM) -> None:
         assert server.get("/health").status_code == 200
 
 
-def test_headers_without_end(server: Serving) -> None:
+@pytest.mark.parametrize("end", [b"", b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\n{}"])
+def test_headers_that_are_too_long(server: Serving, end: bytes) -> None:
     with connected(server) as connection:
-        connection.sendall(HEAD + b"x: " + b"y" * 20_000)
-        assert b"400" in end_of(connection).split(b"\r\n")[0]
+        connection.sendall(HEAD + b"x: " + b"y" * 20_000 + end)
+        said = end_of(connection)
+        assert said.startswith(b"HTTP/1.1 400"), said
+        assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
 
 
 def test_too_many_connections(llm: LLM) -> None:
@@ -94,6 +98,19 @@ def test_a_client_that_does_not_read(llm: LLM) -> None:
             wait_until(lambda: server.engine.n_running == 0, 30)
             assert b"[DONE]" not in what_is_left(lazy)
         assert server.get("/health").status_code == 200
+
+
+@pytest.mark.usefixtures("told_at_once")
+def test_a_client_that_goes_away_with_a_second_request_behind_the_first(server: Serving) -> None:
+    question = json.dumps({"messages": SUM, "stream": True, "max_tokens": 900, "ignore_eos": True}).encode()
+    whole = HEAD + f"Content-Length: {len(question)}\r\n\r\n".encode() + question
+    before = server.engine.llm.model.session.stats.n_generated
+    with connected(server) as connection:
+        connection.sendall(whole + whole)
+        wait_until(lambda: server.engine.n_running > 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed without waiting
+    wait_until(lambda: server.engine.n_running == 0)
+    assert server.engine.llm.model.session.stats.n_generated - before < 800
 
 
 @pytest.mark.parametrize(
