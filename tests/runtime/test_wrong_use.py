@@ -28,6 +28,7 @@ from mimo_gguf.llama.api import ContextOptions, api, load_model, open_context, o
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.runtime.model import Model
 from mimo_gguf.runtime.params import SamplingParams
+from tests.devices import only_on_a_cpu
 from tests.runtime.test_model import OPTIONS, WHO, trained_path
 
 __all__ = ["trained_path"]
@@ -85,6 +86,7 @@ def test_ctrl_c_anywhere_spoils_nothing(trained_path: Path, n_draft: int) -> Non
 
 def test_what_is_raised_while_a_prompt_is_read(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp asks whether to stop; what is raised there would be lost in ctypes."""
+    only_on_a_cpu("llama.cpp asks between two operations only on a CPU")
     wanted = model.chat(WHO, temperature=0).tokens
     asked: list[bool] = []
 

@@ -18,6 +18,7 @@ from mimo_gguf.server.answers import Answers
 from mimo_gguf.server.engine import Engine, Limits
 from mimo_gguf.server.row_answers import RowAnswerer, Rules, raw_body
 from tests.batch.answerers import Echo, answered, read_lines, write_rows
+from tests.devices import on_gpu
 from tests.server.serving import SUM, WHO, Serving
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -36,6 +37,16 @@ def results(llm: LLM, rows: list[Row]) -> list[Result]:
     return asyncio.run(gather())
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two documents are the same. A GPU scores a token a little otherwise in another pass."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    near = isinstance(one, float) and isinstance(other, float) and on_gpu() and abs(one - other) < 0.05
+    return near or bool(one == other)
+
+
 BODIES: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": SUM, "temperature": 0, "max_tokens": 20}),
     (CHAT, {"messages": WHO, "seed": 7, "max_tokens": 20, "n": 2, "model": "other-name"}),
@@ -50,7 +61,7 @@ def test_a_row_has_the_document_that_a_client_would_get(server: Serving, llm: LL
     (result,) = results(llm, [row(body, url)])
     assert result.ok and result.body["model"] == body.get("model", "ours")
     for part in ("object", "choices"):
-        assert result.body[part] == over_http[part]
+        assert same(result.body[part], over_http[part]), (result.body[part], over_http[part])
     assert result.count("usage", "completion_tokens") == over_http["usage"]["completion_tokens"]
     assert result.body.keys() == over_http.keys()
 
