@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from mimo_gguf.core.units import MIB, format_size
@@ -22,21 +22,21 @@ def other_programs(device: Device) -> str:
 class MemoryWatch:
     """Polls the devices of a plan between answers, and warns of each once until it has recovered.
 
-    Attributes:
-        names: the devices that the run uses, as in its plan; others are not looked at.
+    Args:
+        names: the devices that the run uses, as in its plan.
         interval_s: seconds between two questions to the drivers, which cost a millisecond; a poll before that is empty.
     """
 
     def __init__(
         self,
-        names: Iterable[str],
+        names: Sequence[str],
         interval_s: float = 2.0,
         read: Callable[[], Sequence[Device]] = list_devices,
         clock: Callable[[], float] = time.monotonic,
         others: Callable[[Device], str] = other_programs,
     ) -> None:
-        self.names = frozenset(names)
-        self.interval_s = interval_s
+        self._names = frozenset(names)
+        self._interval_s = interval_s
         self._read = read
         self._clock = clock
         self._others = others
@@ -46,12 +46,12 @@ class MemoryWatch:
     def poll(self) -> tuple[str, ...]:
         """The warnings that are new since the last poll, one line each."""
         now = self._clock()
-        if now - self._last < self.interval_s:
+        if now - self._last < self._interval_s:
             return ()
         self._last = now
         warnings = []
         for device in self._read():
-            if device.name not in self.names or not device.total_bytes:
+            if device.name not in self._names or not device.total_bytes:
                 continue
             if device.free_bytes >= _AGAIN_BYTES:
                 self._warned.discard(device.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -79,10 +79,12 @@ class Pump:
 
     Attributes:
         linger_s: seconds that the thread waits for further requests before it ends: a new one delays a first token.
+        between: called by that thread between two passes, where nothing else uses the devices.
     """
 
     driver: Driver
     linger_s: float = 0.0
+    between: Callable[[], None] = lambda: None
     _boxes: dict[int, Box] = field(default_factory=dict)
     _posts: dict[asyncio.AbstractEventLoop, _Post] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -139,11 +141,13 @@ class Pump:
                 self.driver.cancel(ids)
             try:
                 self._hand_out(self.driver.wait(ids, goes_on=self._goes_on))
+                self.between()  # not before a pass, where a first token would wait for it
             except Exception as error:
                 self._break_off(error)
 
     def _goes_on(self) -> bool:
         """Whether the requests are still those of the last look."""
+        self.between()
         return not self._has_new and not self._gathers and _program_runs()
 
     def _open(self) -> list[int]:

@@ -15,7 +15,9 @@ from typing import Final
 
 from mimo_gguf.chat.answer import Answer
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.log import LOGGER
 from mimo_gguf.engine.parking import Parking
+from mimo_gguf.hardware.memory_watch import MemoryWatch
 from mimo_gguf.runtime.llm import LLM
 from mimo_gguf.runtime.pump import Pump
 from mimo_gguf.runtime.scheduler import Event, Request
@@ -55,7 +57,9 @@ class Engine:
         sys.setswitchinterval(min(sys.getswitchinterval(), _TURN_S))
         self.llm = llm
         self.limits = limits or Limits()
-        self._pump = Pump(llm.model.driver, _LINGER_S)
+        plan = llm.model.plan
+        self._watch = MemoryWatch([fit.device.name for fit in plan.devices]) if plan else None
+        self._pump = Pump(llm.model.driver, _LINGER_S, self._warn_of_shortage)
         self._mean_s = 1.0
         self.on_first_token: Callable[[float], None] = lambda seconds: None
         self.on_wait: Callable[[], None] = lambda: None
@@ -115,6 +119,11 @@ class Engine:
         """Ends all answers with "abort" and frees the model."""
         self.llm.close()
         self._pump.join()
+
+    def _warn_of_shortage(self) -> None:
+        """Warns in the log when other programs take the memory that answers need. In the thread that steps."""
+        for warning in self._watch.poll() if self._watch else ():
+            LOGGER.warning("%s", warning)
 
     def note_seconds(self, seconds: float) -> None:
         """Notes how long a call took, to tell others when to come again."""

@@ -139,11 +139,6 @@ class Models:
         """All names, model by model."""
         return tuple(self._by_name)
 
-    @property
-    def at_work(self) -> list[FitPlan]:
-        """The plans of the models that are answering."""
-        return [each.plan for each in self.all if each.engine and each.engine.n_running and each.plan]
-
     def find(self, wanted: str | None) -> Served:
         """The model of a name, the first without one. Raises Refused for a name that is not here."""
         if not wanted:

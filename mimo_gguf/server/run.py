@@ -17,12 +17,10 @@ import uvicorn
 
 from mimo_gguf.core.errors import UsageError
 from mimo_gguf.core.log import LOGGER
-from mimo_gguf.hardware.memory_watch import MemoryWatch
 from mimo_gguf.server.app import make_app
 from mimo_gguf.server.connections import limited
 from mimo_gguf.server.models import Models
 from mimo_gguf.server.settings import Settings
-from mimo_gguf.server.shortage import warn_of_shortage
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG: Final = 512
@@ -47,7 +45,7 @@ def run(
     """
     try:
         real = replace(settings, port=listener.getsockname()[1])
-        server = Server(config_of(models, real), models, on_ready and (lambda: on_ready(real)))
+        server = Server(config_of(models, real), on_ready and (lambda: on_ready(real)))
         server.run(sockets=[listener])
         return not server.force_exit
     finally:
@@ -90,16 +88,9 @@ def _is_fault(record: logging.LogRecord) -> bool:
 class Server(uvicorn.Server):
     """uvicorn's server, which tells when it is ready, and does not raise the signals again that have ended it."""
 
-    def __init__(self, config: uvicorn.Config, models: Models, on_ready: Callable[[], None] | None = None) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None] | None = None) -> None:
         super().__init__(config)
-        self._models, self._on_ready = models, on_ready
-
-    async def main_loop(self) -> None:
-        watching = asyncio.create_task(warn_of_shortage(self._models, MemoryWatch([])))
-        try:
-            await super().main_loop()
-        finally:
-            watching.cancel()
+        self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -87,7 +87,7 @@ def serving_models(models: Models, given: Settings, send_buffer: int | None = No
         if send_buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         ready = threading.Event()
-        server = Server(config_of(models, given), models, ready.set)
+        server = Server(config_of(models, given), ready.set)
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
 
         def stop() -> None:

@@ -12,7 +12,7 @@ from mimo_gguf.core.units import GIB, MIB
 from mimo_gguf.hardware.devices import Device, host_device
 from mimo_gguf.hardware.memory_watch import MemoryWatch
 from mimo_gguf.runtime.llm import LLM
-from mimo_gguf.server import run
+from mimo_gguf.server import engine
 from tests.server.test_limits import wait_until
 from tests.server.test_models import PATH, body, two
 
@@ -28,7 +28,7 @@ def test_a_shortage_is_told_once_while_it_answers(
         n_looks += 1
         return machine
 
-    monkeypatch.setattr(run, "MemoryWatch", lambda names: MemoryWatch(names, 0.01, read, others=lambda _: "a game"))
+    monkeypatch.setattr(engine, "MemoryWatch", lambda names: MemoryWatch(names, 0.01, read, others=lambda _: "a game"))
     with caplog.at_level(logging.WARNING), two(llm) as (server, *_), ThreadPoolExecutor(1) as pool:
         server.get("/health")
         assert n_looks == 0, "nobody is answered"
