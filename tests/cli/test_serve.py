@@ -68,9 +68,10 @@ def test_it_serves_and_ends_when_all_is_answered(mimo_tiny: Path) -> None:
 
 
 def test_a_second_interrupt_ends_it_at_once(mimo_tiny: Path) -> None:
-    with started(mimo_tiny) as (process, url, _), a_stream(url) as lines:
+    """The answer takes a second on a machine that draws 1900 tokens in one."""
+    with started(mimo_tiny, "--parallel", "1") as (process, url, _), a_stream(url, 1900) as lines:
         process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        time.sleep(0.2)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
