@@ -39,6 +39,7 @@ from benchmarks.gpu.speed import PROMPTS
 from benchmarks.gpu.worker import ENDPOINT, add_worker
 from benchmarks.measured import machine
 from mimo_gguf.bench.peers import PeerOptions, measure_peer
+from mimo_gguf.core.errors import MimoGgufError
 from mimo_gguf.core.units import MIB
 from mimo_gguf.core.version import LLAMA_CPP_COMMIT, LLAMA_CPP_PYTHON, __version__
 from mimo_gguf.hardware.devices import list_devices
@@ -179,7 +180,10 @@ class Plan:
 def main() -> None:
     options = _arguments()
     os.environ |= {ENDPOINT: options.rpc} if options.rpc else {}
-    add_worker()
+    try:
+        add_worker()
+    except MimoGgufError as error:
+        raise SystemExit(f"{error.message}; {error.hint}") from None
     gpu = devices_measured()[0]
     rehearsal = options.small or not gpu.is_gpu or is_software(gpu)
     out = options.output or (REHEARSAL if rehearsal else card_file(gpu.description))

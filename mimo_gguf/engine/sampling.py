@@ -29,14 +29,12 @@ __all__ = ["MAX_SEED", "Sampler", "SamplingOptions", "grammar_of_schema"]
 
 MAX_SEED: Final = 0xFFFFFFFE  # 0xFFFFFFFF means "random" to llama.cpp
 _LEAST_TEMPERATURE: Final = 1e-6  # logits divided by much less are no longer finite
-_RANGES: Final = (
+_RANGES: Final = (  # those of whole numbers are whole
     ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0), ("typical_p", 0.0, 1.0), ("presence_penalty", -2.0, 2.0),
     ("frequency_penalty", -2.0, 2.0), ("repeat_penalty", 0.01, 10.0), ("temperature", 0.0, 100.0),
-    ("dry_multiplier", 0.0, 100.0), ("dry_base", 0.0, 100.0),
-)  # fmt: skip
-_WHOLE_NUMBERS: Final = (
-    ("top_k", 0, (1 << 31) - 1), ("penalty_last_n", 0, 1 << 20), ("dry_allowed_length", 0, 1 << 20),
-    ("dry_last_n", 0, 1 << 20), ("seed", 0, MAX_SEED),
+    ("dry_multiplier", 0.0, 100.0), ("dry_base", 0.0, 100.0), ("top_k", 0, (1 << 31) - 1),
+    ("penalty_last_n", 0, 1 << 20), ("dry_allowed_length", 0, 1 << 20), ("dry_last_n", 0, 1 << 20),
+    ("seed", 0, MAX_SEED),
 )  # fmt: skip
 _USUAL: Final = frozenset({int, float})  # numbers for which the abstract kinds need not be asked, which is slow
 _HELP: Final = "see: mimo-gguf chat --help"
@@ -86,16 +84,13 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value that is out of range or of the wrong kind."""
-        value: Any
-        for name, low, high in _RANGES + _WHOLE_NUMBERS:
-            value = getattr(self, name)
+        for name, low, high in _RANGES:
+            value: Any = getattr(self, name)
             if name == "seed" and value is None:
                 continue
             if not (type(value) in _USUAL or isinstance(value, Real)) or not low <= value <= high:
                 raise UsageError(f"{name} is {value!r}, not between {low} and {high}", hint=_HELP)
-        for name, _, _ in _WHOLE_NUMBERS:
-            value = getattr(self, name)
-            if type(value) is not int and value is not None and not isinstance(value, Integral):
+            if isinstance(low, int) and type(value) is not int and not isinstance(value, Integral):
                 raise UsageError(f"{name} is {value!r}, not a whole number", hint=_HELP)
         biases: Mapping[Any, Any] = self.logit_bias
         check_kind("logit_bias", biases, Mapping, "logit_bias: token id -> number")

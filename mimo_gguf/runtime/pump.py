@@ -79,7 +79,7 @@ class Pump:
 
     Attributes:
         linger_s: seconds that the thread waits for further requests before it ends: a new one delays a first token.
-        between: called by that thread between two passes, where nothing else uses the devices.
+        between: called by that thread between two passes, where the model is not at work.
     """
 
     driver: Driver
