@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimo_gguf.core.errors import UsageError
+from mimo_gguf.core.freed_memory import give_back_freed_memory
 from mimo_gguf.core.units import parse_size
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def serve(
         OutputError: the folder of files cannot be written, or another server uses it.
         GgufError, DoesNotFit, BackendError: as `Model.load`, of `file`.
     """
-    _check_libraries()
+    _prepare_process()
     from mimo_gguf.server.files_api import files_folder
     from mimo_gguf.server.run import listen, run
     from mimo_gguf.server.settings import read_settings
@@ -162,13 +163,14 @@ def source_of(
     return partial(FileSource, how=how, options=options, room=room, parked_bytes=parked, force=force)
 
 
-def _check_libraries() -> None:
-    """Refuses to serve without the libraries of the extra."""
+def _prepare_process() -> None:
+    """Refuses to serve without the libraries of the extra. Then this process gives back the memory that it frees."""
     from importlib.util import find_spec
 
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
         raise UsageError(f"serving needs {', '.join(missing)}", hint="pip install 'mimo-gguf[serve]'")
+    give_back_freed_memory()
 
 
 def _listed(given: str | Sequence[str]) -> tuple[str, ...]:
