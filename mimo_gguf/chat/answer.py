@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mimo_gguf.chat.reasoning import Kind, Piece, ReasoningSplitter
+from mimo_gguf.chat.reasoning import THINK_CLOSE, Kind, Piece, ReasoningSplitter
 from mimo_gguf.chat.text_stream import TextStream
 from mimo_gguf.chat.think_budget import ThinkBudget
 from mimo_gguf.core.errors import UsageError
@@ -188,7 +188,20 @@ class AnswerText:
 
     def say(self) -> list[Piece]:
         """The text of the tokens that were noted, as far as it is certain now."""
-        return [piece for token in self.tokens[self._n_said :] for piece in self._say(token)]
+        unsaid = self.tokens[self._n_said :]
+        if len(unsaid) > 1 and self.can_wait and self._ends.isdisjoint(unsaid):
+            special = not self._options.skip_special
+            text = b"".join([self._vocabulary.piece(token, special=special) for token in unsaid])
+            if self._is_of_one_kind(text):
+                self._n_said += len(unsaid)
+                return self._push(text)
+        return [piece for token in unsaid for piece in self._say(token)]
+
+    def _is_of_one_kind(self, text: bytes) -> bool:
+        """Whether what comes next is all reasoning or all answer, so that it need not be asked which token is what."""
+        if self._n_thought is not None:
+            return True
+        return self._splitter is not None and self._splitter.thinking and THINK_CLOSE[-1].encode() not in text
 
     def _say(self, token: int) -> list[Piece]:
         self._n_said += 1

@@ -8,7 +8,7 @@ own rows with its own sampler.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -223,6 +223,58 @@ class Session:
                     outcomes[slot] = Ended("failed", error)
             return outcomes
 
+    def plain_passes(self, samplers: Mapping[Slot, Sampler]) -> Generator[dict[Slot, Outcome], None, None]:
+        """Makes passes that evaluate the token each of these slots has drawn, and draw its next one: nothing else.
+
+        Yields after each pass what `step` would return. It ends before a pass that only `step` can make: with drafts or
+        prompts, or of a slot that was cancelled or whose window is full. It costs half of what `step` does beside
+        llama.cpp, which matters if a pass takes less than a millisecond.
+
+        Raises:
+            BackendError: llama.cpp failed; every slot is as it was before.
+        """
+        with self.target.lock:
+            slots = list(samplers)
+            if self.options.exact:  # in the order that `_plan` gives them
+                slots.sort(key=lambda slot: -slot.seq_id)
+            known_rows = len(slots) if self.options.exact else self._most_rows
+            while slots and self.drafter is None and len(slots) <= known_rows and all(map(Slot.only_draws, slots)):
+                yield self._pass_plainly(slots, samplers)
+
+    def _pass_plainly(self, slots: Sequence[Slot], samplers: Mapping[Slot, Sampler]) -> dict[Slot, Outcome]:
+        """Makes a pass of one row for each slot, and draws from it."""
+        since, started, batch = LOG.mark, time.perf_counter(), self._batch
+        batch.clear()
+        tokens = [slot.drawn for slot in slots if slot.drawn is not None]
+        for slot, token in zip(slots, tokens, strict=True):
+            batch.add((token,), len(slot.tokens), n_outputs=1, seq_id=slot.seq_id)
+        for slot in self.slots:
+            slot.lose_row()
+        try:
+            result = self.target.decode(batch.native)
+        except BaseException:
+            self._undo(slots)
+            raise
+        if result:
+            self._undo(slots)
+            raise _failed(result, slots[0], since)
+        decoded = time.perf_counter()
+        self._waits.record(batch.n_tokens, decoded - started, reads=False)
+        outcomes: dict[Slot, Outcome] = {}
+        for row, slot in enumerate(slots):
+            sampler = samplers[slot]
+            try:
+                token = sampler.sample(self.target, row)
+            except MimoGgufError as error:
+                slot.note_evaluated(tokens[row : row + 1], row, decoded - started)
+                outcomes[slot] = Ended("failed", error)
+                continue
+            if self._gap and sampler.greedy:
+                slot.stats.n_near_ties += lead(self.target, row) < self._gap
+            slot.note_plain_pass(token, time.perf_counter() - started)
+            outcomes[slot] = Drawn(token, row)
+        return outcomes
+
     def evaluate(self, slots: Sequence[Slot]) -> dict[Slot, Ended]:
         """Makes one pass over what these slots have to evaluate. Returns the slots that could not go on.
 
@@ -320,17 +372,14 @@ class Session:
                     n = len(tokens) if slot.prompt else 1  # drafts are observed when they are drawn
                     slot.mtp_rows.observe(tokens[:n], len(slot.tokens), self._states(first, n))
         except BaseException:
-            self._undo(shares)
+            self._undo([share.slot for share in shares])
             raise
         if result == 0:
             return rows
-        self._undo(shares)
+        self._undo([share.slot for share in shares])
         if result == 2:
             return None
-        raise BackendError(
-            f"llama.cpp failed at position {len(shares[0].slot.tokens)} (llama_decode {result}): {LOG.reason(since)}",
-            hint="run again with --verbose for its log",
-        )
+        raise _failed(result, shares[0].slot, since)
 
     def _note_rows(self, shares: Sequence[Share]) -> None:
         """Notes a pass with more rows than any before, unless only a prompt is read that nothing is computed beside."""
@@ -341,10 +390,10 @@ class Session:
     def _is_to_stop(self, shares: Sequence[Share]) -> bool:
         return (self._is_interrupted and not self._was_interrupted) or all(share.slot.is_cancelled for share in shares)
 
-    def _undo(self, shares: Sequence[Share]) -> None:
-        """Removes from the KV cache what a pass over `shares` may have left there."""
+    def _undo(self, slots: Sequence[Slot]) -> None:
+        """Removes from the KV cache what a pass over `slots` may have left there."""
         if not self.target.closed:
-            for slot, _, _ in shares:
+            for slot in slots:
                 self.target.forget(len(slot.tokens), slot.seq_id)
 
     def _draw(self, slot: Slot, sampler: Sampler) -> Drawn:
@@ -385,6 +434,13 @@ class Session:
         self._cycle = _Cycle(len(drawing) if is_pure else 0, [slot.recent for slot in drawing if slot.draft_limit])
         if drawing:
             self._n_drawing = len(drawing)
+
+
+def _failed(result: int, slot: Slot, since: int) -> BackendError:
+    return BackendError(
+        f"llama.cpp failed at position {len(slot.tokens)} (llama_decode {result}): {LOG.reason(since)}",
+        hint="run again with --verbose for its log",
+    )
 
 
 @dataclass(slots=True)

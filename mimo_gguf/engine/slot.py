@@ -85,6 +85,10 @@ class Slot:
         """Whether the last pass still has logits for the next token."""
         return self.row is not None and self.drawn is None and not self.prompt
 
+    def only_draws(self) -> bool:
+        """Whether its next pass evaluates the token drawn last, if nothing is drafted."""
+        return self.drawn is not None and not self.is_cancelled and self.room > 0
+
     @property
     def can_draft(self) -> bool:
         """Whether drafts are wanted and pay, and the MTP blocks have seen all tokens before them."""
@@ -188,6 +192,13 @@ class Slot:
         self.drawn, self._drafts, self.row = None, list(tokens[1:]), first_row
         self._in_pass = len(self._drafts), 0
         self.stats.generation_s += seconds
+
+    def note_plain_pass(self, token: int, seconds: float) -> None:
+        """Notes a pass without drafts, which evaluated the token drawn last, and that `token` was drawn from it."""
+        assert self.drawn is not None
+        self.tokens.append(self.drawn)
+        self.drawn = token
+        self.stats.add_plain_pass(seconds)
 
     @property
     def next_draft(self) -> int | None:

@@ -319,9 +319,10 @@ class LlamaContext(Owner):
                 hint="make the context with a larger n_batch or n_outputs_max",
             )
         self.best = Best(native_batch.n_tokens if native_batch.n_tokens == native_batch.n_outputs else 0)
-        running, set_callback = self._pass, api().llama_set_abort_callback
+        running = self._pass
         if stop_when is None and not running.observes:
             return int(self._decode(self.pointer, native_batch))
+        set_callback = api().llama_set_abort_callback
         running.stop_when = stop_when
         set_callback(self.pointer, self._callback, None)
         self._cell.is_in_pass = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -48,27 +49,26 @@ def lead(context: Decoded, row: int) -> float:
     """By how much the largest logit in batch row `row` of the last decode exceeds the second largest one."""
     best = context.best
     if not best.n_rows:
-        return _lead(context.logits(row))
+        return _lead(context.logits(row), likeliest(context, row))
     if not best.leads:
-        logits = context.all_logits(best.n_rows)
-        best.leads = _leads(logits) if best.n_rows > 1 else [_lead(logits[0])]
+        logits, first = context.all_logits(best.n_rows), likeliest(context, 0)  # which finds those of all rows
+        best.leads = _leads(logits, best.tokens) if best.n_rows > 1 else [_lead(logits[0], first)]
     return best.leads[row]
 
 
-def _lead(logits: NDArray[np.float32]) -> float:
-    """As `_leads` of one row, in half the time."""
-    first = logits.argmax()
-    largest = logits[first]
+def _lead(logits: NDArray[np.float32], first: int) -> float:
+    """As `_leads` of one row, in a fifth of the time."""
+    largest = logits.item(first)
     logits[first] = -np.inf  # restored below
-    second = logits.max()
+    second: float = logits.item(logits.argmax())  # `max` costs five times as much for a small vocabulary
     logits[first] = largest
-    return float(largest - second)
+    return largest - second
 
 
-def _leads(logits: NDArray[np.float32]) -> list[float]:
-    """The leads in logits of shape (n_rows, n_vocab), which lie without gaps."""
+def _leads(logits: NDArray[np.float32], tokens: Sequence[int]) -> list[float]:
+    """The leads in logits of shape (n_rows, n_vocab), which lie without gaps, and are largest at `tokens`."""
     flat, beginnings = logits.reshape(-1), np.arange(0, logits.size, logits.shape[1])
-    first = beginnings + logits.argmax(axis=1)
+    first = beginnings + tokens
     largest = flat[first]
     flat[first] = -np.inf  # restored below: a second search costs less than comparing all
     second = flat[beginnings + logits.argmax(axis=1)]

@@ -12,12 +12,13 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from mimo_gguf.chat.answer import Answer
 from mimo_gguf.core.errors import MimoGgufError, UsageError
 from mimo_gguf.engine.parking import Parking
+from mimo_gguf.engine.sampling import Sampler
 from mimo_gguf.engine.session import Drawn, Outcome, Session
 from mimo_gguf.engine.slot import Slot, WindowFull, common_prefix
 from mimo_gguf.llama.vocabulary import Vocabulary
@@ -28,7 +29,7 @@ from mimo_gguf.runtime.running import Request as Request
 
 # A request waits if its prompt has so many first tokens in common with one being read, whose cells it then shares.
 _WORTH_WAITING: Final = 32
-_SHORT_S: Final = 0.016  # of a step for which a text that was drawn can wait
+_SHORT_S: Final = 0.016  # of a step for which a text that was drawn, or the next step, can wait
 _LOOKED_AT: Final = 4  # requests passed over for each slot, so that one that waits does not keep a slot idle
 
 
@@ -110,7 +111,9 @@ class Scheduler:
         return None if job is None else job.answer
 
     def step(self) -> list[Event]:
-        """Gives free slots to waiting requests, then makes at most one pass for all that have a slot.
+        """Gives free slots to waiting requests, then makes a pass for all that have a slot; more if passes are short.
+
+        More are made for 16 ms, as long as there is nothing to tell and nothing else to do.
 
         If llama.cpp fails, every request with a slot ends with that error; the others go on waiting. If the model was
         closed, all requests end.
@@ -147,7 +150,24 @@ class Scheduler:
             outcomes, now_s = self.session.step(samplers), time.perf_counter()
             self._reading_s = now_s - began_s if reads else self._reading_s
             events += self._note(outcomes, now_s)
+            if not events and now_s < (until_s := began_s + _SHORT_S):
+                events += self._draw_on(samplers, until_s)
         events += self._end_over()
+
+    def _draw_on(self, samplers: Mapping[Slot, Sampler], until_s: float) -> list[Event]:
+        """Makes further passes that only draw. Returns the events of the last one."""
+        jobs = [self._running[slot] for slot in samplers]
+        if any(job.said.limits_reasoning for job in jobs):
+            return []
+        with contextlib.closing(self.session.plain_passes(samplers)) as passes:
+            while not (self._waiting or self._cancelled or any(job.is_over for job in jobs)):
+                outcomes, now_s = next(passes, None), time.perf_counter()
+                if outcomes is None:
+                    break
+                events = list(self._note(outcomes, now_s))
+                if events or now_s >= until_s:
+                    return events
+        return []
 
     def _end_cancelled(self) -> Iterable[Event]:
         while self._cancelled:

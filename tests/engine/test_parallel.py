@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from mimo_gguf.engine.single import Cancelled, next_token, read_prompt
 from mimo_gguf.engine.slot import Slot, WindowFull
 from mimo_gguf.engine.state import load_state, save_state
 from mimo_gguf.llama.api import LlamaModel
+from mimo_gguf.llama.vocabulary import Vocabulary
 from tests.engine.oracle import Oracle
 
 ROOT = Path(__file__).parents[2]
@@ -71,8 +73,10 @@ def alone(model: LlamaModel, talks: Iterable[Talk], options: SessionOptions = AL
 class Server:
     """Serves talks with as many slots as there are: each begins when a slot is free, a few steps after the one before.
 
-    `every_step` may interfere.
+    `every_step` may interfere. After each step up to `n_plain` plain passes are made.
     """
+
+    n_plain = 0
 
     def __init__(self, session: Session, oracle: Oracle | None = None, answers: Sequence[Sequence[int]] = ()) -> None:
         self.session, self.oracle, self.answers = session, oracle, answers
@@ -88,15 +92,23 @@ class Server:
             if waiting and free and step % gap == 0:
                 self.begin(free[step % len(free)], *waiting.pop(0))
             self.every_step()
-            for slot, outcome in self.session.step(self.samplers).items():
-                talk = self.busy[slot]
-                if isinstance(outcome, Drawn):
-                    talk.said.append(outcome.token)
-                else:
-                    talk.end = outcome
-                if talk.end is not None or len(talk.said) == talk.n:
-                    self.end(slot)
+            for outcomes in self.passes():
+                n_busy = len(self.busy)
+                for slot, outcome in outcomes.items():
+                    talk = self.busy[slot]
+                    if isinstance(outcome, Drawn):
+                        talk.said.append(outcome.token)
+                    else:
+                        talk.end = outcome
+                    if talk.end is not None or len(talk.said) == talk.n:
+                        self.end(slot)
+                if len(self.busy) < n_busy:
+                    break
             step += 1
+
+    def passes(self) -> Iterator[Mapping[Slot, Outcome]]:
+        yield self.session.step(self.samplers)
+        yield from itertools.islice(self.session.plain_passes(self.samplers), self.n_plain)
 
     def begin(self, slot: Slot, number: int, talk: Talk) -> None:
         self.session.begin(slot, talk.prompt)
@@ -133,6 +145,96 @@ def test_each_says_what_it_says_alone(tiny: LlamaModel, n_parallel: int, n_draft
         if n_draft:
             assert 0 < session.stats.n_accepted[0] < session.stats.n_drafted[0]
         check_caches(session)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("n_parallel", [1, 3])
+def test_plain_passes_are_steps(tiny: LlamaModel, n_parallel: int, exact: bool) -> None:
+    """Greedy, sampled, and by a grammar: the same tokens, the same counts, and fewer steps."""
+    samplings = (
+        GREEDY,
+        SamplingOptions(seed=3, temperature=1.5),
+        SamplingOptions(temperature=0, frequency_penalty=0.5),
+        SamplingOptions(seed=4, temperature=1, grammar="root ::= [a-z ]*"),
+    )
+    talks = some_talks(9, 3, lambda i: samplings[i % len(samplings)])
+    options = replace(together(n_parallel), mtp=False, exact=exact)
+    found, counts, n_steps = [], [], []
+    for n_plain in (0, 1, 7):
+        asked = [replace(talk, said=[]) for talk in talks]
+        with Session(tiny, options) as session:
+            server, steps = Server(session), itertools.count()
+            server.n_plain, server.every_step = n_plain, partial(next, steps)
+            server.serve(asked, gap=1)
+            check_caches(session)
+            found.append([talk.said for talk in asked])
+            counts.append([(slot.stats.n_generated, slot.stats.n_passes) for slot in session.slots])
+            n_steps.append(next(steps))
+            assert all(slot.stats.generation_s > 0 for slot in session.slots)
+    assert found[0] == found[1] == found[2]
+    assert [sum(n for n, _ in each) for each in counts] == [sum(talk.n for talk in talks)] * 3
+    assert n_steps[0] > 1.5 * n_steps[1] > 1.5 * n_steps[2]
+    if n_parallel == 1:
+        assert counts[0] == counts[1] == counts[2]
+
+
+def test_plain_passes_count_near_ties(tiny: LlamaModel) -> None:
+    counts = []
+    for n_plain in (0, 100):
+        with Session(tiny, replace(together(2), mtp=False)) as session:
+            server = Server(session)
+            server.n_plain = n_plain
+            server.serve(some_talks(6, 3))
+            counts.append(session.stats.n_near_ties)
+    assert counts[0] == counts[1] > 0
+
+
+def test_plain_passes_end_before_one_that_is_not_plain(tiny: LlamaModel) -> None:
+    with Session(tiny, replace(together(2), mtp=False)) as session:
+        (one, other), sampler = session.slots, Sampler(tiny, GREEDY)
+        samplers = {one: sampler, other: Sampler(tiny, GREEDY)}
+        assert not list(session.plain_passes({}))
+        session.begin(one, [5, 6])
+        assert not list(session.plain_passes({one: sampler})), "a prompt is to be read"
+        session.step({one: sampler})
+        session.begin(other, [5, 7])
+        assert not list(session.plain_passes(samplers)), "one of two prompts is to be read"
+        assert len(list(itertools.islice(session.plain_passes({one: sampler}), 3))) == 3
+        while not all(slot.drawn is not None for slot in samplers):
+            session.step(samplers)
+        passes = session.plain_passes(samplers)
+        next(passes)
+        other.cancel()
+        assert next(passes, None) is None
+        assert session.step(samplers)[other] == Ended("cancelled")
+        n_left = one.room
+        assert len(list(session.plain_passes({one: sampler}))) == n_left, "the window is full"
+        assert session.step({one: sampler}) == {one: Ended("window")}
+        check_caches(session)
+        for each in samplers.values():
+            each.close()
+    with Session(tiny, together(1)) as session, Sampler(tiny, GREEDY) as sampler:
+        read_prompt(session, [5, 6])
+        session.step({session.slot: sampler})
+        assert not list(session.plain_passes({session.slot: sampler})), "there may be drafts"
+
+
+def test_a_sampler_that_fails_in_a_plain_pass_ends_only_its_own(tiny: LlamaModel) -> None:
+    letters = [Vocabulary(tiny).tokenize(letter)[0] for letter in "ab"]
+    narrow = SamplingOptions(temperature=0, grammar='root ::= "abab"', allowed_tokens=tuple(letters))
+    found = []
+    for n_plain in (0, 10):
+        stuck, other = Talk([5, 6], 30, narrow), Talk([7, 8, 9], 30)
+        with Session(tiny, replace(together(2), mtp=False)) as session:
+            server = Server(session)
+            server.n_plain = n_plain
+            server.serve([stuck, other])
+            check_caches(session)
+            found.append((stuck.said, other.said, session.stats.n_passes))
+        assert stuck.said == letters * 2 and len(other.said) == 30 and other.end is None
+        assert stuck.end is not None and stuck.end.reason == "failed"
+        assert stuck.end.error is not None and "allows no token" in stuck.end.error.message
+    assert found[0] == found[1]
 
 
 def test_the_same_with_further_heads(three_heads: LlamaModel) -> None:
@@ -251,17 +353,16 @@ def test_a_full_window_ends_only_its_own(tiny: LlamaModel) -> None:
         check_caches(session)
 
 
-@pytest.mark.parametrize("which", ["target", "MTP"])
+@pytest.mark.parametrize("which", ["target", "MTP", "plain"])
 def test_a_failed_decode_leaves_every_slot_whole(tiny: LlamaModel, which: str) -> None:
     """The step raises; asked again, all go on as if nothing had happened."""
     talks = some_talks(7, seed=6)
     answers = alone(tiny, talks)
     rng = np.random.default_rng(1)
-    with Session(tiny, together(3, n_draft=2)) as session:
-        oracle = Oracle(session, {}, 0.3)
-        assert session.drafter is not None
-        context = session.target if which == "target" else session.drafter.context
-        decode, step = context.decode, session.step
+    with Session(tiny, together(3, n_draft=2) if which != "plain" else replace(together(3), mtp=False)) as session:
+        oracle = Oracle(session, {}, 0.3) if session.drafter is not None else None
+        context = session.drafter.context if which == "MTP" and session.drafter is not None else session.target
+        decode, step, plain_passes = context.decode, session.step, session.plain_passes
         n_failed = 0
 
         def sometimes(batch: object, stop_when: Callable[[], bool] | None = None) -> int:
@@ -278,9 +379,21 @@ def test_a_failed_decode_leaves_every_slot_whole(tiny: LlamaModel, which: str) -
                     n_failed += 1
                     check_caches(session)
 
+        def while_it_works(samplers: dict[Slot, Sampler]) -> Iterator[dict[Slot, Outcome]]:
+            nonlocal n_failed
+            try:
+                yield from plain_passes(samplers)
+            except BackendError as error:
+                assert "-3" in error.message
+                n_failed += which == "plain"
+                check_caches(session)
+
         context.decode = sometimes  # type: ignore[method-assign,assignment]
         session.step = until_it_works  # type: ignore[method-assign,assignment]
-        Server(session, oracle, answers).serve(talks)
+        session.plain_passes = while_it_works  # type: ignore[method-assign,assignment]
+        server = Server(session, oracle, answers)
+        server.n_plain = 5
+        server.serve(talks)
         assert n_failed > 5
     assert [talk.said for talk in talks] == answers
 

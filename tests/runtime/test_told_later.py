@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +27,7 @@ KINDS: list[dict[str, Any]] = [{}, {"stop": ("e", "is")}, {"think_budget": 4}, {
 
 @dataclass
 class Clock:
-    """Time that passes when the test says so, and by `tick` at each look at it."""
+    """Time that passes when the test says so, and by `tick` at each look at it. Every step makes one pass."""
 
     now: float = 100.001
     tick: float = 0.0
@@ -40,6 +40,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
+    monkeypatch.setattr(Session, "plain_passes", lambda *_: (_ for _ in list[None]()))
     monkeypatch.setattr("mimo_gguf.runtime.scheduler.time.perf_counter", found.read)
     return found
 
@@ -114,6 +115,84 @@ def test_short_passes_share_events_which_all_requests_have_at_the_same_time(tiny
     assert len(told[0]) <= len(together[0]) == 3, "the first tokens do not wait"
     assert all(len(each) == 3 for each in together)
     assert 100 / 16 <= len(together) <= 100 / 16 + 3
+
+
+@dataclass
+class Passes:
+    """The passes of a session: each takes `pass_s` of a clock, and during the tenth of them something is done."""
+
+    session: Session
+    clock: Clock
+    pass_s: float = 0.0
+    in_tenth: Callable[[], object] = lambda: None
+    n: int = 0
+
+    def __post_init__(self) -> None:
+        self._decode = self.session.target.decode
+        self.session.target.decode = self.decode  # type: ignore[method-assign,assignment]
+
+    def decode(self, *given: Any) -> int:
+        self.n += 1
+        self.clock.now += self.pass_s
+        if self.n == 10:
+            self.in_tenth()
+        return self._decode(*given)
+
+
+@pytest.fixture
+def whole_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock for steps that may make several passes."""
+    found = Clock()
+    monkeypatch.setattr("mimo_gguf.runtime.scheduler.time.perf_counter", found.read)
+    return found
+
+
+@pytest.mark.parametrize(("pass_s", "n_steps"), [(0.001, 100 // 16), (0.005, 100 // 4), (0.017, 100)])
+def test_a_step_makes_passes_for_16_ms(tiny: LlamaModel, whole_clock: Clock, pass_s: float, n_steps: int) -> None:
+    with scheduling(tiny) as scheduler:
+        Passes(scheduler.session, whole_clock, pass_s)
+        scheduler.add(request(0, math.inf, max_tokens=100))
+        n = 0
+        while not scheduler.idle:
+            assert not [event for event in scheduler.step() if event.n_tokens > 1 and not event.is_last]
+            n += 1
+    assert n_steps <= n <= n_steps + 2
+
+
+def test_further_passes_leave_off_for_what_comes_meanwhile(tiny: LlamaModel, whole_clock: Clock) -> None:
+    """A request, a cancel, and an answer's end. The clock stands still, so that only these end a step."""
+    with scheduling(tiny) as scheduler:
+        passes = Passes(scheduler.session, whole_clock)
+
+        def passes_of_second_step(*requests: Request) -> int:
+            for each in requests:
+                scheduler.add(each)
+            scheduler.step()  # reads the prompts, and tells of the first tokens
+            passes.n = 0
+            scheduler.step()
+            return passes.n
+
+        long = request(0, math.inf, max_tokens=100)
+        passes.in_tenth = lambda: scheduler.add(request(2, math.inf, max_tokens=1))
+        assert passes_of_second_step(long) == 10
+        passes.in_tenth = scheduler.cancel_all
+        while not scheduler.idle:
+            scheduler.step()
+        passes.n = 0
+        assert passes_of_second_step(long) == 10
+        assert [event.is_last for event in scheduler.step()] == [True]
+        passes.in_tenth = lambda: None
+        assert passes_of_second_step(long, request(1, math.inf, max_tokens=30)) == 29
+        assert scheduler.n_running == 1
+
+
+def test_further_passes_leave_off_where_the_text_ends(tiny: LlamaModel, whole_clock: Clock) -> None:
+    with scheduling(tiny) as scheduler:
+        (whole,), _ = answered(scheduler, [request(0, math.inf, max_tokens=100)])
+        stop = whole.text[20:24]
+        (stopped,), _ = answered(scheduler, [request(0, math.inf, max_tokens=100, stop=(stop,))])
+    assert stopped.finish_reason == "stop" and stopped.text == whole.text[: whole.text.index(stop)]
+    assert stopped.tokens == whole.tokens[: len(stopped.tokens)]
 
 
 def test_each_token_of_long_passes_is_told(tiny: LlamaModel, clock: Clock) -> None:
