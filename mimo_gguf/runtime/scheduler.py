@@ -160,7 +160,7 @@ class Scheduler:
         if any(job.said.limits_reasoning for job in jobs):
             return []
         with contextlib.closing(self.session.plain_passes(samplers)) as passes:
-            while not (self._waiting or self._cancelled or any(job.is_over for job in jobs)):
+            while not (self._waiting or any(job.is_over for job in jobs)):
                 outcomes, now_s = next(passes, None), time.perf_counter()
                 if outcomes is None:
                     break

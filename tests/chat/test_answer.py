@@ -15,13 +15,14 @@ TEXTS = ("<think>\nWas nützt es? 日本\n</think>\n\nVielleicht 🦊.", "🦊 o
 OPTIONS = (
     AnswerOptions(), AnswerOptions(split_reasoning=False), AnswerOptions(max_tokens=9),
     AnswerOptions(ignore_eos=True, skip_special=False), AnswerOptions(include_stop=True, stop_tokens=(40,)),
+    AnswerOptions(ignore_eos=True, stop_tokens=(77,)),
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_noted_tokens_make_the_same_answer(tiny: LlamaModel, options: AnswerOptions) -> None:
     vocabulary, rng = Vocabulary(tiny), random.Random(5)
-    for text in TEXTS:
+    for text in TEXTS * 30:
         tokens = [*vocabulary.tokenize(text), rng.choice(sorted(vocabulary.end_tokens))]
         at_once, late = AnswerText(vocabulary, options), AnswerText(vocabulary, options)
         assert late.can_wait
@@ -36,7 +37,7 @@ def test_noted_tokens_make_the_same_answer(tiny: LlamaModel, options: AnswerOpti
             assert (late.ended, late.finish_reason, late.stop_reason) == (
                 at_once.ended, at_once.finish_reason, at_once.stop_reason,
             )  # fmt: skip
-            if rng.random() < 0.2:
+            if rng.random() < 0.1:
                 late.say()
         late.say()
         for each in (at_once, late):

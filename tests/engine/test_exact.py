@@ -10,6 +10,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,14 @@ def some_prompts(model: LlamaModel) -> list[list[int]]:
     return prompts
 
 
-def said(model: LlamaModel, prompts: list[list[int]], options: SessionOptions, *, afresh: bool = False) -> list[Said]:
-    """What follows each prompt, each begun as soon as a slot is free; `afresh` in one that has forgotten everything."""
+def said(
+    model: LlamaModel, prompts: list[list[int]], options: SessionOptions, *, afresh: bool = False, n_plain: int = 0
+) -> list[Said]:
+    """What follows each prompt, each begun as soon as a slot is free; `afresh` in one that has forgotten everything.
+
+    Args:
+        n_plain: plain passes after each step, at most.
+    """
     texts: list[Said] = [[] for _ in prompts]
     waiting = list(range(len(prompts)))
     busy: dict[Slot, int] = {}
@@ -72,14 +79,16 @@ def said(model: LlamaModel, prompts: list[list[int]], options: SessionOptions, *
                         session.reset(slot)
                     session.begin(slot, prompts[busy[slot]])
                     samplers[slot] = Sampler(model, GREEDY)
-            for slot, outcome in session.step(samplers).items():
-                assert isinstance(outcome, Drawn)
-                text = texts[busy[slot]]
-                text.append((outcome.token, session.target.logits(outcome.row).tobytes()))
-                if len(text) == N_TOKENS:
-                    samplers.pop(slot).close()
-                    session.drop_unfinished(slot)
-                    del busy[slot]
+            for outcomes in chain([session.step(samplers)], islice(session.plain_passes(samplers), n_plain)):
+                for slot, outcome in outcomes.items():
+                    assert isinstance(outcome, Drawn)
+                    texts[busy[slot]].append((outcome.token, session.target.logits(outcome.row).tobytes()))
+                if ended := [slot for slot in outcomes if len(texts[busy[slot]]) == N_TOKENS]:
+                    break
+            for slot in ended:
+                samplers.pop(slot).close()
+                session.drop_unfinished(slot)
+                del busy[slot]
         if session.drafter is not None:
             assert session.stats.n_accepted[0] > len(prompts)
         assert session.stats.n_near_ties == 0 or not options.exact
@@ -91,11 +100,12 @@ def test_every_text_is_what_it_is_alone(trained: LlamaModel) -> None:
     if on_software_gpu():
         prompts = prompts[:ON_SOFTWARE_GPU]
     wanted = said(trained, prompts, ALONE, afresh=True)
-    for n_parallel, n_draft in ((4, 0), (1, 1), (4, 3)):
+    for n_parallel, n_draft, n_plain in ((4, 0, 0), (4, 0, 5), (1, 1, 0), (4, 3, 0)):
         options = replace(
             ALONE, n_ctx=256 * n_parallel, n_parallel=n_parallel, mtp=n_draft > 0, n_draft=max(n_draft, 1)
         )
-        assert said(trained, prompts, options) == wanted, f"{n_parallel} at a time, {n_draft} drafts"
+        found = said(trained, prompts, options, n_plain=n_plain)
+        assert found == wanted, f"{n_parallel} at a time, {n_draft} drafts, {n_plain} plain passes"
 
 
 def test_the_pieces_in_which_a_text_is_read_do_not_matter(trained_path: Path) -> None:

@@ -195,6 +195,14 @@ def test_further_passes_leave_off_where_the_text_ends(tiny: LlamaModel, whole_cl
     assert stopped.tokens == whole.tokens[: len(stopped.tokens)]
 
 
+def test_a_budget_holds_in_further_passes(tiny: LlamaModel, whole_clock: Clock) -> None:
+    asked = request(1, max_tokens=60, think_budget=12)
+    with scheduling(tiny) as scheduler:
+        (one,), _ = answered(scheduler, [asked])
+        (other,), _ = answered(scheduler, [replace(asked, every_s=math.inf)])
+    assert one.tokens == other.tokens and one.text
+
+
 def test_each_token_of_long_passes_is_told(tiny: LlamaModel, clock: Clock) -> None:
     with scheduling(tiny) as scheduler:
         scheduler.add(request(0, 0.016, max_tokens=10))
