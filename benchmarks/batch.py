@@ -93,7 +93,7 @@ def run_server(program: Path, model: Path, bodies: list[dict[str, Any]], n: int,
             n_tokens = asyncio.run(ask_all(port, bodies, 2 * n))
             seconds = time.perf_counter() - began
         finally:
-            process.terminate()
+            process.kill()  # one that is told to end may hang
             _, status, used = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
     return Figure("llama-server", n_tokens, seconds, used.ru_utime + used.ru_stime)
