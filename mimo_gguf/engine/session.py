@@ -227,8 +227,8 @@ class Session:
         """Makes passes that evaluate the token each of these slots has drawn, and draw its next one: nothing else.
 
         Yields after each pass what `step` would return. It ends before a pass that only `step` can make: with drafts or
-        prompts, or of a slot that was cancelled or whose window is full. It costs half of what `step` does beside
-        llama.cpp, which matters if a pass takes less than a millisecond.
+        prompts, or of a slot that was cancelled or whose window is full. Beside llama.cpp it costs half of what
+        `step` does, which matters if a pass takes less than a millisecond.
 
         Raises:
             BackendError: llama.cpp failed; every slot is as it was before.
@@ -237,13 +237,22 @@ class Session:
             slots = list(samplers)
             if self.options.exact:  # in the order that `_plan` gives them
                 slots.sort(key=lambda slot: -slot.seq_id)
-            known_rows = len(slots) if self.options.exact else self._most_rows
-            while slots and self.drafter is None and len(slots) <= known_rows and all(map(Slot.only_draws, slots)):
+            while slots and self._is_plain(slots):
                 yield self._pass_plainly(slots, samplers)
+
+    def _is_plain(self, slots: Sequence[Slot]) -> bool:
+        """Whether the next pass over these slots is plain, and has no more rows than one that was noted."""
+        if len(slots) > self._most_rows and not self.options.exact:
+            return False
+        if self.drafter is not None and len(slots) != self._n_drawing:  # `control` is not theirs yet
+            return False
+        return all(slot.only_draws and not self._shows_mtp(slot) for slot in slots)
 
     def _pass_plainly(self, slots: Sequence[Slot], samplers: Mapping[Slot, Sampler]) -> dict[Slot, Outcome]:
         """Makes a pass of one row for each slot, and draws from it."""
         since, started, batch = LOG.mark, time.perf_counter(), self._batch
+        if self.drafter is not None:
+            self._begin_cycle(slots, is_pure=True)
         batch.clear()
         tokens = [slot.drawn for slot in slots if slot.drawn is not None]
         for slot, token in zip(slots, tokens, strict=True):
@@ -261,6 +270,7 @@ class Session:
         decoded = time.perf_counter()
         self._waits.record(batch.n_tokens, decoded - started, reads=False)
         outcomes: dict[Slot, Outcome] = {}
+        cycle = self._cycle
         for row, slot in enumerate(slots):
             sampler = samplers[slot]
             try:
@@ -271,8 +281,11 @@ class Session:
                 continue
             if self._gap and sampler.greedy:
                 slot.stats.n_near_ties += lead(self.target, row) < self._gap
-            slot.note_plain_pass(token, time.perf_counter() - started)
+            cycle.seconds = time.perf_counter() - started
+            slot.note_plain_pass(token, cycle.seconds)
             outcomes[slot] = Drawn(token, row)
+            cycle.n_tokens += 1
+            cycle.n_drained += 1
         return outcomes
 
     def evaluate(self, slots: Sequence[Slot]) -> dict[Slot, Ended]:
@@ -333,9 +346,6 @@ class Session:
         return shares
 
     def _draft(self, drafter: Drafter, drawing: Sequence[Slot]) -> dict[Slot, list[int]]:
-        for slot in drawing:
-            if not slot.recent.drafts:
-                slot.recent.pass_by()
         if not self.drafting_allowed or not drawing or not self.control.wants_draft():
             return {}
         wanted = {
@@ -425,7 +435,10 @@ class Session:
         return self.target.hidden(self._batch.n_tokens)[first_row : first_row + n]
 
     def _begin_cycle(self, drawing: Sequence[Slot], *, is_pure: bool) -> None:
-        """Records the last pass in its draft control, if it read no prompt and all its tokens were drawn."""
+        """Records the last pass in its draft control, if it read no prompt and all its tokens were drawn.
+
+        Then it begins the next one, which conversations that are left out of drafting let pass by.
+        """
         cycle = self._cycle
         if cycle.n_drawing and cycle.n_drained == cycle.n_drawing:
             self._controls[cycle.n_drawing - 1].record(
@@ -434,6 +447,9 @@ class Session:
         self._cycle = _Cycle(len(drawing) if is_pure else 0, [slot.recent for slot in drawing if slot.draft_limit])
         if drawing:
             self._n_drawing = len(drawing)
+        for slot in drawing:
+            if not slot.recent.drafts:
+                slot.recent.pass_by()
 
 
 def _failed(result: int, slot: Slot, since: int) -> BackendError:

@@ -85,6 +85,7 @@ class Slot:
         """Whether the last pass still has logits for the next token."""
         return self.row is not None and self.drawn is None and not self.prompt
 
+    @property
     def only_draws(self) -> bool:
         """Whether its next pass evaluates the token drawn last, if nothing is drafted."""
         return self.drawn is not None and not self.is_cancelled and self.room > 0

@@ -219,6 +219,42 @@ def test_plain_passes_end_before_one_that_is_not_plain(tiny: LlamaModel) -> None
         assert not list(session.plain_passes({session.slot: sampler})), "there may be drafts"
 
 
+@pytest.mark.parametrize("share_wrong", [0.6, 1.0])
+@pytest.mark.parametrize("n_parallel", [1, 3])
+def test_plain_passes_leave_drafting_as_it_is(
+    tiny: LlamaModel, monkeypatch: pytest.MonkeyPatch, n_parallel: int, share_wrong: float
+) -> None:
+    """Drafts that do not pay are tried again as often, and the same decisions are made. A pass takes a set time."""
+    found, n_steps = [], []
+    talks = [Talk([5, 6, 7 + number], 500) for number in range(n_parallel)]
+    answers = alone(tiny, talks, replace(ALONE, n_ctx=1024, exact=True))
+    for n_plain in (0, 50):
+        asked, clock, steps = [replace(talk, said=[]) for talk in talks], [0.0], itertools.count()
+        options = together(n_parallel, adaptive=True, n_draft=1, exact=True)
+        with monkeypatch.context() as patch, Session(tiny, replace(options, n_ctx=1024 * n_parallel)) as session:
+            patch.setattr("mimo_gguf.engine.session.time.perf_counter", lambda clock=clock: clock[0])
+            decode = session.target.decode
+
+            def timed(batch: Any, *rest: Any, decode: Any = decode, clock: list[float] = clock) -> int:
+                clock[0] += 0.002 + 0.008 * batch.n_tokens
+                return int(decode(batch, *rest))
+
+            patch.setattr(session.target, "decode", timed)
+            server = Server(session, Oracle(session, {}, share_wrong), answers)
+            server.n_plain, server.every_step = n_plain, partial(next, steps)
+            server.serve(asked, gap=1)
+            found.append((
+                [talk.said for talk in asked],
+                [(slot.stats.n_passes, slot.stats.n_drafted, slot.stats.n_accepted) for slot in session.slots],
+                session.control.verdict,
+            ))  # fmt: skip
+            n_steps.append(next(steps))
+            assert session.stats.n_drafted[0] > 20 * n_parallel * (1.1 - share_wrong)
+    assert found[0][0] == answers
+    assert found[0] == found[1]
+    assert n_steps[0] > 2 * n_steps[1]
+
+
 def test_a_sampler_that_fails_in_a_plain_pass_ends_only_its_own(tiny: LlamaModel) -> None:
     letters = [Vocabulary(tiny).tokenize(letter)[0] for letter in "ab"]
     narrow = SamplingOptions(temperature=0, grammar='root ::= "abab"', allowed_tokens=tuple(letters))
