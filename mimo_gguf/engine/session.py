@@ -216,12 +216,7 @@ class Session:
             if slots and not ready:
                 outcomes.update(self._evaluate(slots))
                 ready = [slot for slot in slots if slot.can_draw]
-            for slot in ready:
-                try:
-                    outcomes[slot] = self._draw(slot, samplers[slot])
-                except MimoGgufError as error:
-                    outcomes[slot] = Ended("failed", error)
-            return outcomes
+            return outcomes | self._draw_all(ready, samplers)
 
     def plain_passes(self, samplers: Mapping[Slot, Sampler]) -> Generator[dict[Slot, Outcome], None, None]:
         """Makes passes that evaluate the token each of these slots has drawn, and draw its next one: nothing else.
@@ -267,25 +262,21 @@ class Session:
         if result:
             self._undo(slots)
             raise _failed(result, slots[0], since)
-        decoded = time.perf_counter()
-        self._waits.record(batch.n_tokens, decoded - started, reads=False)
-        outcomes: dict[Slot, Outcome] = {}
-        cycle = self._cycle
+        seconds = time.perf_counter() - started
+        self._waits.record(batch.n_tokens, seconds, reads=False)
+        self._cycle.seconds = seconds
         for row, slot in enumerate(slots):
-            sampler = samplers[slot]
+            slot.note_evaluated(tokens[row : row + 1], row, seconds)
+        return self._draw_all(slots, samplers)
+
+    def _draw_all(self, slots: Sequence[Slot], samplers: Mapping[Slot, Sampler]) -> dict[Slot, Outcome]:
+        """Draws a token for each of these slots, which have logits."""
+        outcomes: dict[Slot, Outcome] = {}
+        for slot in slots:
             try:
-                token = sampler.sample(self.target, row)
+                outcomes[slot] = self._draw(slot, samplers[slot])
             except MimoGgufError as error:
-                slot.note_evaluated(tokens[row : row + 1], row, decoded - started)
                 outcomes[slot] = Ended("failed", error)
-                continue
-            if self._gap and sampler.greedy:
-                slot.stats.n_near_ties += lead(self.target, row) < self._gap
-            cycle.seconds = time.perf_counter() - started
-            slot.note_plain_pass(token, cycle.seconds)
-            outcomes[slot] = Drawn(token, row)
-            cycle.n_tokens += 1
-            cycle.n_drained += 1
         return outcomes
 
     def evaluate(self, slots: Sequence[Slot]) -> dict[Slot, Ended]:

@@ -194,13 +194,6 @@ class Slot:
         self._in_pass = len(self._drafts), 0
         self.stats.generation_s += seconds
 
-    def note_plain_pass(self, token: int, seconds: float) -> None:
-        """Notes a pass without drafts, which evaluated the token drawn last, and that `token` was drawn from it."""
-        assert self.drawn is not None
-        self.tokens.append(self.drawn)
-        self.drawn = token
-        self.stats.add_plain_pass(seconds)
-
     @property
     def next_draft(self) -> int | None:
         """The draft in the place of the next token. If the token drawn equals it, that token is evaluated already."""

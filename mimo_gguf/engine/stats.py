@@ -59,12 +59,6 @@ class SessionStats:
             self.n_drafted[place] += place < n_accepted or (whole and place == n_accepted)
             self.n_accepted[place] += place < n_accepted
 
-    def add_plain_pass(self, seconds: float) -> None:
-        """Counts one pass without drafts, one token, and the seconds of both."""
-        self.n_passes += 1
-        self.n_generated += 1
-        self.generation_s += seconds
-
     def copy(self) -> SessionStats:
         return self.since(SessionStats(self.n_draft))
 
