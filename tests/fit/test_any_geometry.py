@@ -110,7 +110,7 @@ def test_a_plan_and_its_ways_out(
         expectation(plan)
         plan_json(plan)
         for way in find_ways_out(plan):
-            assert way.needed_bytes > 0
+            assert way.needed_bytes > 0 or "--gpu-layers" in way.options, "0 says that the device is left out"
         largest_context(plan, model.geometry.context_length)
         check_fit(plan)
     assert time.process_time() - start < MOST_SECONDS
