@@ -222,8 +222,8 @@ class Session:
         """Makes passes that evaluate the token each of these slots has drawn, and draw its next one: nothing else.
 
         Yields after each pass what `step` would return. It ends before a pass that only `step` can make: with drafts or
-        prompts, or of a slot that was cancelled or whose window is full. Beside llama.cpp it costs half of what
-        `step` does, which matters if a pass takes less than a millisecond.
+        prompts, or of a slot that was cancelled or whose window is full. Beside llama.cpp it costs less than
+        `step`, which matters if a pass takes less than a millisecond.
 
         Raises:
             BackendError: llama.cpp failed; every slot is as it was before.
@@ -233,41 +233,19 @@ class Session:
             if self.options.exact:  # in the order that `_plan` gives them
                 slots.sort(key=lambda slot: -slot.seq_id)
             while slots and self._is_plain(slots):
-                yield self._pass_plainly(slots, samplers)
+                started = time.perf_counter()
+                if self.drafter is not None:
+                    self._begin_cycle(slots, is_pure=True)
+                shares = [Share(slot, [slot.drawn], 1) for slot in slots if slot.drawn is not None]
+                if not self._pass_over(shares, started, reads=False):
+                    return
+                yield self._draw_all(slots, samplers)
 
     def _is_plain(self, slots: Sequence[Slot]) -> bool:
-        """Whether the next pass over these slots is plain, and has no more rows than one that was noted."""
-        if len(slots) > self._most_rows and not self.options.exact:
-            return False
+        """Whether the next pass over these slots is plain."""
         if self.drafter is not None and len(slots) != self._n_drawing:  # `control` is not theirs yet
             return False
         return all(slot.only_draws and not self._shows_mtp(slot) for slot in slots)
-
-    def _pass_plainly(self, slots: Sequence[Slot], samplers: Mapping[Slot, Sampler]) -> dict[Slot, Outcome]:
-        """Makes a pass of one row for each slot, and draws from it."""
-        since, started, batch = LOG.mark, time.perf_counter(), self._batch
-        if self.drafter is not None:
-            self._begin_cycle(slots, is_pure=True)
-        batch.clear()
-        tokens = [slot.drawn for slot in slots if slot.drawn is not None]
-        for slot, token in zip(slots, tokens, strict=True):
-            batch.add((token,), len(slot.tokens), n_outputs=1, seq_id=slot.seq_id)
-        for slot in self.slots:
-            slot.lose_row()
-        try:
-            result = self.target.decode(batch.native)
-        except BaseException:
-            self._undo(slots)
-            raise
-        if result:
-            self._undo(slots)
-            raise _failed(result, slots[0], since)
-        seconds = time.perf_counter() - started
-        self._waits.record(batch.n_tokens, seconds, reads=False)
-        self._cycle.seconds = seconds
-        for row, slot in enumerate(slots):
-            slot.note_evaluated(tokens[row : row + 1], row, seconds)
-        return self._draw_all(slots, samplers)
 
     def _draw_all(self, slots: Sequence[Slot], samplers: Mapping[Slot, Sampler]) -> dict[Slot, Outcome]:
         """Draws a token for each of these slots, which have logits."""
@@ -305,17 +283,23 @@ class Session:
         if not drawing and not reading:
             return ended
         shares = self._plan(drawing, reading)
+        if not self._pass_over(shares, started, reads=bool(reading)):
+            return ended | {share.slot: Ended("cancelled") for share in shares if share.slot.clear_cancel()}
+        return ended
+
+    def _pass_over(self, shares: Sequence[Share], started: float, *, reads: bool) -> bool:
+        """Makes the pass that was begun at `started`. Returns whether it was made, as `_decode` says."""
         first_rows = self._decode(shares)
         if first_rows is None:
-            return ended | {share.slot: Ended("cancelled") for share in shares if share.slot.clear_cancel()}
+            return False
         seconds = time.perf_counter() - started
-        self._waits.record(self._batch.n_tokens, seconds, reads=bool(reading))
+        self._waits.record(self._batch.n_tokens, seconds, reads=reads)
         self._cycle.seconds = seconds
-        if reading:
+        if reads:
             self._pace.record(self._batch.n_tokens, seconds)
         for share, first_row in zip(shares, first_rows, strict=True):
             share.slot.note_evaluated(share.tokens, first_row, seconds)
-        return ended
+        return True
 
     def _plan(self, drawing: Sequence[Slot], reading: Sequence[Slot]) -> list[Share]:
         """Plans the next pass: drawn tokens with their drafts, then as much of the prompts as there is room for."""
@@ -373,14 +357,17 @@ class Session:
                     n = len(tokens) if slot.prompt else 1  # drafts are observed when they are drawn
                     slot.mtp_rows.observe(tokens[:n], len(slot.tokens), self._states(first, n))
         except BaseException:
-            self._undo([share.slot for share in shares])
+            self._undo(shares)
             raise
         if result == 0:
             return rows
-        self._undo([share.slot for share in shares])
+        self._undo(shares)
         if result == 2:
             return None
-        raise _failed(result, shares[0].slot, since)
+        raise BackendError(
+            f"llama.cpp failed at position {len(shares[0].slot.tokens)} (llama_decode {result}): {LOG.reason(since)}",
+            hint="run again with --verbose for its log",
+        )
 
     def _note_rows(self, shares: Sequence[Share]) -> None:
         """Notes a pass with more rows than any before, unless only a prompt is read that nothing is computed beside."""
@@ -391,10 +378,10 @@ class Session:
     def _is_to_stop(self, shares: Sequence[Share]) -> bool:
         return (self._is_interrupted and not self._was_interrupted) or all(share.slot.is_cancelled for share in shares)
 
-    def _undo(self, slots: Sequence[Slot]) -> None:
-        """Removes from the KV cache what a pass over `slots` may have left there."""
+    def _undo(self, shares: Sequence[Share]) -> None:
+        """Removes from the KV cache what a pass over `shares` may have left there."""
         if not self.target.closed:
-            for slot in slots:
+            for slot, _, _ in shares:
                 self.target.forget(len(slot.tokens), slot.seq_id)
 
     def _draw(self, slot: Slot, sampler: Sampler) -> Drawn:
@@ -441,13 +428,6 @@ class Session:
         for slot in drawing:
             if not slot.recent.drafts:
                 slot.recent.pass_by()
-
-
-def _failed(result: int, slot: Slot, since: int) -> BackendError:
-    return BackendError(
-        f"llama.cpp failed at position {len(slot.tokens)} (llama_decode {result}): {LOG.reason(since)}",
-        hint="run again with --verbose for its log",
-    )
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ import pytest
 
 _MIB = 1 << 20
 _PROGRAM = """
-import ctypes, sys, threading
+import ctypes, os, sys, threading
 from mimo_gguf.core.freed_memory import give_back_freed_memory
 if sys.argv[1] == "set":
     give_back_freed_memory()
@@ -20,7 +20,7 @@ library.free.argtypes = [ctypes.c_void_p]
 library.free(library.malloc(30 << 20))  # from here on such blocks come from arenas
 def resident():
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 def work(barrier):
     barrier.wait()
     ctypes.memset(block := library.malloc(20 << 20), 1, 20 << 20)

@@ -38,11 +38,18 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def whole_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock for steps that may make several passes."""
     found = Clock()
-    monkeypatch.setattr(Session, "plain_passes", lambda *_: (_ for _ in list[None]()))
     monkeypatch.setattr("mimo_gguf.runtime.scheduler.time.perf_counter", found.read)
     return found
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, whole_clock: Clock) -> Clock:
+    """A clock for steps that make one pass each."""
+    monkeypatch.setattr(Session, "plain_passes", lambda *_: (_ for _ in list[None]()))
+    return whole_clock
 
 
 def request(number: int, every_s: float = 0.0, priority: int = 0, **how: Any) -> Request:
@@ -137,14 +144,6 @@ class Passes:
         if self.n == 10:
             self.in_tenth()
         return self._decode(*given)
-
-
-@pytest.fixture
-def whole_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock for steps that may make several passes."""
-    found = Clock()
-    monkeypatch.setattr("mimo_gguf.runtime.scheduler.time.perf_counter", found.read)
-    return found
 
 
 @pytest.mark.parametrize(("pass_s", "n_steps"), [(0.001, 100 // 16), (0.005, 100 // 4), (0.017, 100)])
