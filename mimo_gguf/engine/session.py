@@ -68,6 +68,7 @@ class Session:
         self.target: LlamaContext = open_context(model, self.options.for_context())
         self.window = self.target.n_cells // self.options.n_parallel
         self.drafter: Drafter | None = None
+        self._waits = Waits()
         try:
             if self.options.mtp and model.n_mtp:
                 self.drafter = self._open_drafter()
@@ -84,7 +85,6 @@ class Session:
         self._gap = 0.0  # between two logits whose order they may change
         self._cycle = _Cycle()
         self._is_interrupted = self._was_interrupted = False  # this pass, and the one before
-        self._waits = Waits()
         self._pace = Pace(self.options.max_pause_s)
 
     def _open_drafter(self) -> Drafter:
@@ -126,6 +126,7 @@ class Session:
         if self.drafter is not None:
             self.drafter.close()
         self.target.close()
+        self._waits.close()
 
     def __enter__(self) -> Session:
         return self

@@ -20,6 +20,12 @@ class Waits:
         self._waiting = waiting()
         self._n_switches, self._since_s = _n_switches(), time.perf_counter()
         self._passes_s = 0.0  # of the passes since then
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Leaves it to others how threads wait. For any thread, also while one records a pass."""
+        self._is_closed = True
+        self._let_spin()
 
     def record(self, n_rows: int, seconds: float, *, reads: bool) -> None:
         """Records a pass that has just ended; `reads` says that it read a prompt."""
@@ -32,6 +38,8 @@ class Waits:
         self.control.record(Pass(n_rows, seconds, n_switches), now_s, reads=reads)
         if self.control.sleeps != slept:
             self._waiting.sleep(self, wanted=self.control.sleeps)
+            if self._is_closed:  # meanwhile
+                self._let_spin()
 
     def _look(self, now_s: float) -> float:
         """How often passes were interrupted since the last look.
@@ -44,6 +52,9 @@ class Waits:
         return share * (self._n_switches - before)
 
     def __del__(self) -> None:
+        self._let_spin()
+
+    def _let_spin(self) -> None:
         if self._waiting is not None and self.control.sleeps:
             self._waiting.sleep(self, wanted=False)
 

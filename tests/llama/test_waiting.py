@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mimo_gguf.engine.wait_control import WaitControl
+from mimo_gguf.engine.waits import Waits
 from mimo_gguf.llama.waiting import ENVIRONMENT, Waiting
 
 # Two threads that have to share one core: whoever spins at a barrier keeps the other one from reaching it.
@@ -60,12 +62,21 @@ class Library:
     """Starts no threads, but does what a test wants in the thread that would."""
 
     def __init__(self, does: Callable[[], None]) -> None:
-        self.n_teams = 0
+        self.parked: list[threading.Thread] = []  # all that ever were; sessions of other tests may have theirs
         self._does = does
 
     def GOMP_parallel(self, *_: object) -> None:
-        self.n_teams += 1
+        self.parked.append(threading.current_thread())
         self._does()
+
+    @property
+    def n_parked(self) -> int:
+        return sum(thread.is_alive() for thread in self.parked)
+
+    def ends(self) -> None:
+        for thread in self.parked:
+            thread.join(20)
+        assert self.n_parked == 0
 
 
 def in_time(call: Callable[[], None]) -> None:
@@ -75,17 +86,6 @@ def in_time(call: Callable[[], None]) -> None:
     assert not thread.is_alive(), "it waits for ever"
 
 
-def n_parked() -> int:
-    return sum(thread.name == "mimo-gguf: parked" for thread in threading.enumerate())
-
-
-def ends() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "mimo-gguf: parked":
-            thread.join(20)
-    assert n_parked() == 0
-
-
 def test_a_finalizer_in_the_thread_that_parks() -> None:
     """The garbage collector may run there, and find a session that wants nothing any more."""
     switch = Waiting(library := Library(lambda: switch.sleep(gone, wanted=False)))
@@ -93,12 +93,12 @@ def test_a_finalizer_in_the_thread_that_parks() -> None:
 
     def use() -> None:
         switch.sleep(stays, wanted=True)
-        assert n_parked() == 1
+        assert library.n_parked == 1
         switch.sleep(stays, wanted=False)
 
     in_time(use)
-    ends()
-    assert library.n_teams == 1
+    library.ends()
+    assert len(library.parked) == 1
 
 
 def test_threads_are_parked_while_one_wants_it() -> None:
@@ -109,24 +109,24 @@ def test_threads_are_parked_while_one_wants_it() -> None:
             switch.sleep(who, wanted=True)
         switch.sleep(first, wanted=False)
         switch.sleep(second, wanted=True)
-        assert n_parked() == 1 and library.n_teams == 1
+        assert library.n_parked == 1 and len(library.parked) == 1
         switch.sleep(second, wanted=False)
 
     in_time(use)
-    ends()
+    library.ends()
     in_time(lambda: switch.sleep(first, wanted=True))
-    assert n_parked() == 1 and library.n_teams == 2
+    assert library.n_parked == 1 and len(library.parked) == 2
     switch.sleep(first, wanted=False)
-    ends()
+    library.ends()
 
 
 def test_many_threads_switch_at_once() -> None:
-    switch = Waiting(Library(lambda: None))
+    switch = Waiting(library := Library(lambda: None))
 
     def use() -> None:
         for _ in range(200):
             switch.sleep(threading.current_thread(), wanted=True)
-            assert n_parked() >= 1
+            assert library.n_parked >= 1
             switch.sleep(threading.current_thread(), wanted=False)
 
     threads = [threading.Thread(target=use, daemon=True) for _ in range(4)]
@@ -135,4 +135,25 @@ def test_many_threads_switch_at_once() -> None:
     for thread in threads:
         thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
-    ends()
+    library.ends()
+
+
+@pytest.mark.parametrize("closes_first", [False, True], ids=["closed afterwards", "closed during a pass"])
+def test_a_closed_session_wants_nothing(closes_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that somebody still holds: threads that sleep for nobody make the passes of others slower."""
+    switch = Waiting(library := Library(lambda: None))
+    monkeypatch.setattr("mimo_gguf.engine.waits.waiting", lambda: switch)
+    waits = Waits()
+
+    def sleep(control: WaitControl, *_: object, **__: object) -> None:
+        if closes_first:
+            waits.close()
+        control.sleeps = True
+
+    monkeypatch.setattr(WaitControl, "record", sleep)
+    waits.record(1, 0.1, reads=False)
+    if not closes_first:
+        assert library.n_parked == 1
+        waits.close()
+    library.ends()
+    assert len(library.parked) == 1
