@@ -24,6 +24,7 @@ from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.ggml_types import ftype_name
 from mimo_gguf.core.paths import command_word
 from mimo_gguf.core.version import REINSTALL_LLAMA
+from mimo_gguf.llama.amx import kinds_of
 from mimo_gguf.llama.best import Best
 from mimo_gguf.llama.lifetime import Caught, Exit, Owner, Process, at_work, catching
 from mimo_gguf.llama.log import LOG
@@ -63,6 +64,9 @@ def _started() -> Any:
     module.mimo_gguf_log_callback = callback  # so that it lives as long as the library that calls it
     module.llama_log_set(callback, None)
     module.llama_backend_init()
+    kinds = kinds_of(_libraries_of(module))
+    if kinds is not None:
+        kinds.leave_out_amx()
     return module
 
 
@@ -99,7 +103,7 @@ def ggml_function(name: str, restype: Any, *argtypes: Any) -> Any:
     Raises:
         BackendError: no library exports it.
     """
-    for library in _ggml_libraries():
+    for library in _libraries_of(api()):
         function = getattr(library, name, None)
         if function is not None:
             return ctypes.CFUNCTYPE(restype, *argtypes)(ctypes.cast(function, ctypes.c_void_p).value or 0)
@@ -107,12 +111,11 @@ def ggml_function(name: str, restype: Any, *argtypes: Any) -> Any:
 
 
 @cache
-def _ggml_libraries() -> tuple[Any, ...]:
-    module = api()
+def _libraries_of(module: Any) -> tuple[Any, ...]:
     from llama_cpp._ctypes_extensions import load_shared_library
 
     libraries = [module._lib]
-    for name in ("ggml", "ggml-base", "ggml-rpc"):
+    for name in ("ggml", "ggml-base", "ggml-cpu", "ggml-rpc"):
         try:
             libraries.append(load_shared_library(name, module._base_path))
         except (FileNotFoundError, RuntimeError, OSError):
