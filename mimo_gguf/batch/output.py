@@ -242,8 +242,9 @@ def _kept(path: Path, run: Run, *, retry_errors: bool) -> _Kept | None:
 
 
 def _may_be_torn(line: bytes) -> bool:
-    """Whether the first line of a file may be a line of output that a power cut has torn: begun, or zeros."""
-    return line.startswith(_BEGINNING) or _BEGINNING.startswith(line) or not line.strip(b"\0\n")
+    """Whether the first line of a file may be a line of output that a power cut has torn: begun, zeros, or both."""
+    begun = line.rstrip(b"\0\n") if b"\0" in line else line
+    return begun.startswith(_BEGINNING) or _BEGINNING.startswith(begun) or begun == b"\n"
 
 
 def _open_locked(path: Path) -> int:

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mimo_gguf.batch.output import OutputFile, PipeOutput, open_output, partial_path, read_earlier
@@ -38,6 +38,8 @@ KILLS = st.tuples(st.integers(0, 9), st.integers(0, 400), st.sampled_from(["cut"
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kills=st.lists(KILLS, max_size=4))
+@example(kills=[(2, 362, "zeros")])  # the first line's first 16 bytes, then zeros
+@example(kills=[(1, 180, "zeros and a line's end")])
 def test_killed_and_torn_anywhere_each_row_stands_once_in_the_end(
     tmp_path: Path, kills: list[tuple[int, int, str]]
 ) -> None:
@@ -96,7 +98,9 @@ def test_a_finished_file_to_which_nothing_is_added_is_left_alone(tmp_path: Path)
     assert path.stat().st_ino == before.st_ino and names_in(tmp_path) == ["out.jsonl"]
 
 
-@pytest.mark.parametrize("content", [b"precious\n", b'{"custom_id": "a"}\n', b"\x89PNG\r\n", b'{"id":"batch_re\n'])
+@pytest.mark.parametrize(
+    "content", [b"precious\n", b'{"custom_id": "a"}\n', b"\x89PNG\r\n", b'{"id":"batch_re\n', b"\0\0\0\x18ftyp\n"]
+)
 def test_somebody_elses_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(content)
