@@ -21,7 +21,8 @@ class Share(NamedTuple):
 def plan_reading(slots: Sequence[Slot], room: int, n_rows: int) -> list[Share]:
     """Gives room to the prompts of the highest priority, the shortest first: the others then wait hardly longer.
 
-    A prompt that was left out too often comes first; otherwise it would wait for ever while others keep coming.
+    A prompt that was left out too often comes first; otherwise it would wait for ever while others keep coming. Of
+    prompts of one length, the one that waits longest comes first.
 
     Args:
         room: number of tokens that the pass still has room for.
@@ -30,7 +31,7 @@ def plan_reading(slots: Sequence[Slot], room: int, n_rows: int) -> list[Share]:
     """
     shares = []
     spare = n_rows - len(slots)
-    for slot in sorted(slots, key=lambda slot: (slot.n_left_out < _PATIENCE, -slot.priority, len(slot.prompt))):
+    for slot in sorted(slots, key=_turn):
         most = min(room, 1 + spare) if slot.wants_rows else room
         if not most:
             continue
@@ -41,6 +42,11 @@ def plan_reading(slots: Sequence[Slot], room: int, n_rows: int) -> list[Share]:
         spare -= max(n_outputs - 1, 0)
     _note_left_out(slots, shares)
     return shares
+
+
+def _turn(slot: Slot) -> tuple[bool, int, int, int]:
+    """What decides whose prompt is read first."""
+    return slot.n_left_out < _PATIENCE, -slot.priority, len(slot.prompt), -slot.n_left_out
 
 
 def _note_left_out(slots: Sequence[Slot], shares: Sequence[Share]) -> None:
