@@ -15,7 +15,7 @@ from typing import Final
 from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.units import MIB
 from mimo_gguf.hardware.control_groups import memory_limits
-from mimo_gguf.hardware.device_traits import read_traits
+from mimo_gguf.hardware.device_traits import cpu_traits, read_traits
 from mimo_gguf.llama.api import ggml_function
 from mimo_gguf.memory.allocator import CPU_TRAITS, DeviceTraits
 
@@ -186,7 +186,7 @@ def host_device() -> Device:
     total, free = int(memory.total), int(memory.available)
     for limit, used in memory_limits():
         total, free = min(total, limit), min(free, max(limit - used, 0))
-    return Device("CPU", "host memory", CPU, "CPU", min(free, _address_space_left()), total)
+    return Device("CPU", "host memory", CPU, "CPU", min(free, _address_space_left()), total, cpu_traits())
 
 
 def _address_space_left() -> int:

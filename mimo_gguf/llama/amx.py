@@ -1,22 +1,28 @@
-"""Keeps llama.cpp from computing with AMX, Intel's matrix units: compilers in wide use make code of it that crashes.
+"""Lets llama.cpp compute with AMX, Intel's matrix units, only if it can: compilers in wide use make code that crashes.
 
 GCC's `_tile_loadconfig` told the optimiser of 8 of the 64 bytes that it reads, so llama.cpp's stores to the others are
 removed. Its tiles then have no size, and the first instruction on one is illegal: the process ends at once, whatever it
 was about to say. Seen with GCC 12.2; https://github.com/ggml-org/llama.cpp/pull/26954 found the same. A library cannot
-be asked whether it is affected. Without AMX llama.cpp repacks weights for AVX-512, as it does on other processors.
+be asked whether it is affected, so another process tries (`amx_trial`). Without AMX llama.cpp repacks weights for
+AVX-512, as it does on other processors.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
-_AMX: Final = b"AMX"  # https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cpu/amx/amx.cpp
+AMX: Final = b"AMX"  # https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cpu/amx/amx.cpp
 # Returns the list of memory kinds for repacked weights; the name is GCC's and Clang's. MSVC's builds do not export it.
 # https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cpu/ggml-cpu.cpp
 _LIST: Final = "_Z39ggml_backend_cpu_get_extra_buffer_typesv"
 _WORD: Final = ctypes.sizeof(ctypes.c_void_p)
+_TRIAL: Final = Path(__file__).with_name("amx_trial.py")
+_PATIENCE_S: Final = 20.0
 
 
 class Kinds:
@@ -34,7 +40,7 @@ class Kinds:
 
     def leave_out_amx(self) -> None:
         """Removes AMX. Models that are loaded from now on do not use it."""
-        kept = [kind for kind, name in zip(self._kinds, self.names, strict=True) if name != _AMX]
+        kept = [kind for kind, name in zip(self._kinds, self.names, strict=True) if name != AMX]
         self._kinds[: len(kept)] = kept
         self._fields[1] = self._fields[0] + len(kept) * _WORD
 
@@ -44,14 +50,47 @@ class Kinds:
         return (ctypes.c_void_p * ((end - begin) // _WORD)).from_address(begin)
 
 
-def kinds_of(libraries: Sequence[Any]) -> Kinds | None:
-    """The list of the loaded llama.cpp, given its libraries; None if none of them exports it."""
+def leave_out_faulty_amx(libraries: Mapping[str, Any]) -> None:
+    """Leaves out AMX unless it works. Call it before a model is loaded.
+
+    Args:
+        libraries: llama.cpp's, as `api.libraries_of`.
+    """
+    kinds = kinds_of(libraries)
+    if kinds is not None and AMX in kinds.names:
+        parts = [libraries[name] for name in ("ggml-base", "ggml-cpu") if name in libraries]
+        if not works(parts or [libraries["llama"]]):
+            kinds.leave_out_amx()
+
+
+def uses_amx(libraries: Mapping[str, Any]) -> bool:
+    """Whether llama.cpp keeps weights of layers on the CPU in AMX's layout."""
+    kinds = kinds_of(libraries)
+    return kinds is not None and AMX in kinds.names
+
+
+def kinds_of(libraries: Mapping[str, Any]) -> Kinds | None:
+    """The list of the loaded llama.cpp; None if no library exports it."""
     get, name_of = (_address_of(name, libraries) for name in (_LIST, "ggml_backend_buft_name"))
     if get is None or name_of is None:
         return None
     return Kinds(ctypes.CFUNCTYPE(ctypes.c_size_t)(get)(), ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(name_of))
 
 
-def _address_of(name: str, libraries: Sequence[Any]) -> int | None:
-    found = (getattr(library, name, None) for library in libraries)
+def works(libraries: Sequence[Any]) -> bool:
+    """Whether a product made with AMX is right; tried in another process, which may crash. Takes 0.1 to 0.2 s.
+
+    Args:
+        libraries: ggml's, each after those it needs.
+    """
+    command = [sys.executable, "-I", "-S", str(_TRIAL), *(library._name for library in libraries)]
+    quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    try:
+        return subprocess.run(command, timeout=_PATIENCE_S, check=False, **quiet).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _address_of(name: str, libraries: Mapping[str, Any]) -> int | None:
+    found = (getattr(library, name, None) for library in libraries.values())
     return next((ctypes.cast(function, ctypes.c_void_p).value for function in found if function is not None), None)

@@ -8,11 +8,12 @@ https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-ext.h
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +25,7 @@ from mimo_gguf.core.errors import BackendError, UsageError
 from mimo_gguf.core.ggml_types import ftype_name
 from mimo_gguf.core.paths import command_word
 from mimo_gguf.core.version import REINSTALL_LLAMA
-from mimo_gguf.llama.amx import kinds_of
+from mimo_gguf.llama.amx import leave_out_faulty_amx
 from mimo_gguf.llama.best import Best
 from mimo_gguf.llama.lifetime import Caught, Exit, Owner, Process, at_work, catching
 from mimo_gguf.llama.log import LOG
@@ -64,9 +65,7 @@ def _started() -> Any:
     module.mimo_gguf_log_callback = callback  # so that it lives as long as the library that calls it
     module.llama_log_set(callback, None)
     module.llama_backend_init()
-    kinds = kinds_of(_libraries_of(module))
-    if kinds is not None:
-        kinds.leave_out_amx()
+    leave_out_faulty_amx(libraries_of(module))
     return module
 
 
@@ -103,7 +102,7 @@ def ggml_function(name: str, restype: Any, *argtypes: Any) -> Any:
     Raises:
         BackendError: no library exports it.
     """
-    for library in _libraries_of(api()):
+    for library in libraries_of(api()).values():
         function = getattr(library, name, None)
         if function is not None:
             return ctypes.CFUNCTYPE(restype, *argtypes)(ctypes.cast(function, ctypes.c_void_p).value or 0)
@@ -111,16 +110,15 @@ def ggml_function(name: str, restype: Any, *argtypes: Any) -> Any:
 
 
 @cache
-def _libraries_of(module: Any) -> tuple[Any, ...]:
+def libraries_of(module: Any) -> Mapping[str, Any]:
+    """The libraries of llama_cpp's low-level `module` by name; a static build has only "llama"."""
     from llama_cpp._ctypes_extensions import load_shared_library
 
-    libraries = [module._lib]
+    libraries = {"llama": module._lib}
     for name in ("ggml", "ggml-base", "ggml-cpu", "ggml-rpc"):
-        try:
-            libraries.append(load_shared_library(name, module._base_path))
-        except (FileNotFoundError, RuntimeError, OSError):
-            continue  # a static build has fewer libraries
-    return tuple(libraries)
+        with contextlib.suppress(FileNotFoundError, RuntimeError, OSError):
+            libraries[name] = load_shared_library(name, module._base_path)
+    return libraries
 
 
 def default_threads() -> int:

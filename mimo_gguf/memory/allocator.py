@@ -48,6 +48,7 @@ class DeviceTraits:
         is_metal: it computes in the order of `metal_order`, copies weights from the host only for matrix products, and
             flash attention asks for more room
             (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-metal/ggml-metal.cpp).
+        has_amx: it is a CPU that keeps matrices in AMX's layout (`weights.amx_bytes`).
     """
 
     alignment: int = 32
@@ -61,6 +62,7 @@ class DeviceTraits:
     host_alignment: int | None = None
     host_chunk_bytes: int = UNBOUNDED
     is_metal: bool = False
+    has_amx: bool = False
 
     def order(self, nodes: list[Tensor]) -> list[Tensor]:
         """The nodes of one split in the order in which the device computes them."""

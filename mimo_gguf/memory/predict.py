@@ -116,7 +116,8 @@ def _weights_on_host(
     """The host holds the weights of its own layers, the input embedding, and what the devices cannot compute with."""
     n_trunk = model.geometry.n_trunk
     devices = [place.traits for place in places[:-1]]
-    held = [host_weights(model, traits, devices, mtp=settings.mtp) for traits in (*devices, None)]
+    host = places[-1].traits
+    held = [host_weights(model, traits, devices, host, mtp=settings.mtp) for traits in (*devices, None)]
     blocks = [held[home].blocks[block] for block, home in enumerate(homes[:-1])]
     return WeightBytes(
         input_embedding=held[-1].embedding,

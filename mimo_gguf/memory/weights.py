@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Final
 
 from mimo_gguf.core.geometry import block_number
-from mimo_gguf.core.ggml_types import FLOAT_TYPES, row_bytes
+from mimo_gguf.core.ggml_types import FLOAT_TYPES, GgmlType, block_size, row_bytes
 from mimo_gguf.core.kv_cache import padded
 from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.core.model_source import TensorInfo
@@ -25,6 +25,8 @@ from mimo_gguf.memory.graph import F32
 EMBEDDING: Final = "token_embd.weight"
 _TRIED_ROWS: Final = 512
 _ROW_PADDING: Final = 512  # weights; CUDA-like backends pad the last row of a quantized matrix to a multiple of it
+_AMX_OUTPUTS: Final = 32
+_AMX_ADDS: Final = {GgmlType.Q8_0: 4, GgmlType.Q4_K: 4, GgmlType.Q5_K: 4, GgmlType.IQ4_XS: 2}  # bytes for each block
 # The tensors of an MTP block that llama.cpp loads even if MTP is off: its loader has no skip flag for them
 # (https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/models/step35.cpp, load_block_mtp).
 _LOADED_WITHOUT_MTP: Final = (".ffn_gate.", ".ffn_up.", ".ffn_down.", ".nextn.shared_head_norm.")
@@ -68,18 +70,20 @@ def device_weights(model: ModelSizes, traits: DeviceTraits, *, mtp: bool) -> Pla
 
 
 def host_weights(
-    model: ModelSizes, home: DeviceTraits | None, devices: Sequence[DeviceTraits], *, mtp: bool
+    model: ModelSizes, home: DeviceTraits | None, devices: Sequence[DeviceTraits], host: DeviceTraits, *, mtp: bool
 ) -> PlacedWeights:
     """The weights of each layer that the host holds.
 
     Args:
         home: the traits of the device that the layer is placed on; None for the host.
         devices: those of all devices.
+        host: those of the host.
     """
     if home is not None and home.tensor_bytes == UNBOUNDED:
         return PlacedWeights((0,) * model.geometry.block_count, 0, 0, 0)
     beside = next((traits for traits in devices if traits.host_alignment is not None), CPU_TRAITS)
-    return _placed(model, home, beside, mtp)
+    has_amx = host.has_amx and not any(traits.is_cuda_like for traits in devices)  # CUDA has memory of the host, too
+    return _placed(model, home, replace(beside, has_amx=has_amx), mtp)
 
 
 @lru_cache(maxsize=64)
@@ -119,7 +123,21 @@ def _device_bytes(info: TensorInfo, traits: DeviceTraits) -> int:
 def _host_bytes(info: TensorInfo, beside: DeviceTraits, *, as_embedding: bool) -> int:
     """A weight that the device beside could compute with lies in memory of its kind, any other in the CPU's own."""
     alignment = beside.host_alignment if takes(beside, info, as_embedding=as_embedding) else None
+    if alignment is None and beside.has_amx and not as_embedding:
+        return padded(amx_bytes(info), CPU_TRAITS.alignment)
     return padded(info.n_bytes, alignment or CPU_TRAITS.alignment)
+
+
+def amx_bytes(info: TensorInfo) -> int:
+    """The bytes of a weight on a CPU with AMX, which adds sums or unpacked scales to each block of some types.
+
+    https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cpu/amx/mmq.cpp, `get_row_size`. It takes
+    matrices whose outputs can be divided by 32 (`supports_op` in amx.cpp beside it).
+    """
+    added = _AMX_ADDS.get(info.ggml_type, 0)
+    if not added or len(info.shape) == 1 or info.n_rows % _AMX_OUTPUTS:
+        return info.n_bytes
+    return info.n_bytes + added * info.n_rows * (info.n_columns // block_size(info.ggml_type))
 
 
 @lru_cache(maxsize=64)

@@ -1,15 +1,21 @@
-"""llama.cpp does not compute with AMX: compilers in wide use make code of it that ends the process."""
+"""llama.cpp computes with AMX only if it can: compilers in wide use make code of it that ends the process."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
-from mimo_gguf.llama.amx import Kinds, kinds_of
-from mimo_gguf.llama.api import _libraries_of, api
+from mimo_gguf.core.ggml_types import GgmlType
+from mimo_gguf.llama import amx, amx_trial
+from mimo_gguf.llama.amx import Kinds, kinds_of, leave_out_faulty_amx, uses_amx
+from mimo_gguf.llama.api import api, libraries_of
 
 WORD = ctypes.sizeof(ctypes.c_void_p)
 NAMES = {1: b"AMX", 2: b"CPU_KLEIDIAI", 3: b"CPU_REPACK"}
@@ -47,12 +53,73 @@ def test_an_empty_vector_has_no_memory() -> None:
 
 
 def test_a_library_without_the_list() -> None:
-    assert kinds_of([object()]) is None
+    assert kinds_of({"llama": object()}) is None and not uses_amx({"llama": object()})
+    leave_out_faulty_amx({"llama": object()})
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere compilers have no such fault")
-def test_the_loaded_llama_cpp_has_none() -> None:
-    kinds = kinds_of(_libraries_of(api()))
+class Libraries:
+    """A llama.cpp whose list has AMX; a trial finds that it works, or not."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.vector, self.tried = Vector((1, 3)), list[Any]()
+        self.by_name = {name: object() for name in names}
+
+
+@pytest.mark.parametrize("is_good", [True, False])
+@pytest.mark.parametrize(("names", "tried"), [
+    (("llama", "ggml", "ggml-base", "ggml-cpu"), ("ggml-base", "ggml-cpu")), (("llama",), ("llama",)),
+])  # fmt: skip
+def test_it_is_left_out_if_a_trial_fails(
+    is_good: bool, names: Sequence[str], tried: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries = Libraries(names)
+
+    def works(found: Sequence[Any]) -> bool:
+        libraries.tried += found
+        return is_good
+
+    monkeypatch.setattr(amx, "kinds_of", lambda _: libraries.vector.kinds)
+    monkeypatch.setattr(amx, "works", works)
+    leave_out_faulty_amx(libraries.by_name)
+    assert libraries.tried == [libraries.by_name[name] for name in tried]
+    assert libraries.vector.kinds.names == [b"AMX", b"CPU_REPACK"][not is_good :]
+    assert uses_amx(libraries.by_name) == is_good
+
+
+@pytest.mark.parametrize(("code", "verdict"), [
+    ("pass", True), ("import sys; sys.exit(1)", False), ("import os; os.kill(os.getpid(), 4)", False),
+    ("import time; time.sleep(60)", False), ("print('x' * 10**6)", True),
+])  # fmt: skip
+def test_the_verdict_of_a_trial(code: str, verdict: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "trial.py"
+    script.write_text(code)
+    monkeypatch.setattr(amx, "_TRIAL", script)
+    monkeypatch.setattr(amx, "_PATIENCE_S", 5.0)
+    assert amx.works([]) == verdict
+
+
+def test_without_an_interpreter_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "")
+    assert not amx.works([])
+
+
+def test_a_trial_needs_the_right_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows hold exactly in 8 bits, so that nothing is rounded; a product made without AMX is the same."""
+    matrix = np.array(amx_trial.weights(), np.float32)
+    inputs = np.array(amx_trial.rows(), np.float32)
+    assert np.abs(inputs).reshape(len(inputs), -1, 32).max(-1).min() == 127
+    stored = gguf.dequantize(np.frombuffer(amx_trial.blocks_q8_0(amx_trial.weights()), np.uint8), GgmlType.Q8_0)
+    assert np.array_equal(stored.reshape(matrix.shape), matrix)
+    assert amx_trial.products() == (inputs @ matrix.T).reshape(-1).tolist()
+    monkeypatch.setattr(amx_trial, "AMX", "ggml_backend_cpu_buffer_type")
+    libraries = libraries_of(api())
+    parts = [libraries[name] for name in ("ggml-base", "ggml-cpu") if name in libraries] or [libraries["llama"]]
+    assert amx_trial.multiplied([library._name for library in parts]) == amx_trial.products()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the list is not known to be exported")
+def test_the_list_of_the_loaded_llama_cpp() -> None:
+    kinds = kinds_of(libraries_of(api()))
     assert kinds is not None, "this build cannot be kept from AMX"
-    assert b"AMX" not in kinds.names
-    assert set(kinds.names) <= {b"CPU_REPACK", b"CPU_KLEIDIAI", b"CPU_RISCV64_SPACEMIT"}, "what a vector is has changed"
+    known = {b"AMX", b"CPU_REPACK", b"CPU_KLEIDIAI", b"CPU_RISCV64_SPACEMIT"}
+    assert set(kinds.names) <= known, "what a vector is has changed"

@@ -20,6 +20,7 @@ from mimo_gguf.core.geometry import QWEN2, STEP35
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.model_sizes import ModelSizes
 from mimo_gguf.fit.breakdown import AskedMemory, read_memory
+from mimo_gguf.hardware.device_traits import cpu_traits
 from mimo_gguf.hardware.devices import Device
 from mimo_gguf.hardware.rpc import add_workers
 from mimo_gguf.memory.parts import DeviceMemory
@@ -99,9 +100,9 @@ def _places(devices: tuple[Device, ...]) -> list[Placement]:
     return [Placement(device.name, device.free_bytes, device.traits) for device in devices]
 
 
-def predict(sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...]) -> tuple[AskedMemory, ...]:
-    """One entry per device and the host's."""
-    return tuple(map(as_asked, predict_memory(sizes, settings, _places(devices))))
+def predict(sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...] = ()) -> tuple[AskedMemory, ...]:
+    """One entry per device and the host's, which is this machine."""
+    return tuple(map(as_asked, predict_memory(sizes, settings, _places(devices), Placement("host", 0, cpu_traits()))))
 
 
 def compare(path: Path, sizes: ModelSizes, settings: RunSettings, devices: tuple[Device, ...]) -> str | None:

@@ -19,13 +19,15 @@ from mimo_gguf.core.geometry import QWEN2, STEP35
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.core.gguf_file import read_gguf
 from mimo_gguf.core.model_sizes import ModelSizes, model_sizes
+from mimo_gguf.core.model_source import TensorInfo
 from mimo_gguf.fit.asked import ask_memory, header_only_file
 from mimo_gguf.fit.breakdown import read_memory
 from mimo_gguf.memory import compute as memory_compute
 from mimo_gguf.memory.allocator import DeviceTraits
 from mimo_gguf.memory.parts import ContextBytes
 from mimo_gguf.memory.predict import layer_homes, predict_memory
-from mimo_gguf.memory.run import Placement, RunSettings, session_settings
+from mimo_gguf.memory.run import HOST, Placement, RunSettings, session_settings
+from mimo_gguf.memory.weights import amx_bytes
 from tests import full_size
 from tests.memory import agreement
 from tests.workers import running_worker
@@ -98,7 +100,7 @@ def test_a_prediction_imports_no_llama_cpp() -> None:
 import sys
 from mimo_gguf.memory.allocator import DeviceTraits
 from mimo_gguf.memory.predict import predict_memory
-from mimo_gguf.memory.run import Placement, RunSettings, session_settings
+from mimo_gguf.memory.run import HOST, Placement, RunSettings, session_settings
 from mimo_gguf.core.published_model import published_model
 predict_memory(published_model(), RunSettings(8192, n_gpu_layers=20), [Placement("", 1 << 33, DeviceTraits(128, 32))])
 sys.exit("llama_cpp" in sys.modules or "torch" in sys.modules)
@@ -200,7 +202,7 @@ def test_llama_cpp_can_be_asked_about_a_file_that_does_not_exist_yet() -> None:
     with header_only_file(full_size.metadata(STEP35), infos) as path:
         (asked,) = ask_memory(path, settings)
     assert not path.exists()
-    assert asked == agreement.as_asked(predict_memory(full_size.sizes(STEP35, "Q8_0"), settings)[0])
+    assert (asked,) == agreement.predict(full_size.sizes(STEP35, "Q8_0"), settings)
 
 
 @pytest.mark.parametrize(
@@ -230,8 +232,7 @@ def test_what_llama_cpp_really_allocates_is_what_was_predicted(
     """On a model that is loaded for good, with other proportions than MiMo-7B."""
     sizes = model_sizes(read_gguf(tiny_path))
     settings = RunSettings(n_ctx=1024, flash_attn=flash, n_outputs_max=n_outputs_max, n_gpu_layers=0)
-    (predicted,) = (agreement.as_asked(tree) for tree in predict_memory(sizes, settings))
-    assert read_memory(tiny_path, settings, allocate=True) == (predicted,)
+    assert read_memory(tiny_path, settings, allocate=True) == agreement.predict(sizes, settings)
 
 
 def test_cuda_needs_room_to_convert_a_quantized_cache() -> None:
@@ -255,3 +256,34 @@ def test_cuda_pads_the_last_row_of_quantized_matrices() -> None:
     ]
     row = 256 // 32 * 34  # half a padding unit is missing from ffn_down's rows of 11008
     assert 36 * row <= weights[1] - weights[0] <= 36 * (row + 128)
+
+
+@pytest.mark.parametrize(("kind", "added"), [
+    (GgmlType.Q8_0, 4 * 4096 // 32), (GgmlType.Q4_K, 4 * 4096 // 256), (GgmlType.Q5_K, 4 * 4096 // 256),
+    (GgmlType.IQ4_XS, 2 * 4096 // 256), (GgmlType.Q6_K, 0), (GgmlType.Q4_0, 0), (F16, 0), (GgmlType.IQ3_S, 0),
+])  # fmt: skip
+def test_amx_adds_to_blocks(kind: GgmlType, added: int) -> None:
+    """Bytes for a row of 4096 weights, by the sizes in llama.cpp's source; with AMX at hand all tests here ask it."""
+
+    def info(n_rows: int) -> TensorInfo:
+        return TensorInfo("blk.0.ffn_up.weight", (n_rows, 4096), kind)
+
+    assert amx_bytes(info(64)) == info(64).n_bytes + 64 * added
+    assert amx_bytes(info(48)) == info(48).n_bytes
+
+
+def test_with_amx_the_hosts_matrices_take_more() -> None:
+    sizes, host = full_size.sizes(STEP35, "Q8_0"), Placement("host", 0, DeviceTraits(has_amx=True))
+
+    def weights(n_gpu_layers: int, *gpus: DeviceTraits) -> int:
+        places = [Placement("gpu", 1 << 40, traits) for traits in gpus]
+        settings = RunSettings(n_ctx=256, n_gpu_layers=n_gpu_layers)
+        with_amx, without = (predict_memory(sizes, settings, places, each)[-1].weights for each in (host, HOST))
+        assert with_amx.input_embedding == without.input_embedding, "it is looked up, not multiplied with"
+        return with_amx.n_bytes - without.n_bytes
+
+    matrices = [info for info in sizes.tensors if info.ggml_type is GgmlType.Q8_0 and info.name != "token_embd.weight"]
+    assert weights(0) == sum(4 * info.n_rows * info.n_columns // 32 for info in matrices) > 10**8
+    assert weights(-1, DeviceTraits(128)) == 0
+    assert 0 < weights(20, DeviceTraits(128)) < weights(0), "an RPC worker has no memory of the host's"
+    assert weights(20, DeviceTraits(128, 32, True, True)) == weights(20, DeviceTraits(64, host_alignment=64)) == 0
