@@ -12,7 +12,7 @@ _SOME: Final = 4  # rows from which another kernel multiplies matrices of Q4_K
 _MANY: Final = 64  # rows from which flash attention computes in tiles on a CPU
 # File type -> how far a logit moved at most if a text was read 2, 4 to 32, or 64 and more rows at a time, instead of
 # one. The largest of: with and without flash attention; KV caches of f32, f16 and q8_0; with and without repacking; 512
-# tokens on one thread and 640 on two. A CPU with AVX2; one with AVX-512 moved them no further. See BENCHMARKS.md.
+# tokens on one thread and 640 on two. A CPU with AVX2; AVX-512 and AMX moved them no further. See BENCHMARKS.md.
 _MOVED: Final[dict[str, tuple[float, float, float]]] = {
     "F32": (0.07, 0.07, 0.07),
     "F16": (0.13, 0.13, 0.13),

@@ -5,14 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import Final
 
-from mimo_gguf.core.errors import BackendError
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.llama.amx import uses_amx
-from mimo_gguf.llama.api import api, ggml_function, libraries_of
+from mimo_gguf.llama.api import api, ggml_function, is_loaded, libraries_of
 from mimo_gguf.memory.allocator import CPU_TRAITS, DeviceTraits
 from mimo_gguf.memory.arena import UNBOUNDED
 
@@ -57,23 +54,9 @@ def read_traits(device: int, backend: str, *, is_asynchronous: bool) -> DeviceTr
     )
 
 
-@cache
 def cpu_traits() -> DeviceTraits:
-    """The traits of this machine's CPU. llama.cpp is loaded only to ask it about AMX, if the processor has that."""
-    if b"amx_int8" not in _processor():
-        return CPU_TRAITS
-    try:
-        return replace(CPU_TRAITS, has_amx=uses_amx(libraries_of(api())))
-    except BackendError:
-        return CPU_TRAITS
-
-
-def _processor() -> bytes:
-    """What Linux says about the first core; nothing elsewhere, where no llama.cpp with AMX is known."""
-    try:
-        return Path("/proc/cpuinfo").read_bytes().partition(b"\n\n")[0]
-    except OSError:
-        return b""
+    """The traits of this machine's CPU. llama.cpp is not loaded for it; as long as it is not, there is no AMX."""
+    return replace(CPU_TRAITS, has_amx=is_loaded() and uses_amx(libraries_of(api())))
 
 
 def _limits(buffer_type: int) -> tuple[int, int]:

@@ -52,15 +52,17 @@ def api() -> Any:
         return _started()
 
 
+def is_loaded() -> bool:
+    """Whether `api` has loaded llama.cpp in this process."""
+    return bool(_started.cache_info().currsize)
+
+
 @cache
 def _started() -> Any:
     try:
         import llama_cpp.llama_cpp as module
     except (ImportError, OSError, RuntimeError) as error:
-        raise BackendError(
-            f"llama-cpp-python cannot be loaded: {error}",
-            hint=loading_hint(str(error)),
-        ) from None
+        raise BackendError(f"llama-cpp-python cannot be loaded: {error}", hint=loading_hint(str(error))) from None
     callback = module.llama_log_callback(_write_log)
     module.mimo_gguf_log_callback = callback  # so that it lives as long as the library that calls it
     module.llama_log_set(callback, None)
