@@ -56,7 +56,7 @@ def command(as_json: Json = False) -> None:
 
     build, adapters = look_at_build(), graphics_adapters()
     versions, kernels = _versions(), _kernels()
-    waits = _how_threads_wait(build)
+    waits, amx = _about_processor(build)
     why, folders, variables = why_no_gpu(build, adapters), _cache_folders(), _variables(os.environ)
     settings, complaints = _settings()
     if as_json:
@@ -68,6 +68,7 @@ def command(as_json: Json = False) -> None:
                 "graphics_cards": adapters,
                 "why_no_gpu": why,
                 "threads_wait": waits,
+                "amx": amx,
                 "memory": _memory(),
                 "kernels": asdict(kernels),
                 "cache_folders": {str(folder): n_bytes for folder, n_bytes in folders.items()},
@@ -78,7 +79,7 @@ def command(as_json: Json = False) -> None:
     else:
         ui.print_field("program", f"mimo-gguf {__version__}, Python {versions['python']}, {versions['system']}")
         ui.print_field("packages", ", ".join(f"{name} {versions[name]}" for name in _PACKAGES))
-        for label, text in (*_about_build(build, why, waits), *_about_kernels(kernels)):
+        for label, text in (*_about_build(build, why, waits, amx), *_about_kernels(kernels)):
             ui.print_field(label, text)
         for folder, n_bytes in folders.items():
             ui.print_field("cache", f"{folder}: {format_size(n_bytes)}")
@@ -104,23 +105,26 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _how_threads_wait(build: Build) -> str:
-    """How threads wait for each other; empty if llama.cpp cannot be used."""
+def _about_processor(build: Build) -> tuple[str, str]:
+    """How threads wait for each other, and how AMX is used; empty if llama.cpp cannot be used."""
     if build.problem:
-        return ""
-    from mimo_gguf.llama.api import api
+        return "", ""
+    from mimo_gguf.llama.amx import how_amx_is_used
+    from mimo_gguf.llama.api import api, libraries_of
     from mimo_gguf.llama.waiting import how_threads_wait
 
-    api()  # the OpenMP library is loaded with it
-    return how_threads_wait()
+    libraries = libraries_of(api())  # the OpenMP library is loaded with it
+    return how_threads_wait(), how_amx_is_used(libraries)
 
 
-def _about_build(build: Build, why: str, waits: str) -> Iterator[tuple[str, str]]:
+def _about_build(build: Build, why: str, waits: str, amx: str) -> Iterator[tuple[str, str]]:
     if build.problem:
         yield "llama.cpp", "cannot be used"
     else:
         yield "llama.cpp", f"loads; ggml {build.ggml_version}, built with {', '.join(build.backends)}"
         yield "threads", f"wait for each other {waits}"
+        if amx:
+            yield "AMX", amx
     memory = _memory()
     yield "RAM", f"{format_size(memory['free_bytes'])} of {format_size(memory['total_bytes'])} free"
     for gpu in build.gpus:

@@ -20,6 +20,7 @@ AMX: Final = b"AMX"  # https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml
 # Returns the list of memory kinds for repacked weights; the name is GCC's and Clang's. MSVC's builds do not export it.
 # https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cpu/ggml-cpu.cpp
 _LIST: Final = "_Z39ggml_backend_cpu_get_extra_buffer_typesv"
+_OFFER: Final = "_Z28ggml_backend_amx_buffer_typev"  # what AMX is in that list; null if the processor has none
 _WORD: Final = ctypes.sizeof(ctypes.c_void_p)
 _TRIAL: Final = Path(__file__).with_name("amx_trial.py")
 _PATIENCE_S: Final = 20.0
@@ -67,6 +68,16 @@ def uses_amx(libraries: Mapping[str, Any]) -> bool:
     """Whether llama.cpp keeps weights of layers on the CPU in AMX's layout."""
     kinds = kinds_of(libraries)
     return kinds is not None and AMX in kinds.names
+
+
+def how_amx_is_used(libraries: Mapping[str, Any]) -> str:
+    """In words; empty if this llama.cpp or this processor has none."""
+    if uses_amx(libraries):
+        return "is used; its products are right"
+    offer = _address_of(_OFFER, libraries)
+    if offer is None or not ctypes.CFUNCTYPE(ctypes.c_size_t)(offer)():
+        return ""
+    return "is left out: this llama.cpp crashes with it, or is wrong. Another compiler's would read prompts faster"
 
 
 def kinds_of(libraries: Mapping[str, Any]) -> Kinds | None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from mimo_gguf.core.version import __version__
+from mimo_gguf.llama.amx import how_amx_is_used
+from mimo_gguf.llama.api import api, libraries_of
 from tests.cli.command_line import run
 from tests.tiny_models import make_model
 
@@ -33,9 +35,10 @@ def test_it_tells_what_is_here(tmp_path: Path) -> None:
     assert document["environment"]["GOMP_SPINCOUNT"] == "20000" and document["environment"]["HF_TOKEN"] == "(set)"
     assert "GOMP_SPINCOUNT say" in document["threads_wait"]
     assert "hf_secret" not in done.stdout
+    assert document["amx"] == how_amx_is_used(libraries_of(api()))
     shown = run(tmp_path, "doctor", **variables)
     assert shown.returncode == 0 and "hf_secret" not in shown.stdout
-    for words in ("llama.cpp", "built with", "RAM", "libggml", "3.0 MiB", "GOMP_SPINCOUNT=20000"):
+    for words in ("llama.cpp", "built with", "RAM", "libggml", "3.0 MiB", "GOMP_SPINCOUNT=20000", document["amx"]):
         assert words in shown.stdout, words
 
 

@@ -14,10 +14,11 @@ import pytest
 
 from mimo_gguf.core.ggml_types import GgmlType
 from mimo_gguf.llama import amx, amx_trial
-from mimo_gguf.llama.amx import Kinds, kinds_of, leave_out_faulty_amx, uses_amx
+from mimo_gguf.llama.amx import Kinds, how_amx_is_used, kinds_of, leave_out_faulty_amx, uses_amx
 from mimo_gguf.llama.api import api, libraries_of
 
 WORD = ctypes.sizeof(ctypes.c_void_p)
+OFFER, NOTHING = (ctypes.CFUNCTYPE(ctypes.c_size_t)(lambda kind=kind: kind) for kind in (1, 0))
 NAMES = {1: b"AMX", 2: b"CPU_KLEIDIAI", 3: b"CPU_REPACK"}
 
 
@@ -84,6 +85,18 @@ def test_it_is_left_out_if_a_trial_fails(
     assert libraries.tried == [libraries.by_name[name] for name in tried]
     assert libraries.vector.kinds.names == [b"AMX", b"CPU_REPACK"][not is_good :]
     assert uses_amx(libraries.by_name) == is_good
+    words = "is used" if is_good else "is left out"
+    monkeypatch.setattr(amx, "_address_of", lambda *_: ctypes.cast(OFFER, ctypes.c_void_p).value)
+    assert how_amx_is_used(libraries.by_name).startswith(words)
+
+
+@pytest.mark.parametrize("address", [None, "nothing"])
+def test_where_there_is_no_amx_nothing_is_said(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = ctypes.cast(NOTHING, ctypes.c_void_p).value
+    vector = Vector((3,))
+    monkeypatch.setattr(amx, "kinds_of", lambda _: vector.kinds)
+    monkeypatch.setattr(amx, "_address_of", lambda *_: address and nothing)
+    assert how_amx_is_used({}) == ""
 
 
 @pytest.mark.parametrize(("code", "verdict"), [
