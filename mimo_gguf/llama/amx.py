@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from mimo_gguf.llama.amx_trial import SAID
+
 AMX: Final = b"AMX"  # https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cpu/amx/amx.cpp
 # Returns the list of memory kinds for repacked weights; the name is GCC's and Clang's. MSVC's builds do not export it.
 # https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cpu/ggml-cpu.cpp
@@ -94,12 +96,14 @@ def works(libraries: Sequence[Any]) -> bool:
     Args:
         libraries: ggml's, each after those it needs.
     """
+    if getattr(sys, "frozen", False):  # then sys.executable is no interpreter, but this program again
+        return False
     command = [sys.executable, "-I", "-S", str(_TRIAL), *(library._name for library in libraries)]
-    quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     try:
-        return subprocess.run(command, timeout=_PATIENCE_S, check=False, **quiet).returncode == 0
+        done = subprocess.run(command, timeout=_PATIENCE_S, check=False, stdin=subprocess.DEVNULL, capture_output=True)
     except (OSError, subprocess.TimeoutExpired):
         return False
+    return done.stdout == SAID
 
 
 def _address_of(name: str, libraries: Mapping[str, Any]) -> int | None:

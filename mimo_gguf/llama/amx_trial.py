@@ -4,7 +4,7 @@ Run as a program, because it ends with an illegal instruction if a faulty compil
 
     python amx_trial.py LIBRARY [LIBRARY ...]
 
-The libraries are ggml's, each after those it needs. The exit code is 0 only if AMX works. Everything used of ggml is in
+The libraries are ggml's, each after those it needs. It says `SAID` only if AMX works. Everything used of ggml is in
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/include/ggml.h and ggml-backend.h beside it.
 """
 
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
+SAID: Final = b"the product is right"
 AMX: Final = "_Z28ggml_backend_amx_buffer_typev"
 N_INNER, N_OUTPUTS, N_ROWS = 256, 64, 17  # so many rows need full tiles and a part of one
 _BLOCK: Final = 32  # weights with one scale
@@ -91,4 +92,5 @@ if __name__ == "__main__":
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an illegal instruction here is an answer, not a fault
-    sys.exit(multiplied(sys.argv[1:]) != products())
+    if multiplied(sys.argv[1:]) == products():
+        sys.stdout.buffer.write(SAID)

@@ -100,8 +100,8 @@ def test_where_there_is_no_amx_nothing_is_said(address: str | None, monkeypatch:
 
 
 @pytest.mark.parametrize(("code", "verdict"), [
-    ("pass", True), ("import sys; sys.exit(1)", False), ("import os; os.kill(os.getpid(), 4)", False),
-    ("import time; time.sleep(60)", False), ("print('x' * 10**6)", True),
+    ("print('the product is right', end='')", True), ("pass", False), ("print('I am another program')", False),
+    ("import os; os.kill(os.getpid(), 4)", False), ("import time; time.sleep(60)", False),
 ])  # fmt: skip
 def test_the_verdict_of_a_trial(code: str, verdict: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "trial.py"
@@ -109,6 +109,8 @@ def test_the_verdict_of_a_trial(code: str, verdict: bool, tmp_path: Path, monkey
     monkeypatch.setattr(amx, "_TRIAL", script)
     monkeypatch.setattr(amx, "_PATIENCE_S", 5.0)
     assert amx.works([]) == verdict
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert not amx.works([]), "it would start itself again and again"
 
 
 def test_without_an_interpreter_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
