@@ -79,7 +79,7 @@ def how_amx_is_used(libraries: Mapping[str, Any]) -> str:
     offer = _address_of(_OFFER, libraries)
     if offer is None or not ctypes.CFUNCTYPE(ctypes.c_size_t)(offer)():
         return ""
-    return "is left out: this llama.cpp crashes with it, or is wrong. Another compiler's would read prompts faster"
+    return "is left out: this llama.cpp crashes with it, or is wrong; docs/engine.md has how to compile one that works"
 
 
 def kinds_of(libraries: Mapping[str, Any]) -> Kinds | None:
