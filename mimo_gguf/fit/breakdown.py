@@ -22,6 +22,7 @@ from mimo_gguf.core.version import REINSTALL_LLAMA
 from mimo_gguf.hardware.devices import Device, ggml_devices
 from mimo_gguf.hardware.rpc import add_workers
 from mimo_gguf.llama import api as llama_api
+from mimo_gguf.llama.symbols import address_of
 from mimo_gguf.memory.parts import NO_CONTEXT, ContextBytes
 from mimo_gguf.memory.run import RunSettings
 
@@ -112,13 +113,10 @@ def _check_platform() -> None:
 
 def _breakdown(context: int, devices: Sequence[Device]) -> dict[int, _Amounts]:
     """The bytes of (weights, KV cache, compute buffers) by device index; the host's is the last."""
-    function = getattr(llama_api.api()._lib, _SYMBOL, None)
-    if function is None:
-        raise BackendError(
-            "the installed llama.cpp has no llama_get_memory_breakdown",
-            hint=REINSTALL_LLAMA,
-        )
-    call = ctypes.CFUNCTYPE(_Map, ctypes.c_void_p)(ctypes.cast(function, ctypes.c_void_p).value or 0)
+    address = address_of([_SYMBOL], [llama_api.api()._lib])
+    if address is None:
+        raise BackendError("the installed llama.cpp has no llama_get_memory_breakdown", hint=REINSTALL_LLAMA)
+    call = ctypes.CFUNCTYPE(_Map, ctypes.c_void_p)(address)
     words = call(context).words
     root, count = (words[2], words[5]) if sys.platform == "linux" else (words[1], words[2])
     entries = list(_walk(root, left=16 if sys.platform == "linux" else 0))

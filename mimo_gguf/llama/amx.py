@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from mimo_gguf.llama.amx_trial import SAID
+from mimo_gguf.llama.amx_trial import OFFER, SAID
+from mimo_gguf.llama.symbols import address_of
 
 AMX: Final = b"AMX"  # https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cpu/amx/amx.cpp
 # Returns the list of memory kinds for repacked weights; the name is GCC's and Clang's. MSVC's builds do not export it.
 # https://github.com/ggml-org/llama.cpp/blob/0c1e57098/ggml/src/ggml-cpu/ggml-cpu.cpp
 _LIST: Final = "_Z39ggml_backend_cpu_get_extra_buffer_typesv"
-_OFFER: Final = "_Z28ggml_backend_amx_buffer_typev"  # what AMX is in that list; null if the processor has none
 _WORD: Final = ctypes.sizeof(ctypes.c_void_p)
 _TRIAL: Final = Path(__file__).with_name("amx_trial.py")
 _PATIENCE_S: Final = 20.0
@@ -76,7 +76,7 @@ def how_amx_is_used(libraries: Mapping[str, Any]) -> str:
     """In words; empty if this llama.cpp or this processor has none."""
     if uses_amx(libraries):
         return "is used; its products are right"
-    offer = _address_of(_OFFER, libraries)
+    offer = address_of([OFFER], libraries.values())
     if offer is None or not ctypes.CFUNCTYPE(ctypes.c_size_t)(offer)():
         return ""
     return "is left out: this llama.cpp crashes with it, or is wrong; docs/engine.md has how to compile one that works"
@@ -84,7 +84,7 @@ def how_amx_is_used(libraries: Mapping[str, Any]) -> str:
 
 def kinds_of(libraries: Mapping[str, Any]) -> Kinds | None:
     """The list of the loaded llama.cpp; None if no library exports it."""
-    get, name_of = (_address_of(name, libraries) for name in (_LIST, "ggml_backend_buft_name"))
+    get, name_of = (address_of([name], libraries.values()) for name in (_LIST, "ggml_backend_buft_name"))
     if get is None or name_of is None:
         return None
     return Kinds(ctypes.CFUNCTYPE(ctypes.c_size_t)(get)(), ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(name_of))
@@ -104,8 +104,3 @@ def works(libraries: Sequence[Any]) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.stdout == SAID
-
-
-def _address_of(name: str, libraries: Mapping[str, Any]) -> int | None:
-    found = (getattr(library, name, None) for library in libraries.values())
-    return next((ctypes.cast(function, ctypes.c_void_p).value for function in found if function is not None), None)

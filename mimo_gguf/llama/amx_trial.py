@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 SAID: Final = b"the product is right"
-AMX: Final = "_Z28ggml_backend_amx_buffer_typev"
+OFFER: Final = "_Z28ggml_backend_amx_buffer_typev"  # AMX as a kind of memory; null if the processor has none
 N_INNER, N_OUTPUTS, N_ROWS = 256, 64, 17  # so many rows need full tiles and a part of one
 _BLOCK: Final = 32  # weights with one scale
 _F32, _Q8_0 = 0, 8
@@ -68,7 +68,7 @@ def multiplied(paths: Sequence[str]) -> list[float]:
     ggml, size = _Ggml(paths), ctypes.c_int64
     with_weights = ggml.pointer("ggml_init", _Parameters(1 << 16, None, True))
     matrix = ggml.pointer("ggml_new_tensor_2d", with_weights, _Q8_0, size(N_INNER), size(N_OUTPUTS))
-    ggml("ggml_backend_alloc_ctx_tensors_from_buft", with_weights, ggml.pointer(AMX))
+    ggml("ggml_backend_alloc_ctx_tensors_from_buft", with_weights, ggml.pointer(OFFER))
     data = blocks_q8_0(weights())
     ggml("ggml_backend_tensor_set", matrix, data, ctypes.c_size_t(0), ctypes.c_size_t(len(data)))
 

@@ -35,6 +35,7 @@ from mimo_gguf.llama.options import ModelOptions as ModelOptions
 from mimo_gguf.llama.private_symbols import PRIVATE
 from mimo_gguf.llama.running_pass import RunningPass, TensorAccess
 from mimo_gguf.llama.sequence_state import read_state, write_state
+from mimo_gguf.llama.symbols import address_of
 
 Floats = NDArray[np.float32]
 
@@ -83,18 +84,10 @@ def private(name: str) -> Any:
         BackendError: the installed llama.cpp does not have it.
     """
     itanium, msvc, argtypes, restype = PRIVATE[name]
-    library = api()._lib
-    for symbol in (name, itanium, msvc):
-        function = getattr(library, symbol, None)
-        if function is not None:
-            break
-    else:
-        raise BackendError(
-            f"the installed llama.cpp has no {name}, which MTP needs",
-            hint=REINSTALL_LLAMA,
-        )
-    # A copy of the function object, because llama_cpp_ext may bind the same symbol with other types.
-    return ctypes.CFUNCTYPE(restype, *argtypes)(ctypes.cast(function, ctypes.c_void_p).value or 0)
+    address = address_of((name, itanium, msvc), [api()._lib])
+    if address is None:
+        raise BackendError(f"the installed llama.cpp has no {name}, which MTP needs", hint=REINSTALL_LLAMA)
+    return ctypes.CFUNCTYPE(restype, *argtypes)(address)
 
 
 @cache
@@ -104,11 +97,12 @@ def ggml_function(name: str, restype: Any, *argtypes: Any) -> Any:
     Raises:
         BackendError: no library exports it.
     """
-    for library in libraries_of(api()).values():
-        function = getattr(library, name, None)
-        if function is not None:
-            return ctypes.CFUNCTYPE(restype, *argtypes)(ctypes.cast(function, ctypes.c_void_p).value or 0)
-    raise BackendError(f"the installed ggml has no {name}", hint="this build of llama-cpp-python lacks that backend")
+    address = address_of([name], libraries_of(api()).values())
+    if address is None:
+        raise BackendError(
+            f"the installed ggml has no {name}", hint="this build of llama-cpp-python lacks that backend"
+        )
+    return ctypes.CFUNCTYPE(restype, *argtypes)(address)
 
 
 @cache

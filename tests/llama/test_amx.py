@@ -86,7 +86,7 @@ def test_it_is_left_out_if_a_trial_fails(
     assert libraries.vector.kinds.names == [b"AMX", b"CPU_REPACK"][not is_good :]
     assert uses_amx(libraries.by_name) == is_good
     words = "is used" if is_good else "is left out"
-    monkeypatch.setattr(amx, "_address_of", lambda *_: ctypes.cast(OFFER, ctypes.c_void_p).value)
+    monkeypatch.setattr(amx, "address_of", lambda *_: ctypes.cast(OFFER, ctypes.c_void_p).value)
     assert how_amx_is_used(libraries.by_name).startswith(words)
 
 
@@ -95,7 +95,7 @@ def test_where_there_is_no_amx_nothing_is_said(address: str | None, monkeypatch:
     nothing = ctypes.cast(NOTHING, ctypes.c_void_p).value
     vector = Vector((3,))
     monkeypatch.setattr(amx, "kinds_of", lambda _: vector.kinds)
-    monkeypatch.setattr(amx, "_address_of", lambda *_: address and nothing)
+    monkeypatch.setattr(amx, "address_of", lambda *_: address and nothing)
     assert how_amx_is_used({}) == ""
 
 
@@ -126,7 +126,7 @@ def test_a_trial_needs_the_right_product(monkeypatch: pytest.MonkeyPatch) -> Non
     stored = gguf.dequantize(np.frombuffer(amx_trial.blocks_q8_0(amx_trial.weights()), np.uint8), GgmlType.Q8_0)
     assert np.array_equal(stored.reshape(matrix.shape), matrix)
     assert amx_trial.products() == (inputs @ matrix.T).reshape(-1).tolist()
-    monkeypatch.setattr(amx_trial, "AMX", "ggml_backend_cpu_buffer_type")
+    monkeypatch.setattr(amx_trial, "OFFER", "ggml_backend_cpu_buffer_type")
     libraries = libraries_of(api())
     parts = [libraries[name] for name in ("ggml-base", "ggml-cpu") if name in libraries] or [libraries["llama"]]
     assert amx_trial.multiplied([library._name for library in parts]) == amx_trial.products()
