@@ -42,7 +42,7 @@ class Kinds:
         return [self._name_of(kind) for kind in self._kinds]
 
     def leave_out_amx(self) -> None:
-        """Removes AMX. Models that are loaded from now on do not use it."""
+        """Removes AMX. It has to be done before the first model is loaded: llama.cpp then copies the list."""
         kept = [kind for kind, name in zip(self._kinds, self.names, strict=True) if name != AMX]
         self._kinds[: len(kept)] = kept
         self._fields[1] = self._fields[0] + len(kept) * _WORD
@@ -54,7 +54,7 @@ class Kinds:
 
 
 def leave_out_faulty_amx(libraries: Mapping[str, Any]) -> None:
-    """Leaves out AMX unless it works. Call it before a model is loaded.
+    """Leaves out AMX unless it works. Call it before the first model is loaded.
 
     Args:
         libraries: llama.cpp's, as `api.libraries_of`.
